@@ -1,0 +1,79 @@
+"""`python -m dpo_lightning COMMAND`: the table of commands; each is imported when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import tempfile
+import traceback
+from importlib import import_module
+
+COMMANDS = {
+    "fit": ("dpo_lightning.cli:main", "train: SFT or DPO, as the config says"),
+    "validate": ("dpo_lightning.cli:main", "measure a model on the eval rows"),
+    "test": ("dpo_lightning.cli:main", "the same, logged as a test"),
+    "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
+    "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),
+    "fetch-model": ("dpo_lightning.commands.fetch_model:main", "get the small instruct model that the examples use"),
+    "doctor": ("dpo_lightning.commands.doctor:main", "versions, devices, precision; what is missing and its cure"),
+}
+LIGHTNING = ("fit", "validate", "test", "predict")
+
+
+def usage() -> str:
+    """The text of `--help`."""
+    lines = ["usage: python -m dpo_lightning COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<12} {line}" for name, (_, line) in COMMANDS.items()]
+    lines += ["", "python -m dpo_lightning COMMAND --help   shows a command's options"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    from dpo_lightning.errors import ExitCode, UserError
+
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        from dpo_lightning import __version__
+
+        print(__version__)
+        return 0
+    name = args[0]
+    try:
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            raise UserError(
+                ExitCode.CONFIG,
+                f"there is no command {name!r}",
+                fix=f"did you mean {near[0]}?" if near else "python -m dpo_lightning --help lists the commands",
+            )
+        module, function = COMMANDS[name][0].split(":")
+        return int(getattr(import_module(module), function)(args if name in LIGHTNING else args[1:]) or 0)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return int(error.code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.IO)
+    except Exception as error:  # a bug of ours: one line for the user, the rest for whoever mends it
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="dpo_lightning-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            traceback.print_exc(file=file)
+        reason = next(iter(str(error).strip().splitlines()), "")
+        print(
+            f"error: {type(error).__name__}: {reason}\nfix: this is a bug; please report it with {file.name}",
+            file=sys.stderr,
+        )
+        return int(ExitCode.BUG)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""`FinalModel`: the trained model in the Hugging Face layout, with tokenizer, template and a card that tells its making."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from dpo_lightning.console import say
+
+from dpo_lightning.models import save_model
+
+FOLDER = "final_model"
+VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
+
+
+class FinalModel(Callback):
+    """Write `final_model/` into the run's folder when training ends, and its metrics once they are known."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save beside the target and rename, so that a folder with this name is always whole."""
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / FOLDER
+        partial = folder.with_name(f".{FOLDER}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_model(pl_module.policy, pl_module.tokenizer, partial, pl_module.builder.base_path())
+        (partial / "README.md").write_text(card(trainer, pl_module), encoding="utf-8")
+        if folder.exists():  # a continued run: the older result stays readable until the new one is whole
+            old = folder.with_name(f".{FOLDER}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(folder)
+        say(f"final model: {folder}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the card again after an evaluation that came later than the model."""
+        target = Path(trainer.default_root_dir) / FOLDER / "README.md"
+        if trainer.is_global_zero and trainer.state.fn == "validate" and pl_module.trainer.global_step and target.exists():
+            target.write_text(card(trainer, pl_module), encoding="utf-8")
+
+
+def card(trainer: Trainer, module: Any) -> str:
+    """The model card: base, data, loss, metrics and versions of this run."""
+    builder = module.builder
+    head = ["---", f"base_model: {builder.base_path()}", "pipeline_tag: text-generation"]
+    head += ["library_name: " + ("peft" if hasattr(module.policy, "peft_config") else "transformers"), "---"]
+    lines = [*head, "", f"# {Path(trainer.default_root_dir).name}", ""]
+    lines += [f"Trained by `dpo_lightning` ({type(module).__name__}), {trainer.global_step} optimizer steps.", ""]
+    lines += ["| | |", "|---|---|", f"| policy | `{builder.path}` |"]
+    if builder.lora is not None:
+        lines.append(f"| LoRA | {described(builder.lora)} |")
+    if getattr(module, "loss", None) is not None:
+        lines.append(f"| loss | {described(module.loss)} |")
+        lines.append(f"| reference | {type(module.reference).__name__} |")
+    lines.append(f"| learning rate | {module.learning_rate} |")
+    lines.append(f"| precision | {trainer.precision} |")
+    for name, paths in getattr(getattr(trainer, "datamodule", None), "files", {}).items():
+        for path in [paths] if isinstance(paths, str) else paths or []:
+            lines.append(f"| {name} data | `{path}` {file_hash(path)} |")
+    metrics = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("eval/")}
+    lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    lines += [f"| {name} | {package_version(name)} |" for name in VERSIONS]
+    return "\n".join(lines) + "\n"
+
+
+def described(options: Any) -> str:
+    """A frozen dataclass with its fields, or the name of anything else."""
+    fields = ", ".join(f"{k}={v}" for k, v in asdict(options).items()) if is_dataclass(options) else ""
+    return f"{type(options).__name__}({fields})"
+
+
+def file_hash(path: str) -> str:
+    """`sha256:...` of a local file; nothing for a hub set."""
+    if not os.path.isfile(path):  # noqa: PTH113 - a hub id is no path
+        return ""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_version(name: str) -> str:
+    """The installed version; the checkout's own where the package itself is not installed."""
+    from dpo_lightning import __version__
+
+    return __version__ if name == "dpo-lightning" else version(name)

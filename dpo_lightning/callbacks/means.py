@@ -1,0 +1,98 @@
+"""Exact means of what steps return: over the steps since the last log line, and over a whole evaluation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from dpo_lightning.metrics import Means
+
+
+class MeansCallback(Callback):
+    """Base of the measures. A subclass names its values and reads them from a step's `outputs`."""
+
+    names: tuple[str, ...] = ()
+    """Names without the stage's prefix (`train/`, `eval/`, `test/`)."""
+
+    shown: tuple[str, ...] = ()
+    """Which of them stand beside the progress bar."""
+
+    def __init__(self) -> None:
+        """Keep the training steps' window apart from the evaluation's rows."""
+        self._window = Means(self.names)
+        self._evaluation = Means(self.names)
+        self.evaluated = 0
+        """Rows of the last evaluation, each counted once."""
+
+    @abstractmethod
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """The values under every name and their weights, each `[item]`; a filler has weight 0."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a micro-batch; log where an optimizer step ends a window."""
+        self._window.to(pl_module.device).update(*self.values(outputs, batch))
+        stepped = trainer.global_step != self._logged_at(trainer)
+        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._last_logged = trainer.global_step
+            means = {f"train/{name}": value for name, value in self._window.compute().items()}
+            self._window.reset()
+            for logger in trainer.loggers:
+                logger.log_metrics({name: float(value) for name, value in means.items()}, trainer.global_step)
+            for name in self.shown:
+                pl_module.log(f"train/{name}", means[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
+
+    def _logged_at(self, trainer: Trainer) -> int:
+        return getattr(self, "_last_logged", 0)
+
+    def _start(self) -> None:
+        self._evaluation.reset()
+
+    def _count(self, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
+        self._evaluation.to(pl_module.device).update(*self.values(outputs, batch))
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.sanity_checking:
+            return
+        means = self._evaluation.compute()  # gathers the ranks' sums
+        if self._evaluation.update_count == 0:
+            return
+        pl_module.log_dict({f"{stage}/{name}": value for name, value in means.items()}, batch_size=1)
+        self.evaluated = self.rows(trainer)
+
+    def rows(self, trainer: Trainer) -> int:
+        """Weight of the last evaluation over all ranks."""
+        return round(float(trainer.strategy.reduce(self._evaluation.weight.clone(), reduce_op="sum")))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an evaluation."""
+        self._start()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count a batch."""
+        self._count(pl_module, outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means under `eval/`."""
+        self._finish(trainer, pl_module, "eval")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an evaluation."""
+        self._start()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count a batch."""
+        self._count(pl_module, outputs, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means under `test/`."""
+        self._finish(trainer, pl_module, "test")

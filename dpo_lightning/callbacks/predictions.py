@@ -1,0 +1,67 @@
+"""`PredictionWriter`: rewards and log-probabilities of every pair, a JSON line each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from dpo_lightning.console import say
+
+FILE = "predictions.jsonl"
+
+
+class PredictionWriter(Callback):
+    """Collect what `predict` returns and write `predictions.jsonl` into the run's folder, in the order of the rows."""
+
+    def __init__(self) -> None:
+        """Start without rows."""
+        self._rows: list[dict[str, Any]] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the batch's numbers."""
+        columns = self.columns(outputs, len(batch.indices))
+        for place, index in enumerate(batch.indices.tolist()):
+            if index >= 0:
+                self._rows.append({"index": index, **{name: float(value[place]) for name, value in columns.items()}})
+
+    @staticmethod
+    def columns(outputs: Any, items: int) -> dict[str, torch.Tensor]:
+        """Names and values per item, of preference pairs or of demonstrations."""
+        if "preference" not in outputs:
+            return {"logps": outputs["logps"].sums, "tokens": outputs["logps"].lengths}
+        output, logps = outputs["preference"], outputs["logps"]
+        return {
+            "loss": output.losses,
+            "chosen_reward": output.chosen_rewards,
+            "rejected_reward": output.rejected_rewards,
+            "margin": output.chosen_rewards - output.rejected_rewards,
+            "chosen_logps": logps.policy_chosen,
+            "rejected_logps": logps.policy_rejected,
+            "reference_chosen_logps": logps.reference_chosen,
+            "reference_rejected_logps": logps.reference_rejected,
+        }
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the ranks' rows and write them."""
+        gathered: list[Any] = [None] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(gathered, self._rows)
+        else:
+            gathered = [self._rows]
+        if not trainer.is_global_zero:
+            return
+        encoded = trainer.datamodule.encoded["eval"]  # type: ignore[attr-defined]
+        path = Path(trainer.default_root_dir) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            for row in sorted((row for rows in gathered for row in rows), key=lambda row: row["index"]):
+                origin = encoded[row["index"]].origin
+                file.write(json.dumps({"file": origin.file, "line": origin.line, **row}, ensure_ascii=False) + "\n")
+        partial.replace(path)
+        say(f"predictions: {path}")

@@ -1,0 +1,64 @@
+"""`Samples`: answers of policy and reference to held-out prompts, side by side in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dpo_lightning.generation import Sampling, answer
+
+
+class Samples(Callback):
+    """Draw an answer of policy and reference to the first held-out prompts at every validation."""
+
+    def __init__(self, num_prompts: int = 2, sampling: Sampling = Sampling(max_new_tokens=48)) -> None:  # noqa: B008
+        """Choose how much is drawn.
+
+        Args:
+            num_prompts: held-out prompts that are answered; 0 draws nothing.
+            sampling: how answers are drawn.
+        """
+        self.num_prompts, self.sampling = num_prompts, sampling
+        self.drawn: list[tuple[str, str, str]] = []
+        """Prompt, the policy's answer and the reference's, of the last validation."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and log."""
+        examples = getattr(getattr(trainer, "datamodule", None), "examples", {}).get("eval", [])
+        if trainer.sanity_checking or not trainer.is_global_zero or not examples or not self.num_prompts:
+            return
+        self.drawn = self.draw(pl_module, trainer.datamodule, examples[: self.num_prompts])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("eval/samples", as_table(self.drawn), trainer.global_step)
+
+    def draw(self, module: Any, data: Any, examples: list[Any]) -> list[tuple[str, str, str]]:
+        """Answers to the examples' prompts; without a reference (SFT) its column is empty."""
+        renderer = data.renderer(module.tokenizer, module.end_ids)
+        prompts = [renderer.prompt_ids(example.prompt, example.tools, example.origin) for example in examples]
+        texts = [shown(example.prompt) for example in examples]
+        policy = answer(module.policy, module.tokenizer, prompts, self.sampling, renderer.stops)
+        reference = [""] * len(texts)
+        if getattr(module, "reference", None) is not None:
+            with module.reference.activated(module.policy) as model:
+                reference = answer(model, module.tokenizer, prompts, self.sampling, renderer.stops)
+        return list(zip(texts, policy, reference, strict=True))
+
+
+def shown(prompt: Any) -> str:
+    """The last message of a prompt, or the prompt."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
+
+
+def as_table(rows: list[tuple[str, str, str]]) -> str:
+    """A Markdown table, which TensorBoard renders."""
+    lines = ["| prompt | policy | reference |", "|---|---|---|"]
+    lines += ["| " + " | ".join(cell(text) for text in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """Text that stays inside its table cell."""
+    return text.replace("|", "\\|").replace("\n", "<br>")

@@ -1,0 +1,221 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with one folder per run and nothing silent."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from dpo_lightning import callbacks as project_callbacks
+from dpo_lightning.console import is_first_process, say
+from dpo_lightning.data.datamodule import TextDataModule
+from dpo_lightning.dpo import DPOModule
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.module import PolicyModule
+from dpo_lightning.parsing import Parser, parsing_error, read_config, restrict_imports, take_allowed
+from dpo_lightning.precision import choose_precision
+from dpo_lightning.resume import check_checkpoint, dropped_options
+from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
+from dpo_lightning.sft import SFTModule
+from dpo_lightning.summary import summarize
+
+BYTES_PER_TRAINED_VALUE = 16
+"""A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
+
+
+class PreferenceCLI(LightningCLI):
+    """LightningCLI that owns a run's folder, its precision and its last evaluation."""
+
+    def __init__(self, args: list[str]) -> None:
+        """Parse `args` and run the subcommand."""
+        for name in project_callbacks.__all__:  # short names in a config need their classes imported
+            getattr(project_callbacks, name)
+        self.config_files = [read_config(path) for path in config_paths(args)]
+        super().__init__(
+            PolicyModule,
+            TextDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=42,
+            trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
+            parser_kwargs={"parser_mode": "yaml"},
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse; LightningCLI's warning about `args` beside `sys.argv` has no place here."""
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """The run's folder."""
+        parser.add_argument("--output_dir", type=str, required=True, help="The run's folder; a new one for every run.")
+        parser.add_argument("--fresh", action="store_true", help="Move a run that is already in output_dir aside.")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint gives weights and optimizer state, never hyperparameters: a difference is an error."""
+        command = self.config.subcommand
+        path = self.config[command].get("ckpt_path")
+        if path:
+            self._dump_config()
+            check_checkpoint(str(path), self.config_dump, compare=command == "fit")
+
+    def before_instantiate_classes(self) -> None:
+        """Check what needs no model, and settle what was left to the hardware."""
+        config = self.config[self.subcommand]
+        check_trainer(config.trainer)
+        for line in dropped_options(self.config_files, config):
+            say(f"warning: {line}")
+        self.folder = RunFolder(config.output_dir)
+        if self.subcommand == "fit" and is_first_process():
+            self.folder.check(fresh=config.fresh, ckpt_path=config.get("ckpt_path"))
+        if config.trainer.precision is None:
+            config.trainer.precision, reason = choose_precision(str(config.trainer.accelerator))
+            say(f"precision: {config.trainer.precision} ({reason})")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer whose logs, checkpoints and results lie in the run's folder."""
+        given = self._get(self.config_init, "trainer")
+        root = str(self.folder.path)
+        if given.get("logger") in (None, True):
+            fitting = self.subcommand == "fit"
+            kwargs["logger"] = TensorBoardLogger(root, "tensorboard", "", default_hp_metric=False) if fitting else False
+        callbacks: list[Callback] = list(given.get("callbacks") or [])
+        kwargs["callbacks"] = with_defaults(callbacks, self.folder.path, self.subcommand, given)
+        return super().instantiate_trainer(default_root_dir=root, **kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Prepare the data, claim the folder, train; a run that fails before its first step leaves nothing."""
+        config = self.config[self.subcommand]
+        self.datamodule.prepare("fit", self.model, self.trainer.world_size)
+        self._tell_plan()
+        if is_first_process():
+            check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
+            self.folder.claim(fresh=config.fresh)
+            self._dump_config()
+            self.folder.write_config(yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True))
+        try:
+            self.trainer.fit(**kwargs)
+        except BaseException:
+            if is_first_process() and self.trainer.global_step == 0:
+                self.folder.abandon()
+            raise
+
+    def after_fit(self) -> None:
+        """Evaluate the final weights unless the last step's validation did, and tell the result."""
+        if "eval" in self.datamodule.encoded and self.trainer.state.finished:
+            if getattr(self.trainer, "last_evaluated_step", None) != self.trainer.global_step:
+                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            summarize(self.trainer, self.model)
+
+    def _tell_plan(self) -> None:
+        trainer, data = self.trainer, self.datamodule
+        rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
+        per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        steps = -(-rows // per_step) * (trainer.max_epochs or 1)
+        cap = f"; capped at {trainer.max_steps} (trainer.max_steps)" if 0 <= trainer.max_steps < steps else ""
+        say(f"data: {rows} training rows, {held_out} held out; {per_step} rows a step, {steps} steps{cap}")
+
+
+def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:
+    """Add what every run has: a checkpoint of the last step and the final model, or the writer of predictions."""
+    if command == "fit":
+        checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        for callback in checkpoints:
+            callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
+        if not checkpoints and trainer.get("enable_checkpointing") is not False:
+            callbacks.append(ModelCheckpoint(folder / CHECKPOINTS, save_last=True, save_top_k=0))
+        if not any(isinstance(callback, project_callbacks.FinalModel) for callback in callbacks):
+            callbacks.append(project_callbacks.FinalModel())
+        return callbacks
+    # Elsewhere than in `fit`, nothing but predictions is written.
+    kept = [c for c in callbacks if not isinstance(c, (ModelCheckpoint, project_callbacks.FinalModel))]
+    return [*kept, project_callbacks.PredictionWriter()] if command == "predict" else kept
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse numbers of steps that are no numbers of steps."""
+    for name, least in (("accumulate_grad_batches", 1), ("max_epochs", 1), ("max_steps", 1), ("log_every_n_steps", 1)):
+        value = trainer.get(name)
+        if isinstance(value, int) and value < least and value != -1:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{name}={value} is less than {least}", f"trainer.{name}"),
+                fix=f"--trainer.{name} {least} or more",
+            )
+
+
+def config_paths(args: list[str]) -> list[str]:
+    """The files that `--config` names."""
+    following = zip(args, [*args[1:], ""], strict=True)
+    paths = [value for flag, value in following if flag in ("-c", "--config")]
+    return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
+
+
+def quiet() -> None:
+    """Silence what libraries say about themselves; what concerns the run is said by the run."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
+                    ".*isinstance\\(treespec, LeafSpec\\).*",
+                    ".*number of training batches.*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def translated(error: Exception) -> UserError | None:
+    """What a library raised for a user's mistake or a full machine, in this project's words."""
+    text = str(error)
+    if isinstance(error, MisconfigurationException):
+        device = any(word in text for word in ("CUDA", "GPU", "accelerator", "device", "MPS"))
+        code = ExitCode.DEVICE if device else ExitCode.CONFIG
+        return UserError(code, text.splitlines()[0], fix="python -m dpo_lightning doctor shows what this machine has")
+    if "out of memory" in text.lower() or "can't allocate memory" in text:
+        return UserError(
+            ExitCode.IO,
+            "the device is out of memory",
+            fix="--data.batch_size 1 --trainer.accumulate_grad_batches 16, a smaller --data.max_length, "
+            "--model.policy.gradient_checkpointing true, or --model.policy.lora.r 16",
+        )
+    if "Error(s) in loading state_dict" in text or "doesn't match the size of" in text:
+        return UserError(
+            ExitCode.CONFIG,
+            Problem("the checkpoint belongs to another model", "ckpt_path", text.splitlines()[-1].strip()),
+            fix="give the config that the run was started with (its config.yaml)",
+        )
+    return None
+
+
+def main(args: list[str]) -> int:
+    """Run a LightningCLI subcommand with `args[0]` its name."""
+    quiet()
+    args, packages = take_allowed(args)
+    restrict_imports(packages)
+    try:
+        PreferenceCLI(args)
+    except UserError:
+        raise
+    except SystemExit as stop:  # --help and --print_config end here
+        return int(stop.code or 0)
+    except Exception as error:
+        known = translated(error)
+        if known is None:
+            raise
+        raise known from error
+    return 0
+
+
+__all__ = ["DPOModule", "PreferenceCLI", "SFTModule", "main", "parsing_error"]

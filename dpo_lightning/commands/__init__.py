@@ -1,0 +1,1 @@
+"""The commands of `python -m dpo_lightning`: one file each, with `main(argv) -> exit status`."""

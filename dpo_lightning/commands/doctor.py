@@ -1,0 +1,277 @@
+"""`doctor`: versions, devices, precision; what is missing and its cure."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import tomllib
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dpo_lightning.commands.fetch_model import damage
+from dpo_lightning.errors import ExitCode
+from dpo_lightning.model_folder import EMBEDDED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+PROJECT = "dpo-lightning"
+MALWARE = ("2.6.2", "2.6.3")
+"""Releases of lightning that stole credentials when imported; withdrawn (GHSA-w37p-236h-pfx3)."""
+
+REINSTALL = "make setup"
+DISK_LOW = 5e9
+"""Bytes below which a run with a few checkpoints may fail: one of the embedded model holds 1.6 GB."""
+
+OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts")
+HANGUL_FONTS = ("nanum", "notosanscjk", "notoserifcjk", "notosanskr", "notoserifkr", "unbatang", "undotum")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        status: `missing` means that something required is not there or not usable; a `note` hinders nothing.
+        text: what was found.
+        fix: the command or the step that mends it.
+    """
+
+    status: Literal["ok", "missing", "note"]
+    text: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """The line as it is printed, with the remedy on a line of its own."""
+        return f"{self.status:<8} {self.text}" + (f"\n{'':<8} fix: {self.fix}" if self.fix else "")
+
+
+def main(argv: list[str]) -> int:
+    """Print what this machine has and lacks; 0 if everything required is there, else 69."""
+    parser = argparse.ArgumentParser(prog="python -m dpo_lightning doctor", description=__doc__)
+    parser.parse_args(argv)
+    findings = []
+    for finding in _examine():
+        # Line by line: a torch that kills the process leaves at least what was found before it.
+        print(finding, flush=True)
+        findings.append(finding)
+    missing = sum(finding.status == "missing" for finding in findings)
+    print(f"\n{missing} missing" if missing else "\nnothing required is missing")
+    return int(ExitCode.DEVICE) if missing else 0
+
+
+def _examine() -> Iterator[Finding]:
+    yield Finding("ok", f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    if (version := _version("lightning")) in MALWARE:
+        text = f"a safe lightning: {version} is malware that steals credentials when it is imported"
+        fix = f"replace all passwords and tokens on this machine, delete the environment, then {REINSTALL}"
+        yield Finding("missing", text, fix)
+        return  # nothing of this environment is imported any more
+    yield from _packages()
+    yield from _machine()
+    yield from _torch()
+    yield _model()
+    yield _disk()
+    yield from _tools()
+    yield _font()
+
+
+def _packages() -> Iterator[Finding]:
+    """Every requirement of the project, by its version; none is imported."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        yield Finding("missing", "packaging, which reads the versions", REINSTALL)
+        return
+    for requirement in map(Requirement, _requirements()):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(requirement.name)
+        if not version:
+            yield Finding("missing", str(requirement.name), REINSTALL)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            yield Finding(
+                "missing", f"{requirement.name}{requirement.specifier}: {version} is here", REINSTALL
+            )
+        else:
+            yield Finding("ok", f"{requirement.name} {version}")
+
+
+def _requirements() -> list[str]:
+    """The project's requirements, from the checkout that is run or from the installed package."""
+    checkout = Path(__file__).parents[2] / "pyproject.toml"
+    if checkout.is_file():
+        return list(tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]["dependencies"])
+    return metadata.requires(PROJECT) or []
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _machine() -> Iterator[Finding]:
+    cores, quota = len(os.sched_getaffinity(0)), _cgroup("cpu")
+    share = f", of which the cgroup grants {quota:g}" if quota and quota < cores else ""
+    yield Finding("ok", f"{cores} CPU cores{share}")
+    if share:
+        threads = max(1, int(quota))
+        yield Finding(
+            "note", "more threads than granted cores slow a run", f"export OMP_NUM_THREADS={threads}"
+        )
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = min(total, _cgroup("memory") or total)
+    yield Finding("ok", f"{memory / 2**30:.1f} GiB of memory")
+
+
+def _cgroup(resource: Literal["cpu", "memory"]) -> float:
+    """The smallest limit in this process's groups, in cores or bytes; 0 where there is none."""
+    limits: list[float] = []
+    try:
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and resource not in controllers.split(","):
+            continue
+        base = CGROUPS if number == "0" else CGROUPS / resource
+        own = base / path.strip("/")
+        # A limit of any group above counts too. In a container the own path may not be visible, its root is.
+        limits += [_limit(group, resource) for group in (own, *own.parents) if group.is_relative_to(base)]
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def _limit(group: Path, resource: str) -> float:
+    """The limit in one folder of version 2 or 1 of cgroups."""
+
+    def read(name: str) -> list[str]:
+        try:
+            return (group / name).read_text(encoding="utf-8").split()
+        except OSError:
+            return []
+
+    if resource == "memory":
+        words = read("memory.max") or read("memory.limit_in_bytes")
+        return float(words[0]) if words and words[0] != "max" else 0
+    words = read("cpu.max") or [*read("cpu.cfs_quota_us"), *read("cpu.cfs_period_us")]
+    return float(words[0]) / float(words[1]) if len(words) == 2 and words[0] != "max" else 0
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        with warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned about
+            warnings.simplefilter("always")
+            import torch
+
+            from dpo_lightning.precision import choose_precision
+
+            gpus = list(_gpus(torch))
+            precision, reason = choose_precision()
+    except Exception as error:  # whatever is broken in it, the report goes on
+        yield Finding("missing", f"torch cannot be used: {_first_line(error)}", REINSTALL)
+        return
+    yield from gpus or _no_gpu(torch, [_first_line(warning.message) for warning in said])
+    yield Finding("ok", f"precision {precision}: {reason}")
+
+
+def _gpus(torch: ModuleType) -> Iterator[Finding]:
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(i)
+            yield Finding(
+                "ok", f"GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
+            )
+    elif torch.backends.mps.is_available():
+        yield Finding("ok", "GPU: Apple, through Metal")
+
+
+def _no_gpu(torch: ModuleType, warned: list[str]) -> Iterator[Finding]:
+    if not NVIDIA_DRIVER.exists():
+        yield Finding("note", "no GPU: everything runs on the CPU")
+    elif torch.version.cuda is None:
+        yield Finding("note", "an NVIDIA GPU that this build of torch cannot use", "make setup TORCH=cuda")
+    else:
+        reason = f": {warned[0]}" if warned else ""
+        fix = (
+            f"nvidia-smi shows the driver: CUDA {torch.version.cuda} needs a newer one, or no GPU is granted"
+        )
+        yield Finding("note", f"an NVIDIA driver, but torch sees no GPU{reason}", fix)
+
+
+def _first_line(message: object) -> str:
+    return next(iter(str(message).strip().splitlines()), type(message).__name__)
+
+
+def _model() -> Finding:
+    fetch, folder = "python -m dpo_lightning fetch-model", Path(EMBEDDED)
+    if not folder.exists():
+        return Finding("note", f"no embedded model in {folder}", fetch)
+    if problem := damage(folder):
+        return Finding("missing", f"the embedded model: in {folder}, {problem}", f"rm -r {folder} && {fetch}")
+    return Finding("ok", f"embedded model in {folder}")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    low = free < DISK_LOW
+    text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
+    return (
+        Finding("note", text, "free some space, or --output_dir on another disk")
+        if low
+        else Finding("ok", text)
+    )
+
+
+def _tools() -> Iterator[Finding]:
+    for name, use, fix in (
+        ("git", "runs do not record the revision of the code", "apt-get install git"),
+        ("docker", "only containers/ needs it", "apt-get install docker.io"),
+        (
+            "apptainer",
+            "only clusters need it",
+            "ask the cluster's administrators, or install it from apptainer.org",
+        ),
+    ):
+        path = shutil.which(name)
+        yield Finding("ok", f"{name} at {path}") if path else Finding("note", f"no {name}: {use}", fix)
+
+
+def _font() -> Finding:
+    """A font with Hangul, without which plots show boxes."""
+    font = _listed_font() or _font_file()
+    if font:
+        return Finding("ok", f"Hangul font {font}")
+    return Finding(
+        "note", "no font with Hangul: plots show boxes in its place", "apt-get install fonts-nanum"
+    )
+
+
+def _listed_font() -> str:
+    try:
+        command = ["fc-list", ":lang=ko", "family"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return next(iter(sorted(done.stdout.splitlines())), "")
+
+
+def _font_file() -> str:
+    for folder in FONT_FOLDERS:
+        for path in sorted(Path(folder).expanduser().rglob("*.[to]t[fc]")):
+            if path.name.lower().replace("-", "").startswith(HANGUL_FONTS):
+                return str(path)
+    return ""

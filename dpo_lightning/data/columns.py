@@ -1,0 +1,173 @@
+"""Column names: which are used, what a file calls them, and what it may have meant."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+
+from dpo_lightning.data.row_values import excerpt_name
+from dpo_lightning.data.sources import Row
+from dpo_lightning.errors import ExitCode, Problem, UserError
+
+QUESTIONS = (
+    "question",
+    "query",
+    "instruction",
+    "input",
+    "user",
+    "context",
+    "request",
+    "질문",
+    "지시",
+    "프롬프트",
+)
+ANSWERS = ("response", "answer", "output", "completion", "reply", "target", "chosen", "답변", "응답")
+ALIASES = {
+    "prompt": QUESTIONS,
+    "chosen": ("preferred", "winner", "better", "positive", "accepted", "good", "gpt4", "gpt_4", "선택"),
+    "rejected": (
+        "reject",
+        "dispreferred",
+        "loser",
+        "worse",
+        "negative",
+        "bad",
+        "gpt3",
+        "chatgpt",
+        "llama",
+        "거절",
+    ),
+    "completion": ANSWERS,
+    "messages": ("conversation", "dialog", "chat", "turns"),
+    "instruction": ("prompt", *QUESTIONS),
+    "output": ANSWERS,
+}
+"""Words in other sets' column names (`response_chosen`, `gpt4_response`), for proposals only."""
+
+NO_TEXT = ("_id", "_hash", "_len", "_length", "_score", "_tokens", "_model")
+"""Ends of names of columns that tell something about a text."""
+
+SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
+META = "meta"
+MAX_NAMES = 20
+
+
+def rename(rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str]) -> list[Row]:
+    """The rows under our names, where `columns` says what the file calls them.
+
+    Raises:
+        UserError: 64 for a name that is none of the `known`, or a column of the file that is named twice.
+    """
+    if not columns:
+        return list(rows)
+    for ours in columns:
+        if ours not in known:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"'{excerpt_name(ours)}' is no column of this format", where=f"data.columns.{ours}"),
+                fix="one of " + ", ".join(known),
+            )
+    if len(set(columns.values())) < len(columns):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("one column of the file is named twice", where="data.columns"),
+            fix="name another column for each",
+        )
+    theirs = {name: ours for ours, name in columns.items()}
+    return [_renamed(row, theirs) for row in rows]
+
+
+def _renamed(row: Row, theirs: Mapping[str, str]) -> Row:
+    mapped = set(theirs.values())
+    values = {
+        theirs.get(name, name): value
+        for name, value in row.values.items()
+        if name in theirs or name not in mapped
+    }
+    return row._replace(
+        values=values, recomposed=frozenset(theirs.get(name, name) for name in row.recomposed)
+    )
+
+
+def names_in(rows: Sequence[Row]) -> dict[str, int]:
+    """How many rows have each column."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        for name in row.values:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def missing_columns(
+    needed: Sequence[str], rows: Sequence[Row], columns: Mapping[str, str] | None
+) -> UserError:
+    """What to tell a user whose rows all lack `needed`: the columns found, and the mapping they may mean."""
+    found = list(names_in(rows))
+    free = [name for name in found if name not in needed and name not in (columns or {}).values()]
+    proposed = {ours: name for ours in needed if (name := look_alike(ours, free, needed))}
+    named = [f"'{excerpt_name((columns or {}).get(ours, ours))}'" for ours in needed]
+    flags = [f"--data.columns.{ours} {shlex.quote(proposed.get(ours, 'NAME'))}" for ours in needed]
+    what = f"no row has the column{'s' if len(named) > 1 else ''} {', '.join(named)}"
+    listed = ", ".join(excerpt_name(name) for name in found[:MAX_NAMES])
+    return UserError(
+        ExitCode.DATA,
+        [Problem(f"{what}; the columns are {listed or '(none)'}", where=str(rows[0].origin))],
+        fix=" ".join(flags) + ("" if len(proposed) == len(needed) else ", or rename the columns"),
+    )
+
+
+def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) -> str:
+    """The column that probably is `ours` under another name, or nothing."""
+    texts = {name.lower(): name for name in found if not name.lower().endswith(NO_TEXT)}
+    close = difflib.get_close_matches(ours, texts, 1, 0.75)
+    if close:
+        return texts[close[0]]
+    others = [word for name in needed if name != ours for word in (name, *ALIASES.get(name, ()))]
+    for word in (ours, *ALIASES.get(ours, ())):
+        # "preferred" is in "dispreferred", which is a word for another column
+        longer = [other for other in others if word in other]
+        for lower, name in texts.items():
+            if word in lower and not any(other in lower for other in longer):
+                return name
+    return ""
+
+
+def unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
+    """One warning that names the columns which are read by nobody, or none."""
+    names = [
+        name
+        for name in names_in(rows)
+        if name not in used and name not in SILENT and not name.startswith(META)
+    ]
+    if not names:
+        return []
+    shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
+    return [f"columns that are not used: {shown}" + (", ..." if len(names) > MAX_NAMES else "")]
+
+
+def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
+    """Refuse files of different format in one set.
+
+    Args:
+        rows: the rows of all files.
+        formats: the columns that make the format; others may differ from file to file.
+
+    Raises:
+        UserError: 65, with the columns of both.
+    """
+    files: dict[str, tuple[Row, set[str]]] = {}
+    for row in rows:
+        _, names = files.setdefault(row.origin.file, (row, set()))
+        names.update(name for name in row.values if name in formats)
+    (first, expected), *others = files.values()
+    for row, names in others:
+        if names != expected:
+            there, here = (", ".join(sorted(names)) or "none of ours" for names in (expected, names))
+            raise UserError(
+                ExitCode.DATA,
+                Problem(
+                    f"another format than {first.origin.file}", str(row.origin), f"{here}; there: {there}"
+                ),
+                fix="give both files the same columns, or train on them one after the other",
+            )

@@ -1,0 +1,251 @@
+"""`PreferenceDataModule` and `SFTDataModule`: files in, batches out, every row accounted for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from dpo_lightning.console import say
+from torch.utils.data import DataLoader, Dataset
+
+from dpo_lightning.data.batching import SeededOrder
+from dpo_lightning.data.collate import Padded
+from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
+from dpo_lightning.data.schema import check_leak, preference_examples, sft_examples
+from dpo_lightning.data.tokenization import Encoder, Overlong
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.types import Batch, EncodedPair, EncodedSFT, PreferenceExample, SFTExample
+
+Allow = Literal["contradictions", "leak"]
+DEFAULT_SEED = 42
+
+
+class Rows(Dataset):
+    """Encoded rows; a filler's index is negative (see `SeededOrder`)."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        """Hold the rows."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """The row, and its index or -1 for a filler."""
+        return (self.rows[index], index) if index >= 0 else (self.rows[~index], -1)
+
+
+class TextDataModule(LightningDataModule):
+    """What preference and SFT data share: reading before anything is loaded, encoding, loaders."""
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        eval: str | list[str] | None = None,  # noqa: A002 - the public name of the flag
+        batch_size: int = 4,
+        max_length: int = 1024,
+        shuffle: bool = True,
+        overlong: Overlong = "error",
+        template: Template = "auto",
+        chat_template: str | None = None,
+        special_tokens: SpecialTokens = "refuse",
+        columns: dict[str, str] | None = None,
+        strict: bool = False,
+        allow: list[Allow] | Allow | None = None,
+        collator: Padded | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        """Describe the data; nothing is read before `setup`.
+
+        Args:
+            train: training rows: a file, several files, or a hub set (`hf://org/name`).
+            eval: held-out rows, used by validation, `validate`, `test` and `predict`.
+            batch_size: rows per step and device (pairs, for preferences).
+            max_length: tokens of prompt and longer answer.
+            shuffle: draw a new order of the training rows every epoch, from the seed.
+            overlong: what happens to a row beyond `max_length`: `error`, `drop`, or `truncate` (the oldest turns of the
+                prompt go first). Drops and cuts are counted.
+            template: `auto` reads a string row as one user turn and one answer where the model has a chat template,
+                raw where it has none; `chat` insists on a template; `raw` joins the strings as they are.
+            chat_template: a file with a Jinja chat template, used in place of the model's own.
+            special_tokens: a control token inside a text is refused, or neutralized (read as plain text).
+            columns: our column name -> the file's, where they differ.
+            strict: treat warnings about rows as errors.
+            allow: let `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets) pass.
+            collator: how rows become batches.
+            num_workers: processes that prepare batches; 0 is right for rows that are already in memory.
+        """
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
+            if value < least:
+                raise UserError(
+                    ExitCode.CONFIG,
+                    Problem(f"{name}={value} is less than {least}", where=f"data.{name}"),
+                    fix=f"--data.{name} {least} or more",
+                )
+        self.files = {"train": train, "eval": eval}
+        self.batch_size, self.max_length, self.shuffle = batch_size, max_length, shuffle
+        self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
+        self.chat_template, self.columns, self.strict = chat_template, columns, strict
+        self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
+        self.collator = collator or Padded()
+        self.num_workers = num_workers
+        self.examples: dict[str, list[Any]] = {}
+        self.encoded: dict[str, list[Any]] = {}
+
+    @abstractmethod
+    def read(self, paths: str | list[str]) -> tuple[list[Any], list[str]]:
+        """Rows of files as examples, and the warnings about them."""
+
+    @abstractmethod
+    def encode(self, encoder: Encoder, examples: Sequence[Any]) -> list[Any]:
+        """Examples as token ids."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[tuple[Any, int]]) -> Batch:
+        """Encoded rows with their indices as a batch."""
+
+    def read_rows(self, names: Sequence[str]) -> None:
+        """Read and check the rows of `train` and `eval`; needs neither tokenizer nor model."""
+        for name in names:
+            if name in self.examples or not self.files[name]:
+                continue
+            self.examples[name], warnings = self.read(self.files[name])
+            for warning in warnings:
+                say(f"note: {warning}")
+        if {"train", "eval"} <= self.examples.keys():
+            check_leak(self.examples["train"], self.examples["eval"], allow=self.allow)
+
+    def setup(self, stage: str) -> None:
+        """Prepare what the stage needs, with the tokenizer of the trainer's module."""
+        self.prepare(stage, self.trainer.lightning_module, self.trainer.world_size)
+
+    def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
+        """Read, check and encode rows, once. No weight is loaded.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+            module: the `PolicyModule` whose tokenizer and positions count.
+            world_size: processes that share the rows.
+        """
+        needed = ("train", "eval") if stage == "fit" else ("eval",)
+        if not self.files[needed[0]]:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"`{stage}` needs {needed[0]} rows", where=f"data.{needed[0]}"),
+                fix=f"--data.{needed[0]} FILE",
+            )
+        self.read_rows(needed)
+        module.check_length(self.max_length)
+        renderer = self.renderer(module.tokenizer, module.end_ids)
+        for name in needed:
+            if name in self.encoded or name not in self.examples:
+                continue
+            encoder = Encoder(renderer, self.max_length, self.overlong)
+            self.encoded[name] = self.encode(encoder, self.examples[name])
+            for line in encoder.counts.lines():
+                say(f"note: {name}: {line}")
+        self.check_shares(world_size)
+
+    def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
+        """How this data's texts are put into tokens; a template file replaces the tokenizer's own for good."""
+        if self.chat_template:
+            tokenizer.chat_template = read_template(self.chat_template)
+        if self.template == "chat" and not tokenizer.chat_template:
+            raise UserError(
+                ExitCode.MODEL,
+                Problem("the model has no chat template", where="data.template"),
+                fix="--data.chat_template FILE, or --data.template raw",
+            )
+        return Renderer(tokenizer, self.template, self.special_tokens, end_ids)
+
+    def check_shares(self, world_size: int) -> None:
+        """A batch larger than the data, or a rank without a row, is a mistake rather than a short epoch."""
+        rows = len(self.encoded.get("train", ()))
+        if rows and rows < self.batch_size * world_size:
+            raise UserError(
+                ExitCode.DATA,
+                f"{rows} training rows are fewer than one batch ({self.batch_size} x {world_size} devices)",
+                fix=f"--data.batch_size {max(1, rows // world_size)} or more rows",
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Training batches, in the order of seed and epoch."""
+        return self._loader("train", shuffle=self.shuffle)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Held-out batches in the order of the file, or none."""
+        return self._loader("eval", shuffle=False) if "eval" in self.encoded else []
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _loader(self, name: str, *, shuffle: bool) -> DataLoader:
+        import os
+
+        rows = Rows(self.encoded[name])
+        order = SeededOrder(
+            len(rows),
+            shuffle=shuffle,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(
+            rows,
+            batch_size=self.batch_size,
+            sampler=order,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class PreferenceDataModule(TextDataModule):
+    """Preference pairs: `prompt, chosen, rejected` as strings or messages, or chats with an implicit prompt."""
+
+    def read(self, paths: str | list[str]) -> tuple[list[PreferenceExample], list[str]]:
+        """Rows as pairs."""
+        return preference_examples(paths, columns=self.columns, strict=self.strict, allow=self.allow)
+
+    def encode(self, encoder: Encoder, examples: Sequence[PreferenceExample]) -> list[EncodedPair]:
+        """Pairs as ids."""
+        return encoder.pairs(examples)
+
+    def collate(self, items: Sequence[tuple[EncodedPair, int]]) -> Batch:
+        """A `PreferenceBatch`."""
+        rows, indices = zip(*items, strict=True)
+        return self.collator.pairs(rows, indices)
+
+
+class SFTDataModule(TextDataModule):
+    """Demonstrations: `prompt, completion`, `messages`, or `instruction, input, output`."""
+
+    def read(self, paths: str | list[str]) -> tuple[list[SFTExample], list[str]]:
+        """Rows as demonstrations."""
+        return sft_examples(paths, columns=self.columns, strict=self.strict)
+
+    def encode(self, encoder: Encoder, examples: Sequence[SFTExample]) -> list[EncodedSFT]:
+        """Demonstrations as ids."""
+        return encoder.demonstrations(examples)
+
+    def collate(self, items: Sequence[tuple[EncodedSFT, int]]) -> Batch:
+        """An `SFTBatch`."""
+        rows, indices = zip(*items, strict=True)
+        return self.collator.demonstrations(rows, indices)
+
+
+def read_template(path: str) -> str:
+    """The text of a chat template file."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            ExitCode.INPUT_MISSING,
+            Problem(f"the chat template cannot be read: {error}", where="data.chat_template"),
+            fix="--data.chat_template with a UTF-8 file",
+        ) from None

@@ -1,0 +1,126 @@
+"""Values of a row into texts: a plain string, or checked chat messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_lightning.data.bad_rows import RowError
+from dpo_lightning.data.row_values import excerpt_name
+from dpo_lightning.data.sources import kind_of
+from dpo_lightning.types import Message, Text
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SPOKEN = ("user", "assistant")
+"""Roles that must say something; a system prompt or a tool's result may be empty."""
+
+REMOVE = "remove the row, or write the text"
+TURN = 'write each message as {"role": ..., "content": ...}'
+
+
+def parse_text(value: Any, name: str) -> Text:
+    """A string as it is, or a list of messages as a checked tuple.
+
+    Raises:
+        RowError: for any other kind of value, or a message that is none.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return tuple(_message(item, f"{name} message {number}") for number, item in enumerate(value, 1))
+    if value is None:
+        raise RowError(f"{name} is null", fix=REMOVE)
+    shown = "" if isinstance(value, dict) else value
+    raise RowError(
+        f"{name} is {kind_of(value)} where text or a list of messages is due", shown, "write it as text"
+    )
+
+
+def check_answer(text: Text, name: str) -> None:
+    """Make sure that an answer says something, and that a conversation ends with the assistant.
+
+    Raises:
+        RowError: for an empty or blank answer, or another last turn.
+    """
+    if not text:
+        raise RowError(f"{name} is empty", fix=REMOVE)
+    if isinstance(text, str):
+        if not text.strip():
+            raise RowError(f"{name} is only white space", text, REMOVE)
+    elif text[-1]["role"] != "assistant":
+        what = f"{name} ends with a {text[-1]['role']} message, not with the assistant's"
+        raise RowError(
+            what, text[-1].get("content") or "", "add the assistant's answer, or cut the last turns"
+        )
+
+
+def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The `tools` of a row: JSON schemas in a list, or the JSON text of such a list; null or "" for none.
+
+    Raises:
+        RowError: for anything else.
+    """
+    if value is None or value == "":
+        return ()
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise RowError("tools is text that is not JSON", value, "write a list of JSON schemas") from None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) and tool for tool in value):
+        raise RowError("tools is not a list of JSON schemas", fix="write a list of objects, one per tool")
+    return tuple(value)
+
+
+def parse_group(value: Any) -> str:
+    """The `group` of a row; a number is read as its digits, null as none.
+
+    Raises:
+        RowError: for a value of another kind.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise RowError(
+            f"group is {kind_of(value)} where text is due", fix="write a name, or remove the column"
+        )
+    return str(value)
+
+
+def _message(value: Any, place: str) -> Message:
+    if not isinstance(value, dict):
+        raise RowError(f"{place} is {kind_of(value)} where an object is due", "", TURN)
+    if "role" not in value:
+        raise RowError(f"{place} has no role", "keys: " + ", ".join(map(str, value)), TURN)
+    role = value["role"]
+    if role not in ROLES:
+        fix = "use one of " + ", ".join(ROLES)
+        raise RowError(f"{place} has the unknown role {excerpt_name(json.dumps(role, default=str))}", "", fix)
+    # Arrow writes null for an absent key, and some templates ask only whether a key is there.
+    message = {key: item for key, item in value.items() if item is not None or key == "content"}
+    calls = message.get("tool_calls")
+    if calls:
+        _check_calls(calls, role, place)
+    _check_content(message, place, optional=bool(calls))
+    return message
+
+
+def _check_calls(calls: Any, role: str, place: str) -> None:
+    if role != "assistant":
+        raise RowError(f"{place} is a {role} message with tool_calls", fix="only the assistant calls tools")
+    if not isinstance(calls, list) or not all(isinstance(call, dict) and call for call in calls):
+        raise RowError(f"{place} has tool_calls that are no list of objects", fix="write a list of objects")
+
+
+def _check_content(message: Message, place: str, *, optional: bool) -> None:
+    content = message.get("content")
+    if content is None:
+        if optional:
+            return
+        raise RowError(f"{place} has no content", fix=TURN)
+    if not isinstance(content, str):
+        raise RowError(f"{place} has {kind_of(content)} as content", fix="write the content as text")
+    if not optional and message["role"] in SPOKEN and not content.strip():
+        what = "only white space" if content else "no text"
+        raise RowError(f"{place} has {what} as content", fix=REMOVE)

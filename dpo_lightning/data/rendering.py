@@ -1,0 +1,172 @@
+"""Texts into token ids: chat templates, control tokens, BOS and EOS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.types import Message, Origin, Text
+
+Template = Literal["auto", "chat", "raw"]
+SpecialTokens = Literal["refuse", "neutralize"]
+
+FIRST_SENTINEL = 0xF0000
+SENTINEL = re.compile("([\U000f0000-\U000f0fff])")
+"""Private-use code points that stand for neutralized control tokens while a template renders."""
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer; this floor does not import transformers."""
+
+    chat_template: Any
+    eos_token: str
+    eos_token_id: int
+    added_tokens_decoder: dict[int, Any]
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Encode a text; the result holds `input_ids`."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Render messages."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer, and how prompts and answers are put into it. Training and generation share it."""
+
+    tokenizer: Tokenizer
+    template: Template = "auto"
+    special_tokens: SpecialTokens = "refuse"
+    end_ids: frozenset[int] = field(default_factory=frozenset)
+    """Ids that end an answer besides the tokenizer's EOS (a generation config may list several)."""
+
+    def messages(self, text: Text, role: str) -> tuple[Message, ...] | None:
+        """The text as chat messages, or None where it is read raw."""
+        if not isinstance(text, str):
+            return text
+        chat = self.template == "chat" or (self.template == "auto" and bool(self.tokenizer.chat_template))
+        return ({"role": role, "content": text},) if chat else None
+
+    def prompt_ids(self, prompt: Text, tools: Sequence[Any] = (), origin: Origin | None = None) -> list[int]:
+        """Ids of a prompt up to where the model's answer begins, the same in training and in generation."""
+        messages = self.messages(prompt, "user")
+        if messages is None:
+            return [*self.raw_prefix, *self.encode(self._guarded(str(prompt), origin))]
+        return self.chat_ids(messages, tools, origin, add_generation_prompt=True)
+
+    def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[Any], origin: Origin | None, *, add_generation_prompt: bool
+    ) -> list[int]:
+        """Ids of rendered messages; BOS and EOS are the template's own."""
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                ExitCode.MODEL,
+                Problem("the tokenizer has no chat template, and the rows are chats", where=str(origin or "")),
+                fix="--data.chat_template FILE, or --data.template raw for rows of plain strings",
+            )
+        guarded = [self._guarded_message(message, origin) for message in messages]
+        return self.encode(self._render(guarded, tools, origin, add_generation_prompt))
+
+    def raw_ids(self, prompt: str, answer: str, origin: Origin | None = None) -> list[int]:
+        """Ids of a plain prompt and answer read as one text."""
+        return [*self.raw_prefix, *self.encode(self._guarded(prompt + answer, origin))]
+
+    def strip_eos(self, answer: str) -> str:
+        """The answer without an EOS that was written out at its end: exactly one is added later."""
+        return answer.removesuffix(self.tokenizer.eos_token)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text whose neutralized control tokens become plain text."""
+        ids: list[int] = []
+        for piece, control in self._pieces(text):
+            options = {"split_special_tokens": True} if control else {}
+            ids += self.tokenizer(piece, add_special_tokens=False, **options)["input_ids"]
+        return ids
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Every id that ends an answer."""
+        return self.end_ids | {self.tokenizer.eos_token_id}
+
+    @cached_property
+    def raw_prefix(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a plain text: its BOS, or nothing."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        return tuple(whole[: whole.index(plain[0])])
+
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Strings that the tokenizer reads as control tokens, longest first."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
+
+    def _guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
+        guarded = dict(message)
+        content = guarded.get("content")
+        if isinstance(content, str):
+            if message["role"] == "assistant":
+                content = self.strip_eos(content)
+            guarded["content"] = self._guarded(content, origin)
+        return guarded
+
+    def _guarded(self, text: str, origin: Origin | None) -> str:
+        """Refuse control tokens in a user's text, or stand a sentinel in for each: they could forge a turn."""
+        for k, control in enumerate(self.control_tokens):
+            if control not in text:
+                continue
+            if self.special_tokens == "refuse":
+                raise UserError(
+                    ExitCode.DATA,
+                    Problem(f"control token {control} in a text", where=str(origin or ""), text=text),
+                    fix="remove it, or --data.special_tokens neutralize to read it as plain text",
+                )
+            text = text.replace(control, chr(FIRST_SENTINEL + k))
+        return text
+
+    def _pieces(self, text: str) -> Iterable[tuple[str, bool]]:
+        """The text cut at its sentinels: pieces to encode, and whether each is a neutralized control token."""
+        for piece in SENTINEL.split(text):
+            if SENTINEL.fullmatch(piece):
+                yield self.control_tokens[ord(piece) - FIRST_SENTINEL], True
+            elif piece:
+                yield piece, False
+
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], origin: Origin | None, generation: bool
+    ) -> str:
+        from jinja2 import TemplateError
+
+        render: Callable[..., str] = self.tokenizer.apply_chat_template
+        try:
+            text = render(
+                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=generation
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise UserError(
+                ExitCode.DATA if origin else ExitCode.MODEL,
+                Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
+                fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
+            ) from None
+        self._check_rendering(messages, text, origin)
+        return text
+
+    @staticmethod
+    def _check_rendering(messages: Sequence[dict[str, Any]], text: str, origin: Origin | None) -> None:
+        """A template may drop what it does not know. Reasoning of earlier turns is dropped on purpose by some."""
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, str) and "</think>" not in content and content.strip() not in text:
+                raise UserError(
+                    ExitCode.MODEL,
+                    Problem(
+                        f"the chat template leaves out or changes a {message['role']} message",
+                        where=str(origin or ""),
+                        text=content,
+                    ),
+                    fix="give a template that keeps it by --data.chat_template FILE",
+                )

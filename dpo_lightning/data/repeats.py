@@ -1,0 +1,104 @@
+"""Rows against each other: repeats, contradictions, and prompts in both sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Hashable, Sequence
+
+from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.types import Message, Origin, PreferenceExample, SFTExample, Text
+
+CONTRADICTIONS = "contradictions"
+LEAK = "leak"
+ALLOWANCES = (CONTRADICTIONS, LEAK)
+
+PLAIN = {"role", "content"}
+REPEATED = "repeated rows"
+CONTRADICTING = "rows that contradict another"
+
+
+def check_allowances(allow: Collection[str]) -> None:
+    """Refuse a word that allows nothing.
+
+    Raises:
+        UserError: 64.
+    """
+    for word in allow:
+        if word not in ALLOWANCES:
+            problem = Problem(f"'{word}' cannot be allowed", where="data.allow")
+            raise UserError(ExitCode.CONFIG, problem, fix="one of " + ", ".join(ALLOWANCES))
+
+
+def check_pairs(
+    examples: Sequence[PreferenceExample], allow: Collection[str], bad: BadRows, notes: Notes
+) -> None:
+    """Note pairs that are there twice; pairs that are there both ways round are bad unless allowed."""
+    seen: dict[Hashable, Origin] = {}
+    for example in examples:
+        prompt = (key(example.prompt), _tools(example))
+        chosen, rejected = key(example.chosen), key(example.rejected)
+        turned = seen.get((prompt, rejected, chosen)) if chosen != rejected else None
+        first = seen.setdefault((prompt, chosen, rejected), example.origin)
+        if first is not example.origin:
+            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
+        if turned and CONTRADICTIONS in allow:
+            notes.add(example.origin, CONTRADICTING, other=turned)
+        elif turned:
+            what = f"the same answers are ranked the other way round than in {turned}"
+            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
+            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+
+
+def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
+    """Note demonstrations that are there twice."""
+    seen: dict[Hashable, Origin] = {}
+    for example in examples:
+        first = seen.setdefault(
+            (key(example.prompt), _tools(example), key(example.completion)), example.origin
+        )
+        if first is not example.origin:
+            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
+
+
+def shared_prompts(
+    train: Sequence[PreferenceExample | SFTExample], held_out: Sequence[PreferenceExample | SFTExample]
+) -> list[tuple[PreferenceExample | SFTExample, Origin]]:
+    """Held-out rows whose prompt is in the training rows too, with the first line of it there."""
+    seen: dict[Hashable, Origin] = {}
+    for example in train:
+        seen.setdefault(_asked(example), example.origin)
+    found = ((example, seen.get(_asked(example))) for example in held_out)
+    return [(example, origin) for example, origin in found if origin]
+
+
+def key(text: Text) -> Hashable:
+    """Something equal for equal texts."""
+    return text if isinstance(text, str) else tuple(map(_message_key, text))
+
+
+def _message_key(message: Message) -> Hashable:
+    if message.keys() == PLAIN:
+        return message["role"], message["content"]
+    return json.dumps(message, sort_keys=True, default=str)
+
+
+def shown(text: Text) -> str:
+    """A text as it stands in a message: of a conversation, the last turn."""
+    return text if isinstance(text, str) else str(text[-1].get("content") or "") if text else ""
+
+
+def _asked(example: PreferenceExample | SFTExample) -> Hashable:
+    """The prompt, the same as a string and as one user turn; of a row that has none, the answers."""
+    prompt = example.prompt
+    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
+        prompt = prompt[0].get("content") or ""
+    if prompt:
+        return prompt.strip() if isinstance(prompt, str) else (key(prompt), _tools(example))
+    if isinstance(example, PreferenceExample):
+        return "", frozenset({key(example.chosen), key(example.rejected)})
+    return "", key(example.completion)
+
+
+def _tools(example: PreferenceExample | SFTExample) -> str:
+    return json.dumps(example.tools, sort_keys=True, default=str) if example.tools else ""

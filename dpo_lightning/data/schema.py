@@ -1,0 +1,219 @@
+"""Raw rows into examples, or every reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from dpo_lightning.data import preference_rows, sft_rows
+from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
+from dpo_lightning.data.columns import (
+    check_same_columns,
+    look_alike,
+    missing_columns,
+    names_in,
+    rename,
+    unused,
+)
+from dpo_lightning.data.preference_rows import PairReader
+from dpo_lightning.data.repeats import (
+    CONTRADICTING,
+    LEAK,
+    check_allowances,
+    check_demonstrations,
+    check_pairs,
+    shared_prompts,
+    shown,
+)
+from dpo_lightning.data.sft_rows import LAYOUTS, DemonstrationReader, layout_of
+from dpo_lightning.data.sources import Row, read_files
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.types import PreferenceExample, SFTExample
+
+LEAST_ROWS = 2
+VERDICTS = frozenset({"true", "false", "0", "1", "-1", "good", "bad", "yes", "no"})
+"""What a `label` says that judges one answer by itself; other labels are names of kinds."""
+
+
+def preference_examples(
+    paths: str | Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = False,
+    allow: Collection[str] = (),
+) -> tuple[list[PreferenceExample], list[str]]:
+    """Read preference pairs, and the warnings about them (each with a count and the first lines).
+
+    Rows are `prompt, chosen, rejected` as strings or as messages; without a `prompt` column it is what both
+    answers begin with. `tools` and `group` are read where they are.
+
+    Args:
+        paths: a file or hub set, or several of one format.
+        columns: our column name -> the file's.
+        strict: treat warnings about rows as errors.
+        allow: `contradictions` lets pairs pass that are there both ways round.
+
+    Raises:
+        UserError: 64 for options, 65 naming every bad row, 66 for a source that is not there.
+    """
+    check_allowances(allow)
+    bad = BadRows()
+    notes = Notes(bad, strict=strict)
+    rows = _rows(paths, columns, preference_rows.USED, preference_rows.FORMAT, bad)
+    names = names_in(rows)
+    _refuse_unpaired(rows, names)
+    missing = [name for name in ("chosen", "rejected") if name not in names]
+    if "prompt" not in names and (missing or _prompt_elsewhere(rows, names)):
+        missing.insert(0, "prompt")
+    if missing:
+        raise missing_columns(missing, rows, columns)
+    reader = PairReader(bad, notes, "prompt" not in names, columns or {})
+    examples = [example for row in rows if (example := reader.read(row))]
+    _check_kinds(examples, bad)
+    check_pairs(examples, allow, bad, notes)
+    bad.raise_if_any()
+    return examples, [*notes.lines(), *unused(rows, preference_rows.USED)]
+
+
+def sft_examples(
+    paths: str | Sequence[str], *, columns: Mapping[str, str] | None = None, strict: bool = False
+) -> tuple[list[SFTExample], list[str]]:
+    """Read demonstrations, and the warnings about them (each with a count and the first lines).
+
+    Rows are `prompt, completion` (strings or messages), `messages`, or `instruction, input, output`.
+
+    Args:
+        paths: a file or hub set, or several of one format.
+        columns: our column name -> the file's.
+        strict: treat warnings about rows as errors.
+
+    Raises:
+        UserError: 64 for options, 65 naming every bad row, 66 for a source that is not there.
+    """
+    bad = BadRows()
+    notes = Notes(bad, strict=strict)
+    rows = _rows(paths, columns, sft_rows.USED, sft_rows.FORMAT, bad)
+    names = names_in(rows)
+    _refuse_unpaired(rows, names, VERDICTS)
+    layout = layout_of(names)
+    if not layout:
+        raise missing_columns(_unfinished(names), rows, columns)
+    reader = DemonstrationReader(bad, notes, layout, columns or {})
+    examples = [example for row in rows if (example := reader.read(row))]
+    _check_kinds(examples, bad)
+    check_demonstrations(examples, notes)
+    bad.raise_if_any()
+    return examples, [*notes.lines(), *unused(rows, reader.used)]
+
+
+def check_leak(
+    train: Sequence[PreferenceExample | SFTExample],
+    held_out: Sequence[PreferenceExample | SFTExample],
+    *,
+    allow: Collection[str] = (),
+) -> list[str]:
+    """Refuse held-out rows whose prompt is trained on, and pairs that one set ranks the other way round.
+
+    Args:
+        train: the training rows.
+        held_out: the rows of the evaluation.
+        allow: `leak` and `contradictions` let these pass with a warning.
+
+    Returns:
+        The warnings about what was allowed.
+
+    Raises:
+        UserError: 65 with the count, and the first lines of both sets.
+    """
+    check_allowances(allow)
+    warnings: list[str] = []
+    shared = shared_prompts(train, held_out)
+    if shared:
+        count = f"{len(shared):,} of {len(held_out):,} held-out rows have a prompt that is trained on"
+        if LEAK not in allow:
+            places = [
+                Problem(f"the prompt is also that of {origin}", str(example.origin), shown(example.prompt))
+                for example, origin in shared
+            ]
+            first = Problem(count, where=str(shared[0][0].origin))
+            raise UserError(ExitCode.DATA, [first, *places], fix=f"split by prompt, or --data.allow {LEAK}")
+        warnings.append(f"{count} ({shared[0][0].origin} = {shared[0][1]}, ...)")
+        bad = BadRows()
+        notes = Notes(bad, strict=False)
+        pairs = [example for example in (*train, *held_out) if isinstance(example, PreferenceExample)]
+        check_pairs(pairs, allow, bad, notes)
+        bad.raise_if_any()
+        warnings += [line for line in notes.lines() if line.startswith(CONTRADICTING)]
+    return warnings
+
+
+def _rows(
+    paths: str | Sequence[str],
+    columns: Mapping[str, str] | None,
+    used: Sequence[str],
+    formats: Sequence[str],
+    bad: BadRows,
+) -> list[Row]:
+    """All rows under our names; what holds for the set as a whole is checked here."""
+    found = list(read_files(paths, bad))
+    if len(found) < LEAST_ROWS:
+        bad.raise_if_any()
+        raise UserError(
+            ExitCode.DATA, Problem("only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
+        )
+    rows = rename(found, columns, used)
+    check_same_columns(rows, formats)
+    return rows
+
+
+def _refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Collection[str] = ()) -> None:
+    """Answers judged one by one must neither be read as pairs nor be imitated, good and bad alike.
+
+    Without `verdicts` any label is one.
+    """
+    if "label" not in names or "completion" not in names or "chosen" in names:
+        return
+    for row in rows:
+        label = row.values.get("label")
+        if not verdicts or str(label).strip().lower() in verdicts:
+            raise UserError(
+                ExitCode.DATA,
+                Problem("this is unpaired data (completion and label)", str(row.origin), f"label: {label}"),
+                fix="give pairs (prompt, chosen, rejected); for SFT keep the good rows without the label",
+            )
+
+
+def _prompt_elsewhere(rows: Sequence[Row], names: Collection[str]) -> bool:
+    """Whether rows without a `prompt` have it under another name; whole conversations bring their own."""
+    others = [name for name in names if name not in preference_rows.USED]
+    return bool(look_alike("prompt", others, preference_rows.FORMAT)) and not all(map(_is_conversation, rows))
+
+
+def _is_conversation(row: Row) -> bool:
+    chosen = row.values.get("chosen")
+    first = chosen[0] if isinstance(chosen, list) and chosen else None
+    return isinstance(first, dict) and first.get("role") != "assistant"
+
+
+def _unfinished(names: Collection[str]) -> list[str]:
+    """What is missing from the layout that the rows come nearest to."""
+    for layout in LAYOUTS:
+        missing = [name for name in layout if name not in names]
+        if len(missing) < len(layout):
+            return missing
+    return ["messages"] if look_alike("messages", list(names)) else list(LAYOUTS[0])
+
+
+def _check_kinds(examples: Sequence[Any], bad: BadRows) -> None:
+    """Text and messages do not mix: a model reads the one raw or as one turn, the other by its template."""
+    if not examples:
+        return
+    first = examples[0]
+    for example in examples:
+        if isinstance(example.prompt, str) != isinstance(first.prompt, str):
+            kinds = ("text", "messages") if isinstance(example.prompt, str) else ("messages", "text")
+            what = f"the row is {kinds[0]}, where {first.origin} has {kinds[1]}"
+            bad.add(
+                example.origin,
+                RowError(what, shown(example.prompt), "write all rows as text or all as messages"),
+            )

@@ -1,0 +1,70 @@
+"""Numbers per pair, and the metric that averages them exactly over batches and ranks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torchmetrics import Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from dpo_lightning.types import PairLogps, PreferenceOutput
+
+
+def reward_margins(output: PreferenceOutput, logps: PairLogps) -> dict[str, Tensor]:
+    """Rewards, their margins and the answers' log-probabilities, each `[pair]`, under TRL's names.
+
+    `logps/margins` is the difference of the log-ratios in nats: unlike `rewards/margins` it does not scale with beta.
+    """
+    return {
+        "rewards/chosen": output.chosen_rewards,
+        "rewards/rejected": output.rejected_rewards,
+        "rewards/margins": output.chosen_rewards - output.rejected_rewards,
+        "logps/chosen": logps.policy_chosen,
+        "logps/rejected": logps.policy_rejected,
+        "logps/margins": logps.margins,
+    }
+
+
+def preference_accuracy(output: PreferenceOutput, logps: PairLogps) -> dict[str, Tensor]:
+    """Wins as 0 or 1 per pair: by implicit reward, by likelihood of the policy, and of the reference.
+
+    A tie is no win (as TRL counts it); `rewards/ties` tells how many there are.
+    """
+    wins = {
+        "rewards/accuracies": output.chosen_rewards > output.rejected_rewards,
+        "rewards/ties": output.chosen_rewards == output.rejected_rewards,
+        "logps/accuracies": logps.policy_chosen > logps.policy_rejected,
+        "logps/ref_accuracies": logps.reference_chosen > logps.reference_rejected,
+    }
+    return {name: won.float() for name, won in wins.items()}
+
+
+class Means(Metric):
+    """Weighted means of named values: sums and weights are kept, so batches and ranks of any size mix exactly."""
+
+    full_state_update = False
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        """Average the values of these `names`."""
+        super().__init__()
+        self.names = names
+        self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Mapping[str, Tensor], weights: Tensor) -> None:
+        """Add values `[item]` under every name; an item of weight 0 does not count, whatever its value."""
+        table = torch.stack([values[name] for name in self.names]).to(self.sums)
+        counted = weights.to(self.sums)
+        self.sums += torch.where(counted > 0, table * counted, 0).sum(dim=1)
+        self.weight += counted.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean under every name; NaN where nothing was added."""
+        return {
+            name: (total / self.weight).float() for name, total in zip(self.names, self.sums, strict=True)
+        }

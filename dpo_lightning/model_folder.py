@@ -1,0 +1,165 @@
+"""What a model folder holds, checked in a moment and before any weight is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from dpo_lightning.errors import ExitCode, Problem, UserError
+
+KEY = "model.policy.path"
+EMBEDDED = "models/smollm2-135m-instruct"
+"""Where `fetch-model` puts the embedded model."""
+
+
+def check_folder(path: str) -> Path | None:
+    """The folder that `path` names, or None where it is the id of a model on a hub.
+
+    Raises:
+        UserError: the folder is missing, holds code of its own, only pickled weights, or damaged weights.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if looks_like_hub_id(path):
+            return None
+        raise missing_folder(path)
+    if (folder / "adapter_config.json").exists():
+        return folder
+    config = read_json(folder / "config.json")
+    if "auto_map" in config:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the model brings code of its own (`auto_map`), which is never run", f"{folder}/config.json"),
+            fix="use a model whose architecture transformers knows",
+        )
+    check_weights(folder)
+    return folder
+
+
+def looks_like_hub_id(path: str) -> bool:
+    """`name` or `org/name`, and nothing on disk that the path could have meant."""
+    parts = Path(path).parts
+    local = path.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+    return bool(parts) and not local
+
+
+def missing_folder(path: str) -> UserError:
+    """The error for a folder that is not there, with the nearest names or the command that makes it."""
+    if Path(path) == Path(EMBEDDED):
+        fix = "python -m dpo_lightning fetch-model"
+    else:
+        parent = Path(path).parent
+        names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+        near = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.4)
+        fix = f"did you mean {', '.join(str(parent / name) for name in near)}?" if near else (
+            "give a model folder, an adapter folder (both have a config file in them) or a hub id"
+        )
+    return UserError(ExitCode.INPUT_MISSING, Problem("there is no such model folder", KEY, path), fix=fix)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem(f"the model folder has no {path.name}", where=str(path.parent)),
+            fix="give the folder that `save_pretrained` wrote (for a run: its final_model/)",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise damaged(path, "not a JSON object")
+    return content
+
+
+def check_weights(folder: Path) -> None:
+    """Every safetensors file that the model needs is there, is whole, and lies inside the folder."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise damaged(index, "no weight_map")
+        shards = sorted({str(name) for name in weight_map.values()})
+    else:
+        shards = ["model.safetensors"]
+    for shard in shards:
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            raise damaged(index, f"names a file outside the folder: {shard}")
+        if not (folder / shard).is_file():
+            raise no_weights(folder, shard)
+        read_header(folder / shard)
+
+
+def no_weights(folder: Path, shard: str) -> UserError:
+    """The error for a missing weight file; pickled weights could run code and are not read."""
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if pickled:
+        return UserError(
+            ExitCode.MODEL,
+            Problem(f"the weights are pickled ({pickled[0]}), which may run code when loaded", str(folder)),
+            fix="convert them where you trust them: AutoModelForCausalLM.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER)",
+        )
+    return UserError(
+        ExitCode.MODEL, Problem("a weight file is missing", f"{folder}/{shard}"), fix="copy the folder again"
+    )
+
+
+def read_header(path: Path) -> bytes:
+    """The header of a safetensors file whose length agrees with it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if length > size - 8:
+            raise damaged(path, "the file ends early")
+        header = file.read(length)
+    try:
+        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise damaged(path, "its header is not that of a safetensors file") from None
+    if size != 8 + length + end:
+        raise damaged(path, f"it has {size} bytes where its header promises {8 + length + end}")
+    return header
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    """The error for a file that cannot be what it says it is."""
+    return UserError(
+        ExitCode.MODEL, Problem(f"the model file is damaged: {reason}", str(path)), fix="copy or download it again"
+    )
+
+
+def count_values(folder: Path) -> int:
+    """The number of weights in a folder's safetensors files."""
+    entries = [
+        entry
+        for path in folder.glob("model*.safetensors")
+        for name, entry in json.loads(read_header(path)).items()
+        if name != "__metadata__"
+    ]
+    return sum(math.prod(entry["shape"]) for entry in entries)
+
+
+def weights_digest(folder: Path) -> str:
+    """A fingerprint of a folder's weights: headers, sizes and samples of every safetensors file.
+
+    It tells one base model from another without reading gigabytes; it is no proof against forgery.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("model*.safetensors")):
+        size = path.stat().st_size
+        digest.update(read_header(path))
+        with path.open("rb") as file:
+            for k in range(64):
+                file.seek(k * max(1, size - 4096) // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()

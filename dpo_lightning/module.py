@@ -1,0 +1,140 @@
+"""`PolicyModule`: what SFT and DPO share, from building the policy to a mean that is exact over accumulation and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from dpo_lightning.console import say
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.models import CausalLM
+
+OptimizerFactory = Callable[[Iterable, float], Optimizer]
+"""Called with parameters and learning rate; an `lr` among an optimizer's own options therefore has no place."""
+
+
+class PolicyModule(LightningModule):
+    """A trainable policy. The weights are loaded in `configure_model`, never while a config is parsed."""
+
+    policy: nn.Module
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        learning_rate: float,
+        optimizer: OptimizerFactory = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Describe the policy and how it is trained.
+
+        Args:
+            policy: the model to train.
+            learning_rate: handed to the optimizer.
+            optimizer: class of the optimizer and its other options.
+            lr_scheduler: class of a scheduler that is stepped once per optimizer step.
+        """
+        super().__init__()
+        if not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"learning_rate={learning_rate} is no step size", "model.learning_rate"),
+                fix="--model.learning_rate with a positive number, such as 5e-7",
+            )
+        if learning_rate > 1e-2 and policy.lora is None:
+            say(f"warning: learning_rate={learning_rate} is very large for training all weights")
+        self.builder, self.learning_rate = policy, learning_rate
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self._window_weight = torch.zeros(())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer; loaded when first asked for, before the weights."""
+        return self.builder.tokenizer()
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer besides the tokenizer's EOS."""
+        return self.builder.end_ids()
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse sequences that are longer than the model's positions."""
+        positions = getattr(self.builder.config().get_text_config(), "max_position_embeddings", None)
+        if positions and max_length > positions:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"max_length={max_length} exceeds the model's {positions} positions", "data.max_length"),
+                fix=f"--data.max_length {positions} or less",
+            )
+
+    def configure_model(self) -> None:
+        """Load the policy once, before Lightning restores a checkpoint."""
+        if "policy" not in self._modules:
+            self.policy = self.builder.build().train()  # transformers hands models over in eval mode
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what is trained, with its scheduler."""
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(trained, self.learning_rate)
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def accumulate(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """A loss whose gradient becomes the weighted mean over everything that one optimizer step sees.
+
+        Micro-batches, ranks and a last, shorter window hold unequal numbers of pairs or tokens, so a mean of means is
+        wrong. What is returned is the weighted *sum*; Lightning's division by the accumulation and the ranks'
+        average are undone here, and `on_before_optimizer_step` divides by the weight of the whole window.
+        """
+        self._window_weight = self._window_weight.to(weights.device) + weights.detach().sum()
+        total = torch.where(weights > 0, losses * weights, 0).sum()
+        return total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn summed gradients into the mean; Lightning clips after this."""
+        weight = self.trainer.strategy.reduce(self._window_weight.clone(), reduce_op="sum")
+        gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_div_(gradients, weight.clamp(min=1))
+        self._window_weight.zero_()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, also with a fused optimizer in bf16: refusing it is only right with a scaler."""
+        plugin: Any = self.trainer.precision_plugin
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            plugin.clip_gradients(optimizer, gradient_clip_val or 0.0, algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained; frozen base weights come from their own folder again."""
+        trained = {f"policy.{name}" for name, value in self.policy.named_parameters() if value.requires_grad}
+        frozen = {f"policy.{name}" for name, _ in self.policy.named_parameters()} - trained
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in the frozen weights, so that loading stays strict about the trained ones."""
+        for name, value in self.policy.named_parameters():
+            if not value.requires_grad:
+                checkpoint["state_dict"].setdefault(f"policy.{name}", value)

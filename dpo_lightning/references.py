@@ -1,0 +1,137 @@
+"""The policy that DPO measures against: a frozen copy, or the policy itself with its adapter switched off."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.logps import score
+from dpo_lightning.models import CausalLM, without_dropout
+from dpo_lightning.types import Batch, SequenceLogps
+
+KEY = "model.reference"
+
+
+class ReferencePolicy(nn.Module, ABC):
+    """What a policy is compared with. It has no gradient, no place in a checkpoint, and a digest that is in it."""
+
+    @abstractmethod
+    def bind(self, policy: nn.Module, builder: CausalLM) -> None:
+        """Take what is needed from the policy before its first step.
+
+        Raises:
+            UserError: this reference would not be the policy's starting point.
+        """
+
+    @abstractmethod
+    def activated(self, policy: nn.Module) -> Any:
+        """A context in which the yielded model is the reference."""
+
+    @property
+    def starts_equal(self) -> bool:
+        """Whether policy and reference are the same function at the first step."""
+        return True
+
+    def forward(self, policy: nn.Module, batch: Batch) -> SequenceLogps:
+        """Log-probabilities under the reference, without a gradient; the policy runs in the same layout and kernels."""
+        with torch.no_grad(), self.activated(policy) as model:
+            return score(model, batch)
+
+    def digest(self, policy: nn.Module) -> str:
+        """A fingerprint of the reference's weights: sizes and up to 256 values of every frozen tensor."""
+        digest = hashlib.sha256()
+        with self.activated(policy) as model:
+            for name, value in model.named_parameters():
+                if value.requires_grad:
+                    continue
+                flat = value.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
+                digest.update(f"{name} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class FrozenCopy(ReferencePolicy):
+    """A copy of the policy as it was before its first step, or another model given by `path`.
+
+    The copy is not a registered submodule: it follows the policy between devices and dtypes, and nothing else
+    (optimizer, checkpoint, train mode, gradient synchronisation) ever meets it.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Choose the weights.
+
+        Args:
+            path: a model or adapter folder or a hub id to compare with; the policy's own start where it is left out.
+        """
+        super().__init__()
+        self.path = path
+        self._held: list[nn.Module] = []
+
+    @property
+    def starts_equal(self) -> bool:
+        """Only where no other model was named."""
+        return self.path is None
+
+    def bind(self, policy: nn.Module, builder: CausalLM) -> None:
+        """Copy the policy, or load the model that was named."""
+        if self.path is None:
+            model = copy.deepcopy(policy)
+        else:
+            other = CausalLM(self.path, builder.dtype, builder.attention)
+            check_same_tokenizer(builder, other)
+            model = other.build()
+        without_dropout(model)
+        self._held = [model.eval().requires_grad_(False)]
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The copy."""
+        yield self._held[0]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenCopy:
+        for model in self._held:
+            model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+class AdapterDisabled(ReferencePolicy):
+    """The policy with its fresh LoRA adapter switched off, so that no second model is held."""
+
+    def bind(self, policy: nn.Module, builder: CausalLM) -> None:
+        """Check that switching the adapter off gives back the policy's starting point."""
+        if builder.adapter_folder() is not None:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("the policy's adapter was trained before: without it the reference would be the base", KEY),
+                fix="leave --model.reference out (a frozen copy is taken), or merge the adapter first",
+            )
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The policy itself, its adapter off."""
+        with policy.disable_adapter():  # type: ignore[operator]
+            yield policy
+
+
+def default_reference(builder: CausalLM) -> ReferencePolicy:
+    """The reference that a policy of this kind needs."""
+    fresh_adapter = builder.lora is not None and builder.adapter_folder() is None
+    return AdapterDisabled() if fresh_adapter else FrozenCopy()
+
+
+def check_same_tokenizer(builder: CausalLM, other: CausalLM) -> None:
+    """Log-probabilities can only be compared over the same tokens."""
+    if builder.tokenizer().get_vocab() != other.tokenizer().get_vocab():
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the reference has another tokenizer than the policy", f"{KEY}.path", other.path),
+            fix="use a reference of the same family",
+        )

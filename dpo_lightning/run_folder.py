@@ -1,0 +1,146 @@
+"""One run's folder: claimed by one process, never written over, its `config.yaml` enough to repeat the run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from dpo_lightning.errors import ExitCode, Problem, UserError
+
+KEY = "output_dir"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+
+class RunFolder:
+    """The folder that `--output_dir` names. `check` changes nothing; `claim` makes it and locks it."""
+
+    def __init__(self, path: str) -> None:
+        """Name the folder."""
+        if "\0" in path or not path.strip():
+            raise UserError(
+                ExitCode.CONFIG, Problem("this is no folder name", KEY, path), fix="--output_dir outputs/NAME"
+            )
+        self.path = Path(path)
+        self._lock: int | None = None
+        self._made: list[Path] = []
+
+    def check(self, *, fresh: bool = False, ckpt_path: str | None = None) -> None:
+        """Refuse a folder that is in use, used, or cannot be written.
+
+        Args:
+            fresh: a used folder is going to be moved aside.
+            ckpt_path: a checkpoint of this very folder may go on in it.
+
+        Raises:
+            UserError: with exit code 73 and the ways on.
+        """
+        above = self.path
+        while not above.exists() and not above.is_symlink() and above != above.parent:
+            above = above.parent
+        if not above.is_dir():
+            raise UserError(
+                ExitCode.OUTPUT, Problem(f"{above} is no folder", KEY, str(self.path)), fix="--output_dir elsewhere"
+            )
+        try:
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            raise UserError(
+                ExitCode.OUTPUT,
+                Problem(f"nothing can be written in {above}: {error.strerror}", KEY, str(self.path)),
+                fix="--output_dir with a folder of yours, or mend its mode",
+            ) from None
+        if not self.used():
+            return
+        self._refuse_running()
+        if fresh or self.holds(ckpt_path):
+            return
+        raise UserError(
+            ExitCode.OUTPUT,
+            Problem("the folder holds a run already", KEY, str(self.path)),
+            fix="--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside",
+        )
+
+    def used(self) -> bool:
+        """Whether anything lies in the folder."""
+        return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
+
+    def holds(self, ckpt_path: str | None) -> bool:
+        """Whether a checkpoint lies in this folder's `checkpoints/`."""
+        return ckpt_path is not None and (self.path / CHECKPOINTS).resolve() in Path(ckpt_path).resolve().parents
+
+    def claim(self, *, fresh: bool = False) -> None:
+        """Make the folder, moving a used one aside where that was asked for, and lock it for this process."""
+        if fresh and self.used():
+            aside = self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
+            self.path.rename(aside)
+            print(f"the old run is now {aside}")
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise self._running() from None
+
+    def write_config(self, text: str) -> None:
+        """Keep the run's configuration; a continued run adds its own beside the first."""
+        target, attempt = self.path / CONFIG, 1
+        while target.exists():
+            attempt += 1
+            target = self.path / f"config-{attempt}.yaml"
+        target.write_text(text, encoding="utf-8")
+
+    def abandon(self) -> None:
+        """Remove what `claim` made for a run that ended before its first step."""
+        if not self._made or (self.path / CHECKPOINTS).exists():
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made[1:]:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _refuse_running(self) -> None:
+        lock = self.path / LOCK
+        if not lock.exists():
+            return
+        handle = os.open(lock, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise self._running() from None
+        finally:
+            os.close(handle)
+
+    def _running(self) -> UserError:
+        return UserError(
+            ExitCode.OUTPUT,
+            Problem("another process is running in the folder", KEY, str(self.path)),
+            fix="wait for it, or --output_dir NAME",
+        )
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuse to start where the disk cannot hold what the run will write.
+
+    Args:
+        path: the run's folder, there already or not.
+        needed: bytes.
+    """
+    above = path
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise UserError(
+            ExitCode.OUTPUT,
+            Problem(f"{free / 1e9:.1f} GB are free, the run writes up to {needed / 1e9:.1f} GB", KEY, str(path)),
+            fix="make room, or --output_dir on another disk",
+        )

@@ -1,0 +1,47 @@
+"""`SFTModule`: supervised fine-tuning on completions, weighted by tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LRSchedulerCallable
+from torch.optim import AdamW
+
+from dpo_lightning.callbacks.token_loss import TokenLoss
+from dpo_lightning.logps import score
+from dpo_lightning.models import CausalLM
+from dpo_lightning.module import OptimizerFactory, PolicyModule
+from dpo_lightning.types import SequenceLogps, SFTBatch
+
+
+class SFTModule(PolicyModule):
+    """Maximise the likelihood of completions; every token of an optimizer step counts the same."""
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        learning_rate: float = 2e-5,
+        optimizer: OptimizerFactory = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Describe the run; the arguments are those of `PolicyModule`."""
+        super().__init__(policy, learning_rate, optimizer, lr_scheduler)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The measure that every run has."""
+        return [TokenLoss()]
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
+        """The loss, and the log-probabilities that callbacks measure."""
+        logps = score(self.policy, batch)
+        counted = logps.lengths * (batch.indices >= 0)
+        loss = self.accumulate(-logps.sums / logps.lengths.clamp(min=1), counted)
+        return {"loss": loss, "logps": SequenceLogps(logps.sums.detach(), logps.lengths)}
+
+    def validation_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
+        """The log-probabilities that callbacks measure."""
+        return {"logps": score(self.policy, batch)}
+
+    test_step = validation_step
+    predict_step = validation_step

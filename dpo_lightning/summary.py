@@ -1,0 +1,69 @@
+"""What a run came to: `metrics.json`, and a few lines for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from dpo_lightning.callbacks.pairwise import PreferenceAccuracy
+from dpo_lightning.callbacks.samples import Samples
+from dpo_lightning.callbacks.token_loss import TokenLoss
+from dpo_lightning.console import say
+from dpo_lightning.intervals import wilson
+
+FILE = "metrics.json"
+
+
+def summarize(trainer: Trainer, module: Any) -> None:
+    """Write `metrics.json` into the run's folder and print the summary, both from the last evaluation."""
+    if not trainer.is_global_zero:
+        return
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    metrics: dict[str, Any] = {
+        name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("eval/")
+    }
+    metrics["step"] = trainer.global_step
+    rows = max((c.evaluated for c in callbacks if isinstance(c, (PreferenceAccuracy, TokenLoss))), default=0)
+    metrics["eval/rows"] = rows
+    lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
+    if "eval/rewards/accuracies" in metrics and rows:
+        low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
+        metrics["eval/rewards/accuracies_ci95"] = [low, high]
+        lines += preference_lines(metrics, rows)
+    elif "eval/loss" in metrics:
+        lines.append(f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)")
+    for callback in callbacks:
+        if isinstance(callback, Samples) and callback.drawn:
+            lines += sample_lines(*callback.drawn[0])
+    path = Path(trainer.default_root_dir) / FILE
+    path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    for line in lines:
+        say(line)
+
+
+def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """Accuracies and margins in words."""
+    low, high = metrics["eval/rewards/accuracies_ci95"]
+    return [
+        f"  held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward"
+        f" (95 % interval {low:.3f} to {high:.3f}, {rows} pairs, {metrics['eval/rewards/ties']:.3f} ties)",
+        f"  by likelihood       {metrics['eval/logps/ref_accuracies']:.3f} before,"
+        f" {metrics['eval/logps/accuracies']:.3f} after",
+        f"  margin              {metrics['eval/rewards/margins']:.4f} reward,"
+        f" {metrics['eval/logps/margins']:.3f} nats",
+        f"  held-out loss       {metrics['eval/loss']:.4f}",
+    ]
+
+
+def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:
+    """One sampled answer of each."""
+    lines = [f"  prompt              {one_line(prompt)}", f"  policy              {one_line(policy)}"]
+    return [*lines, f"  reference           {one_line(reference)}"] if reference else lines
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks."""
+    return " ".join(text.split())

@@ -1,0 +1,58 @@
+"""The gathering of bad rows: all of them, in the order of the file, and not without end."""
+
+from __future__ import annotations
+
+import pytest
+from row_files import refusal
+
+from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.types import Origin
+
+
+def test_none_is_no_error() -> None:
+    bad = BadRows()
+    bad.raise_if_any()
+    assert not bad
+
+
+def test_in_the_order_of_lines_whatever_found_them_first() -> None:
+    bad = BadRows()
+    for line in (9, 2, 5):
+        bad.add(Origin("a", line), RowError("odd", "text", f"mend {line}"))
+    message = refusal(bad.raise_if_any, ExitCode.DATA, "fix: mend 2; mend 5; mend 9")
+    assert message.index("a:2") < message.index("a:5") < message.index("a:9")
+
+
+def test_ten_are_shown_and_the_rest_counted() -> None:
+    bad = BadRows()
+    for line in range(1, 41):
+        bad.add(Origin("a", line), RowError("odd", "x" * 500, "mend it"))
+    refusal(bad.raise_if_any, ExitCode.DATA, "a:10", "and 30 more")
+
+
+def test_stops_after_a_thousand_rows_and_says_so() -> None:
+    bad = BadRows()
+    for line in range(1, 1001):
+        bad.add(Origin("a", line), RowError("odd", fix="mend it"))
+        bad.add(Origin("a", line), RowError("also odd", fix="mend it"))
+    refusal(
+        lambda: bad.add(Origin("a", 1001), RowError("odd")), ExitCode.DATA, "stopped after 1,000 bad rows"
+    )
+
+
+def test_notes_count_and_show_the_first_places() -> None:
+    notes = Notes(BadRows(), strict=False)
+    for line in range(1, 9):
+        notes.add(Origin("a", line), "odd rows")
+    notes.add(Origin("a", 9), "twins", other=Origin("a", 3))
+    assert notes.lines() == ["odd rows: 8 (a:1, a:2, a:3, a:4, a:5, and 3 more)", "twins: 1 (a:9 = a:3)"]
+
+
+def test_strict_notes_are_bad_rows() -> None:
+    bad = BadRows()
+    notes = Notes(bad, strict=True)
+    notes.add(Origin("a", 9), "twins", other=Origin("a", 3), fix="remove one")
+    assert notes.lines() == []
+    with pytest.raises(UserError, match="twins, see a:3 at a:9"):
+        bad.raise_if_any()

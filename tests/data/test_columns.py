@@ -1,0 +1,84 @@
+"""Other column names: the mapping, and its proposal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from row_files import refusal
+
+from dpo_lightning.data.columns import check_same_columns, look_alike, missing_columns, rename, unused
+from dpo_lightning.data.sources import Row
+from dpo_lightning.errors import ExitCode
+from dpo_lightning.types import Origin
+
+KNOWN = ("prompt", "chosen", "rejected")
+
+
+def row(values: dict[str, Any], file: str = "f", line: int = 1) -> Row:
+    return Row(Origin(file, line), values, frozenset(values))
+
+
+def test_columns_are_mapped_and_ours_of_that_name_set_aside() -> None:
+    mapped = rename([row({"question": "q", "prompt": "p", "x": 1})], {"prompt": "question"}, KNOWN)
+    assert mapped[0].values == {"prompt": "q", "x": 1}
+
+
+def test_columns_can_be_swapped() -> None:
+    swap = {"chosen": "rejected", "rejected": "chosen"}
+    assert rename([row({"chosen": 1, "rejected": 2})], swap, KNOWN)[0].values == {"rejected": 1, "chosen": 2}
+
+
+@pytest.mark.parametrize("columns", [{"promt": "question"}, {"prompt": "a", "chosen": "a"}])
+def test_mappings_that_make_no_sense(columns: dict[str, str]) -> None:
+    refusal(lambda: rename([row({"a": 1})], columns, KNOWN), ExitCode.CONFIG, "data.columns")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ["question", "response_chosen", "response_rejected"],
+            ["question", "response_chosen", "response_rejected"],
+        ),
+        (["instruction", "preferred", "dispreferred"], ["instruction", "preferred", "dispreferred"]),
+        (["dispreferred", "preferred", "query"], ["query", "preferred", "dispreferred"]),
+        (["Prompt", "Chosen", "Rejected"], ["Prompt", "Chosen", "Rejected"]),
+        (["input", "gpt4_response", "llama_response"], ["input", "gpt4_response", "llama_response"]),
+        (["prompt_id", "choosen", "answer_rejected"], ["", "choosen", "answer_rejected"]),
+        (["질문", "winner", "loser"], ["질문", "winner", "loser"]),
+        (["a", "b"], ["", "", ""]),
+    ],
+)
+def test_look_alikes(names: list[str], expected: list[str]) -> None:
+    assert [look_alike(ours, names, KNOWN) for ours in KNOWN] == expected
+
+
+def test_the_proposal_is_a_flag() -> None:
+    def call() -> None:
+        raise missing_columns(["prompt", "chosen"], [row({"my question": 1, "zzz": 2})], None)
+
+    fix = "--data.columns.prompt 'my question' --data.columns.chosen NAME"
+    refusal(
+        call, ExitCode.DATA, "no row has the columns 'prompt', 'chosen'", "my question, zzz", "at f:1", fix
+    )
+
+
+def test_unknown_columns_are_named_once() -> None:
+    rows = [
+        row({"prompt": 1, "score": 2, "language": "ko", "meta_x": 1}),
+        row({"score": 3, "id": 4, "source": 5}),
+    ]
+    assert unused(rows, KNOWN) == ["columns that are not used: score"]
+    assert unused(rows, (*KNOWN, "score")) == []
+
+
+def test_two_files_of_other_columns() -> None:
+    rows = [row({"prompt": 1, "chosen": 2}), row({"chosen": 2}, "g", 7)]
+    refusal(
+        lambda: check_same_columns(rows, KNOWN),
+        ExitCode.DATA,
+        "another format than f at g:7",
+        "chosen, prompt",
+    )
+    check_same_columns([row({"prompt": 1, "x": 2}), row({"prompt": 1}, "g")], KNOWN)
