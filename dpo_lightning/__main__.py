@@ -15,8 +15,14 @@ COMMANDS = {
     "test": ("dpo_lightning.cli:main", "the same, logged as a test"),
     "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
     "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),
-    "fetch-model": ("dpo_lightning.commands.fetch_model:main", "get the small instruct model that the examples use"),
-    "doctor": ("dpo_lightning.commands.doctor:main", "versions, devices, precision; what is missing and its cure"),
+    "fetch-model": (
+        "dpo_lightning.commands.fetch_model:main",
+        "get the small instruct model that the examples use",
+    ),
+    "doctor": (
+        "dpo_lightning.commands.doctor:main",
+        "versions, devices, precision; what is missing and its cure",
+    ),
 }
 LIGHTNING = ("fit", "validate", "test", "predict")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
@@ -19,8 +21,10 @@ from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.losses import PreferenceLoss
+from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.module import PolicyModule
-from dpo_lightning.parsing import Parser, parsing_error, read_config, restrict_imports, take_allowed
+from dpo_lightning.parsing import parsing_error, read_config, restrict_imports, take_allowed
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.resume import check_checkpoint, dropped_options
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
@@ -47,15 +51,18 @@ class PreferenceCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=42,
             trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
-            parser_kwargs={"parser_mode": "yaml"},
-            parser_class=Parser,
+            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
             auto_configure_optimizers=False,
             args=args,
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse; LightningCLI's warning about `args` beside `sys.argv` has no place here."""
-        self.config = parser.parse_args(args)
+        """Parse; what is wrong is said in a few lines."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            known = known_names(self._subcommand_parsers[args[0]])
+            raise (user_error(error.__cause__) or parsing_error(str(error), known)) from None
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The run's folder."""
@@ -145,7 +152,12 @@ def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, 
 
 def check_trainer(trainer: Any) -> None:
     """Refuse numbers of steps that are no numbers of steps."""
-    for name, least in (("accumulate_grad_batches", 1), ("max_epochs", 1), ("max_steps", 1), ("log_every_n_steps", 1)):
+    for name, least in (
+        ("accumulate_grad_batches", 1),
+        ("max_epochs", 1),
+        ("max_steps", 1),
+        ("log_every_n_steps", 1),
+    ):
         value = trainer.get(name)
         if isinstance(value, int) and value < least and value != -1:
             raise UserError(
@@ -168,12 +180,43 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "bitsandbytes"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning.pytorch.utilities.rank_zero",
+        "bitsandbytes",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in (".*does not have many workers.*", ".*Checkpoint directory .* exists and is not empty.*",
-                    ".*isinstance\\(treespec, LeafSpec\\).*",
-                    ".*number of training batches.*smaller than the logging interval.*"):
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*number of training batches.*smaller than the logging interval.*",
+    ):
         warnings.filterwarnings("ignore", pattern)
+
+
+def known_names(parser: Any) -> list[str]:
+    """Every key of the trainer and of this package's classes, and the names of the classes."""
+    names = [action.dest for action in parser._actions if action.dest != "help"]
+    owners: dict[str, tuple[Any, ...]] = {
+        "model": (DPOModule, SFTModule),
+        "data": (TextDataModule,),
+        "model.policy": (CausalLM,),
+    }
+    owners |= {"model.policy.lora": (Lora,), "model.loss": tuple(PreferenceLoss.__subclasses__())}
+    for prefix, classes in owners.items():
+        for owner in classes:
+            names += [f"{prefix}.{name}" for name in inspect.signature(owner).parameters]
+            names.append(owner.__name__)
+    return [*names, *project_callbacks.__all__, "FrozenCopy", "AdapterDisabled"]
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that a library wrapped into something else."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def translated(error: Exception) -> UserError | None:
@@ -196,7 +239,7 @@ def translated(error: Exception) -> UserError | None:
             Problem("the checkpoint belongs to another model", "ckpt_path", text.splitlines()[-1].strip()),
             fix="give the config that the run was started with (its config.yaml)",
         )
-    return None
+    return user_error(error)
 
 
 def main(args: list[str]) -> int:
@@ -218,4 +261,4 @@ def main(args: list[str]) -> int:
     return 0
 
 
-__all__ = ["DPOModule", "PreferenceCLI", "SFTModule", "main", "parsing_error"]
+__all__ = ["DPOModule", "PreferenceCLI", "SFTModule", "main"]

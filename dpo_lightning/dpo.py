@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
-from dpo_lightning.console import say
 from torch.optim import AdamW
 
 from dpo_lightning.callbacks.pairwise import PreferenceAccuracy, RewardMargins
 from dpo_lightning.callbacks.self_check import SelfCheck
+from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PreferenceLoss
@@ -67,8 +66,10 @@ class DPOModule(PolicyModule):
         super().configure_model()
         silenced = without_dropout(self.policy)
         if silenced:
-            say(f"dropout: {silenced} of the policy's dropouts are off, as DPO needs the policy and its "
-                           "reference to be one function at the start")
+            say(
+                f"dropout: {silenced} of the policy's dropouts are off, as DPO needs the policy and its "
+                "reference to be one function at the start"
+            )
         reference.bind(self.policy, self.builder)
         self.reference = reference
         chosen = "" if self._reference else " (follows from the policy)"

@@ -36,7 +36,9 @@ class Sampling:
         ):
             if not good:
                 raise UserError(
-                    ExitCode.CONFIG, Problem(f"{name}={getattr(self, name)} is out of range", name), fix=f"mend {name}"
+                    ExitCode.CONFIG,
+                    Problem(f"{name}={getattr(self, name)} is out of range", name),
+                    fix=f"mend {name}",
                 )
 
 

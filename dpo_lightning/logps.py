@@ -34,9 +34,7 @@ def score(model: nn.Module, batch: Batch) -> SequenceLogps:
         logits_to_keep=columns,
         use_cache=False,
     ).logits
-    return sequence_logps(
-        logits, batch.targets[:, columns], batch.sequence_ids[:, columns], batch.num_sequences
-    )
+    return sequence_logps(logits, batch.targets[:, columns], batch.sequence_ids[:, columns], batch.num_sequences)
 
 
 def sequence_logps(

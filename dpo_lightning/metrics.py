@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import Tensor
 
     from dpo_lightning.types import PairLogps, PreferenceOutput
 
@@ -48,6 +47,8 @@ class Means(Metric):
     """Weighted means of named values: sums and weights are kept, so batches and ranks of any size mix exactly."""
 
     full_state_update = False
+    sums: Tensor
+    weight: Tensor
 
     def __init__(self, names: tuple[str, ...]) -> None:
         """Average the values of these `names`."""
@@ -65,6 +66,4 @@ class Means(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The mean under every name; NaN where nothing was added."""
-        return {
-            name: (total / self.weight).float() for name, total in zip(self.names, self.sums, strict=True)
-        }
+        return {name: (total / self.weight).float() for name, total in zip(self.names, self.sums, strict=True)}

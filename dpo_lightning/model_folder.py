@@ -56,8 +56,10 @@ def missing_folder(path: str) -> UserError:
         parent = Path(path).parent
         names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
         near = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.4)
-        fix = f"did you mean {', '.join(str(parent / name) for name in near)}?" if near else (
-            "give a model folder, an adapter folder (both have a config file in them) or a hub id"
+        fix = (
+            f"did you mean {', '.join(str(parent / name) for name in near)}?"
+            if near
+            else ("give a model folder, an adapter folder (both have a config file in them) or a hub id")
         )
     return UserError(ExitCode.INPUT_MISSING, Problem("there is no such model folder", KEY, path), fix=fix)
 
@@ -134,7 +136,9 @@ def read_header(path: Path) -> bytes:
 def damaged(path: Path, reason: str) -> UserError:
     """The error for a file that cannot be what it says it is."""
     return UserError(
-        ExitCode.MODEL, Problem(f"the model file is damaged: {reason}", str(path)), fix="copy or download it again"
+        ExitCode.MODEL,
+        Problem(f"the model file is damaged: {reason}", str(path)),
+        fix="copy or download it again",
     )
 
 

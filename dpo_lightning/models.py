@@ -29,7 +29,7 @@ class Lora:
     """The update is scaled by `lora_alpha / r`."""
 
     lora_dropout: float = 0.05
-    """Dropout before the adapter in SFT. DPO switches it off: policy and reference have to be one function at the start."""
+    """Dropout before the adapter, in SFT. DPO switches it off: policy and reference have to start as one function."""
 
     target_modules: str | list[str] = "all-linear"
     """Modules that get an adapter; `all-linear` is every linear layer but the output head."""
@@ -200,7 +200,9 @@ def load_base(path: str, dtype: str, attention: str) -> Any:
     ]
     if problems:
         raise UserError(
-            ExitCode.MODEL, problems, fix="use a folder whose config.json belongs to its weights (copy it again)"
+            ExitCode.MODEL,
+            problems,
+            fix="use a folder whose config.json belongs to its weights (copy it again)",
         )
     return model
 
@@ -279,7 +281,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None
             config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else base_path
         model.save_pretrained(folder, safe_serialization=True)
         if base.is_dir():
-            (folder / ORIGIN_FILE).write_text(json.dumps({"base_digest": weights_digest(base)}) + "\n", encoding="utf-8")
+            (folder / ORIGIN_FILE).write_text(
+                json.dumps({"base_digest": weights_digest(base)}) + "\n", encoding="utf-8"
+            )
         (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty card
     else:
         model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""`PolicyModule`: what SFT and DPO share, from building the policy to a mean that is exact over accumulation and ranks."""
+"""`PolicyModule`: what SFT and DPO share, from the policy to a mean that is exact over accumulation and ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models import CausalLM
 
-OptimizerFactory = Callable[[Iterable, float], Optimizer]
+OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 """Called with parameters and learning rate; an `lr` among an optimizer's own options therefore has no place."""
 
 

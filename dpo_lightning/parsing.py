@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -28,6 +27,7 @@ ALLOWED = (
 """What `class_path` may name. A config may come from someone else, and to name a class is to import its module."""
 
 ALLOW_FLAG = "--allow-class-path"
+HELP = "python -m dpo_lightning fit --help lists the options"
 
 
 def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
@@ -57,79 +57,87 @@ def restrict_imports(packages: list[str]) -> None:
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *packages])
 
 
-class Parser(LightningArgumentParser):
-    """A parser that raises `UserError` in place of a page of usage."""
+def parsing_error(message: str, known: Sequence[str]) -> UserError:
+    """The short form of a jsonargparse message: the key, what is wrong with it, and a near name or the help.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Turn a parsing error into a short one."""
-        raise parsing_error(message, list(known_keys(self))) from None
-
-
-def known_keys(parser: Any) -> Iterator[str]:
-    """Every key that the parser's own actions and its known classes take."""
-    for action in parser._actions:
-        if action.dest and action.dest != "help":
-            yield action.dest
-        choices = getattr(action, "choices", None)
-        if isinstance(choices, dict):
-            for sub in choices.values():
-                yield from known_keys(sub)
-    yield from (f"model.{name}" for name in constructor_names("model"))
-    yield from (f"data.{name}" for name in constructor_names("data"))
-
-
-def constructor_names(part: str) -> Iterator[str]:
-    """Arguments of the public modules, below `init_args` and without it."""
-    import dataclasses
-    import inspect
-
-    from dpo_lightning.data.datamodule import TextDataModule
-    from dpo_lightning.dpo import DPOModule
-    from dpo_lightning.losses import PreferenceLoss
-    from dpo_lightning.models import CausalLM, Lora
-
-    owner = DPOModule if part == "model" else TextDataModule
-    yield from (name for name in inspect.signature(owner.__init__).parameters if name != "self")
-    if part == "model":
-        yield from (f"policy.{field.name}" for field in dataclasses.fields(CausalLM))
-        yield from (f"policy.lora.{field.name}" for field in dataclasses.fields(Lora))
-        for loss in PreferenceLoss.__subclasses__():
-            yield from (f"loss.{field.name}" for field in dataclasses.fields(loss))
-
-
-def parsing_error(message: str, known: list[str]) -> UserError:
-    """The short form of a jsonargparse message: the key, what is wrong with it, and a near name or the help."""
-    text = re.sub(r"\s+", " ", message).strip()
-    where, fix = "", "python -m dpo_lightning fit --help lists the options"
-    key = re.search(
-        r"(?:Unrecognized arguments: |Option |Key |Parser key |No action for (?:destination )?key |argument )"
-        r"[\"'`]?-{0,2}([A-Za-z_][\w.]*)",
-        text,
-    )
-    nested = re.findall(r"(?:Option|Key) '([\w.]+)' is not accepted|(?:Option|Key) '([\w.]+)' is not expected", text)
-    if key:
-        where = key.group(1).replace("init_args.", "")
-    unknown = next((name for pair in nested for name in pair if name), "")
-    if unknown and unknown not in where:
-        where = f"{where}.{unknown}".replace("init_args.", "")
-    if unknown or "Unrecognized" in text:
-        near = difflib.get_close_matches(where, sorted(set(known)), n=1, cutoff=0.6) or [
-            name
-            for last in difflib.get_close_matches(where.rpartition(".")[2], {k.rpartition(".")[2] for k in known}, n=1)
-            for name in sorted(set(known))
-            if name.rpartition(".")[2] == last
-        ][:1]
-        what = f"there is no option {where}"
-        if near:
-            fix = f"did you mean {near[0]}?"
-        return UserError(ExitCode.CONFIG, Problem(what), fix=fix)
-    if "not allowed" in text or "denylist" in text or "allowlist" in text:
+    Args:
+        message: what the parser said; a chain of `Parser key "..."` lines, deeper and deeper, then the reason.
+        known: every key and class name that could have been meant.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    keys, reasons = walk(lines)
+    key = ".".join(keys)
+    reason = reasons[-1] if reasons else lines[0]
+    unknown = re.search(r"Option '([^']+)' is not accepted", reason)
+    if unknown:
+        owners = re.findall(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)'", message)
+        return unknown_option(f"{key}.{unknown.group(1)}", known, owners[-1] if owners else "")
+    if reason.startswith("unrecognized arguments:"):
+        return unknown_option(reason.split()[2].partition("=")[0].lstrip("-"), known)
+    if "is not allowed" in message:
+        name = re.search(r"Importing '([^']+)'", message)
         return UserError(
             ExitCode.CONFIG,
-            Problem("this class lies outside what a config may import", where, text),
+            Problem("this lies outside of what a config may import", key, name.group(1) if name else ""),
             fix=f"{ALLOW_FLAG} PACKAGE, if you trust the package",
         )
-    return UserError(ExitCode.CONFIG, Problem(shortened(text), where), fix=fix)
+    name = re.search(r"Expected a dot import path string: (\S+)", message)
+    if name:
+        near = difflib.get_close_matches(name.group(1), known, n=1, cutoff=0.5)
+        fix = f"did you mean {near[0]}?" if near else "--model.loss takes DPOLoss, IPOLoss, HingeLoss or RobustLoss"
+        return UserError(ExitCode.CONFIG, Problem("there is no such class", key, name.group(1)), fix=fix)
+    got = re.fullmatch(r"Expected an? (?:<class '(.+?)'>|(.+?))\. Got value: (.*)", reason)
+    if got:
+        wanted = (got.group(1) or got.group(2)).replace("typing.", "")
+        return UserError(
+            ExitCode.CONFIG,
+            Problem(f"expected {wanted}", key, got.group(3)),
+            fix=f"--{key} with such a value",
+        )
+    return UserError(ExitCode.CONFIG, Problem(shortened(reason), key), fix=HELP)
+
+
+def walk(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Keys from the outermost in, and the reasons of the branch that matters: None is never what was meant."""
+    keys: list[str] = []
+    reasons: list[str] = []
+    for line in lines:
+        found = re.match(r'-? ?(?:Parser key|argument) "?([\w.]+)"?:', line)
+        if found:
+            keys.append(found.group(1).replace("init_args.", ""))
+        elif line.startswith(("- Expected a <class 'NoneType'>", "Given value")):
+            break
+        elif not line.startswith(("Does not validate", "Subtypes:", "Errors:", "- Problem with", "Problem with")):
+            reasons.append(line.removeprefix("- "))
+    return keys, reasons
+
+
+def unknown_option(key: str, known: Sequence[str], owner: str = "") -> UserError:
+    """The error for a key that does not exist, with the nearest one: beside it, as a whole, or by its last part.
+
+    Args:
+        key: what was written.
+        known: keys that exist, some of them only for another class.
+        owner: the class that does not take the key.
+    """
+    if key.endswith("optimizer.lr"):
+        return UserError(
+            ExitCode.CONFIG,
+            Problem("the optimizer has no lr of its own", key),
+            fix="--model.learning_rate 5e-7",
+        )
+    if key in known:
+        return UserError(ExitCode.CONFIG, Problem(f"{owner} has no option {key}"), fix="leave the option out")
+    parent, _, last = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    anywhere = {name.rpartition(".")[2]: name for name in known}
+    for word, names in ((last, siblings), (key, {name: name for name in known}), (last, anywhere)):
+        near = difflib.get_close_matches(word, names, n=1)
+        if near:
+            return UserError(
+                ExitCode.CONFIG, Problem(f"there is no option {key}"), fix=f"did you mean {names[near[0]]}?"
+            )
+    return UserError(ExitCode.CONFIG, Problem(f"there is no option {key}"), fix=HELP)
 
 
 def shortened(text: str, limit: int = 300) -> str:
@@ -146,7 +154,9 @@ class UniqueKeys(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -159,7 +169,7 @@ def read_config(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
-            content = yaml.load(file, Loader=UniqueKeys)  # noqa: S506 - a subclass of SafeLoader
+            content = yaml.load(file, Loader=UniqueKeys)
     except OSError as error:
         raise UserError(
             ExitCode.INPUT_MISSING,

@@ -51,9 +51,7 @@ def _of_cuda() -> tuple[Precision, str]:
     if torch.version.hip:
         return "bf16-mixed", "AMD GPUs that torch supports compute in bf16."
     devices = range(torch.cuda.device_count())
-    major, name = min(
-        (torch.cuda.get_device_capability(i)[0], torch.cuda.get_device_name(i)) for i in devices
-    )
+    major, name = min((torch.cuda.get_device_capability(i)[0], torch.cuda.get_device_name(i)) for i in devices)
     if major >= 8:
         return "bf16-mixed", f"{name} computes in bf16."
     return "16-mixed", f"{name} is older than Ampere: it computes in fp16 and not in bf16."

@@ -39,11 +39,15 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
     if not file.is_file():
         found = ", ".join(map(str, sorted(file.parent.glob("*.ckpt")))) or "none"
         raise UserError(
-            ExitCode.INPUT_MISSING, Problem("there is no such checkpoint", KEY, path), fix=f"there are: {found}"
+            ExitCode.INPUT_MISSING,
+            Problem("there is no such checkpoint", KEY, path),
+            fix=f"there are: {found}",
         )
     if not zipfile.is_zipfile(file):
         raise UserError(
-            ExitCode.INPUT_MISSING, Problem("the checkpoint is damaged", KEY, path), fix="give an earlier checkpoint"
+            ExitCode.INPUT_MISSING,
+            Problem("the checkpoint is damaged", KEY, path),
+            fix="give an earlier checkpoint",
         )
     recorded = file.parent.parent / CONFIG
     if not compare or not recorded.exists():
@@ -58,7 +62,7 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         raise UserError(
             ExitCode.CONFIG,
             problems,
-            fix=f"--config {recorded} continues that run; a new run from its weights: --model.policy.path .../final_model",
+            fix=f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one",
         )
 
 

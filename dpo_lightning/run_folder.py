@@ -45,7 +45,9 @@ class RunFolder:
             above = above.parent
         if not above.is_dir():
             raise UserError(
-                ExitCode.OUTPUT, Problem(f"{above} is no folder", KEY, str(self.path)), fix="--output_dir elsewhere"
+                ExitCode.OUTPUT,
+                Problem(f"{above} is no folder", KEY, str(self.path)),
+                fix="--output_dir elsewhere",
             )
         try:
             with tempfile.TemporaryFile(dir=above):

@@ -52,8 +52,7 @@ def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
         f" (95 % interval {low:.3f} to {high:.3f}, {rows} pairs, {metrics['eval/rewards/ties']:.3f} ties)",
         f"  by likelihood       {metrics['eval/logps/ref_accuracies']:.3f} before,"
         f" {metrics['eval/logps/accuracies']:.3f} after",
-        f"  margin              {metrics['eval/rewards/margins']:.4f} reward,"
-        f" {metrics['eval/logps/margins']:.3f} nats",
+        f"  margin              {metrics['eval/rewards/margins']:.4f} reward, {metrics['eval/logps/margins']:.3f} nats",
         f"  held-out loss       {metrics['eval/loss']:.4f}",
     ]
 

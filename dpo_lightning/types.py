@@ -174,12 +174,12 @@ class PairLogps(NamedTuple):
 
     @property
     def chosen_logratios(self) -> Float[Tensor, " pair"]:
-        """log pi(chosen) - log ref(chosen)."""
+        """Log pi(chosen) - log ref(chosen)."""
         return self.policy_chosen - self.reference_chosen
 
     @property
     def rejected_logratios(self) -> Float[Tensor, " pair"]:
-        """log pi(rejected) - log ref(rejected)."""
+        """Log pi(rejected) - log ref(rejected)."""
         return self.policy_rejected - self.reference_rejected
 
     @property

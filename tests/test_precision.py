@@ -20,9 +20,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
         monkeypatch.setattr(torch.version, "hip", hip)
         capabilities = {"avx2": True, "avx512_bf16": False, "amx_bf16": False, "num_sockets": 1}
-        monkeypatch.setattr(
-            torch.cpu, "get_capabilities", lambda: capabilities | dict.fromkeys(features, True)
-        )
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities | dict.fromkeys(features, True))
 
     return make
 

@@ -1,4 +1,4 @@
-"""`FinalModel`: the trained model in the Hugging Face layout, with tokenizer, template and a card that tells its making."""
+"""`FinalModel`: the trained model in the Hugging Face layout, with tokenizer, template and a model card."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from dpo_lightning.console import say
 
+from dpo_lightning.console import say
 from dpo_lightning.models import save_model
 
 FOLDER = "final_model"
@@ -22,7 +22,7 @@ VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
 class FinalModel(Callback):
     """Write `final_model/` into the run's folder when training ends, and its metrics once they are known."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save beside the target and rename, so that a folder with this name is always whole."""
         if not trainer.is_global_zero:
             return
@@ -45,7 +45,12 @@ class FinalModel(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the card again after an evaluation that came later than the model."""
         target = Path(trainer.default_root_dir) / FOLDER / "README.md"
-        if trainer.is_global_zero and trainer.state.fn == "validate" and pl_module.trainer.global_step and target.exists():
+        if (
+            trainer.is_global_zero
+            and trainer.state.fn == "validate"
+            and pl_module.trainer.global_step
+            and target.exists()
+        ):
             target.write_text(card(trainer, pl_module), encoding="utf-8")
 
 
@@ -55,7 +60,10 @@ def card(trainer: Trainer, module: Any) -> str:
     head = ["---", f"base_model: {builder.base_path()}", "pipeline_tag: text-generation"]
     head += ["library_name: " + ("peft" if hasattr(module.policy, "peft_config") else "transformers"), "---"]
     lines = [*head, "", f"# {Path(trainer.default_root_dir).name}", ""]
-    lines += [f"Trained by `dpo_lightning` ({type(module).__name__}), {trainer.global_step} optimizer steps.", ""]
+    lines += [
+        f"Trained by `dpo_lightning` ({type(module).__name__}), {trainer.global_step} optimizer steps.",
+        "",
+    ]
     lines += ["| | |", "|---|---|", f"| policy | `{builder.path}` |"]
     if builder.lora is not None:
         lines.append(f"| LoRA | {described(builder.lora)} |")
@@ -75,7 +83,11 @@ def card(trainer: Trainer, module: Any) -> str:
 
 def described(options: Any) -> str:
     """A frozen dataclass with its fields, or the name of anything else."""
-    fields = ", ".join(f"{k}={v}" for k, v in asdict(options).items()) if is_dataclass(options) else ""
+    fields = (
+        ", ".join(f"{k}={v}" for k, v in asdict(options).items())
+        if is_dataclass(options) and not isinstance(options, type)
+        else ""
+    )
     return f"{type(options).__name__}({fields})"
 
 

@@ -25,6 +25,7 @@ class MeansCallback(Callback):
         """Keep the training steps' window apart from the evaluation's rows."""
         self._window = Means(self.names)
         self._evaluation = Means(self.names)
+        self._logged_step = 0
         self.evaluated = 0
         """Rows of the last evaluation, each counted once."""
 
@@ -37,18 +38,16 @@ class MeansCallback(Callback):
     ) -> None:
         """Count a micro-batch; log where an optimizer step ends a window."""
         self._window.to(pl_module.device).update(*self.values(outputs, batch))
-        stepped = trainer.global_step != self._logged_at(trainer)
-        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
-            self._last_logged = trainer.global_step
+        stepped = trainer.global_step != self._logged_step
+        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._logged_step = trainer.global_step
             means = {f"train/{name}": value for name, value in self._window.compute().items()}
             self._window.reset()
             for logger in trainer.loggers:
                 logger.log_metrics({name: float(value) for name, value in means.items()}, trainer.global_step)
             for name in self.shown:
-                pl_module.log(f"train/{name}", means[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
-
-    def _logged_at(self, trainer: Trainer) -> int:
-        return getattr(self, "_last_logged", 0)
+                short = name.rpartition("/")[2]
+                pl_module.log(short, means[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
 
     def _start(self) -> None:
         self._evaluation.reset()
@@ -60,7 +59,7 @@ class MeansCallback(Callback):
         if trainer.sanity_checking:
             return
         means = self._evaluation.compute()  # gathers the ranks' sums
-        if self._evaluation.update_count == 0:
+        if self._evaluation.update_called is False:
             return
         pl_module.log_dict({f"{stage}/{name}": value for name, value in means.items()}, batch_size=1)
         self.evaluated = self.rows(trainer)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
 from dpo_lightning.console import say
 
 FILE = "predictions.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dpo_lightning.generation import Sampling, answer
@@ -24,7 +24,7 @@ class Samples(Callback):
         self.drawn: list[tuple[str, str, str]] = []
         """Prompt, the policy's answer and the reference's, of the last validation."""
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Draw and log."""
         examples = getattr(getattr(trainer, "datamodule", None), "examples", {}).get("eval", [])
         if trainer.sanity_checking or not trainer.is_global_zero or not examples or not self.num_prompts:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from dpo_lightning.console import say
 
+from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.types import IGNORE, PairLogps, PreferenceBatch, PreferenceOutput
 
@@ -36,9 +36,7 @@ class SelfCheck(Callback):
             say(f"self-check: left out ({'the run goes on' if resumed else 'switched off'})")
             self._done = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check the first batch, whose numbers were computed before the first optimizer step."""
         if self._done:
             return
@@ -46,7 +44,9 @@ class SelfCheck(Callback):
         rows = getattr(getattr(trainer, "datamodule", None), "encoded", {}).get("train")
         problems = list(self.check_tokens(batch, pl_module, rows))
         if problems:
-            raise UserError(ExitCode.DATA, problems, fix="mend the chat template (--data.chat_template FILE) or the rows")
+            raise UserError(
+                ExitCode.DATA, problems, fix="mend the chat template (--data.chat_template FILE) or the rows"
+            )
         if not pl_module.reference.starts_equal:
             say("self-check: tokens are sound; the starting loss is left out (another model is the reference)")
             return
@@ -73,7 +73,7 @@ class SelfCheck(Callback):
                 "self-check",
             )
         margin = float((output.chosen_rewards - output.rejected_rewards).abs().max())
-        if not margin == 0:
+        if margin != 0:  # NaN as well
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod

@@ -99,9 +99,7 @@ def _packages() -> Iterator[Finding]:
         if not version:
             yield Finding("missing", str(requirement.name), REINSTALL)
         elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(
-                "missing", f"{requirement.name}{requirement.specifier}: {version} is here", REINSTALL
-            )
+            yield Finding("missing", f"{requirement.name}{requirement.specifier}: {version} is here", REINSTALL)
         else:
             yield Finding("ok", f"{requirement.name} {version}")
 
@@ -127,9 +125,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("ok", f"{cores} CPU cores{share}")
     if share:
         threads = max(1, int(quota))
-        yield Finding(
-            "note", "more threads than granted cores slow a run", f"export OMP_NUM_THREADS={threads}"
-        )
+        yield Finding("note", "more threads than granted cores slow a run", f"export OMP_NUM_THREADS={threads}")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = min(total, _cgroup("memory") or total)
     yield Finding("ok", f"{memory / 2**30:.1f} GiB of memory")
@@ -190,9 +186,7 @@ def _gpus(torch: ModuleType) -> Iterator[Finding]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(i)
-            yield Finding(
-                "ok", f"GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
-            )
+            yield Finding("ok", f"GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}")
     elif torch.backends.mps.is_available():
         yield Finding("ok", "GPU: Apple, through Metal")
 
@@ -204,9 +198,7 @@ def _no_gpu(torch: ModuleType, warned: list[str]) -> Iterator[Finding]:
         yield Finding("note", "an NVIDIA GPU that this build of torch cannot use", "make setup TORCH=cuda")
     else:
         reason = f": {warned[0]}" if warned else ""
-        fix = (
-            f"nvidia-smi shows the driver: CUDA {torch.version.cuda} needs a newer one, or no GPU is granted"
-        )
+        fix = f"nvidia-smi shows the driver: CUDA {torch.version.cuda} needs a newer one, or no GPU is granted"
         yield Finding("note", f"an NVIDIA driver, but torch sees no GPU{reason}", fix)
 
 
@@ -227,11 +219,7 @@ def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     low = free < DISK_LOW
     text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
-    return (
-        Finding("note", text, "free some space, or --output_dir on another disk")
-        if low
-        else Finding("ok", text)
-    )
+    return Finding("note", text, "free some space, or --output_dir on another disk") if low else Finding("ok", text)
 
 
 def _tools() -> Iterator[Finding]:
@@ -253,17 +241,13 @@ def _font() -> Finding:
     font = _listed_font() or _font_file()
     if font:
         return Finding("ok", f"Hangul font {font}")
-    return Finding(
-        "note", "no font with Hangul: plots show boxes in its place", "apt-get install fonts-nanum"
-    )
+    return Finding("note", "no font with Hangul: plots show boxes in its place", "apt-get install fonts-nanum")
 
 
 def _listed_font() -> str:
     try:
         command = ["fc-list", ":lang=ko", "family"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=10, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return next(iter(sorted(done.stdout.splitlines())), "")

@@ -12,19 +12,13 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     options = argparse.ArgumentParser("python -m dpo_lightning infer", description=__doc__)
     options.add_argument("--model", required=True, help="model folder, adapter folder or hub id")
-    options.add_argument(
-        "--instruction", required=True, help="what to answer; - reads it from standard input"
-    )
+    options.add_argument("--instruction", required=True, help="what to answer; - reads it from standard input")
     options.add_argument("--system", help="a system message")
     options.add_argument("--max_new_tokens", type=int, default=256)
-    options.add_argument(
-        "--temperature", type=float, default=0.7, help="0 takes the likeliest token each time"
-    )
+    options.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token each time")
     options.add_argument("--top_p", type=float, default=0.95)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument(
-        "--template", choices=("auto", "chat", "raw"), default="auto", help="as --data.template"
-    )
+    options.add_argument("--template", choices=("auto", "chat", "raw"), default="auto", help="as --data.template")
     return options
 
 

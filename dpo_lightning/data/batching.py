@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 
-class SeededOrder(DistributedSampler):
+class SeededOrder(DistributedSampler[Any]):
     """Rows in the order of `(seed, epoch)`, an equal number for every rank.
 
     Where the rows do not divide by the ranks, some are given twice so that no rank waits for another. Such a filler is

@@ -38,13 +38,15 @@ class Padded:
         """Collate pairs; `indices` tell the data set's row of each, -1 for one that only fills up."""
         sequences = [(row.prompt_ids, row.chosen) for row in rows]
         sequences += [(row.prompt_ids, row.rejected) for row in rows]
-        return PreferenceBatch(*self._tensors(sequences), torch.tensor(indices))
+        return PreferenceBatch(**self._tensors(sequences), indices=torch.tensor(indices))
 
     def demonstrations(self, rows: Sequence[EncodedSFT], indices: Sequence[int]) -> SFTBatch:
         """Collate demonstrations, as `pairs` does."""
-        return SFTBatch(*self._tensors([(row.prompt_ids, row.completion) for row in rows]), torch.tensor(indices))
+        return SFTBatch(
+            **self._tensors([(row.prompt_ids, row.completion) for row in rows]), indices=torch.tensor(indices)
+        )
 
-    def _tensors(self, sequences: Sequence[tuple[Sequence[int], EncodedAnswer]]) -> tuple[torch.Tensor, ...]:
+    def _tensors(self, sequences: Sequence[tuple[Sequence[int], EncodedAnswer]]) -> dict[str, torch.Tensor]:
         longest = max(len(prompt) + len(answer.ids) for prompt, answer in sequences)
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
         shape = (len(sequences), width)
@@ -61,7 +63,13 @@ class Padded:
             mask[row, span] = True
             targets[row, span] = shifted_targets(len(prompt), answer)
         sequence_ids = torch.arange(len(sequences))[:, None].expand(shape).contiguous()
-        return input_ids, targets, sequence_ids, positions, mask
+        return {
+            "input_ids": input_ids,
+            "targets": targets,
+            "sequence_ids": sequence_ids,
+            "position_ids": positions,
+            "mask": mask,
+        }
 
 
 def shifted_targets(prompt_length: int, answer: EncodedAnswer) -> torch.Tensor:

@@ -81,13 +81,9 @@ def rename(rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collec
 def _renamed(row: Row, theirs: Mapping[str, str]) -> Row:
     mapped = set(theirs.values())
     values = {
-        theirs.get(name, name): value
-        for name, value in row.values.items()
-        if name in theirs or name not in mapped
+        theirs.get(name, name): value for name, value in row.values.items() if name in theirs or name not in mapped
     }
-    return row._replace(
-        values=values, recomposed=frozenset(theirs.get(name, name) for name in row.recomposed)
-    )
+    return row._replace(values=values, recomposed=frozenset(theirs.get(name, name) for name in row.recomposed))
 
 
 def names_in(rows: Sequence[Row]) -> dict[str, int]:
@@ -99,9 +95,7 @@ def names_in(rows: Sequence[Row]) -> dict[str, int]:
     return counts
 
 
-def missing_columns(
-    needed: Sequence[str], rows: Sequence[Row], columns: Mapping[str, str] | None
-) -> UserError:
+def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping[str, str] | None) -> UserError:
     """What to tell a user whose rows all lack `needed`: the columns found, and the mapping they may mean."""
     found = list(names_in(rows))
     free = [name for name in found if name not in needed and name not in (columns or {}).values()]
@@ -135,11 +129,7 @@ def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) ->
 
 def unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
     """One warning that names the columns which are read by nobody, or none."""
-    names = [
-        name
-        for name in names_in(rows)
-        if name not in used and name not in SILENT and not name.startswith(META)
-    ]
+    names = [name for name in names_in(rows) if name not in used and name not in SILENT and not name.startswith(META)]
     if not names:
         return []
     shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
@@ -166,8 +156,6 @@ def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
             there, here = (", ".join(sorted(names)) or "none of ours" for names in (expected, names))
             raise UserError(
                 ExitCode.DATA,
-                Problem(
-                    f"another format than {first.origin.file}", str(row.origin), f"{here}; there: {there}"
-                ),
+                Problem(f"another format than {first.origin.file}", str(row.origin), f"{here}; there: {there}"),
                 fix="give both files the same columns, or train on them one after the other",
             )

@@ -33,9 +33,7 @@ def csv_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, dict[str
     header_line, header = next(records, (1, []))
     # pandas writes its index as a first column without a name
     if any(not name for name in header[1:]) or len(set(header)) < len(header):
-        what = RowError(
-            "the header has an empty or a repeated name", first_line, "give each column a name of its own"
-        )
+        what = RowError("the header has an empty or a repeated name", first_line, "give each column a name of its own")
         bad.add(Origin(file, header_line), what)
         return
     for line, fields in records:

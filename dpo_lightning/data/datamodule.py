@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from dpo_lightning.console import say
 from torch.utils.data import DataLoader, Dataset
 
+from dpo_lightning.console import say
 from dpo_lightning.data.batching import SeededOrder
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
@@ -23,7 +24,7 @@ Allow = Literal["contradictions", "leak"]
 DEFAULT_SEED = 42
 
 
-class Rows(Dataset):
+class Rows(Dataset[Any]):
     """Encoded rows; a filler's index is negative (see `SeededOrder`)."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
@@ -45,7 +46,7 @@ class TextDataModule(LightningDataModule):
     def __init__(
         self,
         train: str | list[str] | None = None,
-        eval: str | list[str] | None = None,  # noqa: A002 - the public name of the flag
+        eval: str | list[str] | None = None,
         batch_size: int = 4,
         max_length: int = 1024,
         shuffle: bool = True,
@@ -94,6 +95,7 @@ class TextDataModule(LightningDataModule):
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
         self.collator = collator or Padded()
         self.num_workers = num_workers
+        self.trainer: Any = None
         self.examples: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Any]] = {}
 
@@ -112,13 +114,14 @@ class TextDataModule(LightningDataModule):
     def read_rows(self, names: Sequence[str]) -> None:
         """Read and check the rows of `train` and `eval`; needs neither tokenizer nor model."""
         for name in names:
-            if name in self.examples or not self.files[name]:
+            paths = self.files[name]
+            if name in self.examples or not paths:
                 continue
-            self.examples[name], warnings = self.read(self.files[name])
+            self.examples[name], warnings = self.read(paths)
+            if name == "eval" and "train" in self.examples:
+                warnings += check_leak(self.examples["train"], self.examples["eval"], allow=self.allow)
             for warning in warnings:
                 say(f"note: {warning}")
-        if {"train", "eval"} <= self.examples.keys():
-            check_leak(self.examples["train"], self.examples["eval"], allow=self.allow)
 
     def setup(self, stage: str) -> None:
         """Prepare what the stage needs, with the tokenizer of the trainer's module."""
@@ -173,20 +176,18 @@ class TextDataModule(LightningDataModule):
                 fix=f"--data.batch_size {max(1, rows // world_size)} or more rows",
             )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Training batches, in the order of seed and epoch."""
         return self._loader("train", shuffle=self.shuffle)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Held-out batches in the order of the file, or none."""
         return self._loader("eval", shuffle=False) if "eval" in self.encoded else []
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def _loader(self, name: str, *, shuffle: bool) -> DataLoader:
-        import os
-
+    def _loader(self, name: str, *, shuffle: bool) -> DataLoader[Any]:
         rows = Rows(self.encoded[name])
         order = SeededOrder(
             len(rows),

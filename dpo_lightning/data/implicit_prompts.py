@@ -39,9 +39,7 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not chosen[:cut].strip():
         cut = 0
     if not cut and common == min(len(chosen), len(rejected)):
-        raise RowError(
-            "one answer is the beginning of the other, and they share no prompt", chosen, OWN_COLUMN
-        )
+        raise RowError("one answer is the beginning of the other, and they share no prompt", chosen, OWN_COLUMN)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 

@@ -27,9 +27,7 @@ def _refuse_constant(name: str) -> Any:
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise RowError(
-            "a number is too large", text=digits, fix="write a number that a 64-bit float can hold"
-        )
+        raise RowError("a number is too large", text=digits, fix="write a number that a 64-bit float can hold")
     return number
 
 
@@ -127,16 +125,8 @@ def _spread_object(text: str, start: int) -> RowError | None:
         return None
     held = next(iter(value.items())) if len(value) == 1 else ("", None)
     alone = _skip_space(text, end) == len(text)
-    if (
-        alone
-        and isinstance(held[1], list)
-        and held[1]
-        and isinstance(held[1][0], dict)
-        and "role" not in held[1][0]
-    ):
-        return RowError(
-            f"one object that holds the rows in '{excerpt_name(held[0])}'", fix="write the array alone"
-        )
+    if alone and isinstance(held[1], list) and held[1] and isinstance(held[1][0], dict) and "role" not in held[1][0]:
+        return RowError(f"one object that holds the rows in '{excerpt_name(held[0])}'", fix="write the array alone")
     if end_of_line < 0 or end <= end_of_line:
         return None
     return RowError("an object over several lines", first_line, f"{ONE_PER_LINE} (jq -c . does it)")

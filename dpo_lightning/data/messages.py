@@ -32,9 +32,7 @@ def parse_text(value: Any, name: str) -> Text:
     if value is None:
         raise RowError(f"{name} is null", fix=REMOVE)
     shown = "" if isinstance(value, dict) else value
-    raise RowError(
-        f"{name} is {kind_of(value)} where text or a list of messages is due", shown, "write it as text"
-    )
+    raise RowError(f"{name} is {kind_of(value)} where text or a list of messages is due", shown, "write it as text")
 
 
 def check_answer(text: Text, name: str) -> None:
@@ -50,9 +48,7 @@ def check_answer(text: Text, name: str) -> None:
             raise RowError(f"{name} is only white space", text, REMOVE)
     elif text[-1]["role"] != "assistant":
         what = f"{name} ends with a {text[-1]['role']} message, not with the assistant's"
-        raise RowError(
-            what, text[-1].get("content") or "", "add the assistant's answer, or cut the last turns"
-        )
+        raise RowError(what, text[-1].get("content") or "", "add the assistant's answer, or cut the last turns")
 
 
 def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -82,9 +78,7 @@ def parse_group(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowError(
-            f"group is {kind_of(value)} where text is due", fix="write a name, or remove the column"
-        )
+        raise RowError(f"group is {kind_of(value)} where text is due", fix="write a name, or remove the column")
     return str(value)
 
 

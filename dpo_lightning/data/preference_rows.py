@@ -63,9 +63,7 @@ class PairReader:
             shown = f"'{self.columns.get(name, name)}'"
             try:
                 if name not in row.values:
-                    raise RowError(
-                        f"no column {shown}", "columns: " + ", ".join(row.values), "add it to the row"
-                    )
+                    raise RowError(f"no column {shown}", "columns: " + ", ".join(row.values), "add it to the row")
                 text = parse_text(row.values[name], shown)
                 if name == "prompt":
                     check_not_blank(text, shown)
@@ -137,17 +135,13 @@ def fit_answer(prompt: Text, answer: Text, name: str) -> tuple[tuple[Message, ..
         return asked, answer[len(asked) :]
     if asked and answer[0]["role"] != "assistant":
         what = f"{name} begins with a {answer[0]['role']} message that is not the prompt's"
-        raise RowError(
-            what, answer[0].get("content") or "", "begin answers with the assistant, or remove the prompt"
-        )
+        raise RowError(what, answer[0].get("content") or "", "begin answers with the assistant, or remove the prompt")
     return asked, answer
 
 
 def _mixed(chosen: Text) -> RowError:
     kinds = ("text", "messages") if isinstance(chosen, str) else ("messages", "text")
-    return RowError(
-        "'chosen' is {} and 'rejected' is {}".format(*kinds), fix="write both as text or both as messages"
-    )
+    return RowError("'chosen' is {} and 'rejected' is {}".format(*kinds), fix="write both as text or both as messages")
 
 
 def _stripped(text: Text) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -14,9 +14,10 @@ from dpo_lightning.types import Message, Origin, Text
 Template = Literal["auto", "chat", "raw"]
 SpecialTokens = Literal["refuse", "neutralize"]
 
-FIRST_SENTINEL = 0xF0000
-SENTINEL = re.compile("([\U000f0000-\U000f0fff])")
-"""Private-use code points that stand for neutralized control tokens while a template renders."""
+SENTINEL = re.compile("([\ud800-\udbff][\udc00-\udfff])")
+"""Two surrogates stand for a neutralized control token while a template renders: no valid text holds any."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
@@ -32,6 +33,9 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """Render messages."""
+
+    def decode(self, token_ids: Any) -> str:
+        """The text of ids."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,12 @@ class Renderer:
         return self.chat_ids(messages, tools, origin, add_generation_prompt=True)
 
     def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[Any], origin: Origin | None, *, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        origin: Origin | None,
+        *,
+        add_generation_prompt: bool,
     ) -> list[int]:
         """Ids of rendered messages; BOS and EOS are the template's own."""
         if not self.tokenizer.chat_template:
@@ -69,7 +78,9 @@ class Renderer:
                 fix="--data.chat_template FILE, or --data.template raw for rows of plain strings",
             )
         guarded = [self._guarded_message(message, origin) for message in messages]
-        return self.encode(self._render(guarded, tools, origin, add_generation_prompt))
+        return self.encode(
+            self._render(guarded, self._guarded_value(list(tools), origin), origin, add_generation_prompt)
+        )
 
     def raw_ids(self, prompt: str, answer: str, origin: Origin | None = None) -> list[int]:
         """Ids of a plain prompt and answer read as one text."""
@@ -106,16 +117,27 @@ class Renderer:
         return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
 
     def _guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
-        guarded = dict(message)
-        content = guarded.get("content")
-        if isinstance(content, str):
-            if message["role"] == "assistant":
-                content = self.strip_eos(content)
-            guarded["content"] = self._guarded(content, origin)
-        return guarded
+        content = message.get("content")
+        if isinstance(content, str) and message["role"] == "assistant":
+            message = {**message, "content": self.strip_eos(content)}
+        return self._guarded_value(message, origin)
+
+    def _guarded_value(self, value: Any, origin: Origin | None) -> Any:
+        """A message or a tool whose every text is guarded: templates also write out calls, names and schemas."""
+        if isinstance(value, str):
+            return self._guarded(value, origin)
+        if isinstance(value, Mapping):
+            return {self._guarded(str(key), origin): self._guarded_value(item, origin) for key, item in value.items()}
+        return [self._guarded_value(item, origin) for item in value] if isinstance(value, (list, tuple)) else value
 
     def _guarded(self, text: str, origin: Origin | None) -> str:
         """Refuse control tokens in a user's text, or stand a sentinel in for each: they could forge a turn."""
+        if SURROGATE.search(text):
+            raise UserError(
+                ExitCode.DATA,
+                Problem("a text is not valid Unicode", where=str(origin or ""), text=text),
+                fix="write it in UTF-8",
+            )
         for k, control in enumerate(self.control_tokens):
             if control not in text:
                 continue
@@ -125,48 +147,59 @@ class Renderer:
                     Problem(f"control token {control} in a text", where=str(origin or ""), text=text),
                     fix="remove it, or --data.special_tokens neutralize to read it as plain text",
                 )
-            text = text.replace(control, chr(FIRST_SENTINEL + k))
+            text = text.replace(control, chr(0xD800 + k // 1024) + chr(0xDC00 + k % 1024))
         return text
 
     def _pieces(self, text: str) -> Iterable[tuple[str, bool]]:
         """The text cut at its sentinels: pieces to encode, and whether each is a neutralized control token."""
         for piece in SENTINEL.split(text):
             if SENTINEL.fullmatch(piece):
-                yield self.control_tokens[ord(piece) - FIRST_SENTINEL], True
+                yield self.control_tokens[(ord(piece[0]) - 0xD800) * 1024 + ord(piece[1]) - 0xDC00], True
             elif piece:
                 yield piece, False
 
     def _render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[Any], origin: Origin | None, generation: bool
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[Any],
+        origin: Origin | None,
+        generation: bool,
     ) -> str:
         from jinja2 import TemplateError
 
         render: Callable[..., str] = self.tokenizer.apply_chat_template
         try:
-            text = render(
-                messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=generation
-            )
+            text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
                 ExitCode.DATA if origin else ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
                 fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
             ) from None
-        self._check_rendering(messages, text, origin)
+        self._check_rendering(messages, tools, text, origin)
         return text
 
     @staticmethod
-    def _check_rendering(messages: Sequence[dict[str, Any]], text: str, origin: Origin | None) -> None:
+    def _check_rendering(
+        messages: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, origin: Origin | None
+    ) -> None:
         """A template may drop what it does not know. Reasoning of earlier turns is dropped on purpose by some."""
+        wanted = [("a tool", name_of(tool)) for tool in tools]
         for message in messages:
             content = message.get("content")
-            if isinstance(content, str) and "</think>" not in content and content.strip() not in text:
+            if isinstance(content, str):
+                wanted.append((f"a {message['role']} message", content.rpartition("</think>")[2].strip()))
+            wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
+        for what, due in wanted:
+            if due not in text:
                 raise UserError(
                     ExitCode.MODEL,
-                    Problem(
-                        f"the chat template leaves out or changes a {message['role']} message",
-                        where=str(origin or ""),
-                        text=content,
-                    ),
+                    Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
                     fix="give a template that keeps it by --data.chat_template FILE",
                 )
+
+
+def name_of(tool: Any) -> str:
+    """The name in a tool's schema or in a call, with or without the `function` around it."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return str(function.get("name", "")) if isinstance(function, Mapping) else ""

@@ -30,9 +30,7 @@ def check_allowances(allow: Collection[str]) -> None:
             raise UserError(ExitCode.CONFIG, problem, fix="one of " + ", ".join(ALLOWANCES))
 
 
-def check_pairs(
-    examples: Sequence[PreferenceExample], allow: Collection[str], bad: BadRows, notes: Notes
-) -> None:
+def check_pairs(examples: Sequence[PreferenceExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
     """Note pairs that are there twice; pairs that are there both ways round are bad unless allowed."""
     seen: dict[Hashable, Origin] = {}
     for example in examples:
@@ -54,9 +52,7 @@ def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
     """Note demonstrations that are there twice."""
     seen: dict[Hashable, Origin] = {}
     for example in examples:
-        first = seen.setdefault(
-            (key(example.prompt), _tools(example), key(example.completion)), example.origin
-        )
+        first = seen.setdefault((key(example.prompt), _tools(example), key(example.completion)), example.origin)
         if first is not example.origin:
             notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
 

@@ -60,9 +60,7 @@ class _Field:
         if isinstance(value, str):
             return self.text(value)
         if depth == MAX_DEPTH and isinstance(value, (list, tuple, dict)):
-            raise RowError(
-                f"'{excerpt_name(self.name)}' is nested more than {MAX_DEPTH} deep", fix="flatten it"
-            )
+            raise RowError(f"'{excerpt_name(self.name)}' is nested more than {MAX_DEPTH} deep", fix="flatten it")
         if isinstance(value, (list, tuple)):
             return [self.value(item, depth + 1) for item in value]
         if isinstance(value, dict):

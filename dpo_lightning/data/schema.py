@@ -158,9 +158,7 @@ def _rows(
     found = list(read_files(paths, bad))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
-        raise UserError(
-            ExitCode.DATA, Problem("only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
-        )
+        raise UserError(ExitCode.DATA, Problem("only 1 row", where=str(found[0].origin)), fix="give at least 2 rows")
     rows = rename(found, columns, used)
     check_same_columns(rows, formats)
     return rows

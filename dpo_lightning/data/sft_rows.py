@@ -74,9 +74,7 @@ class DemonstrationReader:
             shown = f"'{self.columns.get(name, name)}'"
             try:
                 if name not in row.values:
-                    raise RowError(
-                        f"no column {shown}", "columns: " + ", ".join(row.values), "add it to the row"
-                    )
+                    raise RowError(f"no column {shown}", "columns: " + ", ".join(row.values), "add it to the row")
                 text = parse_text(row.values[name], shown)
                 if name == self.layout[-1]:
                     check_answer(text, shown)
@@ -109,17 +107,13 @@ def _check_kind(text: Text, name: str, shown: str) -> None:
     if isinstance(text, str) != (wanted is str):
         found = "text" if isinstance(text, str) else "a list"
         due = "a list of messages" if wanted is list else "text"
-        raise RowError(
-            f"{shown} is {found} where {due} is due", text if isinstance(text, str) else "", f"write {due}"
-        )
+        raise RowError(f"{shown} is {found} where {due} is due", text if isinstance(text, str) else "", f"write {due}")
 
 
 def _split_conversation(messages: Text) -> tuple[Text, Text]:
     """What comes before the first assistant turn, and all that follows."""
     first = next(
-        i
-        for i, message in enumerate(messages)
-        if isinstance(message, Mapping) and message["role"] == "assistant"
+        i for i, message in enumerate(messages) if isinstance(message, Mapping) and message["role"] == "assistant"
     )
     return messages[:first], messages[first:]
 

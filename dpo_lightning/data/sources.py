@@ -120,9 +120,7 @@ def _values(path: str, name: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
         return parquet_rows(path, name)
     text = read_text(path)
     if path.endswith(".parquet") and text.strip():
-        raise UserError(
-            ExitCode.DATA, Problem("not a parquet file", where=f"{name}:1"), fix="name it for what it is"
-        )
+        raise UserError(ExitCode.DATA, Problem("not a parquet file", where=f"{name}:1"), fix="name it for what it is")
     if path.removesuffix(".gz").endswith(JSON_SUFFIXES) or text.lstrip()[:1] in ("", "{", "["):
         return json_rows(text, name, bad)
     return csv_rows(text, name, bad)

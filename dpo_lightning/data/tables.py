@@ -70,9 +70,7 @@ def hub_rows(path: str) -> Iterator[tuple[int, Any]]:
     except Exception as error:
         raise UserError(
             ExitCode.INPUT_MISSING,
-            Problem(
-                "the hub set cannot be had", where=path, text=f"{type(error).__name__}: {excerpt(error)}"
-            ),
+            Problem("the hub set cannot be had", where=path, text=f"{type(error).__name__}: {excerpt(error)}"),
             fix="check the name, the split and the network; or download its files and name those",
         ) from None
     for number, values in enumerate(rows, 1):

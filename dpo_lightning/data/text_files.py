@@ -116,13 +116,9 @@ def _not_utf8(data: bytes, name: str) -> UserError:
         except UnicodeDecodeError as error:
             around = line[max(0, error.start - 20) : error.start + 40]
             text = line.decode("cp949", "replace") if korean else around.decode("utf-8", "backslashreplace")
-            problems.append(
-                Problem(f"not UTF-8: byte {start + error.start}", where=f"{name}:{number}", text=text)
-            )
+            problems.append(Problem(f"not UTF-8: byte {start + error.start}", where=f"{name}:{number}", text=text))
             if len(problems) == MAX_BAD_ROWS:
-                problems.insert(
-                    0, Problem(f"stopped after {MAX_BAD_ROWS:,} bad rows", where=f"{name}:{number}")
-                )
+                problems.insert(0, Problem(f"stopped after {MAX_BAD_ROWS:,} bad rows", where=f"{name}:{number}"))
                 break
         start += len(line) + 1
     return UserError(

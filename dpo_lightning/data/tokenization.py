@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -78,7 +78,7 @@ class Encoder:
         return encoded
 
     def _fit(
-        self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence
+        self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]
     ) -> tuple[list[int], list[EncodedAnswer]] | None:
         """Ids that fit into `max_length`, or None for a row that is left out."""
         self.counts.read += 1
@@ -91,7 +91,10 @@ class Encoder:
             return None
         if self.overlong == "error":
             self.counts.too_long.append(
-                Problem(f"prompt and longer answer have {length} tokens, max_length is {self.max_length}", str(origin))
+                Problem(
+                    f"prompt and longer answer have {length} tokens, max_length is {self.max_length}",
+                    str(origin),
+                )
             )
             return None
         self.counts.shortened_prompts += 1
@@ -101,9 +104,7 @@ class Encoder:
             length = len(prompt_ids) + max(len(answer.ids) for answer in encoded)
         return self._cut(prompt_ids, encoded)
 
-    def _cut(
-        self, prompt_ids: list[int], answers: list[EncodedAnswer]
-    ) -> tuple[list[int], list[EncodedAnswer]]:
+    def _cut(self, prompt_ids: list[int], answers: list[EncodedAnswer]) -> tuple[list[int], list[EncodedAnswer]]:
         """Cut the prompt's start down to half of the room at most, then the end of an answer that is still too long."""
         longest = max(len(answer.ids) for answer in answers)
         prompt_room = max(self.max_length - longest, self.max_length // 2)
@@ -119,7 +120,7 @@ class Encoder:
         return prompt_ids, kept
 
     def _encode(
-        self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence
+        self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]
     ) -> tuple[list[int], list[EncodedAnswer]]:
         prompt_ids = self.renderer.prompt_ids(prompt, tools, origin)
         wholes = [self._whole(origin, prompt, answer, tools) for answer in answers]
@@ -127,11 +128,9 @@ class Encoder:
         # at the last token that prompt and answers agree on, so that they are conditioned on the same ids.
         border = min(common_prefix(prompt_ids, ids) for ids, _ in wholes)
         self.counts.crossing += border < len(prompt_ids)
-        return prompt_ids[:border], [
-            EncodedAnswer(ids[border:], scored[border:]) for ids, scored in wholes
-        ]
+        return prompt_ids[:border], [EncodedAnswer(ids[border:], scored[border:]) for ids, scored in wholes]
 
-    def _whole(self, origin: Origin, prompt: Text, answer: Text, tools: Sequence) -> tuple[list[int], list[bool]]:
+    def _whole(self, origin: Origin, prompt: Text, answer: Text, tools: Sequence[Any]) -> tuple[list[int], list[bool]]:
         """Ids of prompt and answer together, ended by one EOS, and which of them the answer's author wrote."""
         turns = self.renderer.messages(prompt, "user")
         replies = self.renderer.messages(answer, "assistant")
@@ -141,8 +140,10 @@ class Encoder:
             return ids, [True] * len(ids)
         whole = (*turns, *replies)
         ids = self.renderer.chat_ids(whole, tools, origin, add_generation_prompt=False)
-        ids = self._ended(ids, common_prefix(ids, self.renderer.chat_ids(
-            whole[:-1], tools, origin, add_generation_prompt=True)))
+        ids = self._ended(
+            ids,
+            common_prefix(ids, self.renderer.chat_ids(whole[:-1], tools, origin, add_generation_prompt=True)),
+        )
         if len(replies) == 1:
             return ids, [True] * len(ids)
         return ids, self._assistant_turns(ids, whole, len(turns), tools, origin)
@@ -153,7 +154,7 @@ class Encoder:
         return ids[: ends[-1] + 1] if ends else [*ids, self.renderer.tokenizer.eos_token_id]
 
     def _assistant_turns(
-        self, ids: list[int], messages: Sequence[Message], first: int, tools: Sequence, origin: Origin
+        self, ids: list[int], messages: Sequence[Message], first: int, tools: Sequence[Any], origin: Origin
     ) -> list[bool]:
         """Flags of the assistant's turns from message `first` on: other turns of an answer are never learned."""
         scored = [False] * len(ids)
@@ -162,8 +163,13 @@ class Encoder:
                 continue
             before = self.renderer.chat_ids(messages[:i], tools, origin, add_generation_prompt=True)
             last = i == len(messages) - 1
-            through = ids if last else self._ended(
-                self.renderer.chat_ids(messages[: i + 1], tools, origin, add_generation_prompt=False), len(before)
+            through = (
+                ids
+                if last
+                else self._ended(
+                    self.renderer.chat_ids(messages[: i + 1], tools, origin, add_generation_prompt=False),
+                    len(before),
+                )
             )
             if not last and common_prefix(through, ids) < len(through):
                 self.counts.last_turn_only += 1

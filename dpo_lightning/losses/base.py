@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
+from torch import Tensor
+
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.types import PairLogps, PreferenceOutput
 
@@ -42,7 +44,7 @@ class PreferenceLoss(ABC):
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Map the log-probabilities of `[pair]` answers to losses and implicit rewards `[pair]`."""
 
-    def output(self, losses, logps: PairLogps) -> PreferenceOutput:
+    def output(self, losses: Tensor, logps: PairLogps) -> PreferenceOutput:
         """Losses with the usual implicit rewards, `beta * log-ratio` (Rafailov et al. 2023, eq. 5)."""
         return PreferenceOutput(
             losses,

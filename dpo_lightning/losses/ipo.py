@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dpo_lightning.losses.base import PreferenceLoss
 from dpo_lightning.types import PairLogps, PreferenceOutput
+
+Normalization = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,14 @@ class IPOLoss(PreferenceLoss):
     `normalization: mean`. The two differ in scale by orders of magnitude, so the choice is written out.
     """
 
-    normalization: Literal["mean", "sum"] = "mean"
+    normalization: Normalization = "mean"
     """`mean` divides each log-ratio by its answer's scored tokens (the authors' later advice); `sum` is the paper's."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown normalization: a misspelt `mean` would be the sum."""
+        super().__post_init__()
+        if self.normalization not in get_args(Normalization):
+            raise self.refuse("normalization", self.normalization, "must be mean or sum")
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Losses per pair, `1/(4 beta^2)` where policy and reference agree; rewards from what the loss compares."""

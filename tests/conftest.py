@@ -1,0 +1,61 @@
+"""What all tests share: offline, one thread, shapes checked, and tiny models in folders."""
+
+import importlib
+import os
+import typing
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import beartype  # noqa: F401 - like torchmetrics, imported before TYPE_CHECKING is turned
+import hypothesis
+import jaxtyping
+import pytest
+import tiny
+import torch
+import torchmetrics  # noqa: F401
+
+SHAPED = ("dpo_lightning.types", "dpo_lightning.logps", "dpo_lightning.losses", "dpo_lightning.metrics")
+"""The modules whose public signatures hold tensors: shapes and types are checked at every call."""
+
+
+def check_shapes():
+    """Import `SHAPED` with beartype on every function, and with what they import for type checkers only."""
+    importlib.import_module("dpo_lightning.errors")
+    with jaxtyping.install_import_hook(SHAPED, "beartype.beartype"):
+        typing.TYPE_CHECKING = True
+        try:
+            for name in SHAPED:
+                importlib.import_module(name)
+        finally:
+            typing.TYPE_CHECKING = False
+
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("unhurried")
+check_shapes()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A tokenizer without a chat template."""
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer():
+    """A tokenizer with SmolLM2's template, whose EOS also pads."""
+    return tiny.make_chat_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """The folder of a Llama-type model with a chat template; read it, do not write into it."""
+    return tiny.save(tmp_path_factory.mktemp("llama"), tiny.make_llama(), tiny.make_chat_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory):
+    """The folder of a GPT-2-type model without a chat template, with dropout; do not write into it."""
+    return tiny.save(tmp_path_factory.mktemp("gpt2"), tiny.make_gpt2(dropout=0.1), tiny.make_tokenizer())

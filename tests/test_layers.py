@@ -1,0 +1,194 @@
+"""The architecture: floors whose imports point downwards, who may import and call what, and how long things get."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import dpo_lightning
+
+FLOORS = (
+    "types errors console",
+    "logps losses metrics intervals divergences data",
+    "models model_folder precision references generation",
+    "module sft dpo data.datamodule run_folder checkpoint_io resume parsing summary callbacks",
+    "cli commands __main__ __init__",
+)
+ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}
+LOG_SOFTMAX = {"log_softmax", "logsumexp", "cross_entropy", "nll_loss", "CrossEntropyLoss", "LogSoftmax", "NLLLoss"}
+SEQUENCES = {"input_ids", "targets", "labels", "logits"}
+MOST_LINES, MOST_FUNCTION_LINES = 300, 50
+
+
+def floor_of(name):
+    """The floor of a module or of the nearest package around it; None where no floor lists either."""
+    while name:
+        for i, names in enumerate(FLOORS):
+            if name in names.split():
+                return i
+        name = name.rpartition(".")[0]
+    return None
+
+
+def imports(tree, package, modules):
+    """(module or foreign package, line, whether it happens while the module loads) of every import."""
+    late = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, (ast.FunctionDef, ast.AsyncFunctionDef))
+        or (isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING"))
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names] if not node.level else ["." * node.level + base]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            own = name.removeprefix(f"{package}.")
+            if own == name:
+                yield name.split(".")[0] or ".", node.lineno, id(node) not in late
+            elif own in modules or own.rpartition(".")[0]:
+                yield own if own in modules else own.rpartition(".")[0], node.lineno, id(node) not in late
+
+
+def shifts(node):
+    """Whether an expression moves a sequence by one, as far as its text tells."""
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        return name == "roll" or any(keyword.arg == "labels" for keyword in node.keywords)
+    if not isinstance(node, ast.Subscript):
+        return False
+    several = isinstance(node.slice, ast.Tuple)
+    ends = {ast.unparse(part) for part in (node.slice.elts if several else [node.slice])}
+    named = getattr(node.value, "attr", getattr(node.value, "id", "")) in SEQUENCES
+    return bool(ends & {"1:", ":-1"}) and (several or named)
+
+
+def length(function):
+    """Lines of a function without its docstring, which is the text of `--help`."""
+    documented = ast.get_docstring(function) is not None
+    text = function.body[0].end_lineno - function.body[0].lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - text
+
+
+def file_violations(name, source, tree):
+    """What a file may not hold, whatever it imports."""
+    if len(source.splitlines()) > MOST_LINES:
+        yield f"{name}: over {MOST_LINES} lines"
+    if {"utils", "common", "helpers"} & set(name.split(".")):
+        yield f"{name}: a name that says nothing"
+    for word in ("NotImplementedError", "TODO", "FIXME"):
+        if word in source:
+            yield f"{name}: {word}"
+    for node in ast.walk(tree):
+        called = getattr(node, "attr", getattr(node, "id", None))
+        if called in LOG_SOFTMAX and name != "logps":
+            yield f"{name}:{node.lineno}: {called} outside logps.py"
+        if shifts(node) and name != "data.collate":
+            yield f"{name}:{node.lineno}: shifts a sequence outside collate.py: {ast.unparse(node)}"
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and length(node) > MOST_FUNCTION_LINES:
+            yield f"{name}:{node.lineno}: {node.name} is over {MOST_FUNCTION_LINES} lines"
+
+
+def violations(root):
+    """Everything in the package folder `root` that breaks the architecture."""
+    paths = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.rglob("*.py")}
+    files = {name.removesuffix(".__init__") or name: path for name, path in paths.items()}
+    graph = {}
+    for name, path in sorted(files.items()):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        yield from file_violations(name, source, tree)
+        floor, graph[name] = floor_of(name), set()
+        if floor is None:
+            yield f"{name}: is on no floor"
+            continue
+        for target, line, loading in imports(tree, root.name, files):
+            below = floor_of(target) if target in files else None
+            if below is not None and below > floor:
+                yield f"{name}:{line}: floor {floor} imports {target} of floor {below}"
+            if floor not in ONLY_ON.get(target, {floor}):
+                yield f"{name}:{line}: floor {floor} imports {target}"
+            if target == ".":
+                yield f"{name}:{line}: a relative import"
+            if target in files and loading:
+                graph[name].add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield f"import cycle: {' -> '.join(error.args[1])}"
+
+
+def test_the_package_keeps_its_architecture():
+    assert list(violations(Path(dpo_lightning.__file__).parent)) == []
+
+
+TOY = {
+    "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.dpo import DPOModule\n",
+    "types.py": "import torch\n",
+    "logps.py": "from torch.nn.functional import cross_entropy\nx = cross_entropy\n",
+    "data/__init__.py": "",
+    "data/collate.py": "import toy.types\ndef shift(targets):\n    return targets[:, 1:]\n",
+    "data/datamodule.py": "import lightning\nfrom toy.data import collate\n",
+    "models.py": "def f():\n    import transformers\n    from toy import types\n    return x[1:], types\n",
+    "dpo.py": "from toy.models import f\nfrom toy import models\n",
+}
+
+
+def toy(folder, changes):
+    """A sound toy package with some files changed."""
+    for name, source in (TOY | changes).items():
+        path = folder / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    return list(violations(folder / "toy"))
+
+
+def test_a_sound_toy_package_passes(tmp_path):
+    assert toy(tmp_path, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("types.py", "from toy.logps import x\n", "types:1: floor 0 imports logps of floor 1"),
+        ("types.py", "def f():\n    import toy.dpo\n", "types:2: floor 0 imports dpo of floor 3"),
+        ("types.py", "from toy import dpo\n", "types:1: floor 0 imports dpo of floor 3"),
+        ("data/rows.py", "from toy.data.datamodule import D\n", "floor 1 imports data.datamodule of floor 3"),
+        ("data/rows.py", "import lightning.pytorch as pl\n", "data.rows:1: floor 1 imports lightning"),
+        ("metrics.py", "def f():\n    from transformers import A\n", "metrics:2: floor 1 imports transformers"),
+        ("dpo.py", "import peft\n", "dpo:1: floor 3 imports peft"),
+        ("models.py", "import lightning\n", "models:1: floor 2 imports lightning"),
+        ("dpo.py", "from .models import f\n", "dpo:1: a relative import"),
+        ("models.py", "import toy.precision\n", None),
+        ("metrics.py", "from toy.losses import a\n", None),
+        ("metrics.py", "def f(x):\n    return x.log_softmax(-1)\n", "metrics:2: log_softmax outside logps.py"),
+        ("metrics.py", "import torch\nx = torch.nn.functional.cross_entropy\n", "metrics:2: cross_entropy outside"),
+        ("dpo.py", "def f(ids):\n    return ids[:, :-1]\n", "dpo:2: shifts a sequence outside collate.py"),
+        ("dpo.py", "def f(batch):\n    return batch.targets[1:]\n", "dpo:2: shifts a sequence"),
+        ("dpo.py", "def f(x):\n    return x.roll(-1)\n", "dpo:2: shifts a sequence"),
+        ("dpo.py", "def f(m, x):\n    return m(x, labels=x)\n", "dpo:2: shifts a sequence"),
+        ("dpo.py", "\n" * 301, "dpo: over 300 lines"),
+        ("dpo.py", "def f():\n" + "    x = 1\n" * 50, "dpo:1: f is over 50 lines"),
+        ("data/utils.py", "", "data.utils: a name that says nothing"),
+        ("dpo.py", "raise NotImplementedError\n", "dpo: NotImplementedError"),
+        ("dpo.py", "# TODO\n", "dpo: TODO"),
+        ("kto.py", "", "kto: is on no floor"),
+    ],
+)
+def test_a_violation_is_found(tmp_path, name, source, complaint):
+    changes = {name: source} | {n: "" for n in ("precision.py", "losses/__init__.py") if complaint is None}
+    found = toy(tmp_path, changes)
+    assert (found == []) if complaint is None else any(complaint in line for line in found), found
+
+
+def test_a_cycle_is_found(tmp_path):
+    """At module level only: an import inside a function makes none."""
+    there, back = "import toy.metrics\n", "import toy.intervals\n"
+    assert toy(tmp_path, {"intervals.py": there, "metrics.py": "def f():\n    import toy.intervals\n"}) == []
+    assert "import cycle" in toy(tmp_path, {"intervals.py": there, "metrics.py": back})[0]
