@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
+from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.dpo import DPOModule
@@ -120,10 +121,11 @@ class PreferenceCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluate the final weights unless the last step's validation did, and tell the result."""
-        if "eval" in self.datamodule.encoded and self.trainer.state.finished:
-            if getattr(self.trainer, "last_evaluated_step", None) != self.trainer.global_step:
-                self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-            summarize(self.trainer, self.model)
+        measures = [callback for callback in self.trainer.callbacks if isinstance(callback, MeansCallback)]  # type: ignore[attr-defined]
+        measured = any(callback.evaluated_step == self.trainer.global_step for callback in measures)
+        if "eval" in self.datamodule.encoded and not measured:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        summarize(self.trainer)
 
     def _tell_plan(self) -> None:
         trainer, data = self.trainer, self.datamodule
@@ -180,18 +182,16 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in (
-        "lightning.pytorch",
-        "lightning.fabric",
-        "lightning.pytorch.utilities.rank_zero",
-        "bitsandbytes",
-    ):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for pattern in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*number of training batches.*smaller than the logging interval.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*LeafSpec.*",
+        ".*is_gradient_checkpointing.*",
     ):
         warnings.filterwarnings("ignore", pattern)
 

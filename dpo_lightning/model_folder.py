@@ -16,6 +16,8 @@ KEY = "model.policy.path"
 EMBEDDED = "models/smollm2-135m-instruct"
 """Where `fetch-model` puts the embedded model."""
 
+PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
+
 
 def check_folder(path: str) -> Path | None:
     """The folder that `path` names, or None where it is the id of a model on a hub.
@@ -42,7 +44,9 @@ def check_folder(path: str) -> Path | None:
 
 
 def looks_like_hub_id(path: str) -> bool:
-    """`name` or `org/name`, and nothing on disk that the path could have meant."""
+    """`name` or `org/name`, and nothing on disk or of ours that the path could have meant."""
+    if Path(path) == Path(EMBEDDED):
+        return False
     parts = Path(path).parts
     local = path.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
     return bool(parts) and not local
@@ -62,6 +66,30 @@ def missing_folder(path: str) -> UserError:
             else ("give a model folder, an adapter folder (both have a config file in them) or a hub id")
         )
     return UserError(ExitCode.INPUT_MISSING, Problem("there is no such model folder", KEY, path), fix=fix)
+
+
+def loaded(load: Any, path: str, **options: Any) -> Any:
+    """Call a transformers loader; what it raises becomes a message about `path`."""
+    try:
+        return load(path, **options)
+    except Exception as error:  # a folder from elsewhere may provoke anything
+        if "memory" in str(error).lower():
+            raise
+        reason = " ".join([f"{type(error).__name__}:", *str(error).split()[:30]])
+        if isinstance(error, ImportError):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"the model cannot be loaded: {reason}", KEY, path),
+                fix="install what it names, or --model.policy.attention sdpa",
+            ) from error
+        local = Path(path).is_dir()
+        raise UserError(
+            ExitCode.MODEL if local else ExitCode.INPUT_MISSING,
+            Problem(f"the model cannot be loaded: {reason}", KEY, path),
+            fix="give a folder that `save_pretrained` wrote"
+            if local
+            else "check the hub id and the connection, or give a local folder (HF_HUB_OFFLINE=1 uses what is cached)",
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,7 +129,7 @@ def check_weights(folder: Path) -> None:
 
 def no_weights(folder: Path, shard: str) -> UserError:
     """The error for a missing weight file; pickled weights could run code and are not read."""
-    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         return UserError(
             ExitCode.MODEL,

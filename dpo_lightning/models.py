@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,16 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.model_folder import KEY, check_folder, count_values, read_json, weights_digest
+from dpo_lightning.model_folder import (
+    KEY,
+    check_folder,
+    count_values,
+    loaded,
+    no_weights,
+    read_header,
+    read_json,
+    weights_digest,
+)
 
 ORIGIN_FILE = "dpo_lightning.json"
 """Beside an adapter: the digest of the base that it was trained on."""
@@ -135,10 +145,11 @@ class CausalLM:
         path = self.path if own else self.base_path()
         tokenizer = loaded(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
         rows = self.config().get_text_config().vocab_size
-        if len(tokenizer) > rows:
+        last = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps: their number says nothing
+        if last >= rows:
             raise UserError(
                 ExitCode.MODEL,
-                Problem(f"the tokenizer has {len(tokenizer)} ids, the model embeds {rows}", KEY, self.path),
+                Problem(f"the tokenizer has ids up to {last}, the model embeds {rows}", KEY, self.path),
                 fix="resize the model's embeddings and save it, or use the tokenizer that belongs to it",
             )
         if tokenizer.eos_token_id is None:
@@ -160,22 +171,6 @@ class CausalLM:
         return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
-def loaded(load: Any, path: str, **options: Any) -> Any:
-    """Call a transformers loader; what it raises becomes a message about `path`."""
-    try:
-        return load(path, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        local = Path(path).is_dir()
-        raise UserError(
-            ExitCode.MODEL if local else ExitCode.INPUT_MISSING,
-            Problem(f"the model cannot be loaded: {reason}", KEY, path),
-            fix="give a folder that `save_pretrained` wrote"
-            if local
-            else "check the hub id and the connection, or give a local folder (HF_HUB_OFFLINE=1 uses what is cached)",
-        ) from error
-
-
 def load_base(path: str, dtype: str, attention: str) -> Any:
     """A whole model whose every weight came from its files."""
     from transformers import AutoModelForCausalLM
@@ -188,6 +183,7 @@ def load_base(path: str, dtype: str, attention: str) -> Any:
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, with their names
     )
     problems = [
         Problem(f"{len(keys)} {kind} weights, first: {sorted(map(str, keys))[0]}", KEY, path)
@@ -212,6 +208,14 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     options = asdict(lora)
+    known = [name for name, _ in model.named_modules()]
+    unknown = [name for name in lora.modules_to_save or () if not any(part.endswith(name) for part in known)]
+    if unknown:  # peft says nothing and trains nothing
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"the model has no module {', '.join(unknown)}", "model.policy.lora.modules_to_save"),
+            fix="name modules of the model, such as embed_tokens or lm_head",
+        )
     # A trained copy of a tied embedding has to stay tied to the head, or one of the two is lost when saved.
     tied = bool(getattr(model.config, "tie_word_embeddings", False) and lora.modules_to_save)
     try:
@@ -227,8 +231,7 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
 
 def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     """An adapter that was trained before, to be trained further."""
-    from peft import PeftModel
-    from safetensors import safe_open
+    from peft import PeftModel, get_peft_model_state_dict
 
     origin = folder / ORIGIN_FILE
     if origin.exists() and base.is_dir() and read_json(origin).get("base_digest") != weights_digest(base):
@@ -239,18 +242,17 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
         )
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
-        raise UserError(ExitCode.MODEL, Problem("a weight file is missing", str(weights)), fix="copy the folder again")
-    policy = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    with safe_open(weights, "pt") as file:
-        stored = set(file.keys())
-    from peft import get_peft_model_state_dict
-
+        raise no_weights(folder, weights.name)
+    stored = set(json.loads(read_header(weights))) - {"__metadata__"}
+    policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
     wanted = set(get_peft_model_state_dict(policy))
-    if stored != wanted:
-        first = sorted(stored ^ wanted)[0]
+    # peft stores a tied head under its plain name, and loads it back there.
+    strange = wanted - stored | stored - wanted - set(policy.state_dict())
+    if strange:
+        first = sorted(strange)[0]
         raise UserError(
             ExitCode.MODEL,
-            Problem(f"{len(stored ^ wanted)} adapter weights do not match the model, first: {first}", str(weights)),
+            Problem(f"{len(strange)} adapter weights do not match the model, first: {first}", str(weights)),
             fix="use the adapter with the base model that it was trained on",
         )
     return policy

@@ -23,6 +23,11 @@ KEY = "model.reference"
 class ReferencePolicy(nn.Module, ABC):
     """What a policy is compared with. It has no gradient, no place in a checkpoint, and a digest that is in it."""
 
+    def __init__(self) -> None:
+        """Start unbound."""
+        super().__init__()
+        self._digest = ""
+
     @abstractmethod
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
         """Take what is needed from the policy before its first step.
@@ -46,16 +51,8 @@ class ReferencePolicy(nn.Module, ABC):
             return score(model, batch)
 
     def digest(self, policy: nn.Module) -> str:
-        """A fingerprint of the reference's weights: sizes and up to 256 values of every frozen tensor."""
-        digest = hashlib.sha256()
-        with self.activated(policy) as model:
-            for name, value in model.named_parameters():
-                if value.requires_grad:
-                    continue
-                flat = value.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
-                digest.update(f"{name} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()
+        """The fingerprint of the reference's weights as they were loaded, whatever the precision of the run."""
+        return self._digest
 
 
 class FrozenCopy(ReferencePolicy):
@@ -90,6 +87,7 @@ class FrozenCopy(ReferencePolicy):
             model = other.build()
         without_dropout(model)
         self._held = [model.eval().requires_grad_(False)]
+        self._digest = fingerprint(model)
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -113,12 +111,24 @@ class AdapterDisabled(ReferencePolicy):
                 Problem("the policy's adapter was trained before: without it the reference would be the base", KEY),
                 fix="leave --model.reference out (a frozen copy is taken), or merge the adapter first",
             )
+        self._digest = fingerprint(policy)
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The policy itself, its adapter off."""
         with policy.disable_adapter():  # type: ignore[operator]
             yield policy
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Names, sizes and up to 256 values of every frozen tensor: all of a frozen copy, the base below an adapter."""
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        if not value.requires_grad:
+            flat = value.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu()
+            digest.update(f"{name} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def default_reference(builder: CausalLM) -> ReferencePolicy:

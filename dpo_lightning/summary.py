@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.callbacks.pairwise import PreferenceAccuracy
 from dpo_lightning.callbacks.samples import Samples
 from dpo_lightning.callbacks.token_loss import TokenLoss
@@ -17,7 +18,7 @@ from dpo_lightning.intervals import wilson
 FILE = "metrics.json"
 
 
-def summarize(trainer: Trainer, module: Any) -> None:
+def summarize(trainer: Trainer) -> None:
     """Write `metrics.json` into the run's folder and print the summary, both from the last evaluation."""
     if not trainer.is_global_zero:
         return
@@ -25,6 +26,9 @@ def summarize(trainer: Trainer, module: Any) -> None:
     metrics: dict[str, Any] = {
         name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("eval/")
     }
+    for callback in callbacks:
+        if isinstance(callback, MeansCallback):
+            metrics |= callback.logged
     metrics["step"] = trainer.global_step
     rows = max((c.evaluated for c in callbacks if isinstance(c, (PreferenceAccuracy, TokenLoss))), default=0)
     metrics["eval/rows"] = rows
@@ -35,6 +39,8 @@ def summarize(trainer: Trainer, module: Any) -> None:
         lines += preference_lines(metrics, rows)
     elif "eval/loss" in metrics:
         lines.append(f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)")
+    if "train/loss" in metrics:
+        lines.append(f"  training loss       {metrics['train/loss']:.4f} over the last logged steps")
     for callback in callbacks:
         if isinstance(callback, Samples) and callback.drawn:
             lines += sample_lines(*callback.drawn[0])

@@ -131,6 +131,11 @@ def make_gpt2(vocab_size: int = VOCAB, *, dropout: float = 0.0, seed: int = 0, *
     return _seeded(GPT2LMHeadModel, GPT2Config(**config | options), seed)
 
 
+def turns(*said: tuple[str, str]) -> tuple[dict[str, str], ...]:
+    """Chat messages from `(role, content)`."""
+    return tuple({"role": role, "content": content} for role, content in said)
+
+
 def save(folder: Path, model: Any, tokenizer: Any) -> Path:
     """Write a model folder in the Hugging Face layout."""
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id

@@ -32,6 +32,8 @@ class FinalModel(Callback):
         partial.mkdir(parents=True)
         save_model(pl_module.policy, pl_module.tokenizer, partial, pl_module.builder.base_path())
         (partial / "README.md").write_text(card(trainer, pl_module), encoding="utf-8")
+        for file in partial.iterdir():  # some writers give no one else the right to read
+            shutil.copymode(partial / "README.md", file)
         if folder.exists():  # a continued run: the older result stays readable until the new one is whole
             old = folder.with_name(f".{FOLDER}.old")
             shutil.rmtree(old, ignore_errors=True)

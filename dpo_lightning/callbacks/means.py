@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.metrics import Means
 
 
@@ -28,6 +30,10 @@ class MeansCallback(Callback):
         self._logged_step = 0
         self.evaluated = 0
         """Rows of the last evaluation, each counted once."""
+        self.evaluated_step = -1
+        """The optimizer step whose weights the last evaluation measured."""
+        self.logged: dict[str, float] = {}
+        """The training steps' means of the last log line."""
 
     @abstractmethod
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -41,13 +47,23 @@ class MeansCallback(Callback):
         stepped = trainer.global_step != self._logged_step
         if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._logged_step = trainer.global_step
-            means = {f"train/{name}": value for name, value in self._window.compute().items()}
+            self.logged = {f"train/{name}": float(value) for name, value in self._window.compute().items()}
             self._window.reset()
             for logger in trainer.loggers:
-                logger.log_metrics({name: float(value) for name, value in means.items()}, trainer.global_step)
+                logger.log_metrics(self.logged, trainer.global_step)
             for name in self.shown:
                 short = name.rpartition("/")[2]
-                pl_module.log(short, means[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
+                pl_module.log(short, self.logged[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
+            self._check_finite(trainer)
+
+    def _check_finite(self, trainer: Trainer) -> None:
+        """End a run whose loss is no number any more: every later step would only spoil more."""
+        if not math.isfinite(self.logged.get("train/loss", 0.0)):
+            raise UserError(
+                ExitCode.DIVERGED,
+                f"the training loss is {self.logged['train/loss']} at step {trainer.global_step}",
+                fix="a smaller --model.learning_rate, a larger --model.loss.beta, or --trainer.gradient_clip_val 1",
+            )
 
     def _start(self) -> None:
         self._evaluation.reset()
@@ -62,7 +78,7 @@ class MeansCallback(Callback):
         if self._evaluation.update_called is False:
             return
         pl_module.log_dict({f"{stage}/{name}": value for name, value in means.items()}, batch_size=1)
-        self.evaluated = self.rows(trainer)
+        self.evaluated, self.evaluated_step = self.rows(trainer), trainer.global_step
 
     def rows(self, trainer: Trainer) -> int:
         """Weight of the last evaluation over all ranks."""

@@ -172,7 +172,7 @@ class Renderer:
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
-                ExitCode.DATA if origin else ExitCode.MODEL,
+                ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
                 fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
             ) from None
@@ -188,7 +188,7 @@ class Renderer:
         for message in messages:
             content = message.get("content")
             if isinstance(content, str):
-                wanted.append((f"a {message['role']} message", content.rpartition("</think>")[2].strip()))
+                wanted.append((f"a turn of the {message['role']}", content.rpartition("</think>")[2].strip()))
             wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
         for what, due in wanted:
             if due not in text:

@@ -46,6 +46,22 @@ class Counts:
         return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in told.items() if n]
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """A prompt and its answers as ids, and what happened on the way."""
+
+    prompt_ids: list[int]
+    answers: list[EncodedAnswer]
+    crossing: bool = False
+    last_turn_only: bool = False
+    shortened: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and longer answer."""
+        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
+
+
 @dataclass
 class Encoder:
     """Turns examples into ids. `counts` tells what happened to them."""
@@ -61,8 +77,7 @@ class Encoder:
         for example in examples:
             fitted = self._fit(example.origin, example.prompt, (example.chosen, example.rejected), example.tools)
             if fitted is not None:
-                prompt_ids, (chosen, rejected) = fitted
-                encoded.append(EncodedPair(example.origin, prompt_ids, chosen, rejected))
+                encoded.append(EncodedPair(example.origin, fitted.prompt_ids, *fitted.answers))
         self._finish(len(encoded))
         return encoded
 
@@ -72,72 +87,80 @@ class Encoder:
         for example in examples:
             fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
             if fitted is not None:
-                prompt_ids, (completion,) = fitted
-                encoded.append(EncodedSFT(example.origin, prompt_ids, completion))
+                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, *fitted.answers))
         self._finish(len(encoded))
         return encoded
 
-    def _fit(
-        self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]
-    ) -> tuple[list[int], list[EncodedAnswer]] | None:
+    def _fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
         """Ids that fit into `max_length`, or None for a row that is left out."""
         self.counts.read += 1
-        prompt_ids, encoded = self._encode(origin, prompt, answers, tools)
-        length = len(prompt_ids) + max(len(answer.ids) for answer in encoded)
-        if length <= self.max_length:
-            return prompt_ids, encoded
-        if self.overlong == "drop":
-            self.counts.dropped += 1
-            return None
-        if self.overlong == "error":
-            self.counts.too_long.append(
-                Problem(
-                    f"prompt and longer answer have {length} tokens, max_length is {self.max_length}",
-                    str(origin),
-                )
-            )
-            return None
-        self.counts.shortened_prompts += 1
-        while length > self.max_length and (shorter := without_oldest_turn(prompt)) is not None:
-            prompt = shorter
-            prompt_ids, encoded = self._encode(origin, prompt, answers, tools)
-            length = len(prompt_ids) + max(len(answer.ids) for answer in encoded)
-        return self._cut(prompt_ids, encoded)
+        fitted = self._encode(origin, prompt, answers, tools)
+        if fitted.length > self.max_length:
+            if self.overlong == "drop":
+                self.counts.dropped += 1
+                return None
+            if self.overlong == "error":
+                what = f"prompt and longer answer have {fitted.length} tokens, max_length is {self.max_length}"
+                self.counts.too_long.append(Problem(what, str(origin)))
+                return None
+            while fitted.length > self.max_length and (shorter := without_oldest_turn(prompt)) is not None:
+                prompt = shorter
+                fitted = replace(self._encode(origin, prompt, answers, tools), shortened=True)
+            fitted = self._cut(fitted)
+            if not all(any(answer.scored) for answer in fitted.answers):
+                what = f"max_length {self.max_length} leaves nothing to learn of an answer"
+                self.counts.too_long.append(Problem(what, str(origin)))
+                return None
+        self.counts.crossing += fitted.crossing
+        self.counts.last_turn_only += fitted.last_turn_only
+        self.counts.shortened_prompts += fitted.shortened
+        self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
+        return fitted
 
-    def _cut(self, prompt_ids: list[int], answers: list[EncodedAnswer]) -> tuple[list[int], list[EncodedAnswer]]:
-        """Cut the prompt's start down to half of the room at most, then the end of an answer that is still too long."""
-        longest = max(len(answer.ids) for answer in answers)
+    def _cut(self, whole: Encoding) -> Encoding:
+        """Cut the prompt's start down to half of the room at most, then the end of an answer that is still too long.
+
+        The BOS stays: some models write nonsense without it.
+        """
+        longest = max(len(answer.ids) for answer in whole.answers)
         prompt_room = max(self.max_length - longest, self.max_length // 2)
-        prompt_ids = prompt_ids[-prompt_room:]
+        prompt_ids, bos = whole.prompt_ids, list(self.renderer.raw_prefix)
+        shorter = len(prompt_ids) > prompt_room
+        if shorter:
+            head = bos if prompt_ids[: len(bos)] == bos and len(bos) < prompt_room else []
+            prompt_ids = head + prompt_ids[len(head) - prompt_room :]
         room = self.max_length - len(prompt_ids)
-        kept = [
+        answers = [
             answer
             if len(answer.ids) <= room
             else replace(answer, ids=answer.ids[:room], scored=answer.scored[:room], cut=True)
-            for answer in answers
+            for answer in whole.answers
         ]
-        self.counts.cut_answers += any(answer.cut for answer in kept)
-        return prompt_ids, kept
+        return replace(whole, prompt_ids=prompt_ids, answers=answers, shortened=whole.shortened or shorter)
 
-    def _encode(
-        self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]
-    ) -> tuple[list[int], list[EncodedAnswer]]:
+    def _encode(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding:
         prompt_ids = self.renderer.prompt_ids(prompt, tools, origin)
         wholes = [self._whole(origin, prompt, answer, tools) for answer in answers]
         # A template or a tokenizer may write the border otherwise once an answer follows: both sides then begin
         # at the last token that prompt and answers agree on, so that they are conditioned on the same ids.
-        border = min(common_prefix(prompt_ids, ids) for ids, _ in wholes)
-        self.counts.crossing += border < len(prompt_ids)
-        return prompt_ids[:border], [EncodedAnswer(ids[border:], scored[border:]) for ids, scored in wholes]
+        border = min(common_prefix(prompt_ids, ids) for ids, _, _ in wholes)
+        return Encoding(
+            prompt_ids[:border],
+            [EncodedAnswer(ids[border:], scored[border:]) for ids, scored, _ in wholes],
+            crossing=border < len(prompt_ids),
+            last_turn_only=any(rewritten for _, _, rewritten in wholes),
+        )
 
-    def _whole(self, origin: Origin, prompt: Text, answer: Text, tools: Sequence[Any]) -> tuple[list[int], list[bool]]:
-        """Ids of prompt and answer together, ended by one EOS, and which of them the answer's author wrote."""
+    def _whole(
+        self, origin: Origin, prompt: Text, answer: Text, tools: Sequence[Any]
+    ) -> tuple[list[int], list[bool], bool]:
+        """Ids of prompt and answer together, ended by one EOS; which are the author's; whether turns were rewritten."""
         turns = self.renderer.messages(prompt, "user")
         replies = self.renderer.messages(answer, "assistant")
         if turns is None or replies is None:
             ids = self.renderer.raw_ids(str(prompt), self.renderer.strip_eos(str(answer)), origin)
             ids.append(self.renderer.tokenizer.eos_token_id)
-            return ids, [True] * len(ids)
+            return ids, [True] * len(ids), False
         whole = (*turns, *replies)
         ids = self.renderer.chat_ids(whole, tools, origin, add_generation_prompt=False)
         ids = self._ended(
@@ -145,19 +168,22 @@ class Encoder:
             common_prefix(ids, self.renderer.chat_ids(whole[:-1], tools, origin, add_generation_prompt=True)),
         )
         if len(replies) == 1:
-            return ids, [True] * len(ids)
-        return ids, self._assistant_turns(ids, whole, len(turns), tools, origin)
+            return ids, [True] * len(ids), False
+        return ids, *self._assistant_turns(ids, whole, len(turns), tools, origin)
 
     def _ended(self, ids: list[int], start: int) -> list[int]:
-        """Cut what a template writes after the end of the last turn (a newline), or add the EOS it left out."""
+        """Cut what a template writes after the last turn (a newline, a second end), or add the EOS it left out."""
+        tokenizer = self.renderer.tokenizer
         ends = [i for i in range(start, len(ids)) if ids[i] in self.renderer.stops]
-        return ids[: ends[-1] + 1] if ends else [*ids, self.renderer.tokenizer.eos_token_id]
+        while len(ends) > 1 and not tokenizer.decode(ids[ends[-2] + 1 : ends[-1]]).strip():
+            ends.pop()
+        return ids[: ends[-1] + 1] if ends else [*ids, tokenizer.eos_token_id]
 
     def _assistant_turns(
         self, ids: list[int], messages: Sequence[Message], first: int, tools: Sequence[Any], origin: Origin
-    ) -> list[bool]:
-        """Flags of the assistant's turns from message `first` on: other turns of an answer are never learned."""
-        scored = [False] * len(ids)
+    ) -> tuple[list[bool], bool]:
+        """Flags of the assistant's turns from message `first` on, alone learned; whether some were rewritten."""
+        scored, rewritten = [False] * len(ids), False
         for i in range(first, len(messages)):
             if messages[i]["role"] != "assistant":
                 continue
@@ -172,11 +198,11 @@ class Encoder:
                 )
             )
             if not last and common_prefix(through, ids) < len(through):
-                self.counts.last_turn_only += 1
+                rewritten = True
                 continue
             start = common_prefix(before, ids)
             scored[start : len(through)] = [True] * (len(through) - start)
-        return scored
+        return scored, rewritten
 
     def _finish(self, kept: int) -> None:
         if self.counts.too_long:

@@ -1,0 +1,196 @@
+"""One prompt for both answers, EOS once, and only the assistant's own words learned."""
+
+import json
+
+import pytest
+import tiny
+from tiny import CHATML, END, END_OF_TEXT, PAD, turns
+
+from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.schema import preference_examples
+from dpo_lightning.data.tokenization import Encoder
+from dpo_lightning.errors import UserError
+from dpo_lightning.types import Origin, PreferenceExample, SFTExample
+
+ORIGIN = Origin("pairs.jsonl", 7)
+NO_THOUGHT = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")
+"""Writes an empty thought where the model answers, and none in an answer that is given."""
+FORGETFUL = (
+    "{% set ns = namespace(last=0) %}"
+    "{% for m in messages if m.role == 'user' %}{% set ns.last = messages.index(m) %}{% endfor %}"
+    "{% for m in messages %}{% set said = m.content %}{% if m.role == 'assistant' and loop.index0 < ns.last %}"
+    "{% set said = m.content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + said + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Drops the reasoning of all turns but the last, as Qwen3's template does."""
+WITHOUT_EOS = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+TWICE_ENDED = CHATML + "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
+"""Ends the whole conversation once more, as Phi-3's template does."""
+
+
+def encode(tokenizer, prompt, chosen, rejected, *, template="auto", ends=()):
+    encoder = Encoder(Renderer(tokenizer, template, end_ids=frozenset(ends)), 200)
+    (pair,) = encoder.pairs([PreferenceExample(ORIGIN, prompt, chosen, rejected)])
+    return pair, encoder.counts
+
+
+def demonstrate(tokenizer, prompt, completion, *, ends=()):
+    encoder = Encoder(Renderer(tokenizer, end_ids=frozenset(ends)), 200)
+    (row,) = encoder.demonstrations([SFTExample(ORIGIN, prompt, completion)])
+    return row, encoder.counts
+
+
+def learned(tokenizer, row):
+    """The runs of text that are scored."""
+    runs, before = [], False
+    for id_, own in zip(row.completion.ids, row.completion.scored, strict=True):
+        if own:
+            runs = [*runs[:-1], [*runs[-1], id_]] if before else [*runs, [id_]]
+        before = own
+    return [tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "merged"),
+    [
+        ("The answer is ", "46", "$46", 1),  # " 46" is one token, so the prompt's last blank is not one of its own
+        ("The answer is ", "$46", "46", 1),
+        ("The answer is", " 46", " $46", 0),
+        ("The answer is 4", "6", "6 dollars", 2),
+        ("안녕하", "세요", "십니까", 3),  # the whole prompt
+    ],
+)
+def test_tokens_that_merge_across_the_border_leave_one_prompt_for_both(tokenizer, prompt, chosen, rejected, merged):
+    pair, counts = encode(tokenizer, prompt, chosen, rejected)
+    plain = tokenizer(prompt)["input_ids"]
+    assert list(pair.prompt_ids) == plain[: len(plain) - merged]
+    assert counts.crossing == len(counts.lines()) == (merged > 0)
+    for answer, text in ((pair.chosen, chosen), (pair.rejected, rejected)):
+        ids = [*pair.prompt_ids, *answer.ids]
+        assert ids == [*tokenizer(prompt + text)["input_ids"], tokenizer.eos_token_id]
+        assert tokenizer.decode(ids) == prompt + text + END_OF_TEXT
+        assert all(answer.scored)
+
+
+def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_answer():
+    made = tiny.make_chat_tokenizer(template=NO_THOUGHT)
+    pair, counts = encode(made, "Hello", "Hi", "I am fine")
+    header = made.decode(pair.prompt_ids)
+    assert header.rstrip("\n").endswith("<|im_start|>assistant")
+    for answer, text in ((pair.chosen, "Hi"), (pair.rejected, "I am fine")):
+        assert (header + made.decode(answer.ids)).endswith(f"<|im_start|>assistant\n{text}<|im_end|>")
+        assert made.decode(answer.ids).strip() == f"{text}<|im_end|>"
+    assert counts.crossing == 1
+
+
+@pytest.mark.parametrize("text", ["Hi", "Hi{eos}"])
+@pytest.mark.parametrize("pad", [PAD, None, "eos"])
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_an_answer_ends_with_one_eos_whether_the_text_ends_with_it_or_not(text, pad, template):
+    eos = END if template else END_OF_TEXT
+    made = tiny.make_tokenizer(template=template, eos=eos, pad=eos if pad == "eos" else pad)
+    pair, _ = encode(made, "Hello", text.format(eos=eos), "I am fine")
+    for answer in pair.answers:
+        assert answer.ids[-1] == made.eos_token_id
+        assert list(answer.ids).count(made.eos_token_id) == 1
+        assert answer.scored[-1]
+
+
+def test_an_eos_that_the_template_leaves_out_is_added():
+    made = tiny.make_tokenizer(template=WITHOUT_EOS)
+    pair, _ = encode(made, "Hello", "Hi", "I am fine")
+    assert made.decode(pair.chosen.ids).strip() == "Hi\n<|endoftext|>"
+    assert list(pair.chosen.ids).count(made.eos_token_id) == 1
+
+
+def test_what_a_template_writes_after_the_end_of_an_answer_is_not_learned():
+    made = tiny.make_tokenizer(template=TWICE_ENDED)
+    end = made.convert_tokens_to_ids(END)
+    pair, _ = encode(made, "Hello", "Hi", "I am fine", ends=[end])
+    assert made.decode(pair.chosen.ids) == "Hi<|im_end|>"
+    said = turns(("assistant", "Hi"), ("user", "Well?"), ("assistant", "I am fine"))
+    row, counts = demonstrate(made, turns(("user", "Hello")), said, ends=[end])
+    assert learned(made, row) == ["Hi<|im_end|>", "I am fine<|im_end|>"]
+    assert counts.last_turn_only == 0
+
+
+@pytest.mark.parametrize("make", [tiny.make_chat_tokenizer, lambda: tiny.make_tokenizer(prepends_bos=True)])
+def test_training_and_generation_read_the_same_prompt(make):
+    made = make()
+    pair, _ = encode(made, "Hello, you", " I am fine", " thank you")
+    assert list(pair.prompt_ids) == Renderer(made).prompt_ids("Hello, you")
+
+
+def test_only_the_assistants_turns_are_learned(chat_tokenizer):
+    said = turns(("assistant", "Hi"), ("user", "Well?"), ("tool", "46"), ("assistant", "I am fine"))
+    row, counts = demonstrate(chat_tokenizer, turns(("system", "Be brief"), ("user", "Hello")), said)
+    assert learned(chat_tokenizer, row) == ["Hi<|im_end|>", "I am fine<|im_end|>"]
+    assert chat_tokenizer.decode([*row.prompt_ids, *row.completion.ids]).count("<|im_start|>") == 6
+    assert counts.lines() == []
+
+
+def test_an_answer_that_begins_with_another_turn_is_learned_from_the_assistants_words_on(chat_tokenizer):
+    chosen = turns(("user", "Well?"), ("assistant", "I am fine"))
+    rejected = turns(("user", "Well?"), ("assistant", "thank you"))
+    pair, _ = encode(chat_tokenizer, turns(("user", "Hello"), ("assistant", "Hi")), chosen, rejected)
+    scored = [id_ for id_, own in zip(pair.chosen.ids, pair.chosen.scored, strict=True) if own]
+    assert chat_tokenizer.decode(scored) == "I am fine<|im_end|>"
+
+
+def test_a_template_that_drops_the_reasoning_of_earlier_turns_leaves_the_last_answer_to_learn():
+    made = tiny.make_chat_tokenizer(template=FORGETFUL)
+    thought = "<think>\nhm\n</think>\n\n"
+    said = turns(("assistant", thought + "Hi"), ("user", "Well?"), ("assistant", thought + "I am fine"))
+    row, counts = demonstrate(made, turns(("user", "Hello")), said)
+    assert learned(made, row) == [thought + "I am fine<|im_end|>"]
+    assert counts.last_turn_only == 1
+    assert "only the last answer is learned (100.0%)" in counts.lines()[0]
+    row, counts = demonstrate(made, turns(("user", "Hello")), (turns(("assistant", "Hi"))[0], *said[1:]))
+    assert learned(made, row) == ["Hi<|im_end|>", thought + "I am fine<|im_end|>"]
+    assert counts.lines() == []
+
+
+def test_a_rewritten_conversation_counts_as_one_row():
+    made = tiny.make_chat_tokenizer(template=FORGETFUL)
+    thought = "<think>\nhm\n</think>\n\n"
+    more = [("assistant", thought + "Hi"), ("user", "Well?")] * 3
+    said = turns(*more, ("assistant", "I am fine"))
+    pair, counts = encode(made, turns(("user", "Hello")), said, said[:-1] + turns(("assistant", "No")))
+    assert counts.last_turn_only == 1
+    assert not pair.chosen.scored[0]
+
+
+def test_a_changed_template_or_length_changes_the_ids_and_nothing_else_does(chat_tokenizer):
+    first, _ = encode(chat_tokenizer, "Hello", "Hi", "I am fine")
+    again, _ = encode(tiny.make_chat_tokenizer(), "Hello", "Hi", "I am fine")
+    assert first == again
+    raw, _ = encode(chat_tokenizer, "Hello", "Hi", "I am fine", template="raw")
+    other, _ = encode(tiny.make_chat_tokenizer(template=CHATML.replace("helpful", "terse")), "Hello", "Hi", "I am fine")
+    short = Encoder(Renderer(chat_tokenizer), 16, "truncate")
+    (cut,) = short.pairs([PreferenceExample(ORIGIN, "Hello", "Hi", "I am fine")])
+    assert len({(*pair.prompt_ids, -1, *pair.chosen.ids) for pair in (first, raw, other, cut)}) == 4
+
+
+def test_composed_and_decomposed_letters_are_the_same_ids(tmp_path, chat_tokenizer):
+    composed = {"prompt": "카페 café?", "chosen": "한국 né", "rejected": "서울"}
+    decomposed = {"prompt": "카페 cafe\u0301?", "chosen": "\u1112\u1161\u11ab국 ne\u0301", "rejected": "서울"}
+    encoded = []
+    for name, row in (("composed", composed), ("decomposed", decomposed)):
+        file = tmp_path / f"{name}.jsonl"
+        other = {"prompt": "Hello", "chosen": "Hi", "rejected": "No"}
+        file.write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n", encoding="utf-8")
+        examples, _ = preference_examples(str(file))
+        encoded.append(Encoder(Renderer(chat_tokenizer), 200).pairs(examples)[0])
+    assert encoded[0].prompt_ids == encoded[1].prompt_ids
+    assert encoded[0].answers == encoded[1].answers
+    assert "café" in chat_tokenizer.decode(encoded[1].prompt_ids)
+
+
+def test_a_control_token_in_an_answer_is_refused_with_its_line(chat_tokenizer):
+    for chosen, rejected in (("Hi <|im_start|>", "No"), ("Hi", "No<|endoftext|> way")):
+        with pytest.raises(UserError, match=r"control token <\|.* at pairs.jsonl:7"):
+            encode(chat_tokenizer, "Hello", chosen, rejected)

@@ -1,0 +1,217 @@
+"""Training steps: exact over micro-batches, short windows and ranks; what is optimized; what a checkpoint holds."""
+
+from functools import partial
+
+import pytest
+import runs
+import torch
+from torch.nn.functional import softplus
+from torch.optim import SGD
+
+from dpo_lightning import PreferenceDataModule, SFTDataModule
+from dpo_lightning.losses import DPOLoss, IPOLoss
+from dpo_lightning.models import CausalLM, Lora
+
+ROWS, WINDOW = 10, 4
+KINDS = {"dpo": (runs.dpo, PreferenceDataModule, runs.preference_rows), "sft": (runs.sft, SFTDataModule, runs.sft_rows)}
+
+
+def dpo_sum(policy, reference, row):
+    """DPO's loss of a pair, and 1: pairs count the same."""
+    pair = runs.plain_pair(policy, reference, row)
+    return softplus(-0.1 * (pair["a"] - pair["r"])), 1
+
+
+def sft_sum(policy, reference, row):
+    """A completion's negative log-probability, and its tokens: tokens count the same."""
+    return -runs.plain_logps(policy, row.prompt_ids, row.completion).sum(), len(row.completion.ids)
+
+
+def train(kind, model, folder, batch_size, accumulate, rows=ROWS, module_options=None, **options):
+    """Train on rows in the order of the file; module, what was logged, trainer and encoded rows."""
+    make, data_module, make_rows = KINDS[kind]
+    module = make(model, **({"optimizer": SGD} | (module_options or {})))
+    data = data_module(
+        runs.write_rows(folder, "train", make_rows(rows)), batch_size=batch_size, max_length=64, shuffle=False
+    )
+    memory, trainer = runs.fit(module, data, folder, accumulate_grad_batches=accumulate, **options)
+    return module, memory, trainer, data.encoded["train"]
+
+
+def assert_same_weights(one, other, start):
+    """Equal within 1e-5 of each tensor's largest change since the start."""
+    assert one.keys() == other.keys()
+    moved = 0.0
+    for name, value in one.items():
+        change = float((value - start[name]).abs().max())
+        moved = max(moved, change)
+        assert float((value - other[name]).abs().max()) <= 1e-5 * max(change, 1e-2), name
+    assert moved > 1e-2
+
+
+@pytest.fixture(scope="module")
+def start(tiny_llama):
+    """The weights of the model folder."""
+    return dict(CausalLM(str(tiny_llama)).build().named_parameters())
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(("kind", "loss"), [("dpo", dpo_sum), ("sft", sft_sum)])
+def test_a_step_is_the_mean_over_its_window(kind, loss, clip, tiny_llama, tmp_path, start):
+    """10 rows, 4 or 8 a step, the last step 2: however they are cut into micro-batches, and in plain PyTorch."""
+    for cuts in (((1, 4), (2, 2), (4, 1)), ((1, 8), (8, 1))):
+        window = cuts[0][0] * cuts[0][1]
+        expected, logged = None, None
+        for batch_size, accumulate in cuts:
+            module, memory, trainer, encoded = train(
+                kind, tiny_llama, tmp_path, batch_size, accumulate, max_epochs=2, gradient_clip_val=clip
+            )
+            assert trainer.global_step == 2 * -(-ROWS // window)
+            if expected is None:
+                losses, expected = runs.plain_run(tiny_llama, encoded, loss, window, SGD, clip, epochs=2)
+                assert memory.curve("train/loss") == pytest.approx(losses, rel=1e-5)
+                logged = memory.steps
+            assert_same_weights(runs.weights(module), expected, start)
+            assert memory.steps.keys() == logged.keys()
+            for step, metrics in memory.steps.items():
+                assert metrics == pytest.approx(logged[step], rel=1e-5, abs=1e-5)
+
+
+def test_two_ranks_are_one(tiny_llama, tmp_path, start):
+    """9 training and 5 eval rows on 2 ranks: weights and every metric of a process that sees the same global batch."""
+    both = runs.odd_runs_on_two_ranks(tiny_llama, tmp_path)
+    for kind, two in both.items():
+        one = runs.odd_run(kind, tiny_llama, tmp_path, ranks=1)
+        assert_same_weights(two["weights"], one["weights"], start)
+        assert two["logged"].keys() == one["logged"].keys() == {1, 2, 3, 4, 5, 6}
+        names = set().union(*one["logged"].values())
+        assert {"train/loss", "eval/loss"} <= names
+        assert kind == "sft" or {"eval/rewards/accuracies", "eval/logps/chosen", "train/rewards/margins"} <= names
+        for step, metrics in one["logged"].items():
+            assert two["logged"][step] == pytest.approx(metrics, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_does_not_depend_on_the_batch_size(kind, tiny_llama, tmp_path):
+    """5 rows in batches of 1, 2 and 3: the short last batch weighs what it holds."""
+    make, data_module, make_rows = KINDS[kind]
+    results = []
+    for batch_size in (1, 2, 3):
+        files = [runs.write_rows(tmp_path, name, make_rows(5, i)) for name, i in (("train", 0), ("eval", 50))]
+        data = data_module(*files, batch_size=batch_size, max_length=64, shuffle=False)
+        memory, _ = runs.fit(make(tiny_llama), data, tmp_path, accumulate_grad_batches=5)
+        results.append({name: value for name, value in memory.steps[1].items() if name.startswith("eval/")})
+    assert len(results[0]) == (11 if kind == "dpo" else 1)
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-5, abs=1e-5)
+
+
+def test_a_log_line_is_the_mean_since_the_last_one(tiny_llama, tmp_path):
+    """`log_every_n_steps` 2: every pair of both steps counts once, not the last micro-batch alone."""
+    often = train("dpo", tiny_llama, tmp_path, 1, 2, rows=6)[1]
+    seldom = train("dpo", tiny_llama, tmp_path, 1, 2, rows=6, log_every_n_steps=3)[1]
+    assert list(seldom.steps) == [3]
+    for name, value in seldom.steps[3].items():
+        assert value == pytest.approx(sum(often.curve(name)) / len(often.curve(name)), rel=1e-5, abs=1e-5)
+
+
+def test_ipo_wins_by_its_own_score(tiny_llama, tmp_path):
+    """rewards/* of a run with IPO come from means, those of a run with its summed form from sums."""
+    by_mean, by_sum = (
+        train("dpo", tiny_llama, tmp_path, 5, 1, module_options={"loss": IPOLoss(0.2, form)})[1]
+        for form in ("mean", "sum")
+    )
+    for memory in (by_mean, by_sum):
+        assert memory.curve("train/rewards/ties") == [1, 0]
+    assert by_sum.curve("train/rewards/margins")[1] == pytest.approx(0.2 * by_sum.curve("train/logps/margins")[1])
+    assert by_mean.curve("train/rewards/margins")[1] < 0.5 * 0.2 * by_mean.curve("train/logps/margins")[1]
+
+
+def test_sft_loss_is_transformers_own(tiny_llama, tmp_path):
+    """The first loss is the cross-entropy that transformers computes from labels, prompt left out."""
+    from transformers import AutoModelForCausalLM
+
+    _, memory, _, encoded = train("sft", tiny_llama, tmp_path, 1, 1)
+    row, model = encoded[0], AutoModelForCausalLM.from_pretrained(tiny_llama)
+    ids = torch.tensor([[*row.prompt_ids, *row.completion.ids]])
+    labels = ids.clone()
+    labels[:, : len(row.prompt_ids)] = -100
+    assert memory.curve("train/loss")[0] == pytest.approx(float(model(ids, labels=labels).loss.detach()), rel=1e-6)
+
+
+class Watched(SGD):
+    """An optimizer that tells what it was given."""
+
+    given: dict = {}
+
+    def __init__(self, params, lr, **options):
+        params = list(params)
+        type(self).given = {"params": params, "lr": lr, **options}
+        super().__init__(params, lr)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_optimizer_holds_what_is_trained(kind, lora, tiny_llama, tmp_path):
+    """All weights once, or the adapter's: nothing of the reference, nothing frozen, nothing forgotten."""
+    options = {
+        "policy": CausalLM(str(tiny_llama), lora=lora),
+        "optimizer": partial(Watched, foo=1),
+        "learning_rate": 0.02,
+    }
+    module, _, _, _ = train(kind, tiny_llama, tmp_path, 2, 1, module_options=options)
+    names = {id(value): name for name, value in module.policy.named_parameters()}
+    held = [names[id(value)] for value in Watched.given["params"]]
+    expected = {name for name in names.values() if lora is None or "lora_" in name}
+    assert len(held) == len(set(held))
+    assert set(held) == expected
+    assert Watched.given["lr"] == 0.02
+    assert Watched.given["foo"] == 1
+
+
+def test_the_schedule_is_stepped_once_per_optimizer_step(tiny_llama, tmp_path):
+    """10 rows, accumulation 4: three steps, not ten."""
+    schedule = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 0.5**step)
+    options = {"lr_scheduler": schedule, "learning_rate": 0.08}
+    _, _, trainer, _ = train("sft", tiny_llama, tmp_path, 1, 4, module_options=options)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.08 / 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_of_a_lora_run_holds_only_what_is_trained(kind, tiny_llama, tmp_path):
+    """The embedding is tied to the head, so that the base has two names for one tensor: neither is kept."""
+    options = {"policy": CausalLM(str(tiny_llama), lora=Lora(r=2)), "optimizer": runs.PLAIN_ADAMW}
+    module, _, trainer, _ = train(kind, tiny_llama, tmp_path, 2, 1, module_options=options)
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    trained = {f"policy.{name}" for name, value in module.policy.named_parameters() if value.requires_grad}
+    assert set(state) == trained
+    assert all("lora_" in name for name in trained)
+    again, _, _, _ = train(kind, tiny_llama, tmp_path, 2, 1, module_options=options, ckpt_path=str(path))
+    for name, value in runs.weights(module).items():
+        assert torch.equal(value, again.policy.get_parameter(name)), name
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"].pop(min(trained))
+    torch.save(checkpoint, path)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        train(kind, tiny_llama, tmp_path, 2, 1, module_options=options, ckpt_path=str(path))
+
+
+def test_a_checkpoint_of_a_whole_model_holds_no_reference(tiny_llama, tmp_path):
+    module, _, trainer, _ = train("dpo", tiny_llama, tmp_path, 2, 1)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    state = torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"]
+    assert set(state) == {f"policy.{name}" for name in module.policy.state_dict()}
+
+
+def test_a_resumed_run_logs_whole_windows(tiny_llama, tmp_path):
+    """Stopped after step 2 of 4 with accumulation 2: the first line after that is of step 3, and of both its batches."""
+    options = {"rows": 8, "batch_size": 1, "accumulate": 2}
+    whole = train("dpo", tiny_llama, tmp_path, **options, max_steps=4)[1]
+    trainer = train("dpo", tiny_llama, tmp_path, **options, max_steps=2)[2]
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    rest = train("dpo", tiny_llama, tmp_path, **options, max_steps=4, ckpt_path=str(tmp_path / "half.ckpt"))[1]
+    assert rest.steps.keys() == {3, 4}
+    for step, metrics in rest.steps.items():
+        assert metrics == pytest.approx(whole.steps[step], rel=1e-5, abs=1e-5)
