@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.losses import PreferenceLoss
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models import CausalLM, Lora, quiet
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import parsing_error, read_config, restrict_imports, take_allowed
 from dpo_lightning.precision import choose_precision
@@ -174,26 +172,6 @@ def config_paths(args: list[str]) -> list[str]:
     following = zip(args, [*args[1:], ""], strict=True)
     paths = [value for flag, value in following if flag in ("-c", "--config")]
     return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
-
-
-def quiet() -> None:
-    """Silence what libraries say about themselves; what concerns the run is said by the run."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*number of training batches.*smaller than the logging interval.*",
-        ".*Total length of `list` across ranks is zero.*",
-        ".*LeafSpec.*",
-        ".*is_gradient_checkpointing.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)
 
 
 def known_names(parser: Any) -> list[str]:

@@ -102,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
             Problem(f"the model folder has no {path.name}", where=str(path.parent)),
             fix="give the folder that `save_pretrained` wrote (for a run: its final_model/)",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise damaged(path, "not a JSON object")
@@ -153,11 +153,11 @@ def read_header(path: Path) -> bytes:
         header = file.read(length)
     try:
         tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        promised = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise damaged(path, "its header is not that of a safetensors file") from None
-    if size != 8 + length + end:
-        raise damaged(path, f"it has {size} bytes where its header promises {8 + length + end}")
+    if size != promised:
+        raise damaged(path, f"it has {size} bytes where its header promises {promised}")
     return header
 
 

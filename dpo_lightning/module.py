@@ -127,14 +127,15 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen base weights come from their own folder again."""
-        trained = {f"policy.{name}" for name, value in self.policy.named_parameters() if value.requires_grad}
-        frozen = {f"policy.{name}" for name, _ in self.policy.named_parameters()} - trained
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
-        }
+        frozen = self._frozen()
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value for name, value in state if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the frozen weights, so that loading stays strict about the trained ones."""
-        for name, value in self.policy.named_parameters():
-            if not value.requires_grad:
-                checkpoint["state_dict"].setdefault(f"policy.{name}", value)
+        checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """What is not trained; tied weights stand under each of their names, as they do in a state dict."""
+        named = self.policy.named_parameters(remove_duplicate=False)
+        return {f"policy.{name}": value for name, value in named if not value.requires_grad}

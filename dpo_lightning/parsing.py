@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -57,59 +57,130 @@ def restrict_imports(packages: list[str]) -> None:
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *packages])
 
 
-def parsing_error(message: str, known: Sequence[str]) -> UserError:
+class Known(NamedTuple):
+    """What a key or a class name could have been.
+
+    Attributes:
+        keys: every key, some of them only for one of the classes that its owner may be.
+        classes: the names of the classes that a key takes.
+    """
+
+    keys: Sequence[str]
+    classes: Mapping[str, Sequence[str]]
+
+
+class Said(NamedTuple):
+    """The part of a parser's message that matters: where it leads, and what it says there."""
+
+    key: str
+    reasons: list[str]
+    owner: str
+    given: str
+
+
+UNKNOWN = re.compile(r"(?:Group '([\w.]+)' does not accept option|.*does not accept option|Option) '([^']+)'")
+EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|(.+?))(?:\. Got value: (.*))?")
+NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Subclass types",
+    "a class path",
+    "a dict ",
+    "Expected a path but",
+)
+
+
+def parsing_error(message: str, known: Known) -> UserError:
     """The short form of a jsonargparse message: the key, what is wrong with it, and a near name or the help.
 
     Args:
         message: what the parser said; a chain of `Parser key "..."` lines, deeper and deeper, then the reason.
         known: every key and class name that could have been meant.
     """
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    keys, reasons = walk(lines)
-    key = ".".join(keys)
-    reason = reasons[-1] if reasons else lines[0]
-    unknown = re.search(r"Option '([^']+)' is not accepted", reason)
-    if unknown:
-        owners = re.findall(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)'", message)
-        return unknown_option(f"{key}.{unknown.group(1)}", known, owners[-1] if owners else "")
+    said = walk(message.splitlines())
+    reason = said.reasons[-1] if said.reasons else message.strip().partition("\n")[0]
+    if unknown := UNKNOWN.match(reason):
+        key = ".".join(part for part in (said.key, *unknown.groups()) if part)
+        return unknown_option(key, known.keys, said.owner)
     if reason.startswith("unrecognized arguments:"):
-        return unknown_option(reason.split()[2].partition("=")[0].lstrip("-"), known)
-    if "is not allowed" in message:
-        name = re.search(r"Importing '([^']+)'", message)
+        return unknown_option(reason.split()[2].partition("=")[0].lstrip("-"), known.keys)
+    if "are required:" in reason:
+        return missing_options(said.key, reason)
+    if denied := re.search(r"Importing '([^']+)' is not allowed", reason):
         return UserError(
             ExitCode.CONFIG,
-            Problem("this lies outside of what a config may import", key, name.group(1) if name else ""),
+            Problem("this lies outside of what a config may import", said.key, denied.group(1)),
             fix=f"{ALLOW_FLAG} PACKAGE, if you trust the package",
         )
-    name = re.search(r"Expected a dot import path string: (\S+)", message)
-    if name:
-        near = difflib.get_close_matches(name.group(1), known, n=1, cutoff=0.5)
-        fix = f"did you mean {near[0]}?" if near else "--model.loss takes DPOLoss, IPOLoss, HingeLoss or RobustLoss"
-        return UserError(ExitCode.CONFIG, Problem("there is no such class", key, name.group(1)), fix=fix)
-    got = re.fullmatch(r"Expected an? (?:<class '(.+?)'>|(.+?))\. Got value: (.*)", reason)
-    if got:
-        wanted = (got.group(1) or got.group(2)).replace("typing.", "")
+    if name := re.search(r"Expected a dot import path string: (\S+)", reason):
+        return unknown_class(said.key, name.group(1), known)
+    wanted = [match for match in map(EXPECTED.fullmatch, said.reasons) if match]
+    if wanted and EXPECTED.fullmatch(reason):
+        types = " or ".join(dict.fromkeys(spoken_type(match.group(1) or match.group(2)) for match in wanted))
+        given = wanted[-1].group(3) or said.given
         return UserError(
-            ExitCode.CONFIG,
-            Problem(f"expected {wanted}", key, got.group(3)),
-            fix=f"--{key} with such a value",
+            ExitCode.CONFIG, Problem(f"expected {types}", said.key, given), fix=f"--{said.key} with such a value"
         )
-    return UserError(ExitCode.CONFIG, Problem(shortened(reason), key), fix=HELP)
+    if kind := re.match(r"Not a valid subclass of (\w+)", reason):
+        return UserError(ExitCode.CONFIG, Problem(f"this is no {kind.group(1)}", said.key, said.given), fix=HELP)
+    return UserError(ExitCode.CONFIG, Problem(shortened(reason), said.key), fix=HELP)
 
 
-def walk(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Keys from the outermost in, and the reasons of the branch that matters: None is never what was meant."""
+def walk(lines: Sequence[str]) -> Said:
+    """Follow a message from the outermost key in, along the first alternative that leads deeper."""
     keys: list[str] = []
     reasons: list[str] = []
-    for line in lines:
-        found = re.match(r'-? ?(?:Parser key|argument) "?([\w.]+)"?:', line)
-        if found:
-            keys.append(found.group(1).replace("init_args.", ""))
-        elif line.startswith(("- Expected a <class 'NoneType'>", "Given value")):
+    owner, given, branch = "", "", None
+    for raw in lines:
+        line = raw.strip()
+        indent = len(raw) - len(raw.lstrip())
+        if branch is not None and indent <= branch and line.startswith("- "):
+            break  # another alternative, of what is understood already
+        if within := re.match(r"(?:- )?Problem with given class_path '(?:[\w.]*\.)?(\w+)'", line):
+            owner = within.group(1)
+            branch = indent if line.startswith("- ") else branch
+            continue
+        line = line.removeprefix("- ")
+        if keyed := re.match(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?:', line):
+            name = keyed.group(1).replace("init_args.", "")
+            keys += [] if keys[-1:] == [name] else [name]
+            line = line[keyed.end() :].strip()
+        if line.startswith("Given value:"):
+            given = line.partition(": ")[2]
             break
-        elif not line.startswith(("Does not validate", "Subtypes:", "Errors:", "- Problem with", "Problem with")):
-            reasons.append(line.removeprefix("- "))
-    return keys, reasons
+        if line and not line.startswith(("Given value type", *NOISE)) and "<class 'NoneType'>" not in line:
+            reasons.append(line)
+    return Said(".".join(keys), reasons, owner, given)
+
+
+def spoken_type(name: str) -> str:
+    """A type as a person says it: `one of a, b` for a Literal."""
+    plain = name.replace("typing.", "")
+    if choices := re.fullmatch(r"Literal\[(.*)\]", plain):
+        return "one of " + choices.group(1).replace("'", "")
+    return plain
+
+
+def missing_options(key: str, reason: str) -> UserError:
+    """The error for required keys that were not given."""
+    names = [name.strip() for name in reason.rpartition(":")[2].split(",")]
+    names = [f"{key}.{name}" if key else re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in names]
+    verb = "is" if len(names) == 1 else "are"
+    return UserError(
+        ExitCode.CONFIG,
+        f"{', '.join(names)} {verb} missing",
+        fix=f"--config with a whole recipe (configs/dpo.yaml), or --{names[0]}",
+    )
+
+
+def unknown_class(key: str, name: str, known: Known) -> UserError:
+    """The error for a class that is not there, with the nearest one or those that the key takes."""
+    classes = known.classes.get(key, ())
+    near = difflib.get_close_matches(name, classes or sum(map(list, known.classes.values()), []), n=1, cutoff=0.5)
+    listed = f"--{key} takes {', '.join(classes)}" if classes else HELP
+    fix = f"did you mean {near[0]}?" if near else listed
+    return UserError(ExitCode.CONFIG, Problem("there is no such class", key, name), fix=fix)
 
 
 def unknown_option(key: str, known: Sequence[str], owner: str = "") -> UserError:
@@ -153,6 +224,8 @@ class UniqueKeys(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -176,11 +249,17 @@ def read_config(path: str) -> dict[str, Any]:
             Problem(f"the config cannot be read: {error.strerror}", "--config", path),
             fix="give one of configs/*.yaml",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(ExitCode.CONFIG, Problem(f"this is no YAML: {reason}", where), fix="mend the line") from None
     if not isinstance(content, dict):
         raise UserError(ExitCode.CONFIG, Problem("a config is a mapping of keys", path), fix="see configs/dpo.yaml")
+    if not isinstance(content.get("trainer", {}), dict):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("expected keys below trainer", path, str(content["trainer"])),
+            fix="see configs/dpo.yaml",
+        )
     return content

@@ -89,6 +89,11 @@ class EncodedPair:
         """Chosen and rejected."""
         return self.chosen, self.rejected
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longer answer."""
+        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedSFT:
@@ -102,6 +107,11 @@ class EncodedSFT:
     def answers(self) -> tuple[EncodedAnswer, ...]:
         """The completion alone."""
         return (self.completion,)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_ids) + len(self.completion.ids)
 
 
 class PreferenceBatch(NamedTuple):

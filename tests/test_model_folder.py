@@ -130,7 +130,7 @@ def lying(file, change):
 @pytest.mark.parametrize(
     "header",
     [b"{", b"\xff\xfe", b"[]", b"[[1]]", b'{"w": 1}', b'{"w": {}}', b'{"w": {"data_offsets": ["0", "1"]}}',
-     b'{"w": {"data_offsets": [0]}}', b'{"w": {"data_offsets": [0, 1]}}'],
+     b'{"w": {"data_offsets": [0]}}', b"[" * 100_000, b'{"w": {"data_offsets": [0, 1]}}'],
 )  # fmt: skip
 def test_a_header_that_is_none(folder, header):
     lying(folder / WEIGHTS, lambda _: header)
@@ -196,7 +196,7 @@ def test_pickled_weights_are_not_read(folder):
 # Code and configurations
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff", "[" * 100_000])
 def test_a_broken_config(folder, text):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     message = refused(folder)

@@ -1,9 +1,11 @@
 """Eight steps of training against TRL 1.16's own DPOTrainer, and against a loop of plain PyTorch."""
 
+from functools import partial
+
 import pytest
-import runs
 import tiny
 import torch
+import whole_runs as runs
 from torch.nn.functional import softplus
 
 from dpo_lightning import PreferenceDataModule
@@ -52,7 +54,7 @@ def sides(tmp_path_factory):
 def ours(model, rows, loss, folder):
     """What our module logs at every step."""
     data = PreferenceDataModule(runs.write_rows(folder, "train", rows), batch_size=BATCH, shuffle=False, max_length=128)
-    memory, _ = runs.fit(runs.dpo(model, loss), data, folder)
+    memory, _ = runs.fit(runs.dpo(model, loss=loss), data, folder)
     assert len(memory.steps) == STEPS
     return memory, data.encoded["train"]
 
@@ -155,6 +157,6 @@ def test_training_as_the_formula_does(sides, tmp_path, side, loss, formula, tole
     def one(policy, reference, row):
         return formula(**runs.plain_pair(policy, reference, row)), 1
 
-    expected, _ = runs.plain_run(model, encoded, one, BATCH, runs.PLAIN_ADAMW)
+    expected, _ = runs.plain_run(model, encoded, one, BATCH, partial(runs.PLAIN_ADAMW, lr=runs.LEARNING_RATE))
     assert memory.curve("train/loss") == [pytest.approx(x, rel=0, abs=tolerance * max(1, x)) for x in expected]
     assert abs(expected[-1] - expected[0]) > 0.01

@@ -39,6 +39,10 @@ class MeansCallback(Callback):
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """The values under every name and their weights, each `[item]`; a filler has weight 0."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin at the step of a resumed run, which was logged before."""
+        self._logged_step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -77,7 +81,12 @@ class MeansCallback(Callback):
         means = self._evaluation.compute()  # gathers the ranks' sums
         if self._evaluation.update_called is False:
             return
-        pl_module.log_dict({f"{stage}/{name}": value for name, value in means.items()}, batch_size=1)
+        values = {f"{stage}/{name}": float(value) for name, value in means.items()}
+        fitting = trainer.state.fn == "fit"
+        pl_module.log_dict(values, batch_size=1, logger=not fitting)
+        if fitting:  # lightning would log them one step before the training steps that they follow
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step)
         self.evaluated, self.evaluated_step = self.rows(trainer), trainer.global_step
 
     def rows(self, trainer: Trainer) -> int:

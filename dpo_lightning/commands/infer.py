@@ -31,10 +31,9 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from dpo_lightning.cli import quiet
     from dpo_lightning.data.rendering import Renderer
     from dpo_lightning.generation import Sampling, answer
-    from dpo_lightning.models import CausalLM
+    from dpo_lightning.models import CausalLM, quiet
 
     quiet()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)

@@ -181,7 +181,7 @@ class TextDataModule(LightningDataModule):
         return self._loader("train", shuffle=self.shuffle)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Held-out batches in the order of the file, or none."""
+        """Held-out batches, longest rows first, or none."""
         return self._loader("eval", shuffle=False) if "eval" in self.encoded else []
 
     test_dataloader = val_dataloader
@@ -195,6 +195,7 @@ class TextDataModule(LightningDataModule):
             seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            lengths=[row.length for row in rows.rows],
         )
         return DataLoader(
             rows,

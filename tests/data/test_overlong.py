@@ -134,7 +134,7 @@ def test_a_cut_prompt_keeps_its_bos(max_length):
 def test_a_cut_that_leaves_nothing_to_learn_is_an_error(chat_tokenizer):
     chosen = turns(("user", LONG), ("assistant", "Hi"))
     rejected = turns(("user", LONG), ("assistant", "No"))
-    with pytest.raises(UserError, match="leaves nothing to learn of an answer at pairs.jsonl:1") as told:
+    with pytest.raises(UserError, match=r"leaves nothing to learn of an answer at pairs\.jsonl:1") as told:
         Encoder(Renderer(chat_tokenizer), 40, "truncate").pairs(pairs((turns(("user", "Hello")), chosen, rejected)))
     assert told.value.code == ExitCode.DATA
 

@@ -1,0 +1,202 @@
+"""Training with adapters and with gradient checkpointing, and what is saved: the same function when loaded again."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import runs
+import tiny
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from dpo_lightning.logps import score
+from dpo_lightning.models import CausalLM, Lora, save_model
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Pairs."""
+    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+
+
+def lora_weights(made, kind):
+    """The adapter's weights of one kind by name."""
+    return {name: value for name, value in made.policy.named_parameters() if kind in name}
+
+
+def gradients(made):
+    """What the last backward pass left, by name; nothing where a weight got none."""
+    return {
+        name: torch.zeros_like(value) if value.grad is None else value.grad.clone()
+        for name, value in made.policy.named_parameters()
+        if value.requires_grad
+    }
+
+
+def counted(made, calls):
+    """Append to `calls` at every run of the first layer."""
+    layers = [part for name, part in made.policy.named_modules() if name.endswith(("layers.0.mlp", "h.0.mlp"))]
+    assert len(layers) == 1
+    layers[0].register_forward_hook(lambda *_: calls.append(1))
+
+
+# Gradient checkpointing
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
+def test_an_adapter_trains_under_gradient_checkpointing(kind, file, request):
+    # Without care no input of a checkpointed block needs a gradient, and the adapter silently learns nothing.
+    made = runs.ready(request.getfixturevalue(kind), lora=Lora(r=2), gradient_checkpointing=True)
+    pairs, calls = runs.batch(made, file), []
+    counted(made, calls)
+    assert not any(value.any() for value in lora_weights(made, "lora_B").values())
+    runs.take_steps(made, pairs, 1)
+    assert len(calls) == 3  # policy, reference, and the policy again in the backward pass
+    behind = lora_weights(made, "lora_B")
+    assert behind
+    assert all(value.any() for value in behind.values())
+    runs.take_steps(made, pairs, 1)
+    left = gradients(made)
+    assert len(left) == 2 * len(behind)
+    assert all(gradient.any() for gradient in left.values())
+
+
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_gradient_checkpointing_changes_no_number(kind, lora, file, request):
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)  # the adapter's
+        made = runs.ready(request.getfixturevalue(kind), lora=lora, gradient_checkpointing=checkpointing)
+        pairs = runs.batch(made, file)
+        runs.take_steps(made, pairs, 1)  # an adapter that does something
+        made.policy.zero_grad()
+        calls = []
+        counted(made, calls)
+        losses = made.compare(pairs)[0].losses
+        losses.mean().backward()
+        copies = 2 if lora else 1  # a frozen copy has layers of its own
+        assert len(calls) == copies + checkpointing
+        results.append((losses.detach(), gradients(made)))
+    (losses, expected), (again, left) = results
+    assert torch.equal(losses, again)
+    assert expected.keys() == left.keys()
+    for name, gradient in expected.items():
+        assert gradient.any() == left[name].any()
+        torch.testing.assert_close(left[name], gradient, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_no_complaint_about_checkpointing_without_gradients(lora, tiny_gpt2, file, recwarn):
+    made = runs.ready(tiny_gpt2, lora=lora, gradient_checkpointing=True)
+    runs.take_steps(made, runs.batch(made, file))
+    told = [str(warning.message) for warning in recwarn]
+    assert not [text for text in told if "requires_grad" in text or "use_reentrant" in text]
+
+
+DDP = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import runs, torch
+    from dpo_lightning.models import Lora
+    from lightning.pytorch.strategies import DDPStrategy
+    torch.set_num_threads(1)
+    made = runs.module({model!r}, lora=Lora(r=2) if {lora} else None, gradient_checkpointing=True)
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    runs.fit(made, Path({file!r}), Path({out!r}), steps=2, strategy=strategy, devices=2, enable_checkpointing=False)
+    print("trained", made.trainer.global_step, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_with_two_processes(lora, tiny_gpt2, file, tmp_path):
+    # Reentrant checkpointing marks a parameter ready twice here, and a second forward pass does so as well.
+    places = {"tests": str(Path(__file__).parent), "model": str(tiny_gpt2), "file": str(file), "out": str(tmp_path)}
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(DDP).format(lora=lora, **places))
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained 2" in done.stdout
+
+
+# Saving
+
+
+def saved(made, folder, base):
+    """Save a policy as a run's end does."""
+    folder.mkdir()
+    save_model(made.policy, made.tokenizer, folder, str(base))
+    return folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [tiny.make_llama, tiny.make_gpt2])
+def test_a_whole_model_is_the_same_when_loaded(kind, tied, file, tmp_path):
+    base = tiny.save(tmp_path / "base", kind(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
+    made = runs.ready(base)
+    pairs = runs.batch(made, file)
+    before = score(made.policy, pairs).sums
+    runs.take_steps(made, pairs, 2)
+    expected = score(made.policy, pairs).sums
+    assert not torch.equal(before, expected)
+    loaded = AutoModelForCausalLM.from_pretrained(saved(made, tmp_path / "saved", base))
+    assert torch.equal(score(loaded, pairs).sums, expected)
+    again = CausalLM(str(tmp_path / "saved")).build()
+    assert torch.equal(score(again, pairs).sums, expected)
+    head, embedding = again.get_output_embeddings().weight, again.get_input_embeddings().weight
+    assert torch.equal(head, embedding) == tied
+
+
+EMBEDDING = {tiny.make_llama: "embed_tokens", tiny.make_gpt2: "wte"}
+
+
+@pytest.mark.parametrize("whole", [[], ["embedding"], ["lm_head"], ["embedding", "lm_head"]])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", [tiny.make_llama, tiny.make_gpt2])
+def test_an_adapter_is_the_same_when_loaded(kind, tied, whole, file, tmp_path):
+    # A trained copy of a tied embedding or head is easily saved under one name and looked for under another.
+    base = tiny.save(tmp_path / "base", kind(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
+    names = [EMBEDDING[kind] if name == "embedding" else name for name in whole]
+    made = runs.ready(base, lora=Lora(r=2, modules_to_save=names or None))
+    pairs = runs.batch(made, file)
+    runs.take_steps(made, pairs, 2)
+    trained = [name for name, value in made.policy.named_parameters() if value.requires_grad and "lora_" not in name]
+    assert bool(trained) == bool(whole)
+    expected = score(made.policy, pairs).sums
+    folder = saved(made, tmp_path / "saved", base)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).eval()
+    assert torch.equal(score(plain, pairs).sums, expected)
+    ours = CausalLM(str(folder)).build().eval()
+    assert torch.equal(score(ours, pairs).sums, expected)
+    assert plain.peft_config["default"].base_model_name_or_path == str(base)
+
+
+def test_a_tied_embedding_that_is_trained_stays_tied(tiny_llama, file):
+    for name in ("embed_tokens", "lm_head"):
+        made = runs.ready(tiny_llama, lora=Lora(r=2, modules_to_save=[name]))
+        runs.take_steps(made, runs.batch(made, file), 1)
+        model = made.policy.get_base_model()
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        assert torch.equal(embedding.modules_to_save["default"].weight, head.modules_to_save["default"].weight)
+
+
+def test_an_adapter_trained_on_an_adapter_names_the_first_base(tiny_llama, file, tmp_path):
+    first = runs.ready(tiny_llama, lora=Lora(r=2))
+    pairs = runs.batch(first, file)
+    runs.take_steps(first, pairs, 1)
+    one = saved(first, tmp_path / "one", tiny_llama)
+    second = runs.ready(one)
+    runs.take_steps(second, pairs, 1)
+    two = saved(second, tmp_path / "two", second.builder.base_path())
+    assert CausalLM(str(two)).base_path() == str(tiny_llama)
+    assert torch.equal(score(CausalLM(str(two)).build().eval(), pairs).sums, score(second.policy, pairs).sums)
