@@ -20,8 +20,9 @@ from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.library_noise import quiet
 from dpo_lightning.losses import PreferenceLoss
-from dpo_lightning.models import CausalLM, Lora, quiet
+from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import parsing_error, read_config, restrict_imports, take_allowed
 from dpo_lightning.precision import choose_precision

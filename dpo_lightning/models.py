@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -292,23 +290,3 @@ def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def quiet() -> None:
-    """Silence what libraries say about themselves; what concerns the run is said by the run."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*number of training batches.*smaller than the logging interval.*",
-        ".*Total length of `list` across ranks is zero.*",
-        ".*LeafSpec.*",
-        ".*is_gradient_checkpointing.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)

@@ -63,13 +63,12 @@ def take_steps(made: DPOModule, pairs: Any, steps: int = 1) -> None:
 def trainer(folder: Path, steps: int = 2, **options: Any) -> Trainer:
     """A trainer on one CPU without logs; it keeps `step=N.ckpt` of every step where checkpoints are on."""
     saved = ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=1, save_top_k=-1)
-    options = {"enable_checkpointing": True, "logger": False, "callbacks": []} | options
+    options = {"enable_checkpointing": True, "devices": 1, "logger": False, "callbacks": []} | options
     if options["enable_checkpointing"]:
         options["callbacks"] = [*options["callbacks"], saved]
     return Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        devices=1,
         max_steps=steps,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -11,7 +11,7 @@ import dpo_lightning
 FLOORS = (
     "types errors console",
     "logps losses metrics intervals divergences data",
-    "models model_folder precision references generation",
+    "models model_folder library_noise precision references generation",
     "module sft dpo data.datamodule run_folder checkpoint_io resume parsing summary callbacks",
     "cli commands __main__ __init__",
 )

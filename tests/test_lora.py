@@ -41,7 +41,7 @@ def counted(made, calls):
     """Append to `calls` at every run of the first layer."""
     layers = [part for name, part in made.policy.named_modules() if name.endswith(("layers.0.mlp", "h.0.mlp"))]
     assert len(layers) == 1
-    layers[0].register_forward_hook(lambda *_: calls.append(1))
+    layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
 
 
 # Gradient checkpointing

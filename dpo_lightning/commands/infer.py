@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
 
     from dpo_lightning.data.rendering import Renderer
     from dpo_lightning.generation import Sampling, answer
-    from dpo_lightning.models import CausalLM, quiet
+    from dpo_lightning.library_noise import quiet
+    from dpo_lightning.models import CausalLM
 
     quiet()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
