@@ -9,6 +9,8 @@ import tempfile
 import traceback
 from importlib import import_module
 
+from dpo_lightning.errors import ExitCode, UserError
+
 COMMANDS = {
     "fit": ("dpo_lightning.cli:main", "train: SFT or DPO, as the config says"),
     "validate": ("dpo_lightning.cli:main", "measure a model on the eval rows"),
@@ -35,11 +37,8 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    from dpo_lightning.errors import ExitCode, UserError
-
-    args = sys.argv[1:] if argv is None else argv
+def run(args: list[str]) -> int:
+    """Find the command and run it."""
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -49,16 +48,25 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     name = args[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(
+            ExitCode.CONFIG,
+            f"there is no command {name!r}",
+            fix=f"did you mean {near[0]}?" if near else "python -m dpo_lightning --help lists the commands",
+        )
+    module, function = COMMANDS[name][0].split(":")
+    return int(getattr(import_module(module), function)(args if name in LIGHTNING else args[1:]) or 0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code, whatever happens in it."""
     try:
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            raise UserError(
-                ExitCode.CONFIG,
-                f"there is no command {name!r}",
-                fix=f"did you mean {near[0]}?" if near else "python -m dpo_lightning --help lists the commands",
-            )
-        module, function = COMMANDS[name][0].split(":")
-        return int(getattr(import_module(module), function)(args if name in LIGHTNING else args[1:]) or 0)
+        code = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code  # noqa: TRY300 - a reader that has gone is noticed by the flush
+    except SystemExit as stop:  # argparse has said what is wrong, or printed its help
+        return int(ExitCode.CONFIG if stop.code == 2 else stop.code or 0)
     except UserError as error:
         print(error, file=sys.stderr)
         return int(error.code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import errno
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +12,40 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.console import is_first_process, say
-from dpo_lightning.data.datamodule import TextDataModule
+from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.library_noise import quiet
 from dpo_lightning.losses import PreferenceLoss
 from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.module import PolicyModule
-from dpo_lightning.parsing import parsing_error, read_config, restrict_imports, take_allowed
+from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
 from dpo_lightning.precision import choose_precision
+from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.resume import check_checkpoint, dropped_options
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
 
+PROGRAM = "python -m dpo_lightning"
+
 BYTES_PER_TRAINED_VALUE = 16
 """A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
+
+
+class ShortSpokenParser(LightningArgumentParser):
+    """A parser that raises instead of printing its usage, and for which half a key is a typo."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Set what differs."""
+        super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False} | options)
 
 
 class PreferenceCLI(LightningCLI):
@@ -51,17 +64,21 @@ class PreferenceCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=42,
             trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            parser_class=ShortSpokenParser,
+            parser_kwargs={"prog": PROGRAM},
             auto_configure_optimizers=False,
             args=args,
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse; what is wrong is said in a few lines."""
+        known = known_names(self._subcommand_parsers[args[0]])
+        sections = {key.partition(".")[0] for key in known.keys}
+        for name in [name for content in self.config_files for name in content if name not in sections]:
+            raise unknown_option(str(name), known.keys)  # an empty section would be passed over
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            known = known_names(self._subcommand_parsers[args[0]])
             raise (user_error(error.__cause__) or parsing_error(str(error), known)) from None
 
     def add_arguments_to_parser(self, parser: Any) -> None:
@@ -86,6 +103,8 @@ class PreferenceCLI(LightningCLI):
         self.folder = RunFolder(config.output_dir)
         if self.subcommand == "fit" and is_first_process():
             self.folder.check(fresh=config.fresh, ckpt_path=config.get("ckpt_path"))
+        if self.subcommand == "predict" and is_first_process():
+            self.folder.check_writable()
         if config.trainer.precision is None:
             config.trainer.precision, reason = choose_precision(str(config.trainer.accelerator))
             say(f"precision: {config.trainer.precision} ({reason})")
@@ -99,7 +118,27 @@ class PreferenceCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, "tensorboard", "", default_hp_metric=False) if fitting else False
         callbacks: list[Callback] = list(given.get("callbacks") or [])
         kwargs["callbacks"] = with_defaults(callbacks, self.folder.path, self.subcommand, given)
-        return super().instantiate_trainer(default_root_dir=root, **kwargs)
+        try:
+            return super().instantiate_trainer(default_root_dir=root, **kwargs)
+        except ValueError as error:  # the name of an accelerator, a strategy
+            raise MisconfigurationException(str(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse rows of another kind than the model trains on."""
+        for kind, data in ((DPOModule, PreferenceDataModule), (SFTModule, SFTDataModule)):
+            if isinstance(self.model, kind) and not isinstance(self.datamodule, data):
+                raise UserError(
+                    ExitCode.CONFIG,
+                    Problem(f"{kind.__name__} takes {data.__name__}", "data", type(self.datamodule).__name__),
+                    fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
+                )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Let the folder go in the end."""
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            self.folder.release()
 
     def fit(self, **kwargs: Any) -> None:
         """Prepare the data, claim the folder, train; a run that fails before its first step leaves nothing."""
@@ -130,9 +169,15 @@ class PreferenceCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
         per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        steps = -(-rows // per_step) * (trainer.max_epochs or 1)
-        cap = f"; capped at {trainer.max_steps} (trainer.max_steps)" if 0 <= trainer.max_steps < steps else ""
-        say(f"data: {rows} training rows, {held_out} held out; {per_step} rows a step, {steps} steps{cap}")
+        steps, most = -(-rows // per_step) * (trainer.max_epochs or 1), trainer.max_steps
+        cap = f"; capped at {most} (trainer.max_steps)" if most >= 0 and not 0 <= steps <= most else ""
+        plan = f"{steps} steps" if steps >= 0 else "steps without end"
+        say(f"data: {rows} training rows, {held_out} held out; {per_step} rows a step, {plan}{cap}")
+        batches = -(-rows // (data.batch_size * trainer.world_size))
+        every = trainer.val_check_interval
+        if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
+            say(f"warning: val_check_interval={every} exceeds the {batches} batches of an epoch: its end is evaluated")
+            trainer.val_check_interval = 1.0
 
 
 def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:
@@ -160,7 +205,7 @@ def check_trainer(trainer: Any) -> None:
         ("log_every_n_steps", 1),
     ):
         value = trainer.get(name)
-        if isinstance(value, int) and value < least and value != -1:
+        if isinstance(value, int) and value < least and not (value == -1 and name.startswith("max_")):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{name}={value} is less than {least}", f"trainer.{name}"),
@@ -175,20 +220,19 @@ def config_paths(args: list[str]) -> list[str]:
     return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
 
 
-def known_names(parser: Any) -> list[str]:
+def known_names(parser: Any) -> Known:
     """Every key of the trainer and of this package's classes, and the names of the classes."""
-    names = [action.dest for action in parser._actions if action.dest != "help"]
-    owners: dict[str, tuple[Any, ...]] = {
-        "model": (DPOModule, SFTModule),
-        "data": (TextDataModule,),
-        "model.policy": (CausalLM,),
+    owners: dict[str, list[Any]] = {
+        "model": [DPOModule, SFTModule],
+        "data": TextDataModule.__subclasses__(),
+        "model.loss": PreferenceLoss.__subclasses__(),
+        "model.reference": ReferencePolicy.__subclasses__(),
+        "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }
-    owners |= {"model.policy.lora": (Lora,), "model.loss": tuple(PreferenceLoss.__subclasses__())}
-    for prefix, classes in owners.items():
-        for owner in classes:
-            names += [f"{prefix}.{name}" for name in inspect.signature(owner).parameters]
-            names.append(owner.__name__)
-    return [*names, *project_callbacks.__all__, "FrozenCopy", "AdapterDisabled"]
+    parts = owners | {"model.policy": [CausalLM], "model.policy.lora": [Lora]}
+    keys = [action.dest for action in parser._actions if action.dest != "help"]
+    keys += [f"{key}.{name}" for key, kinds in parts.items() for kind in kinds for name in signature(kind).parameters]
+    return Known(keys, {key: [kind.__name__ for kind in kinds] for key, kinds in owners.items()})
 
 
 def user_error(error: BaseException | None) -> UserError | None:
@@ -202,9 +246,10 @@ def translated(error: Exception) -> UserError | None:
     """What a library raised for a user's mistake or a full machine, in this project's words."""
     text = str(error)
     if isinstance(error, MisconfigurationException):
-        device = any(word in text for word in ("CUDA", "GPU", "accelerator", "device", "MPS"))
-        code = ExitCode.DEVICE if device else ExitCode.CONFIG
-        return UserError(code, text.splitlines()[0], fix="python -m dpo_lightning doctor shows what this machine has")
+        if "invalid accelerator name" not in text and re.search(r"\bgpus?\b|cuda|mps|devices?\b", text, re.IGNORECASE):
+            fix = f"{PROGRAM} doctor shows what this machine has"
+            return UserError(ExitCode.DEVICE, text.splitlines()[0], fix)
+        return UserError(ExitCode.CONFIG, text.splitlines()[0], fix=f"{PROGRAM} fit --help lists the options")
     if "out of memory" in text.lower() or "can't allocate memory" in text:
         return UserError(
             ExitCode.IO,
@@ -212,6 +257,8 @@ def translated(error: Exception) -> UserError | None:
             fix="--data.batch_size 1 --trainer.accumulate_grad_batches 16, a smaller --data.max_length, "
             "--model.policy.gradient_checkpointing true, or --model.policy.lora.r 16",
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        return UserError(ExitCode.IO, f"writing failed: {error.strerror}", fix="make room, or --output_dir elsewhere")
     if "Error(s) in loading state_dict" in text or "doesn't match the size of" in text:
         return UserError(
             ExitCode.CONFIG,
@@ -230,7 +277,9 @@ def main(args: list[str]) -> int:
         PreferenceCLI(args)
     except UserError:
         raise
-    except SystemExit as stop:  # --help and --print_config end here
+    except SystemExit as stop:  # --help and --print_config end here, and lightning's answer to Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         return int(stop.code or 0)
     except Exception as error:
         known = translated(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,13 @@ def answer(
         The answers as text, without control tokens.
     """
     width = max(len(prompt) for prompt in prompts)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    if width >= positions:
+        raise UserError(
+            ExitCode.DATA,
+            f"a prompt takes {width} tokens, the model has {positions} positions",
+            fix="shorten the prompt",
+        )
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -74,7 +82,7 @@ def answer(
             out = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=min(sampling.max_new_tokens, positions - width),
                 do_sample=drawn,
                 eos_token_id=sorted(stops),
                 pad_token_id=min(stops),

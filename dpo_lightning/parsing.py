@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -26,8 +28,19 @@ ALLOWED = (
 )
 """What `class_path` may name. A config may come from someone else, and to name a class is to import its module."""
 
+OPENED: set[str] = set()
+"""What calls in this process have let `class_path` reach: the parser's own list only grows."""
+
 ALLOW_FLAG = "--allow-class-path"
 HELP = "python -m dpo_lightning fit --help lists the options"
+
+
+class ShortParser(argparse.ArgumentParser):
+    """An argparse parser that says what is wrong in two lines, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is printed and sets the exit code."""
+        raise UserError(ExitCode.CONFIG, message, fix=f"{self.prog} --help lists the options")
 
 
 def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
@@ -53,8 +66,10 @@ def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def restrict_imports(packages: list[str]) -> None:
-    """Let `class_path` reach the list above and `packages`, nothing else."""
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*ALLOWED, *packages])
+    """Let `class_path` reach the list above and `packages`, nothing else, nor what an earlier call let it reach."""
+    closed = OPENED - {*ALLOWED, *packages}
+    set_parsing_settings(import_path_denylist=["*", *closed], import_path_allowlist=[*ALLOWED, *packages])
+    OPENED.update(packages)
 
 
 class Known(NamedTuple):
@@ -78,7 +93,7 @@ class Said(NamedTuple):
     given: str
 
 
-UNKNOWN = re.compile(r"(?:Group '([\w.]+)' does not accept option|.*does not accept option|Option) '([^']+)'")
+UNKNOWN = re.compile(r"(?:Group '([\w.]+)' does not accept option|does not accept option|Option) '([^']+)'")
 EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|(.+?))(?:\. Got value: (.*))?")
 NOISE = (
     "Does not validate",
@@ -100,7 +115,7 @@ def parsing_error(message: str, known: Known) -> UserError:
     """
     said = walk(message.splitlines())
     reason = said.reasons[-1] if said.reasons else message.strip().partition("\n")[0]
-    if unknown := UNKNOWN.match(reason):
+    if unknown := UNKNOWN.search(reason):
         key = ".".join(part for part in (said.key, *unknown.groups()) if part)
         return unknown_option(key, known.keys, said.owner)
     if reason.startswith("unrecognized arguments:"):
@@ -177,7 +192,7 @@ def missing_options(key: str, reason: str) -> UserError:
 def unknown_class(key: str, name: str, known: Known) -> UserError:
     """The error for a class that is not there, with the nearest one or those that the key takes."""
     classes = known.classes.get(key, ())
-    near = difflib.get_close_matches(name, classes or sum(map(list, known.classes.values()), []), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, classes or [*chain(*known.classes.values())], n=1, cutoff=0.5)
     listed = f"--{key} takes {', '.join(classes)}" if classes else HELP
     fix = f"did you mean {near[0]}?" if near else listed
     return UserError(ExitCode.CONFIG, Problem("there is no such class", key, name), fix=fix)

@@ -87,7 +87,9 @@ class FrozenCopy(ReferencePolicy):
             model = other.build()
         without_dropout(model)
         self._held = [model.eval().requires_grad_(False)]
-        self._digest = fingerprint(model)
+        # A new adapter begins as nothing, with random weights that another start would not draw again.
+        fresh = self.path is None and has_new_adapter(builder)
+        self._digest = fingerprint(policy if fresh else model)
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -133,8 +135,12 @@ def fingerprint(model: nn.Module) -> str:
 
 def default_reference(builder: CausalLM) -> ReferencePolicy:
     """The reference that a policy of this kind needs."""
-    fresh_adapter = builder.lora is not None and builder.adapter_folder() is None
-    return AdapterDisabled() if fresh_adapter else FrozenCopy()
+    return AdapterDisabled() if has_new_adapter(builder) else FrozenCopy()
+
+
+def has_new_adapter(builder: CausalLM) -> bool:
+    """Whether the policy begins with an adapter that was never trained."""
+    return builder.lora is not None and builder.adapter_folder() is None
 
 
 def check_same_tokenizer(builder: CausalLM, other: CausalLM) -> None:

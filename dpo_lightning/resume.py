@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.parsing import read_config
 from dpo_lightning.run_folder import CONFIG
 
 KEY = "ckpt_path"
-COMPARED = ("model", "data", "seed_everything")
+COMPARED = (
+    "model",
+    "data",
+    "seed_everything",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+    "trainer.precision",
+)
 FREE = ("data.init_args.num_workers", "data.init_args.eval")
 """Keys that change nothing in what is trained."""
+
+PARTS = {"state_dict", "loops", "optimizer_states", "global_step", "pytorch-lightning_version"}
+"""What a checkpoint of `fit` holds at least."""
 
 
 def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> None:
@@ -26,7 +41,7 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         compare: whether training goes on, so that hyperparameters have to agree.
 
     Raises:
-        UserError: the file is missing or damaged (66), no local file (64), or the configs differ (64).
+        UserError: the file is missing, damaged or no checkpoint (66), no local file (64), or the configs differ (64).
     """
     if "://" in path or not path.endswith(".ckpt"):
         raise UserError(
@@ -43,27 +58,57 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
             Problem("there is no such checkpoint", KEY, path),
             fix=f"there are: {found}",
         )
-    if not zipfile.is_zipfile(file):
-        raise UserError(
-            ExitCode.INPUT_MISSING,
-            Problem("the checkpoint is damaged", KEY, path),
-            fix="give an earlier checkpoint",
-        )
-    recorded = file.parent.parent / CONFIG
-    if not compare or not recorded.exists():
+    content = read_checkpoint(file)
+    if not compare:
         return
-    before, now = dict(flat(read_config(str(recorded)))), dict(flat(config))
-    problems = [
-        Problem(f"{spoken(key)} is {now.get(key)!r}, the checkpoint's run had {before.get(key)!r}", str(recorded))
-        for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] in COMPARED and key not in FREE and before.get(key) != now.get(key)
-    ]
+    recorded = file.parent.parent / CONFIG
+    now = dict(flat(config))
+    if recorded.exists():
+        problems = list(differences(dict(flat(read_config(str(recorded)))), now, str(recorded)))
+        fix = f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one"
+    else:
+        say(f"note: no {recorded} tells what the checkpoint's run was: of its options, the learning rate is compared")
+        problems = list(other_rates(content, now))
+        fix = "--model.learning_rate as the run had it"
     if problems:
-        raise UserError(
-            ExitCode.CONFIG,
-            problems,
-            fix=f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one",
-        )
+        raise UserError(ExitCode.CONFIG, problems, fix=fix)
+
+
+def read_checkpoint(file: Path) -> Mapping[str, Any]:
+    """What a checkpoint holds; its tensors stay on disk, code in it is never run."""
+    reason = "the checkpoint is damaged"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            whole = archive.testzip() is None
+        if whole:
+            reason = "this is no checkpoint of a run"
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            if isinstance(content, Mapping) and content.keys() >= PARTS:
+                return content
+    except pickle.UnpicklingError:
+        reason = "the checkpoint holds more than weights and numbers, which is never run"
+    except (OSError, zipfile.BadZipFile, RuntimeError):
+        pass
+    raise UserError(
+        ExitCode.INPUT_MISSING, Problem(reason, KEY, str(file)), fix="give an earlier checkpoint, or start anew"
+    )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """Hyperparameters that are not what they were; a precision that was left open is no difference."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        compared = any(f"{key}.".startswith(f"{name}.") for name in COMPARED) and key not in FREE
+        if compared and old != new and not (key == "trainer.precision" and new is None):
+            yield Problem(f"{spoken(key)} is {new!r}, the checkpoint's run had {old!r}", where)
+
+
+def other_rates(content: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Problem]:
+    """Learning rates that the optimizer's state would bring along in place of the config's."""
+    rate = now.get("model.init_args.learning_rate")
+    groups = [group for state in content["optimizer_states"] for group in state["param_groups"]]
+    for old in sorted({group.get("initial_lr", group["lr"]) for group in groups} - {rate}):
+        yield Problem(f"model.learning_rate is {rate}, the checkpoint's run had {old}", KEY)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -81,18 +126,26 @@ def spoken(key: str) -> str:
 
 
 def dropped_options(files: Sequence[Mapping[str, Any]], config: Any) -> Iterator[str]:
-    """Options of a file's loss that are gone because a flag named another loss class."""
+    """Options of a file that are gone because a later file or a flag named another class."""
     for content in files:
-        model = content.get("model") or {}
-        loss = (model.get("init_args") or model).get("loss") if isinstance(model, Mapping) else None
-        if not isinstance(loss, Mapping) or "class_path" not in loss:
-            continue
-        now = config.model.init_args.get("loss")
-        before, after = str(loss["class_path"]).rpartition(".")[2], now.class_path.rpartition(".")[2]
-        if before == after:
-            continue
-        kept = now.init_args.as_dict()
-        options = loss.get("init_args") or {}
-        lost = [f"{name}={value}" for name, value in options.items() if kept.get(name) != value]
-        if lost:
-            yield f"--model.loss {after} takes the place of {before}; dropped from the file: {', '.join(lost)}"
+        model = content.get("model")
+        given = (model.get("init_args") or model) if isinstance(model, Mapping) else {}
+        for name in ("loss", "reference", "optimizer", "lr_scheduler"):
+            part = given.get(name)
+            if not isinstance(part, Mapping) or "class_path" not in part:
+                continue
+            before, options = short(part["class_path"]), part.get("init_args") or {}
+            now = config.model.init_args.get(name)
+            if now is None:
+                yield f"--model {short(config.model.class_path)} runs without the file's {name}: {before}"
+                continue
+            kept = now.get("init_args") or {}
+            lost = [f"{option}={value}" for option, value in options.items() if option not in kept]
+            if before != short(now.class_path) and lost:
+                now = short(now.class_path)
+                yield f"--model.{name} {now} takes the place of {before}; dropped from the file: {', '.join(lost)}"
+
+
+def short(class_path: str) -> str:
+    """The name of a class without its module."""
+    return class_path.rpartition(".")[2]

@@ -28,7 +28,10 @@ class RunFolder:
             )
         self.path = Path(path)
         self._lock: int | None = None
+        self._was_used = False
         self._made: list[Path] = []
+        self._before: set[Path] = set()
+        self._aside: Path | None = None
 
     def check(self, *, fresh: bool = False, ckpt_path: str | None = None) -> None:
         """Refuse a folder that is in use, used, or cannot be written.
@@ -38,18 +41,30 @@ class RunFolder:
             ckpt_path: a checkpoint of this very folder may go on in it.
 
         Raises:
-            UserError: with exit code 73 and the ways on.
+            UserError: with exit code 73 and the ways on; 64 for a `fresh` that cannot be.
         """
+        self.check_writable()
+        self._was_used = self.used()
+        if not self._was_used:
+            return
+        self._refuse_running()
+        if fresh:
+            self._check_movable(ckpt_path)
+        elif not self.holds(ckpt_path):
+            raise self._taken()
+
+    def check_writable(self) -> None:
+        """Refuse a folder that is none, or that nothing can be written in."""
         above = self.path
-        while not above.exists() and not above.is_symlink() and above != above.parent:
-            above = above.parent
-        if not above.is_dir():
-            raise UserError(
-                ExitCode.OUTPUT,
-                Problem(f"{above} is no folder", KEY, str(self.path)),
-                fix="--output_dir elsewhere",
-            )
         try:
+            while not above.exists() and not above.is_symlink() and above != above.parent:
+                above = above.parent
+            if not above.is_dir():
+                raise UserError(
+                    ExitCode.OUTPUT,
+                    Problem(f"{above} is no folder", KEY, str(self.path)),
+                    fix="--output_dir elsewhere",
+                )
             with tempfile.TemporaryFile(dir=above):
                 pass
         except OSError as error:
@@ -58,16 +73,6 @@ class RunFolder:
                 Problem(f"nothing can be written in {above}: {error.strerror}", KEY, str(self.path)),
                 fix="--output_dir with a folder of yours, or mend its mode",
             ) from None
-        if not self.used():
-            return
-        self._refuse_running()
-        if fresh or self.holds(ckpt_path):
-            return
-        raise UserError(
-            ExitCode.OUTPUT,
-            Problem("the folder holds a run already", KEY, str(self.path)),
-            fix="--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside",
-        )
 
     def used(self) -> bool:
         """Whether anything lies in the folder."""
@@ -79,18 +84,31 @@ class RunFolder:
 
     def claim(self, *, fresh: bool = False) -> None:
         """Make the folder, moving a used one aside where that was asked for, and lock it for this process."""
-        if fresh and self.used():
-            aside = self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
-            self.path.rename(aside)
-            print(f"the old run is now {aside}")
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._made = missing
-        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fresh and self.used():
+                self._move_aside()
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._before = set(self.path.iterdir())
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                ExitCode.OUTPUT,
+                Problem(f"the folder cannot be made: {error.strerror}", KEY, str(self.path)),
+                fix="--output_dir elsewhere",
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise self._running() from None
+        if self.used() and not self._was_used:  # another run began and ended since `check`
+            raise self._taken()
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def write_config(self, text: str) -> None:
         """Keep the run's configuration; a continued run adds its own beside the first."""
@@ -101,13 +119,50 @@ class RunFolder:
         target.write_text(text, encoding="utf-8")
 
     def abandon(self) -> None:
-        """Remove what `claim` made for a run that ended before its first step."""
-        if not self._made or (self.path / CHECKPOINTS).exists():
+        """Leave the place as it was before `claim`, for a run that ended before its first step."""
+        added = set(self.path.iterdir()) - self._before
+        if self.path / CHECKPOINTS in added:
             return
-        shutil.rmtree(self.path, ignore_errors=True)
-        for folder in self._made[1:]:
+        for entry in added:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
+        for folder in self._made:
             if not any(folder.iterdir()):
                 folder.rmdir()
+        if self._aside is not None and not self.path.exists():
+            self._aside.rename(self.path)
+            print(f"the old run is {self.path} again")
+
+    def _move_aside(self) -> None:
+        aside = self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}.1")
+        self.path.rename(aside)
+        self._aside, self._was_used = aside, False
+        print(f"the old run is now {aside}")
+
+    def _check_movable(self, ckpt_path: str | None) -> None:
+        if self.holds(ckpt_path):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("--fresh would move this checkpoint aside", "ckpt_path", str(ckpt_path)),
+                fix="leave --fresh out to go on in the folder, or --output_dir NAME",
+            )
+        if self.path.name in ("", ".."):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("--fresh cannot move this folder aside", KEY, str(self.path)),
+                fix="--output_dir with the folder's own name",
+            )
+
+    def _taken(self) -> UserError:
+        return UserError(
+            ExitCode.OUTPUT,
+            Problem("the folder holds a run already", KEY, str(self.path)),
+            fix="--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside",
+        )
 
     def _refuse_running(self) -> None:
         lock = self.path / LOCK

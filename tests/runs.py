@@ -46,7 +46,7 @@ def ready(folder: Path, reference: Any = None, **policy: Any) -> DPOModule:
 
 def batch(made: DPOModule, file: Path, rows: int = 4) -> Any:
     """The first rows of a file as one batch."""
-    data = PreferenceDataModule(train=str(file), max_length=128)
+    data = PreferenceDataModule(train=str(file), batch_size=1, max_length=128)
     data.prepare("fit", made)
     return data.collate([(row, index) for index, row in enumerate(data.encoded["train"][:rows])])
 

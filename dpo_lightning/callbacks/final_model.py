@@ -71,7 +71,8 @@ def card(trainer: Trainer, module: Any) -> str:
         lines.append(f"| LoRA | {described(builder.lora)} |")
     if getattr(module, "loss", None) is not None:
         lines.append(f"| loss | {described(module.loss)} |")
-        lines.append(f"| reference | {type(module.reference).__name__} |")
+        other = getattr(module.reference, "path", None)
+        lines.append(f"| reference | {type(module.reference).__name__}{f' `{other}`' if other else ''} |")
     lines.append(f"| learning rate | {module.learning_rate} |")
     lines.append(f"| precision | {trainer.precision} |")
     for name, paths in getattr(getattr(trainer, "datamodule", None), "files", {}).items():

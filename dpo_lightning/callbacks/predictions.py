@@ -21,6 +21,10 @@ class PredictionWriter(Callback):
         """Start without rows."""
         self._rows: list[dict[str, Any]] = []
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier prediction."""
+        self._rows = []
+
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
@@ -26,24 +27,25 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Draw and log."""
-        examples = getattr(getattr(trainer, "datamodule", None), "examples", {}).get("eval", [])
-        if trainer.sanity_checking or not trainer.is_global_zero or not examples or not self.num_prompts:
+        data: Any = getattr(trainer, "datamodule", None)
+        rows = [row for row in getattr(data, "encoded", {}).get("eval", []) if row.prompt_ids][: self.num_prompts]
+        if trainer.sanity_checking or not trainer.is_global_zero or not rows:
             return
-        self.drawn = self.draw(pl_module, trainer.datamodule, examples[: self.num_prompts])
+        self.drawn = self.draw(pl_module, rows, {example.origin: example for example in data.examples["eval"]})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("eval/samples", as_table(self.drawn), trainer.global_step)
 
-    def draw(self, module: Any, data: Any, examples: list[Any]) -> list[tuple[str, str, str]]:
-        """Answers to the examples' prompts; without a reference (SFT) its column is empty."""
-        renderer = data.renderer(module.tokenizer, module.end_ids)
-        prompts = [renderer.prompt_ids(example.prompt, example.tools, example.origin) for example in examples]
-        texts = [shown(example.prompt) for example in examples]
-        policy = answer(module.policy, module.tokenizer, prompts, self.sampling, renderer.stops)
+    def draw(self, module: Any, rows: Sequence[Any], examples: Mapping[Any, Any]) -> list[tuple[str, str, str]]:
+        """Answers to the rows' prompts as training has them; without a reference (SFT) its column is empty."""
+        prompts = [row.prompt_ids for row in rows]
+        texts = [shown(examples[row.origin].prompt) for row in rows]
+        stops = module.end_ids | {module.tokenizer.eos_token_id}
+        policy = answer(module.policy, module.tokenizer, prompts, self.sampling, stops)
         reference = [""] * len(texts)
         if getattr(module, "reference", None) is not None:
             with module.reference.activated(module.policy) as model:
-                reference = answer(model, module.tokenizer, prompts, self.sampling, renderer.stops)
+                reference = answer(model, module.tokenizer, prompts, self.sampling, stops)
         return list(zip(texts, policy, reference, strict=True))
 
 

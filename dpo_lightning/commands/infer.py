@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
-from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.parsing import ShortParser
+
+if TYPE_CHECKING:
+    from dpo_lightning.generation import Sampling
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    options = argparse.ArgumentParser("python -m dpo_lightning infer", description=__doc__)
+    options = ShortParser("python -m dpo_lightning infer", description=__doc__)
     options.add_argument("--model", required=True, help="model folder, adapter folder or hub id")
     options.add_argument("--instruction", required=True, help="what to answer; - reads it from standard input")
     options.add_argument("--system", help="a system message")
     options.add_argument("--max_new_tokens", type=int, default=256)
     options.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token each time")
     options.add_argument("--top_p", type=float, default=0.95)
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
     options.add_argument("--template", choices=("auto", "chat", "raw"), default="auto", help="as --data.template")
     return options
 
@@ -25,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Print the answer."""
     args = parser().parse_args(argv)
-    instruction = sys.stdin.read() if args.instruction == "-" else args.instruction
-    if not instruction.strip():
-        raise UserError(ExitCode.CONFIG, "the instruction is empty", fix='--instruction "a question"')
+    instruction = read(args.instruction)
+    if not 0 <= args.seed < 2**63:
+        raise UserError(ExitCode.CONFIG, Problem(f"seed={args.seed} is out of range", "--seed"), fix="--seed 0")
 
     import torch
 
@@ -44,6 +50,34 @@ def main(argv: list[str]) -> int:
     system = ({"role": "system", "content": args.system},) if args.system else ()
     prompt = (*system, {"role": "user", "content": instruction}) if system else instruction
     ids = renderer.prompt_ids(prompt)
+    sampling = fitted(sampling, len(ids), builder.config().get_text_config())
     model = builder.build().to("cuda" if torch.cuda.is_available() else "cpu")
     print(answer(model, tokenizer, [ids], sampling, renderer.stops)[0])
     return 0
+
+
+def read(instruction: str) -> str:
+    """The instruction itself, or what stands in standard input."""
+    if instruction == "-":
+        try:
+            instruction = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise UserError(ExitCode.DATA, f"standard input is no UTF-8: {error.reason}", fix="write UTF-8") from None
+    if not instruction.strip():
+        raise UserError(ExitCode.CONFIG, "the instruction is empty", fix='--instruction "a question"')
+    return instruction
+
+
+def fitted(sampling: Sampling, tokens: int, config: object) -> Sampling:
+    """No more new tokens than the model has positions left behind the prompt."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not positions or tokens + sampling.max_new_tokens <= positions:
+        return sampling
+    if tokens >= positions:
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"the instruction takes {tokens} tokens, the model has {positions} positions", "--instruction"),
+            fix="shorten it",
+        )
+    print(f"note: an answer of at most {positions - tokens} tokens fits the model's positions", file=sys.stderr)
+    return dataclasses.replace(sampling, max_new_tokens=positions - tokens)

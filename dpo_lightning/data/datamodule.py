@@ -195,7 +195,7 @@ class TextDataModule(LightningDataModule):
             seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            lengths=[row.length for row in rows.rows],
+            lengths=None if name == "train" else [row.length for row in rows.rows],
         )
         return DataLoader(
             rows,

@@ -30,6 +30,12 @@ def test_without_shuffling_the_order_is_the_files_in_every_epoch():
     assert shares(5, 1, shuffle=False, epoch=2) == [[0, 1, 2, 3, 4]]
 
 
+def test_rows_that_are_not_shuffled_come_longest_first_and_equal_ones_as_in_the_file():
+    assert list(SeededOrder(5, shuffle=False, seed=1, lengths=[2, 9, 2, 5, 9])) == [1, 4, 3, 0, 2]
+    shuffled = list(SeededOrder(20, shuffle=True, seed=1, lengths=list(range(20))))
+    assert shuffled == shares(20, 1)[0]
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7])

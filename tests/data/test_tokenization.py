@@ -60,7 +60,8 @@ def learned(tokenizer, row):
         ("The answer is ", "46", "$46", 1),  # " 46" is one token, so the prompt's last blank is not one of its own
         ("The answer is ", "$46", "46", 1),
         ("The answer is", " 46", " $46", 0),
-        ("The answer is 4", "6", "6 dollars", 2),
+        ("The answer is 4", "6", " dollars", 2),
+        ("The answer is 4", " dollars", "6", 2),
         ("안녕하", "세요", "십니까", 3),  # the whole prompt
     ],
 )

@@ -1,0 +1,129 @@
+"""Samples: answers of policy and reference to the prompts of training, drawn without disturbing it."""
+
+import json
+
+import pytest
+import runs
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dpo_lightning.callbacks import samples
+from dpo_lightning.callbacks.samples import Samples, as_table
+from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
+from dpo_lightning.generation import Sampling, answer
+from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.sft import SFTModule
+
+GREEDY = Sampling(max_new_tokens=6, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Training and held-out pairs."""
+    folder = tmp_path_factory.mktemp("rows")
+    held_out = [{"prompt": f"Say | {k}\nnow", "chosen": f"{k}.", "rejected": "no"} for k in range(4)]
+    (folder / "eval.jsonl").write_text("\n".join(map(json.dumps, held_out)))
+    return {"train": str(runs.write_pairs(folder / "train.jsonl")), "eval": str(folder / "eval.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    """Demonstrations to train on and to look at."""
+    file = tmp_path_factory.mktemp("sft") / "rows.jsonl"
+    rows = [{"prompt": f"Say {k}", "completion": f"{k}."} for k in range(4)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return {"train": str(file), "eval": str(file)}
+
+
+def fit(made, files, folder, callbacks, steps=2, **options):
+    """A run that validates at its end."""
+    data = PreferenceDataModule(**files, batch_size=2, max_length=options.pop("max_length", 128), **options)
+    logger = TensorBoardLogger(folder, "tensorboard", "")
+    made.learning_rate = 0.1
+    watched = {"callbacks": callbacks, "logger": logger, "val_check_interval": steps, "enable_checkpointing": False}
+    return runs.fit(made, None, folder, steps, data=data, **watched)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_both_answers_stand_side_by_side(lora, tiny_llama, files, tmp_path):
+    drawn = Samples(3, GREEDY)
+    made = runs.module(tiny_llama, lora=lora)
+    runner = fit(made, files, tmp_path, [drawn])
+    rows = runner.datamodule.encoded["eval"][:3]
+    prompts = [row.prompt_ids for row in rows]
+    base = CausalLM(str(tiny_llama)).build()
+    stops = frozenset([made.tokenizer.eos_token_id])
+    assert [text for text, _, _ in drawn.drawn] == ["Say | 0\nnow", "Say | 1\nnow", "Say | 2\nnow"]
+    assert [text for _, _, text in drawn.drawn] == answer(base, made.tokenizer, prompts, GREEDY, stops)
+    assert [text for _, text, _ in drawn.drawn] == answer(made.policy, made.tokenizer, prompts, GREEDY, stops)
+    assert all(policy != reference for _, policy, reference in drawn.drawn)
+    logged = events(tmp_path).Tensors("eval/samples/text_summary")
+    assert [event.step for event in logged] == [2]
+    assert "Say \\| 0<br>now" in logged[0].tensor_proto.string_val[0].decode()
+
+
+def events(folder):
+    """What TensorBoard reads."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    return read
+
+
+@pytest.mark.parametrize("sft", [True, False])
+def test_training_is_the_same_without_them(sft, tiny_gpt2, files, demonstrations, tmp_path):
+    ends = []
+    for name, callbacks in (("with", [Samples(2, Sampling(8, temperature=1.0))]), ("without", [])):
+        torch.manual_seed(0)  # SFT draws its dropout from it
+        made = SFTModule(CausalLM(str(tiny_gpt2))) if sft else runs.module(tiny_gpt2, lora=Lora(r=2))
+        kind = SFTDataModule if sft else PreferenceDataModule
+        data = kind(**(demonstrations if sft else files), batch_size=2, max_length=128, allow="leak")
+        options = {"data": data, "callbacks": callbacks, "val_check_interval": 1, "enable_checkpointing": False}
+        runs.fit(made, None, tmp_path / name, 2, **options)
+        ends.append([value.clone() for value in made.policy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_prompts_are_those_of_training_whatever_their_length(tiny_gpt2, tmp_path, monkeypatch):
+    # The first rows are longer than the model's positions, and are dropped or cut before training sees them.
+    rows = [{"prompt": f"{k} " + "how " * (400 if k < 2 else 1), "chosen": "so", "rejected": "no"} for k in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {name: str(tmp_path / "rows.jsonl") for name in ("train", "eval")}
+    asked = []
+    monkeypatch.setattr(samples, "answer", lambda model, tokenizer, prompts, *_: asked.append(prompts) or ["", ""])
+    for overlong in ("drop", "truncate"):
+        asked.clear()
+        drawn = Samples(2, GREEDY)
+        made = runs.module(tiny_gpt2)
+        runner = fit(made, files, tmp_path / overlong, [drawn], max_length=64, overlong=overlong, allow="leak")
+        expected = [row.prompt_ids for row in runner.datamodule.encoded["eval"][:2]]
+        assert asked == [expected, expected]
+        assert max(map(len, expected)) < 64
+        assert drawn.drawn[0][0] == rows[2 if overlong == "drop" else 0]["prompt"]
+
+
+def test_none_are_drawn(tiny_llama, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "answer", None)
+    fit(runs.module(tiny_llama), files, tmp_path / "0", [Samples(0)])
+    fit(runs.module(tiny_llama), {"train": files["train"]}, tmp_path / "1", [Samples(2)])
+
+
+def test_sft_has_no_reference(tiny_llama, demonstrations, tmp_path):
+    data = SFTDataModule(**demonstrations, batch_size=2, max_length=128, allow="leak")
+    drawn = Samples(2, GREEDY)
+    made = SFTModule(CausalLM(str(tiny_llama)))
+    runs.fit(made, None, tmp_path, 2, data=data, callbacks=[drawn], enable_checkpointing=False)
+    assert [(text, reference) for text, _, reference in drawn.drawn] == [("Say 0", ""), ("Say 1", "")]
+    assert all(policy for _, policy, _ in drawn.drawn)
+
+
+def test_a_chat_is_told_by_its_last_message():
+    assert samples.shown("plain") == "plain"
+    assert samples.shown(({"role": "system", "content": "a"}, {"role": "user", "content": "b"})) == "b"
+    assert samples.shown(({"role": "user", "content": None},)) == ""
+
+
+def test_a_table_keeps_its_cells():
+    table = as_table([("a|b", "one\ntwo", "")])
+    assert table.splitlines() == ["| prompt | policy | reference |", "|---|---|---|", "| a\\|b | one<br>two |  |"]

@@ -1,0 +1,177 @@
+"""Generation: the answer depends on prompt, model and seed, and on nothing else; training goes on as if none was."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import runs
+import tiny
+import torch
+
+from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.generation import Sampling, answer
+from dpo_lightning.models import CausalLM, Lora
+
+STOPS = frozenset([0, 2])
+GREEDY = Sampling(max_new_tokens=12, temperature=0)
+PROMPTS = ([40], [7, 300, 41, 9, 11], [5] * 30, [60, 61, 62])
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request):
+    """A model with rotary positions and one with absolute ones, which padding shifts."""
+    return tiny.make_llama() if request.param == "llama" else tiny.make_gpt2()
+
+
+def alone(model, tokenizer, prompt, steps=12):
+    """The likeliest answer, a token at a time and without a cache."""
+    ids = torch.tensor([prompt])
+    for _ in range(steps):
+        best = model.eval()(ids).logits[0, -1].argmax()
+        ids = torch.cat([ids, best[None, None]], dim=1)
+        if int(best) in STOPS:
+            break
+    return tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True).strip()
+
+
+def test_prompts_of_different_lengths_share_a_batch(model, chat_tokenizer):
+    expected = [alone(model, chat_tokenizer, prompt) for prompt in PROMPTS]
+    assert len(set(expected)) >= 3
+    assert answer(model, chat_tokenizer, PROMPTS, GREEDY, STOPS) == expected
+    for prompt, text in zip(PROMPTS, expected, strict=True):
+        assert answer(model, chat_tokenizer, [prompt], GREEDY, STOPS) == [text]
+
+
+def favouring(model, token):
+    """The model, made to say one token whatever the prompt."""
+    head = torch.nn.Linear(16, model.config.vocab_size)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        head.bias[token] = 5
+    model.set_output_embeddings(head)
+    return model
+
+
+@pytest.mark.parametrize("stop", [0, 2])
+def test_every_end_id_ends_an_answer(stop, model, chat_tokenizer):
+    ended = favouring(model, stop)
+    calls = []
+    ended.register_forward_hook(lambda *_: calls.append(1))
+    assert answer(ended, chat_tokenizer, PROMPTS, GREEDY, STOPS) == [""] * len(PROMPTS)
+    assert len(calls) == 1
+    assert answer(ended, chat_tokenizer, [[7]], GREEDY, STOPS - {stop}) == [""]  # control tokens are not shown
+    assert len(calls) == 1 + GREEDY.max_new_tokens
+
+
+def test_the_seed_decides(model, chat_tokenizer):
+    def draw(seed):
+        return answer(model, chat_tokenizer, PROMPTS, Sampling(12, temperature=1.0, seed=seed), STOPS)
+
+    first = draw(0)
+    torch.manual_seed(123)
+    assert draw(0) == first
+    assert draw(1) != first
+
+
+def test_a_small_top_p_takes_the_likeliest(model, chat_tokenizer):
+    sampling = Sampling(12, temperature=1.0, top_p=1e-6, seed=3)
+    assert answer(model, chat_tokenizer, PROMPTS, sampling, STOPS) == answer(
+        model, chat_tokenizer, PROMPTS, GREEDY, STOPS
+    )
+
+
+def test_the_random_state_is_left_alone(model, chat_tokenizer):
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    answer(model, chat_tokenizer, PROMPTS, Sampling(12, seed=5), STOPS)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_and_the_mode_comes_back(training, chat_tokenizer):
+    model = tiny.make_gpt2(dropout=0.5).train(training)
+    expected = [alone(tiny.make_gpt2(), chat_tokenizer, prompt) for prompt in PROMPTS]
+    assert answer(model, chat_tokenizer, PROMPTS, GREEDY, STOPS) == expected
+    assert {part.training for part in model.modules()} == {training}
+    with pytest.raises(TypeError):
+        answer(model, chat_tokenizer, [[3]], GREEDY, frozenset(["none"]))
+    assert model.training == training
+
+
+def test_the_models_weights_can_go_on_learning(tiny_gpt2, chat_tokenizer, tmp_path):
+    made = runs.ready(tiny_gpt2, lora=Lora(r=2), gradient_checkpointing=True)
+    pairs = runs.batch(made, runs.write_pairs(tmp_path / "pairs.jsonl"))
+    with made.reference.activated(made.policy) as base:
+        answer(base, chat_tokenizer, PROMPTS, GREEDY, STOPS)
+    answer(made.policy, chat_tokenizer, PROMPTS, GREEDY, STOPS)
+    runs.take_steps(made, pairs, 1)
+    moved = [value for name, value in made.policy.named_parameters() if "lora_B" in name]
+    assert moved
+    assert all(value.any() for value in moved)
+
+
+def test_no_more_tokens_than_the_model_has_positions(chat_tokenizer):
+    model = favouring(tiny.make_gpt2(), 40)  # 256 positions, beyond which lies nothing
+    word = chat_tokenizer.decode([40])
+    assert answer(model, chat_tokenizer, [[7] * 250], GREEDY, STOPS) == [word * 6]
+    with pytest.raises(UserError, match="a prompt takes 256 tokens, the model has 256 positions") as raised:
+        answer(model, chat_tokenizer, [[7], [7] * 256], GREEDY, STOPS)
+    assert raised.value.code == ExitCode.DATA
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 2}]
+)
+def test_ranges(options):
+    with pytest.raises(UserError, match="out of range") as raised:
+        Sampling(**options)
+    assert raised.value.code == ExitCode.CONFIG
+
+
+PLAIN = {"prompt": "What is 46?", "chosen": " A number.", "rejected": " Nothing."}
+CHAT = {
+    "prompt": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "What is 46?"},
+    ],
+    "chosen": [{"role": "assistant", "content": "A number."}],
+    "rejected": [{"role": "assistant", "content": "Nothing."}],
+}
+
+
+def double(prompt):
+    """Another prompt of the same kind."""
+    if isinstance(prompt, str):
+        return prompt * 2
+    return [*prompt, {"role": "assistant", "content": "So"}, {"role": "user", "content": "What?"}]
+
+
+WITH_BOS = "{{ bos_token }}" + tiny.CHATML
+
+
+@pytest.mark.parametrize(
+    ("row", "template"),
+    [(PLAIN, None), (PLAIN, tiny.CHATML), (PLAIN, WITH_BOS), (CHAT, tiny.CHATML), (CHAT, WITH_BOS)],
+)
+def test_prompts_are_those_of_training(row, template, tmp_path):
+    # A BOS that the tokenizer adds to what a template wrote is seen in generation only, or in training only.
+    tokenizer = tiny.make_tokenizer(template=template, eos=tiny.END, prepends_bos=True)
+    folder = tiny.save(tmp_path / "model", tiny.make_llama(), tokenizer)
+    made = runs.ready(folder)
+    other = {"prompt": double(row["prompt"]), "chosen": row["rejected"], "rejected": row["chosen"]}
+    (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n")
+    pairs = runs.batch(made, tmp_path / "pairs.jsonl", rows=1)
+    builder = CausalLM(str(folder))
+    renderer = Renderer(builder.tokenizer(), "auto", "neutralize", builder.end_ids())
+    ids = renderer.prompt_ids(row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"]))
+    for trained, targets in zip(pairs.input_ids.tolist(), pairs.targets.tolist(), strict=True):
+        first = next(place for place, target in enumerate(targets) if target >= 0)
+        assert trained[: first + 1] == ids
+    begin = tokenizer.bos_token_id
+    assert ids.count(begin) == (0 if template == tiny.CHATML else 1)
+    assert renderer.stops == {tokenizer.eos_token_id}

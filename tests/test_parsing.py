@@ -1,0 +1,303 @@
+"""What a wrong command line or config gets: the key, what is wrong with it, the near name; and what may be imported."""
+
+import os
+import sys
+
+import pytest
+from command_runs import CONFIGS, Bench, refused, run, watch_loading
+
+from dpo_lightning.errors import UserError
+from dpo_lightning.parsing import ALLOWED, Known, parsing_error, shortened, take_allowed
+
+FLAGS = {
+    "typo": (["--modle.loss.beta", "1"], "there is no option modle.loss.beta", "model.loss.beta?"),
+    "typo in a part": (["--model.los.beta", "1"], "model.los", "did you mean model.loss"),
+    "typo in a loss": (["--model.loss.betta", "1"], "no option model.loss.betta", "did you mean model.loss.beta?"),
+    "typo in the model": (["--model.learnin_rate", "1"], "model.learnin_rate", "did you mean model.learning_rate?"),
+    "typo in the policy": (["--model.policy.dtyp", "x"], "model.policy.dtyp", "did you mean model.policy.dtype?"),
+    "typo in lora": (["--model.policy.lora.rr", "1"], "model.policy.lora.rr", "did you mean model.policy.lora.r?"),
+    "typo in the data": (["--data.batchsize", "1"], "data.batchsize", "did you mean data.batch_size?"),
+    "typo in the trainer": (["--trainer.max_step", "1"], "trainer.max_step", "did you mean trainer.max_steps?"),
+    "a key of another place": (["--beta", "1"], "there is no option beta", "did you mean model.loss.beta?"),
+    "half a key": (["--trainer.max_ep", "1"], "there is no option trainer.max_ep", "fix: did you mean trainer.max_"),
+    "half of --config": (["--conf", "x.yaml"], "there is no option conf", "did you mean config?"),
+    "nothing like it": (["--zzzz", "1"], "there is no option zzzz", "--help"),
+    "a stray word": (["stray"], "there is no option stray"),
+    "a word for a number": (["--model.loss.beta", "big"], "expected float at model.loss.beta\n  | big"),
+    "a fraction for a count": (["--data.batch_size", "1.5"], "expected int at data.batch_size\n  | 1.5"),
+    "a word for a switch": (["--data.shuffle", "perhaps"], "expected bool at data.shuffle\n  | perhaps"),
+    "a word that is no choice": (["--data.overlong", "cut"], "one of error, drop, truncate at data.overlong\n  | cut"),
+    "no choice of the trainer": (["--trainer.precision", "7"], "16-mixed", "at trainer.precision\n  | 7"),
+    "a word for a seed": (["--seed_everything", "x"], "expected bool or int at seed_everything\n  | x"),
+    "a flag without its value": (["--data.batch_size"], "expected one argument at data"),
+    "no such loss": (["--model.loss", "ORPOLoss"], "no such class at model.loss\n  | ORPOLoss", "IPOLoss"),
+    "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
+    "no such model": (["--model", "PPO"], "no such class at model\n  | PPO", "DPOModule, SFTModule"),
+    "no such data": (["--data", "Rows"], "no such class at data\n  | Rows", "PreferenceDataModule, SFTDataModule"),
+    "no such callback": (["--trainer.callbacks+=Sample"], "no such class at trainer.callbacks", "did you mean Samples?"),
+    "a class of another kind": (["--model.loss", "dpo_lightning.models.Lora"], "at model.loss"),
+    "smoothing of a hinge": (
+        ["--model.loss", "HingeLoss", "--model.loss.label_smoothing", "0.1"],
+        "HingeLoss has no option model.loss.label_smoothing",
+        "leave the option out",
+    ),
+    "lr of the optimizer": (["--model.optimizer.lr", "1"], "no lr of its own", "--model.learning_rate"),
+    "rate 0": (["--model.learning_rate", "0"], "learning_rate=0.0", "at model.learning_rate"),
+    "rate below 0": (["--model.learning_rate=-1e-6"], "learning_rate=-1e-06"),
+    "rate nan": (["--model.learning_rate", "nan"], "at model.learning_rate"),
+    "rate .nan": (["--model.learning_rate", ".nan"], "learning_rate=nan"),
+    "rate inf": (["--model.learning_rate", "inf"], "at model.learning_rate"),
+    "rate .inf": (["--model.learning_rate", ".inf"], "learning_rate=inf"),
+    "rate in words": (["--model.learning_rate", "slow"], "expected float at model.learning_rate\n  | slow"),
+    "beta 0": (["--model.loss.beta", "0"], "beta=0.0 must be greater than 0 at model.loss.beta"),
+    "beta below 0": (["--model.loss.beta", "-0.1"], "beta=-0.1 must be greater than 0"),
+    "beta nan": (["--model.loss.beta", ".nan"], "beta=nan must be a finite number"),
+    "smoothing of 0.5": (["--model.loss.label_smoothing", "0.5"], "label_smoothing=0.5 must lie in [0, 0.5)"),
+    "an adapter to disable": (["--model.reference", "AdapterDisabled"], "model.reference", "--model.policy.lora.r 16"),
+    "rows of another kind": (["--data", "SFTDataModule"], "DPOModule takes PreferenceDataModule at data"),
+    "a package with a dash": (["--allow-class-path", "os; x"], "no package name at --allow-class-path\n  | os; x"),
+    "no package": (["--allow-class-path"], "no package name at --allow-class-path"),
+}
+
+FILES = {
+    "typo at the top": ("modle: {}\n", "there is no option modle", "did you mean model"),
+    "typo in a section": ("trainer:\n  max_step: 1\n", "option trainer.max_step", "did you mean trainer.max_steps?"),
+    "typo in a model": ("model:\n  init_args:\n    learnin_rate: 1\n", "did you mean model.learning_rate?"),
+    "typo in a policy": ("model:\n  init_args:\n    policy: {paths: x}\n", "did you mean model.policy.path?"),
+    "typo in a loss": ("model:\n  init_args:\n    loss:\n      init_args: {betta: 1}\n", "did you mean model.loss.beta?"),
+    "typo in a callback": (
+        "trainer:\n  callbacks:\n  - class_path: Samples\n    init_args: {num_promts: 1}\n",
+        "no option trainer.callbacks.num_promts",
+        "did you mean trainer.callbacks.num_prompts?",
+    ),
+    "a list for a word": ("output_dir: [1]\n", "expected str at output_dir\n  | [1]"),
+    "a wrong type": ("data:\n  init_args: {batch_size: two}\n", "expected int at data.batch_size\n  | two"),
+    "a wrong loss": ("model:\n  init_args:\n    loss: DPOLos\n", "no such class at model.loss", "did you mean DPOLoss?"),
+    "a number for a section": ("trainer: 3\n", "expected keys below trainer"),
+    "a number for a class": ("data: 3\n", "at data\n  | 3"),
+    "smoothing of a hinge": (
+        "model:\n  init_args:\n    loss:\n      class_path: HingeLoss\n      init_args: {label_smoothing: 0.1}\n",
+        "HingeLoss has no option model.loss.label_smoothing",
+    ),
+    "lr of the optimizer": (
+        "model:\n  init_args:\n    optimizer:\n      class_path: torch.optim.AdamW\n      init_args: {lr: 1}\n",
+        "no lr of its own",
+    ),
+    "rate .nan": ("model:\n  init_args: {learning_rate: .nan}\n", "learning_rate=nan"),
+    "rate -.inf": ("model:\n  init_args: {learning_rate: -.inf}\n", "learning_rate=-inf"),
+    "beta .nan": ("model:\n  init_args:\n    loss:\n      init_args: {beta: .nan}\n", "must be a finite number"),
+    "a key twice": ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' stands twice", "overlay.yaml:3:3"),
+    "a tab": ("trainer:\n\tmax_steps: 1\n", r"found character '\t'", "overlay.yaml:2:1"),
+    "an open bracket": ("trainer: [1\n", "this is no YAML", "overlay.yaml:2:1"),
+    "a wrong indent": ("trainer:\n   max_steps: 1\n  max_epochs: 1\n", "this is no YAML", "overlay.yaml:3:3"),
+    "two documents": ("a: 1\n---\nb: 1\n", "another document", "overlay.yaml:2:1"),
+    "a list as a key": ("? [a, b]\n: 1\n", "this is no YAML", "overlay.yaml:1:3"),
+    "bottomless": ("[" * 5000, "this is no YAML"),
+    "an impossible date": ("a: 2024-13-45\n", "this is no YAML"),
+    "Python in YAML": ("a: !!python/object/apply:os.abort []\n", "this is no YAML", "overlay.yaml:1:4"),
+    "no text": (b"\xff\xfe\x00", "this is no YAML", "overlay.yaml"),
+    "empty": ("", "a config is a mapping of keys"),
+    "a list": ("- 1\n", "a config is a mapping of keys"),
+}
+
+EVERYWHERE = ("model", "data", "model.loss", "model.optimizer", "model.reference", "data.collator", "trainer.callbacks")
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_llama):
+    return Bench(tmp_path, tiny_llama)
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_a_wrong_flag_is_a_short_error(bench, monkeypatch, case):
+    """Before a tokenizer or a model is touched, and without a trace in the folder."""
+    loaded = watch_loading(monkeypatch)
+    flags, *said = FLAGS[case]
+    refused(bench.fit(*flags), 64, *said)
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_wrong_file_is_a_short_error(bench, monkeypatch, case):
+    loaded = watch_loading(monkeypatch)
+    text, *said = FILES[case]
+    refused(bench.fit(*bench.overlay(text)), 64, *said)
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize("path", ["absent.yaml", ""])
+def test_a_config_that_is_not_there(bench, path):
+    refused(bench.fit("--config", path), 66, "the config cannot be read: No such file", "configs/")
+    refused(bench.fit("--config=."), 66, "Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        ([], "output_dir, data, model are missing"),
+        (["--config", str(CONFIGS / "smoke.yaml"), "--output_dir", "x"], "data, model are missing"),
+        (["--model", "DPOModule"], "model.policy.path is missing"),
+    ],
+)
+def test_what_is_missing_is_named(flags, missing):
+    """An overlay alone, or nothing at all, is no run."""
+    refused(run("fit", *flags), 64, missing, "configs/dpo.yaml")
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands_have_the_same_manners(bench, command):
+    refused(bench.run(command, "--model.loss.betta", "1"), 64, "did you mean model.loss.beta?")
+
+
+@pytest.mark.parametrize("given", ["5e-7", "5.0e-07", "0.0000005"])
+def test_a_small_rate_is_a_number(bench, given):
+    """PyYAML alone reads `5e-7` as a word."""
+    for more in (["--model.learning_rate", given], bench.overlay(f"model:\n  init_args:\n    learning_rate: {given}\n")):
+        ran = bench.fit(*more, "--print_config")
+        assert ran.code == 0, ran
+        assert "learning_rate: 5.0e-07" in ran.out
+
+
+def test_a_large_rate_is_warned_about(bench):
+    ran = bench.fit("--model.learning_rate", "0.02", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert "warning: learning_rate=0.02 is very large" in ran.out
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module whose import leaves a canary, and a function that says whether it did."""
+    canary = tmp_path / "canary"
+    body = f"open({str(canary)!r}, 'w').close()\nfrom dpo_lightning.losses import DPOLoss\nclass Evil(DPOLoss): pass\n"
+    (tmp_path / "evil_module.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield canary.exists
+    sys.modules.pop("evil_module", None)
+
+
+@pytest.mark.parametrize("key", EVERYWHERE)
+def test_a_flag_cannot_import_what_it_likes(bench, evil, key):
+    refused(bench.fit(f"--{key}", "evil_module.Evil"), 64, f"at {key}\n  | evil_module.Evil", "--allow-class-path")
+    assert not evil()
+
+
+@pytest.mark.parametrize("key", ["model", "data", "model.loss", "model.optimizer"])
+def test_a_file_cannot_import_what_it_likes(bench, evil, key):
+    value = "{class_path: evil_module.Evil}"
+    for name in reversed(key.split(".")):
+        value = f"{{{name}: {value}}}" if name == key.split(".")[0] else f"{{init_args: {{{name}: {value}}}}}"
+    refused(bench.fit(*bench.overlay(value)), 64, "outside of what a config may import", "evil_module.Evil")
+    assert not evil()
+
+
+@pytest.mark.parametrize(
+    ("path", "denied"),
+    [
+        ("os.abort", "os.abort"),
+        ("evil_module.Evil", "evil_module.Evil"),
+        ("torch.hub.load", "torch.hub.load"),
+        ("lightning.pytorch.callbacks.model_checkpoint.os.abort", "abort"),
+        ("torch.optim.optimizer.functools.partial", "functools.partial"),
+    ],
+)
+def test_a_callback_cannot_be_handed_a_function(bench, evil, monkeypatch, path, denied):
+    """`LambdaCallback` calls what it is given: neither a name nor a way around through an allowed module gets there."""
+
+    def abort(*_):
+        pytest.fail("os.abort was called")
+
+    abort.__module__, abort.__qualname__ = os.abort.__module__, os.abort.__qualname__
+    monkeypatch.setattr(os, "abort", abort)
+    text = "trainer:\n  callbacks:\n  - class_path: lightning.pytorch.callbacks.LambdaCallback\n"
+    ran = bench.fit(*bench.overlay(text + f"    init_args: {{on_fit_start: {path}}}\n"))
+    refused(ran, 64, "outside of what a config may import", denied)
+    assert not evil()
+
+
+def test_a_package_may_be_opened_by_its_user(bench, evil):
+    """And only that one."""
+    refused(bench.fit("--allow-class-path", "evil", "--model.loss", "evil_module.Evil"), 64, "evil_module.Evil")
+    assert not evil()
+    ran = bench.fit("--allow-class-path=evil_module", "--model.loss", "evil_module.Evil", "--print_config")
+    assert ran.code == 0, ran
+    assert evil()
+    assert "class_path: evil_module.Evil" in ran.out
+    refused(bench.fit("--model.loss", "evil_module.Evil"), 64, "evil_module.Evil")
+
+
+OWN_LOSS = '''
+from dataclasses import dataclass
+from dpo_lightning.losses import PreferenceLoss
+
+@dataclass(frozen=True)
+class SquaredLoss(PreferenceLoss):
+    """Regress the margin to a target."""
+
+    target: float = 1.0
+
+    def __call__(self, logps):
+        return self.output((self.beta * logps.margins - self.target).square(), logps)
+'''
+
+
+def test_a_loss_of_the_users_own_trains(bench, monkeypatch):
+    """It is named like ours, its options are flags, and the self-check expects its own starting value."""
+    (bench.folder / "own_losses").mkdir()
+    (bench.folder / "own_losses" / "__init__.py").write_text(OWN_LOSS)
+    monkeypatch.syspath_prepend(str(bench.folder))
+    allow = ("--allow-class-path", "own_losses", "--model.loss", "own_losses.SquaredLoss")
+    try:
+        refused(bench.fit(*allow, "--model.loss.targt", "2"), 64, "model.loss.targt")
+        refused(bench.fit(*allow, "--model.loss.target", ".nan"), 64, "SquaredLoss target=nan must be a finite number")
+        ran = bench.fit(*allow, "--model.loss.target", "2", "--model.loss.beta", "0.3")
+    finally:
+        sys.modules.pop("own_losses", None)
+    assert ran.code == 0, ran
+    assert "self-check: passed (starting loss 4.000000, margins 0" in ran.out
+    kept = (bench.folder / "run" / "config.yaml").read_text()
+    assert "class_path: own_losses.SquaredLoss" in kept
+    assert "| loss | SquaredLoss(beta=0.3, target=2.0) |" in (bench.folder / "run/final_model/README.md").read_text()
+
+
+def test_the_allow_list_is_narrow():
+    """Nothing on it that runs what it is told: not all of torch, not builtins, not os."""
+    assert {name.partition(".")[0] for name in ALLOWED} == {
+        "dpo_lightning",
+        "lightning",
+        "torch",
+        "peft",
+        "bitsandbytes",
+        "torchmetrics",
+    }
+    assert not {"torch", "lightning", "lightning.pytorch", "torch.hub"} & set(ALLOWED)
+
+
+def test_packages_are_taken_out_of_the_arguments():
+    args = ["fit", "--allow-class-path", "a", "--x", "1", "--allow-class-path=b.c"]
+    assert take_allowed(args) == (["fit", "--x", "1"], ["a", "b.c"])
+    for bad in ("", "a-b", "a.", ".a", "1a", "a b", "*", "os/path"):
+        with pytest.raises(UserError, match="no package name"):
+            take_allowed([f"--allow-class-path={bad}"])
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("something new", "error: something new\nfix: "),
+        ('Parser key "a.init_args.b":\n  something new', "error: something new at a.b\nfix: "),
+        ("x" * 5000, "…"),
+        ("", "error: "),
+    ],
+)
+def test_an_unforeseen_message_stays_short(message, said):
+    """The parser may learn new words: they are handed on, never a stack of them."""
+    error = str(parsing_error(message, Known([], {})))
+    assert said in error
+    assert len(error) < 500
+
+
+def test_a_long_text_keeps_both_ends():
+    assert shortened("a" * 300) == "a" * 300
+    assert shortened("a" * 200 + "b" * 200) == "a" * 150 + " … " + "b" * 150
