@@ -72,8 +72,9 @@ sft: ## supervised fine-tuning: configs/sft.yaml
 	$(if $(BETA),$(error BETA means nothing to sft: leave it out))
 	@$(FIT) $(ARGS)
 
+# The recipe's cap on the steps belongs to its example: it goes where other data or a number of epochs is named.
 dpo: ## preference tuning: configs/dpo.yaml
-	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(ARGS)
+	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(if $(DATA)$(EPOCHS),--trainer.max_steps=-1) $(ARGS)
 
 infer: setup ## answer one INSTRUCTION with MODEL
 	$(if $(INSTRUCTION),,$(error say what to ask: make infer INSTRUCTION='...'))

@@ -170,7 +170,7 @@ class PreferenceCLI(LightningCLI):
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
         per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         steps, most = -(-rows // per_step) * (trainer.max_epochs or 1), trainer.max_steps
-        cap = f"; capped at {most} (trainer.max_steps)" if most >= 0 and not 0 <= steps <= most else ""
+        cap = f"; capped at {most} by trainer.max_steps (-1 takes all)" if most >= 0 and not 0 <= steps <= most else ""
         plan = f"{steps} steps" if steps >= 0 else "steps without end"
         say(f"data: {rows} training rows, {held_out} held out; {per_step} rows a step, {plan}{cap}")
         batches = -(-rows // (data.batch_size * trainer.world_size))

@@ -124,7 +124,7 @@ def test_a_gradient_reaches_bf16_logits():
 
 
 def test_lengths_beyond_what_bf16_counts_are_exact():
-    assert reduced(torch.zeros(1, 700, 4, dtype=torch.bfloat16), torch.zeros(1, 700, dtype=torch.long)).lengths == 700
+    assert reduced(torch.zeros(1, 701, 4, dtype=torch.bfloat16), torch.zeros(1, 701, dtype=torch.long)).lengths == 701
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -174,6 +174,16 @@ def test_what_stands_in_the_padding_does_not_matter(model):
     other = batch._replace(input_ids=torch.where(batch.mask, batch.input_ids, 77))
     with torch.no_grad():
         assert torch.allclose(score(model, batch).sums, score(model, other).sums, atol=1e-5)
+
+
+def test_the_model_is_told_what_is_padding(model):
+    told = {}
+    handle = model.register_forward_pre_hook(lambda _, __, given: told.update(given), with_kwargs=True)
+    batch = Padded(8, "left").pairs(PAIRS, [0, 1, 2])
+    score(model, batch)
+    handle.remove()
+    assert told["attention_mask"] is batch.mask
+    assert told["position_ids"] is batch.position_ids
 
 
 def rescored(pair):

@@ -104,7 +104,8 @@ EVERYWHERE = ("model", "data", "model.loss", "model.optimizer", "model.reference
 
 
 @pytest.fixture
-def bench(tmp_path, tiny_llama):
+def bench(tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whatever a wrong path names lies there
     return Bench(tmp_path, tiny_llama)
 
 

@@ -1,0 +1,290 @@
+"""What a checkpoint may bring into a run: never a hyperparameter; going on is going on as if nothing had been."""
+
+import shutil
+import zipfile
+
+import pytest
+import torch
+from command_runs import Bench, refused, watch_loading
+from safetensors.torch import load_file
+
+from dpo_lightning.errors import UserError
+from dpo_lightning.resume import check_checkpoint, differences, other_rates
+
+CANARY = []
+
+
+class Code:
+    """An object that runs something where it is unpickled."""
+
+    def __reduce__(self):
+        return CANARY.append, ("unpickled",)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, tiny_llama):
+    """A bench with a run of one epoch; tests read it and run beside it."""
+    bench = Bench(tmp_path_factory.mktemp("resume"), tiny_llama)
+    ran = bench.fit("--trainer.gradient_clip_val", "0.5")
+    assert ran.code == 0, ran
+    return bench
+
+
+@pytest.fixture
+def bench(first, tmp_path, monkeypatch):
+    """The same rows, another place for what is run."""
+    monkeypatch.chdir(tmp_path)
+    beside = Bench.__new__(Bench)
+    beside.folder, beside.model, beside.train, beside.eval = tmp_path, first.model, first.train, first.eval
+    return beside
+
+
+@pytest.fixture
+def checkpoint(first):
+    return first.folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def go_on(bench, checkpoint, *more, epochs=2):
+    """Continue the first run with more epochs, in a new folder."""
+    epochs = ("--trainer.max_epochs", epochs, "--trainer.gradient_clip_val", "0.5")
+    return bench.fit(*epochs, "--ckpt_path", checkpoint, *more)
+
+
+def weights(folder):
+    return load_file(folder / "run" / "final_model" / "model.safetensors")
+
+
+def test_going_on_is_the_same_as_never_having_stopped(bench, first, checkpoint, tmp_path):
+    """Same rows in the same order, same optimizer state: the weights agree to the bit."""
+    ran = go_on(bench, checkpoint)
+    assert ran.code == 0, ran
+    assert "self-check: left out (the run goes on)" in ran.out
+    whole = Bench(tmp_path / "whole", first.model) if (tmp_path / "whole").mkdir() is None else None
+    ran = whole.fit("--trainer.gradient_clip_val", "0.5", "--trainer.max_epochs", "2")
+    assert ran.code == 0, ran
+    resumed, uninterrupted, earlier = (weights(folder) for folder in (tmp_path, whole.folder, first.folder))
+    assert resumed.keys() == uninterrupted.keys()
+    for name, value in uninterrupted.items():
+        assert torch.equal(resumed[name], value), name
+    assert not torch.equal(earlier["model.embed_tokens.weight"], resumed["model.embed_tokens.weight"])
+    for name in ("eval/loss", "eval/rewards/margins", "step"):
+        assert bench.json("metrics.json")[name] == whole.json("metrics.json")[name], name
+
+
+def test_going_on_from_the_saved_config(first, bench, checkpoint):
+    """`--config RUN/config.yaml` is the way on that errors name."""
+    config = first.folder / "run" / "config.yaml"
+    from command_runs import run
+
+    options = ("--output_dir", bench.folder / "run", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2")
+    ran = run("fit", "--config", config, *options)
+    assert ran.code == 0, ran
+    assert bench.json("metrics.json")["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "said"),
+    [
+        ("https://a.example/last.ckpt", 64, "a checkpoint is a local .ckpt file"),
+        ("hf://org/last.ckpt", 64, "a checkpoint is a local .ckpt file"),
+        ("last", 64, "--model.policy.path outputs/RUN/final_model"),
+        ("best", 64, "a checkpoint is a local .ckpt file"),
+        ("run", 64, "a checkpoint is a local .ckpt file"),
+        ("run/checkpoints/lost.ckpt", 66, "there is no such checkpoint at ckpt_path"),
+        ("run/checkpoints/lost.ckpt", 66, "last.ckpt"),
+        ("nowhere/lost.ckpt", 66, "there are: none"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_what_is_no_checkpoint(bench, first, monkeypatch, command, path, code, said):
+    """A URL would be fetched and unpickled; a folder or a word is guessed at by lightning."""
+    loaded = watch_loading(monkeypatch)
+    full = path if "://" in path or "/" not in path else first.folder / path
+    refused(bench.run(command, "--ckpt_path", full), code, said)
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+def damage(checkpoint, target, kind):
+    """A file that is not quite the checkpoint."""
+    content = bytearray(checkpoint.read_bytes())
+    if kind == "cut":
+        target.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        content[len(content) // 2] ^= 0xFF
+        target.write_bytes(content)
+    elif kind == "empty":
+        target.touch()
+    elif kind == "a zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.writestr("a/b", "c")
+    elif kind == "other tensors":
+        torch.save({"weight": torch.zeros(2)}, target)
+    elif kind == "a list":
+        torch.save([1], target)
+    else:
+        torch.save({**torch.load(checkpoint, weights_only=True), "more": Code()}, target)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("cut", "the checkpoint is damaged"),
+        ("flipped", "the checkpoint is damaged"),
+        ("empty", "the checkpoint is damaged"),
+        ("a zip", "this is no checkpoint of a run"),
+        ("other tensors", "this is no checkpoint of a run"),
+        ("a list", "this is no checkpoint of a run"),
+        ("code", "more than weights and numbers, which is never run"),
+    ],
+)
+def test_a_damaged_checkpoint(bench, checkpoint, monkeypatch, kind, said):
+    """Found before the model is loaded, and never silently a start from scratch."""
+    loaded = watch_loading(monkeypatch)
+    damage(checkpoint, bench.folder / "bad.ckpt", kind)
+    refused(go_on(bench, bench.folder / "bad.ckpt"), 66, said, "ckpt_path")
+    assert not CANARY
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "old"),
+    [
+        ("model.learning_rate", "0.0001", "0.001"),
+        ("model.loss.beta", "0.9", "0.1"),
+        ("model.policy.dtype", "bfloat16", "float32"),
+        ("model.policy.lora.r", "4", "None"),
+        ("data.batch_size", "2", "4"),
+        ("data.max_length", "100", "128"),
+        ("seed_everything", "1", "42"),
+        ("trainer.accumulate_grad_batches", "2", "1"),
+        ("trainer.gradient_clip_val", "0.7", "0.5"),
+        ("trainer.precision", "bf16-mixed", "32-true"),
+    ],
+)
+def test_other_hyperparameters_are_refused_with_the_difference(bench, checkpoint, monkeypatch, flag, value, old):
+    """Neither the flag nor the checkpoint wins in silence."""
+    loaded = watch_loading(monkeypatch)
+    ran = go_on(bench, checkpoint, f"--{flag}", value)
+    shown = value if value[0].isdigit() else repr(value)
+    refused(ran, 64, f"{flag} is {shown}, the checkpoint's run had ", old, "config.yaml", "--config")
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+def test_every_difference_is_named_at_once(bench, checkpoint):
+    ran = go_on(bench, checkpoint, "--model.loss", "IPOLoss", "--data.batch_size", "2")
+    refused(ran, 64, "model.loss.class_path is 'dpo_lightning.losses.IPOLoss'", "data.batch_size is 2")
+
+
+def test_what_does_not_train_may_differ(bench, checkpoint, first):
+    """Held-out rows, workers, the logging; and a precision that is left open is no other precision."""
+    (bench.folder / "eval.jsonl").write_bytes(first.eval.read_bytes())
+    more = ("--data.eval", bench.folder / "eval.jsonl", "--trainer.log_every_n_steps", "2")
+    ran = go_on(bench, checkpoint, *more)
+    assert ran.code == 0, ran
+    config = {"trainer.precision": "32-true", "trainer.max_epochs": 1}
+    assert not list(differences(config, {"trainer.precision": None, "trainer.max_epochs": 2}, "f"))
+    assert len(list(differences(config, {"trainer.precision": "16-mixed"}, "f"))) == 1
+
+
+def test_validate_may_differ(bench, checkpoint):
+    """Nothing is trained: only the weights are taken."""
+    assert bench.run("validate", "--ckpt_path", checkpoint, "--data.batch_size", "2").code == 0
+
+
+def test_a_checkpoint_of_another_model_is_refused(bench, checkpoint, tmp_path):
+    """Also by a command that compares no hyperparameters."""
+    import tiny
+
+    wider = tiny.make_llama(hidden_size=24)
+    other = tiny.save(tmp_path / "other", wider, tiny.make_chat_tokenizer())
+    ran = bench.run("validate", "--ckpt_path", checkpoint, "--model.policy.path", other)
+    assert ran.code in (64, 67), ran
+    assert "Traceback" not in ran.err
+    assert len(ran.err.splitlines()) <= 25
+
+
+def test_the_rate_of_a_moved_checkpoint_is_not_taken_in_silence(bench, checkpoint):
+    """Without its run's config beside it, the optimizer's state would still bring its learning rate along."""
+    moved = shutil.copy(checkpoint, bench.folder / "moved.ckpt")
+    refused(go_on(bench, moved, "--model.learning_rate", "0.002"), 64, "is 0.002, the checkpoint's run had 0.001")
+    ran = go_on(bench, moved)
+    assert ran.code == 0, ran
+    assert "of its options, the learning rate is compared" in ran.out
+
+
+def test_a_schedule_keeps_the_rate_that_it_began_with():
+    """`lr` of a scheduled optimizer has moved; `initial_lr` has not."""
+    state = {"optimizer_states": [{"param_groups": [{"lr": 1e-5, "initial_lr": 1e-3}]}]}
+    now = {"model.init_args.learning_rate": 1e-3}
+    assert not list(other_rates(state, now))
+    assert len(list(other_rates({"optimizer_states": [{"param_groups": [{"lr": 1e-5}]}]}, now))) == 1
+
+
+def test_a_schedule_goes_on_where_it_was(bench, first, tmp_path):
+    """Its steps are counted on, and its rate is neither reset nor refused."""
+    schedule = ("--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size", "1")
+    schedule = (*schedule, "--model.lr_scheduler.gamma", "0.5")
+    assert bench.fit(*schedule, out="half").code == 0
+    last = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    assert bench.fit(*schedule, "--trainer.max_epochs", "2", "--ckpt_path", last).code == 0
+    assert bench.fit(*schedule, "--trainer.max_epochs", "2", out="whole").code == 0
+    rates, models = [], []
+    for name in ("run", "whole"):
+        saved = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        rates.append(saved["optimizer_states"][0]["param_groups"][0]["lr"])
+        models.append(load_file(tmp_path / name / "final_model" / "model.safetensors"))
+    assert rates == [1e-3 * 0.5**4] * 2
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.loss", "IPOLoss"], "--model.loss IPOLoss takes the place of DPOLoss; dropped from the file: label"),
+        (["--model.loss", "HingeLoss"], "HingeLoss takes the place of DPOLoss; dropped from the file: label_smoothing"),
+        (["--model.optimizer", "torch.optim.Adafactor"], "--model.optimizer Adafactor takes the place of AdamW"),
+    ],
+)
+def test_options_that_a_switch_drops_are_named(bench, flags, said):
+    """The parser forgets them without a word."""
+    ran = bench.fit(*flags, "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    (warning,) = (line for line in ran.out.splitlines() if line.startswith("warning: "))
+    assert said in warning
+    assert "beta" not in warning  # it is carried over
+
+
+@pytest.mark.parametrize("flags", [[], ["--model.loss", "DPOLoss"], ["--model.loss", "RobustLoss"]])
+def test_nothing_is_said_where_nothing_is_dropped(bench, flags):
+    ran = bench.fit(*flags, "--model.loss.beta", "0.3", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert "warning" not in ran.out
+
+
+def test_a_file_after_a_file_is_watched_as_well(bench):
+    overlay = "model:\n  init_args:\n    loss:\n      class_path: IPOLoss\n      init_args: {normalization: sum}\n"
+    ran = bench.fit(*bench.overlay(overlay), "--trainer.max_steps", "1")
+    assert "warning: --model.loss IPOLoss takes the place of DPOLoss; dropped" in ran.out
+    assert "normalization: sum" in (bench.folder / "run" / "config.yaml").read_text()
+
+
+def test_a_model_without_the_part_says_so(bench):
+    """SFT over a recipe of DPO: its loss is not used."""
+    rows = bench.folder / "sft.jsonl"
+    rows.write_text("".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(8)))
+    data = ("--model", "SFTModule", "--data", "SFTDataModule", "--data.train", rows, "--data.eval", "null")
+    ran = bench.fit(*data, "--trainer.callbacks", "TokenLoss", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert "warning: --model SFTModule runs without the file's loss: DPOLoss" in ran.out
+
+
+def test_a_checkpoint_is_checked_without_a_command(checkpoint, tmp_path):
+    """The function itself: what is compared, and that an unknown file is told."""
+    check_checkpoint(str(checkpoint), {}, compare=False)
+    with pytest.raises(UserError, match="the checkpoint's run had"):
+        check_checkpoint(str(checkpoint), {}, compare=True)
+    with pytest.raises(UserError, match="there is no such checkpoint"):
+        check_checkpoint(str(tmp_path / "a.ckpt"), {}, compare=False)

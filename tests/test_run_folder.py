@@ -1,0 +1,311 @@
+"""One run's folder: refused where it is used, taken or cannot be written; left as it was by a run that fails early."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_runs import ROOT, Bench, fail_at_start, refused, watch_loading
+
+from dpo_lightning.errors import UserError
+from dpo_lightning.run_folder import RunFolder, check_space
+
+HOLD = """
+import sys
+from dpo_lightning.run_folder import RunFolder
+folder = RunFolder(sys.argv[1])
+folder.check()
+folder.claim()
+print("held", flush=True)
+sys.stdin.read()
+"""
+NOBODY = 65534
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Bench(tmp_path, tiny_llama)
+
+
+@pytest.fixture
+def used(bench):
+    """A folder that holds something."""
+    folder = bench.folder / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("old: true\n")
+    return folder
+
+
+def tree(folder):
+    """Every path below a folder with its bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob("*"))}
+
+
+@contextlib.contextmanager
+def held(folder):
+    """Another process that has claimed the folder."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], env=env, **pipes) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            yield
+        finally:
+            other.communicate()
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Be nobody for a while where the tests run as root, whom no mode keeps out."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_used_folder_is_refused_before_anything_is_loaded(bench, used, monkeypatch):
+    loaded, before = watch_loading(monkeypatch), tree(bench.folder)
+    ran = bench.fit()
+    refused(ran, 73, "holds a run already at output_dir", str(used)[:60], "--output_dir NAME", "--fresh")
+    assert not loaded
+    assert tree(bench.folder) == before
+
+
+def test_an_empty_folder_is_as_good_as_none(bench):
+    (bench.folder / "run").mkdir()
+    assert bench.fit("--trainer.max_steps", "1").code == 0
+    refused(bench.fit(), 73, "holds a run already")
+
+
+def test_fresh_moves_the_old_run_aside(bench, used):
+    """Nothing of it is lost, and where it lies is said."""
+    ran = bench.fit("--fresh", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    (aside,) = bench.folder.glob("run.*")
+    assert f"the old run is now {aside}\n" in ran.out
+    assert tree(aside) == {aside / "config.yaml": b"old: true\n"}
+    assert "old: true" not in (used / "config.yaml").read_text()
+
+
+def test_fresh_twice_in_a_second_keeps_both(tmp_path):
+    """The name of the time is taken, and another is found."""
+    for content in ("first", "second", "third"):
+        folder = RunFolder(str(tmp_path / "run"))
+        folder.check(fresh=True)
+        folder.claim(fresh=True)
+        folder.write_config(content)
+        folder.release()
+    assert sorted(path.read_text() for path in tmp_path.glob("run*/config.yaml")) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_fresh_does_not_move_the_folder_one_stands_in(bench, monkeypatch, name):
+    (bench.folder / "below").mkdir()
+    (bench.folder / "below" / "file").touch()
+    monkeypatch.chdir(bench.folder / "below")
+    before = tree(bench.folder)
+    refused(bench.fit("--fresh", "--output_dir", name), 64, "--fresh cannot move this folder", f"  | {name}\n")
+    refused(bench.fit("--output_dir", name), 73, "holds a run already")
+    assert tree(bench.folder) == before
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_name_is_needed(bench, name):
+    refused(bench.fit(f"--output_dir={name}"), 64, "this is no folder name at output_dir")
+    with pytest.raises(UserError, match="no folder name"):
+        RunFolder("a\0b")
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+@pytest.mark.parametrize("below", ["", "a", "a/b"])
+def test_a_file_in_the_way(bench, monkeypatch, command, below):
+    loaded = watch_loading(monkeypatch)
+    (bench.folder / "file").touch()
+    refused(bench.run(command, out=f"file/{below}"), 73, "file is no folder at output_dir")
+    assert not loaded
+
+
+def test_a_dangling_link_in_the_way(bench):
+    (bench.folder / "run").symlink_to(bench.folder / "nowhere")
+    refused(bench.fit(), 73, "is no folder at output_dir")
+
+
+@pytest.mark.parametrize(("mode", "below"), [(0o555, "run"), (0o555, ""), (0o500, "run/deeper")])
+def test_a_folder_that_cannot_be_written(mode, below):
+    """Also one that cannot even be looked into."""
+    closed = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folder is closed to everybody else
+    closed.chmod(mode)
+    try:
+        with without_privileges(), pytest.raises(UserError, match="nothing can be written in") as caught:
+            RunFolder(str(closed / below)).check()
+        assert caught.value.code == 73
+    finally:
+        closed.chmod(0o700)
+        shutil.rmtree(closed)
+
+
+def test_a_write_test_comes_before_anything_is_loaded(bench, monkeypatch):
+    loaded = watch_loading(monkeypatch)
+
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dpo_lightning.run_folder.tempfile.TemporaryFile", denied)
+    refused(bench.fit(), 73, "nothing can be written", "Permission denied at output_dir")
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+def test_a_name_that_is_too_long(bench):
+    refused(bench.fit("--output_dir", "x" * 300), 73, "File name too long at output_dir")
+
+
+def test_a_full_disk_is_noticed_with_numbers(bench, monkeypatch, tmp_path):
+    """Before the folder is made: free and needed space."""
+    monkeypatch.setattr("dpo_lightning.run_folder.shutil.disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
+    with pytest.raises(UserError, match=r"1\.5 GB are free, the run writes up to 2\.0 GB at output_dir") as caught:
+        check_space(tmp_path / "a" / "b", 2_000_000_000)
+    assert caught.value.code == 73
+    check_space(tmp_path / "a" / "b", 1_500_000_000)
+    monkeypatch.setattr("dpo_lightning.run_folder.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    refused(bench.fit(), 73, "GB are free")
+    assert not (bench.folder / "run").exists()
+
+
+def test_two_processes_cannot_share_a_folder(bench, monkeypatch):
+    """Not by --fresh either; when the other has ended, the folder is free."""
+    loaded, folder = watch_loading(monkeypatch), bench.folder / "run"
+    with held(folder):
+        (folder / "config.yaml").touch()
+        for more in ([], ["--fresh"]):
+            refused(bench.fit(*more), 73, "another process is running in the folder", "wait for it")
+        assert not loaded
+        assert not list(bench.folder.glob("run.*"))
+    (folder / "config.yaml").unlink()
+    assert bench.fit("--trainer.max_steps", "1").code == 0
+
+
+def test_of_two_that_start_together_one_goes_on(tmp_path):
+    """Both have checked; the second to claim is refused, while the first runs and after it has ended."""
+    first, second, third = (RunFolder(str(tmp_path / "run")) for _ in range(3))
+    for folder in (first, second, third):
+        folder.check()
+    first.claim()
+    first.write_config("first")
+    with pytest.raises(UserError, match="another process is running") as caught:
+        second.claim()
+    assert caught.value.code == 73
+    first.release()
+    with pytest.raises(UserError, match="holds a run already"):
+        third.claim()
+    assert (tmp_path / "run" / "config.yaml").read_text() == "first"
+
+
+def test_a_finished_run_lets_its_folder_go(bench):
+    """In one process as well: a notebook or a sweep runs many."""
+    assert bench.fit("--trainer.max_steps", "1").code == 0
+    ran = bench.fit("--fresh", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("a bug"), 70),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 74),
+        (OSError(28, "No space left on device"), 74),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(bench, monkeypatch, error, code):
+    """Neither the folder nor those above it that were made for it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(bench.folder))
+    fail_at_start(monkeypatch, error)
+    ran = bench.fit(out="a/b/run")
+    assert ran.code == code, ran
+    assert "Traceback" not in ran.err
+    assert not (bench.folder / "a").exists()
+
+
+def test_a_failing_run_leaves_an_empty_folder_empty(bench, monkeypatch):
+    (bench.folder / "run").mkdir()
+    fail_at_start(monkeypatch, KeyboardInterrupt())
+    assert bench.fit().code == 130
+    assert tree(bench.folder / "run") == {}
+
+
+def test_a_failing_fresh_run_gives_the_old_one_back(bench, used, monkeypatch):
+    fail_at_start(monkeypatch, KeyboardInterrupt())
+    before = tree(bench.folder)
+    ran = bench.fit("--fresh")
+    assert ran.code == 130
+    assert f"the old run is {used} again" in ran.out
+    assert tree(bench.folder) == before
+
+
+def test_a_run_that_fails_later_is_kept(bench, monkeypatch):
+    """What was written may be looked at."""
+    from dpo_lightning.callbacks.pairwise import RewardMargins
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RewardMargins, "on_train_batch_end", fail)
+    assert bench.fit().code == 130
+    assert (bench.folder / "run" / "config.yaml").exists()
+
+
+def test_a_checkpoint_of_the_folder_goes_on_in_it(bench):
+    """With its own config beside the first, and a new final model."""
+    assert bench.fit().code == 0
+    run = bench.folder / "run"
+    first, weights = (run / "config.yaml").read_text(), (run / "final_model" / "model.safetensors").read_bytes()
+    more = ("--ckpt_path", run / "checkpoints" / "last.ckpt")
+    refused(bench.fit("--fresh", *more), 64, "--fresh would move this checkpoint aside at ckpt_path")
+    ran = bench.fit("--trainer.max_epochs", "2", *more)
+    assert ran.code == 0, ran
+    assert bench.json("metrics.json")["step"] == 4
+    assert (run / "config.yaml").read_text() == first
+    assert "max_epochs: 2" in (run / "config-2.yaml").read_text()
+    assert (run / "final_model" / "model.safetensors").read_bytes() != weights
+    assert not list(run.glob(".final_model*"))
+
+
+def test_a_failing_continuation_keeps_the_run(bench, monkeypatch):
+    assert bench.fit().code == 0
+    run = bench.folder / "run"
+    before = {path.name for path in run.iterdir()}
+    fail_at_start(monkeypatch, KeyboardInterrupt())
+    ran = bench.fit("--trainer.max_epochs", "2", "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert ran.code == 130
+    assert (run / "final_model").exists()
+    assert before <= {path.name for path in run.iterdir()}
+
+
+def test_a_checkpoint_of_another_folder_does_not_open_this_one(bench, used):
+    assert bench.fit(out="other").code == 0
+    refused(bench.fit("--ckpt_path", bench.folder / "other/checkpoints/last.ckpt"), 73, "holds a run already")
+    assert not RunFolder(str(used)).holds(str(used / "last.ckpt"))
+    assert not RunFolder(str(used)).holds(None)
+    assert RunFolder(str(used)).holds(str(used / "checkpoints" / "deep" / ".." / "last.ckpt"))
+    assert not RunFolder(str(used)).holds(str(used / "checkpoints" / ".." / ".." / "last.ckpt"))
+
+
+def test_nothing_but_fit_claims_the_folder(bench):
+    """`validate` and `test` write nothing at all, `predict` its lines only, into a run's folder or a new one."""
+    for command in ("validate", "test"):
+        assert bench.run(command).code == 0
+        assert not (bench.folder / "run").exists()
+    assert bench.run("predict").code == 0
+    assert [path.name for path in (bench.folder / "run").iterdir()] == ["predictions.jsonl"]
+    assert bench.run("predict").code == 0
