@@ -116,7 +116,8 @@ class PreferenceCLI(LightningCLI):
         if given.get("logger") in (None, True):
             fitting = self.subcommand == "fit"
             kwargs["logger"] = TensorBoardLogger(root, "tensorboard", "", default_hp_metric=False) if fitting else False
-        callbacks: list[Callback] = list(given.get("callbacks") or [])
+        several = given.get("callbacks") or []
+        callbacks: list[Callback] = [several] if isinstance(several, Callback) else list(several)
         kwargs["callbacks"] = with_defaults(callbacks, self.folder.path, self.subcommand, given)
         try:
             return super().instantiate_trainer(default_root_dir=root, **kwargs)

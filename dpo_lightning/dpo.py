@@ -56,7 +56,7 @@ class DPOModule(PolicyModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
-        return [RewardMargins(), PreferenceAccuracy(), SelfCheck()]
+        return self.not_given(RewardMargins(), PreferenceAccuracy(), SelfCheck())
 
     def configure_model(self) -> None:
         """Load the policy, and bind the reference to it before a checkpoint can move it."""

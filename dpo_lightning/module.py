@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
@@ -65,6 +65,11 @@ class PolicyModule(LightningModule):
     def end_ids(self) -> frozenset[int]:
         """Ids that end an answer besides the tokenizer's EOS."""
         return self.builder.end_ids()
+
+    def not_given(self, *callbacks: Callback) -> list[Callback]:
+        """Those of whose kind the trainer has none: lightning would put ours in the place of the trainer's own."""
+        given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in given)]
 
     def check_length(self, max_length: int) -> None:
         """Refuse sequences that are longer than the model's positions."""

@@ -70,5 +70,5 @@ def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks."""
-    return " ".join(text.split())
+    """Text without line breaks and without what would move a terminal's cursor."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

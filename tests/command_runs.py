@@ -83,10 +83,10 @@ def json_lines(path: Path, rows: list[Any]) -> Path:
 class Bench:
     """A folder with a few pairs and the recipe of DPO on a tiny model; runs are its subfolders."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path, rows: Bench | None = None) -> None:
         self.folder, self.model = folder, model
-        self.train = json_lines(folder / "train.jsonl", pairs(8))
-        self.eval = json_lines(folder / "eval.jsonl", pairs(5, 50))
+        self.train = rows.train if rows else json_lines(folder / "train.jsonl", pairs(8))
+        self.eval = rows.eval if rows else json_lines(folder / "eval.jsonl", pairs(5, 50))
 
     def options(self, out: str = "run") -> list[str]:
         """The recipe on these rows: two steps an epoch, one epoch."""

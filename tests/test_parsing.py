@@ -34,7 +34,11 @@ FLAGS = {
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
     "no such model": (["--model", "PPO"], "no such class at model\n  | PPO", "DPOModule, SFTModule"),
     "no such data": (["--data", "Rows"], "no such class at data\n  | Rows", "PreferenceDataModule, SFTDataModule"),
-    "no such callback": (["--trainer.callbacks+=Sample"], "no such class at trainer.callbacks", "did you mean Samples?"),
+    "no such callback": (
+        ["--trainer.callbacks+=Sample"],
+        "no such class at trainer.callbacks",
+        "did you mean Samples?",
+    ),
     "a class of another kind": (["--model.loss", "dpo_lightning.models.Lora"], "at model.loss"),
     "smoothing of a hinge": (
         ["--model.loss", "HingeLoss", "--model.loss.label_smoothing", "0.1"],
@@ -64,7 +68,10 @@ FILES = {
     "typo in a section": ("trainer:\n  max_step: 1\n", "option trainer.max_step", "did you mean trainer.max_steps?"),
     "typo in a model": ("model:\n  init_args:\n    learnin_rate: 1\n", "did you mean model.learning_rate?"),
     "typo in a policy": ("model:\n  init_args:\n    policy: {paths: x}\n", "did you mean model.policy.path?"),
-    "typo in a loss": ("model:\n  init_args:\n    loss:\n      init_args: {betta: 1}\n", "did you mean model.loss.beta?"),
+    "typo in a loss": (
+        "model:\n  init_args:\n    loss:\n      init_args: {betta: 1}\n",
+        "did you mean model.loss.beta?",
+    ),
     "typo in a callback": (
         "trainer:\n  callbacks:\n  - class_path: Samples\n    init_args: {num_promts: 1}\n",
         "no option trainer.callbacks.num_promts",
@@ -72,7 +79,11 @@ FILES = {
     ),
     "a list for a word": ("output_dir: [1]\n", "expected str at output_dir\n  | [1]"),
     "a wrong type": ("data:\n  init_args: {batch_size: two}\n", "expected int at data.batch_size\n  | two"),
-    "a wrong loss": ("model:\n  init_args:\n    loss: DPOLos\n", "no such class at model.loss", "did you mean DPOLoss?"),
+    "a wrong loss": (
+        "model:\n  init_args:\n    loss: DPOLos\n",
+        "no such class at model.loss",
+        "did you mean DPOLoss?",
+    ),
     "a number for a section": ("trainer: 3\n", "expected keys below trainer"),
     "a number for a class": ("data: 3\n", "at data\n  | 3"),
     "smoothing of a hinge": (
@@ -155,7 +166,10 @@ def test_the_other_commands_have_the_same_manners(bench, command):
 @pytest.mark.parametrize("given", ["5e-7", "5.0e-07", "0.0000005"])
 def test_a_small_rate_is_a_number(bench, given):
     """PyYAML alone reads `5e-7` as a word."""
-    for more in (["--model.learning_rate", given], bench.overlay(f"model:\n  init_args:\n    learning_rate: {given}\n")):
+    for more in (
+        ["--model.learning_rate", given],
+        bench.overlay(f"model:\n  init_args:\n    learning_rate: {given}\n"),
+    ):
         ran = bench.fit(*more, "--print_config")
         assert ran.code == 0, ran
         assert "learning_rate: 5.0e-07" in ran.out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from dpo_lightning.console import say
@@ -125,7 +126,7 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Prepare what the stage needs, with the tokenizer of the trainer's module."""
-        self.prepare(stage, self.trainer.lightning_module, self.trainer.world_size)
+        self.prepare(TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
         """Read, check and encode rows, once. No weight is loaded.

@@ -172,12 +172,21 @@ class Renderer:
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
-                ExitCode.MODEL,
+                ExitCode.DATA if origin and self._takes_a_chat() else ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
                 fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
             ) from None
         self._check_rendering(messages, tools, text, origin)
         return text
+
+    def _takes_a_chat(self) -> bool:
+        """Whether the template renders a plain exchange: what it refuses is then the row's own fault."""
+        exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            self.tokenizer.apply_chat_template(exchange, tokenize=False)
+        except Exception:  # a template may raise anything
+            return False
+        return True
 
     @staticmethod
     def _check_rendering(

@@ -21,6 +21,9 @@ from dpo_lightning.types import (
 
 Overlong = Literal["error", "drop", "truncate"]
 
+MOST_REFUSED = 1000
+"""Bad rows after which reading on would tell nothing new."""
+
 
 @dataclass
 class Counts:
@@ -70,6 +73,7 @@ class Encoder:
     max_length: int
     overlong: Overlong = "error"
     counts: Counts = field(default_factory=Counts)
+    _refused: list[UserError] = field(default_factory=list)
 
     def pairs(self, examples: Sequence[PreferenceExample]) -> list[EncodedPair]:
         """Encode pairs; raises `UserError` naming every row that is too long where that is an error."""
@@ -92,7 +96,18 @@ class Encoder:
         return encoded
 
     def _fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
-        """Ids that fit into `max_length`, or None for a row that is left out."""
+        """Ids that fit into `max_length`, or None for a row that is left out; bad rows are told together at the end."""
+        try:
+            return self._fitted(origin, prompt, answers, tools)
+        except UserError as error:
+            if error.code != ExitCode.DATA:  # the template or the tokenizer: every row would say the same
+                raise
+            self._refused.append(error)
+            if len(self._refused) == MOST_REFUSED:
+                self._finish(0)
+            return None
+
+    def _fitted(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
         self.counts.read += 1
         fitted = self._encode(origin, prompt, answers, tools)
         if fitted.length > self.max_length:
@@ -205,6 +220,9 @@ class Encoder:
         return scored, rewritten
 
     def _finish(self, kept: int) -> None:
+        if self._refused:
+            problems = [problem for error in self._refused for problem in error.problems]
+            raise UserError(ExitCode.DATA, problems, fix=self._refused[0].fix)
         if self.counts.too_long:
             raise UserError(
                 ExitCode.DATA,

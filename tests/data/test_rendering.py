@@ -103,8 +103,15 @@ def test_what_a_template_raises_is_told_with_the_row():
     made = tiny.make_chat_tokenizer(template=template)
     with pytest.raises(UserError, match="roles must alternate") as told:
         Renderer(made).prompt_ids(turns(("system", "Be brief"), ("user", "Hello")), (), ORIGIN)
-    assert told.value.code == ExitCode.MODEL
+    assert told.value.code == ExitCode.DATA
     assert "at pairs.jsonl:7" in str(told.value)
+
+
+def test_a_template_that_refuses_every_chat_is_the_models_fault():
+    made = tiny.make_chat_tokenizer(template="{{ raise_exception('never') }}")
+    with pytest.raises(UserError, match="never") as told:
+        Renderer(made).prompt_ids(turns(("user", "Hello")), (), ORIGIN)
+    assert told.value.code == ExitCode.MODEL
 
 
 def test_a_tool_reaches_the_model():

@@ -195,3 +195,16 @@ def test_a_control_token_in_an_answer_is_refused_with_its_line(chat_tokenizer):
     for chosen, rejected in (("Hi <|im_start|>", "No"), ("Hi", "No<|endoftext|> way")):
         with pytest.raises(UserError, match=r"control token <\|.* at pairs.jsonl:7"):
             encode(chat_tokenizer, "Hello", chosen, rejected)
+
+
+def test_bad_rows_are_told_together(chat_tokenizer):
+    rows = [
+        PreferenceExample(Origin("pairs.jsonl", line), f"say {END}" if line % 2 else "say", "yes", "no")
+        for line in range(1, 31)
+    ]
+    with pytest.raises(UserError) as told:
+        Encoder(Renderer(chat_tokenizer), 200).pairs(rows)
+    assert len(told.value.problems) == 15
+    assert [problem.where for problem in told.value.problems[:2]] == ["pairs.jsonl:1", "pairs.jsonl:3"]
+    assert "and 5 more" in str(told.value)
+    assert "neutralize" in told.value.fix
