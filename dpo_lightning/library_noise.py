@@ -21,6 +21,7 @@ def quiet() -> None:
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*LeafSpec.*",
+        ".*when logging on epoch level in distributed setting.*",  # our means are reduced already
         ".*is_gradient_checkpointing.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -49,9 +49,8 @@ def checkpoint(trained):
 
 def table(ran):
     """The metrics that lightning prints."""
-    return {
-        name: float(value) for name, value in re.findall(r"((?:eval|test)/[\w/]+)[^\w-]+(-?[\d.]+(?:e-\d+)?)", ran.out)
-    }
+    cells = re.findall(r"((?:eval|test)/[\w/]+)[^\w-]+(-?[\d.]+(?:e-\d+)?)", ran.out)
+    return {name: float(value) for name, value in cells}
 
 
 def predictions(folder):
