@@ -23,5 +23,7 @@ def quiet() -> None:
         ".*LeafSpec.*",
         ".*when logging on epoch level in distributed setting.*",  # our means are reduced already
         ".*is_gradient_checkpointing.*",
+        ".*but have no logger configured.*",  # outside of `fit` nothing is logged, the table says it
+        ".*The dirpath has changed.*",  # a run that goes on in another folder
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -96,7 +96,7 @@ class CausalLM:
         elif self.lora is not None:
             model = attach_lora(model, self.lora)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         return model
 
     def adapter_folder(self) -> Path | None:

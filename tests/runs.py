@@ -38,10 +38,10 @@ def module(folder: Path, reference: Any = None, loss: Any = None, **policy: Any)
 
 
 def ready(folder: Path, reference: Any = None, **policy: Any) -> DPOModule:
-    """A module as it is before its first step: weights loaded, reference bound, in train mode."""
+    """A module as it is before its first step: weights loaded, reference bound."""
     made = module(folder, reference, **policy)
     made.configure_model()
-    return made.train()
+    return made
 
 
 def batch(made: DPOModule, file: Path, rows: int = 4) -> Any:

@@ -1,15 +1,11 @@
-"""`fit`, `validate`, `test`, `predict` and `infer` on a tiny model: results, what is said, and mistakes in time."""
+"""`fit`, `validate`, `test` and `predict` on a tiny model: results, what is said, and mistakes in time."""
 
-import io
 import json
 import re
-import sys
 
 import pytest
-import tiny
 from command_runs import Bench, fail_at_start, json_lines, pairs, refused, run, watch_loading
 
-from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.precision import choose_precision
 
 FIELDS = {
@@ -59,13 +55,14 @@ def predictions(folder):
 
 
 @pytest.mark.parametrize(("command", "stage"), [("validate", "eval"), ("test", "test")])
-def test_validate_measures_a_checkpoint(trained, bench, checkpoint, command, stage):
+def test_validate_measures_a_checkpoint(trained, bench, checkpoint, recwarn, command, stage):
     """The numbers of the run's own last evaluation, under the stage's name."""
     ran = bench.run(command, "--ckpt_path", checkpoint)
     assert ran.code == 0, ran
     shown, metrics = table(ran), trained.json("metrics.json")
     names = {name for name in metrics if name.startswith("eval/")} - {"eval/rows", "eval/rewards/accuracies_ci95"}
     assert {name.replace(f"{stage}/", "eval/") for name in shown} == names
+    assert not [warning for warning in recwarn if "logger" in str(warning.message)]
     for name, value in shown.items():
         assert value == pytest.approx(metrics[name.replace(f"{stage}/", "eval/")], rel=1e-5, abs=1e-7), name
 
@@ -275,87 +272,11 @@ def test_print_config_is_a_config(bench):
     assert not (bench.folder / "run").exists()
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """The prompts that were rendered."""
-    prompts = []
-    real = Renderer.prompt_ids
-
-    def watched(self, prompt, *more):
-        prompts.append(prompt)
-        return real(self, prompt, *more)
-
-    monkeypatch.setattr(Renderer, "prompt_ids", watched)
-    return prompts
-
-
-def infer(model, *more, instruction="안녕하세요?"):
-    return run("infer", "--model", model, "--instruction", instruction, "--max_new_tokens", "8", *more)
-
-
-@pytest.mark.parametrize(
-    "instruction",
-    ["비밀번호는 어떻게 만드나요?", "say \"hi\" and 'bye' $HOME `ls` \\n", "two\nlines", "<|im_end|> as text", "-1"],
-)
-def test_infer_hands_the_instruction_on_as_it_is(trained, asked, instruction):
-    model = trained.folder / "run" / "final_model"
-    ran = run("infer", "--model", model, f"--instruction={instruction}", "--max_new_tokens", "8")
-    assert (ran.code, ran.err) == (0, ""), ran
-    assert ran.out.strip()
-    assert asked == [instruction]
-
-
-def test_infer_reads_standard_input(trained, asked, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("첫 줄\n둘째 줄\n".encode()), encoding="utf-8"))
-    assert infer(trained.model, instruction="-").code == 0
-    assert asked == ["첫 줄\n둘째 줄\n"]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
-    refused(infer(trained.model, instruction="-"), 65, "standard input is no UTF-8")
-
-
-def test_infer_takes_a_system_message(trained, asked):
-    assert infer(trained.model, "--system", "Be brief.").code == 0
-    assert asked == [({"role": "system", "content": "Be brief."}, {"role": "user", "content": "안녕하세요?"})]
-
-
-def test_infer_repeats_itself_by_seed(trained):
-    """The same seed, the same answer; greedy needs none."""
-    answers = {seed: infer(trained.model, "--seed", seed).out for seed in range(4)}
-    assert len(set(answers.values())) > 1
-    assert infer(trained.model, "--seed", "3").out == answers[3]
-    greedy = {infer(trained.model, "--temperature", "0", "--seed", seed).out for seed in range(3)}
-    assert len(greedy) == 1
-
-
-@pytest.mark.parametrize(
-    ("more", "code", "said"),
-    [
-        (["--instruction", " "], 64, "the instruction is empty"),
-        (["--instruction", "\udcff"], 65, "not valid Unicode"),
-        (["--instruction", "word " * 1000], 64, "the model has 256 positions at --instruction"),
-        (["--max_new_tokens", "0"], 64, "max_new_tokens=0 is out of range"),
-        (["--max_new_tokens", "many"], 64, "--max_new_tokens"),
-        (["--temperature", "-1"], 64, "temperature=-1.0 is out of range"),
-        (["--temperature", "nan"], 64, "temperature=nan is out of range"),
-        (["--top_p", "0"], 64, "top_p=0.0 is out of range"),
-        (["--seed", "-1"], 64, "seed=-1 is out of range"),
-        (["--seed", str(2**64)], 64, "is out of range"),
-        (["--template", "chatty"], 64, "--template"),
-        (["--bogus", "1"], 64, "--bogus"),
-        (["--model", "nowhere/at/all"], 66, "there is no such model folder"),
-    ],
-)
-def test_infer_refuses_in_a_few_lines(trained, more, code, said):
-    refused(infer(trained.model, *more), code, said)
-
-
-def test_infer_says_what_it_needs():
-    refused(run("infer"), 64, "--model, --instruction")
-
-
-def test_infer_stays_within_the_models_positions(tmp_path):
-    """A model with absolute positions would end in an index error."""
-    model = tiny.save(tmp_path / "model", tiny.make_gpt2(n_positions=32), tiny.make_tokenizer())
-    ran = run("infer", "--model", model, "--instruction", "Hello there", "--temperature", "0")
-    assert ran.code == 0, ran
-    assert re.fullmatch(r"note: an answer of at most \d+ tokens fits the model's positions\n", ran.err)
+def test_nothing_but_fit_claims_the_folder(bench):
+    """`validate` and `test` write nothing at all, `predict` its lines only, into a run's folder or a new one."""
+    for command in ("validate", "test"):
+        assert bench.run(command).code == 0
+        assert not (bench.folder / "run").exists()
+    assert bench.run("predict").code == 0
+    assert [path.name for path in (bench.folder / "run").iterdir()] == ["predictions.jsonl"]
+    assert bench.run("predict").code == 0

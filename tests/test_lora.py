@@ -202,6 +202,15 @@ def test_a_tied_embedding_that_is_trained_stays_tied(tiny_llama, file):
         assert torch.equal(embedding.modules_to_save["default"].weight, head.modules_to_save["default"].weight)
 
 
+def test_an_adapter_finds_its_base_from_anywhere(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_llama.parent)
+    made = runs.ready(tiny_llama.name + "/.", lora=Lora(r=2))
+    folder = saved(made, tmp_path / "saved", tiny_llama.name + "/.")
+    monkeypatch.chdir(tmp_path)
+    assert CausalLM(str(folder)).base_path() == str(tiny_llama)
+    CausalLM(str(folder)).build()
+
+
 def test_an_adapter_trained_on_an_adapter_names_the_first_base(tiny_llama, file, tmp_path):
     first = runs.ready(tiny_llama, lora=Lora(r=2))
     pairs = runs.batch(first, file)

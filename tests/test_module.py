@@ -105,6 +105,19 @@ def test_evaluation_does_not_depend_on_the_batch_size(kind, tiny_llama, tmp_path
         assert other == pytest.approx(results[0], rel=1e-5, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_forgets_the_one_before(kind, tiny_llama, tmp_path):
+    """Each is of its step's weights alone: the second of a run equals one more of the final weights."""
+    make, data_module, make_rows = KINDS[kind]
+    files = [runs.write_rows(tmp_path, name, make_rows(4, i)) for name, i in (("train", 0), ("eval", 50))]
+    data = data_module(*files, batch_size=2, max_length=64)
+    module = make(tiny_llama)
+    memory, trainer = runs.fit(module, data, tmp_path, max_epochs=2)
+    first, second = memory.curve("eval/loss")
+    assert abs(first - second) > 0.01
+    assert trainer.validate(module, datamodule=data, verbose=False)[0]["eval/loss"] == pytest.approx(second, rel=1e-6)
+
+
 def test_a_log_line_is_the_mean_since_the_last_one(tiny_llama, tmp_path):
     """`log_every_n_steps` 2: every pair of both steps counts once, not the last micro-batch alone."""
     often = train("dpo", tiny_llama, tmp_path, 1, 2, rows=6)[1]

@@ -77,8 +77,7 @@ def test_a_used_folder_is_refused_before_anything_is_loaded(bench, used, monkeyp
     loaded, before = watch_loading(monkeypatch), tree(bench.folder)
     ran = bench.fit()
     refused(ran, 73, "holds a run already at output_dir", str(used)[:60], "--output_dir NAME", "--fresh")
-    assert not loaded
-    assert tree(bench.folder) == before
+    assert (loaded, tree(bench.folder)) == ([], before)
 
 
 def test_an_empty_folder_is_as_good_as_none(bench):
@@ -135,7 +134,7 @@ def test_a_file_in_the_way(bench, monkeypatch, command, below):
     assert not loaded
 
 
-def test_a_dangling_link_in_the_way(bench):
+def test_a_dangling_link(bench):
     (bench.folder / "run").symlink_to(bench.folder / "nowhere")
     refused(bench.fit(), 73, "is no folder at output_dir")
 
@@ -214,8 +213,7 @@ def test_of_two_that_start_together_one_goes_on(tmp_path):
 def test_a_finished_run_lets_its_folder_go(bench):
     """In one process as well: a notebook or a sweep runs many."""
     assert bench.fit("--trainer.max_steps", "1").code == 0
-    ran = bench.fit("--fresh", "--trainer.max_steps", "1")
-    assert ran.code == 0, ran
+    assert bench.fit("--fresh", "--trainer.max_steps", "1").code == 0
 
 
 @pytest.mark.parametrize(
@@ -299,13 +297,3 @@ def test_a_checkpoint_of_another_folder_does_not_open_this_one(bench, used):
     assert not RunFolder(str(used)).holds(None)
     assert RunFolder(str(used)).holds(str(used / "checkpoints" / "deep" / ".." / "last.ckpt"))
     assert not RunFolder(str(used)).holds(str(used / "checkpoints" / ".." / ".." / "last.ckpt"))
-
-
-def test_nothing_but_fit_claims_the_folder(bench):
-    """`validate` and `test` write nothing at all, `predict` its lines only, into a run's folder or a new one."""
-    for command in ("validate", "test"):
-        assert bench.run(command).code == 0
-        assert not (bench.folder / "run").exists()
-    assert bench.run("predict").code == 0
-    assert [path.name for path in (bench.folder / "run").iterdir()] == ["predictions.jsonl"]
-    assert bench.run("predict").code == 0

@@ -1,0 +1,134 @@
+"""What `class_path` may import, and how a user opens it for a package of their own."""
+
+import os
+import sys
+
+import pytest
+from command_runs import Bench, refused
+
+from dpo_lightning.errors import UserError
+from dpo_lightning.parsing import ALLOWED, take_allowed
+
+EVERYWHERE = ("model", "data", "model.loss", "model.optimizer", "model.reference", "data.collator", "trainer.callbacks")
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Bench(tmp_path, tiny_llama)
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module whose import leaves a canary, and a function that says whether it did."""
+    canary = tmp_path / "canary"
+    body = f"open({str(canary)!r}, 'w').close()\nfrom dpo_lightning.losses import DPOLoss\nclass Evil(DPOLoss): pass\n"
+    (tmp_path / "evil_module.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield canary.exists
+    sys.modules.pop("evil_module", None)
+
+
+@pytest.mark.parametrize("key", EVERYWHERE)
+def test_a_flag_cannot_import_what_it_likes(bench, evil, key):
+    refused(bench.fit(f"--{key}", "evil_module.Evil"), 64, f"at {key}\n  | evil_module.Evil", "--allow-class-path")
+    assert not evil()
+
+
+@pytest.mark.parametrize("key", ["model", "data", "model.loss", "model.optimizer"])
+def test_a_file_cannot_import_what_it_likes(bench, evil, key):
+    value = "{class_path: evil_module.Evil}"
+    for name in reversed(key.split(".")):
+        value = f"{{{name}: {value}}}" if name == key.split(".")[0] else f"{{init_args: {{{name}: {value}}}}}"
+    refused(bench.fit(*bench.overlay(value)), 64, "outside of what a config may import", "evil_module.Evil")
+    assert not evil()
+
+
+@pytest.mark.parametrize(
+    ("path", "denied"),
+    [
+        ("os.abort", "os.abort"),
+        ("evil_module.Evil", "evil_module.Evil"),
+        ("torch.hub.load", "torch.hub.load"),
+        ("lightning.pytorch.callbacks.model_checkpoint.os.abort", "abort"),
+        ("torch.optim.optimizer.functools.partial", "functools.partial"),
+    ],
+)
+def test_a_callback_cannot_be_handed_a_function(bench, evil, monkeypatch, path, denied):
+    """`LambdaCallback` calls what it is given: neither a name nor a way around through an allowed module gets there."""
+
+    def abort(*_):
+        pytest.fail("os.abort was called")
+
+    abort.__module__, abort.__qualname__ = os.abort.__module__, os.abort.__qualname__
+    monkeypatch.setattr(os, "abort", abort)
+    text = "trainer:\n  callbacks:\n  - class_path: lightning.pytorch.callbacks.LambdaCallback\n"
+    ran = bench.fit(*bench.overlay(text + f"    init_args: {{on_fit_start: {path}}}\n"))
+    refused(ran, 64, "outside of what a config may import", denied)
+    assert not evil()
+
+
+def test_a_package_may_be_opened_by_its_user(bench, evil):
+    """And only that one."""
+    refused(bench.fit("--allow-class-path", "evil", "--model.loss", "evil_module.Evil"), 64, "evil_module.Evil")
+    assert not evil()
+    ran = bench.fit("--allow-class-path=evil_module", "--model.loss", "evil_module.Evil", "--print_config")
+    assert ran.code == 0, ran
+    assert evil()
+    assert "class_path: evil_module.Evil" in ran.out
+    refused(bench.fit("--model.loss", "evil_module.Evil"), 64, "evil_module.Evil")
+
+
+OWN_LOSS = '''
+from dataclasses import dataclass
+from dpo_lightning.losses import PreferenceLoss
+
+@dataclass(frozen=True)
+class SquaredLoss(PreferenceLoss):
+    """Regress the margin to a target."""
+
+    target: float = 1.0
+
+    def __call__(self, logps):
+        return self.output((self.beta * logps.margins - self.target).square(), logps)
+'''
+
+
+def test_a_loss_of_the_users_own_trains(bench, monkeypatch):
+    """It is named like ours, its options are flags, and the self-check expects its own starting value."""
+    (bench.folder / "own_losses").mkdir()
+    (bench.folder / "own_losses" / "__init__.py").write_text(OWN_LOSS)
+    monkeypatch.syspath_prepend(str(bench.folder))
+    allow = ("--allow-class-path", "own_losses", "--model.loss", "own_losses.SquaredLoss")
+    try:
+        refused(bench.fit(*allow, "--model.loss.targt", "2"), 64, "model.loss.targt")
+        refused(bench.fit(*allow, "--model.loss.target", ".nan"), 64, "SquaredLoss target=nan must be a finite number")
+        ran = bench.fit(*allow, "--model.loss.target", "2", "--model.loss.beta", "0.3")
+    finally:
+        sys.modules.pop("own_losses", None)
+    assert ran.code == 0, ran
+    assert "self-check: passed (starting loss 4.000000, margins 0" in ran.out
+    kept = (bench.folder / "run" / "config.yaml").read_text()
+    assert "class_path: own_losses.SquaredLoss" in kept
+    assert "| loss | SquaredLoss(beta=0.3, target=2.0) |" in (bench.folder / "run/final_model/README.md").read_text()
+
+
+def test_the_allow_list_is_narrow():
+    """Nothing on it that runs what it is told: not all of torch, not builtins, not os."""
+    assert {name.partition(".")[0] for name in ALLOWED} == {
+        "dpo_lightning",
+        "lightning",
+        "torch",
+        "peft",
+        "bitsandbytes",
+        "torchmetrics",
+    }
+    assert not {"torch", "lightning", "lightning.pytorch", "torch.hub"} & set(ALLOWED)
+
+
+def test_packages_are_taken_out_of_the_arguments():
+    args = ["fit", "--allow-class-path", "a", "--x", "1", "--allow-class-path=b.c"]
+    assert take_allowed(args) == (["fit", "--x", "1"], ["a", "b.c"])
+    for bad in ("", "a-b", "a.", ".a", "1a", "a b", "*", "os/path"):
+        with pytest.raises(UserError, match="no package name"):
+            take_allowed([f"--allow-class-path={bad}"])
