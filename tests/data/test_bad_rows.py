@@ -36,9 +36,7 @@ def test_stops_after_a_thousand_rows_and_says_so() -> None:
     for line in range(1, 1001):
         bad.add(Origin("a", line), RowError("odd", fix="mend it"))
         bad.add(Origin("a", line), RowError("also odd", fix="mend it"))
-    refusal(
-        lambda: bad.add(Origin("a", 1001), RowError("odd")), ExitCode.DATA, "stopped after 1,000 bad rows"
-    )
+    refusal(lambda: bad.add(Origin("a", 1001), RowError("odd")), ExitCode.DATA, "stopped after 1,000 bad rows")
 
 
 def test_notes_count_and_show_the_first_places() -> None:

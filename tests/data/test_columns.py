@@ -59,9 +59,7 @@ def test_the_proposal_is_a_flag() -> None:
         raise missing_columns(["prompt", "chosen"], [row({"my question": 1, "zzz": 2})], None)
 
     fix = "--data.columns.prompt 'my question' --data.columns.chosen NAME"
-    refusal(
-        call, ExitCode.DATA, "no row has the columns 'prompt', 'chosen'", "my question, zzz", "at f:1", fix
-    )
+    refusal(call, ExitCode.DATA, "no row has the columns 'prompt', 'chosen'", "my question, zzz", "at f:1", fix)
 
 
 def test_unknown_columns_are_named_once() -> None:

@@ -69,7 +69,5 @@ U, V = user("u"), user("v")
         ((U, A, B), (U, A, C), 2),
     ],
 )
-def test_messages(
-    chosen: tuple[dict[str, str], ...], rejected: tuple[dict[str, str], ...], turns: int
-) -> None:
+def test_messages(chosen: tuple[dict[str, str], ...], rejected: tuple[dict[str, str], ...], turns: int) -> None:
     assert split_messages(chosen, rejected) == (chosen[:turns], chosen[turns:], rejected[turns:])

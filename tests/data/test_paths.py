@@ -12,9 +12,7 @@ from dpo_lightning.data.paths import check_path, display_name, read_bytes
 from dpo_lightning.errors import ExitCode
 
 
-@pytest.mark.parametrize(
-    "url", ["http://a.example/rows.jsonl", "https://a.example/b", "s3://bucket/rows", "HTTP://A"]
-)
+@pytest.mark.parametrize("url", ["http://a.example/rows.jsonl", "https://a.example/b", "s3://bucket/rows", "HTTP://A"])
 def test_a_url_is_not_a_path(url: str) -> None:
     refusal(lambda: check_path(url), ExitCode.CONFIG, url, "download it first", "hf://org/name")
 

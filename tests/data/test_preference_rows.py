@@ -36,9 +36,7 @@ def first(folder: Path, row: dict[str, Any], other: dict[str, Any]) -> tuple[Pre
         ({"prompt": [U], "chosen": [A, V, A], "rejected": [B]}, (U,), (A, V, A), (B,)),
     ],
 )
-def test_conversations(
-    tmp_path: Path, row: dict[str, Any], prompt: object, chosen: object, rejected: object
-) -> None:
+def test_conversations(tmp_path: Path, row: dict[str, Any], prompt: object, chosen: object, rejected: object) -> None:
     example, warnings = first(tmp_path, row, CHAT)
     assert (example.prompt, example.chosen, example.rejected) == (prompt, chosen, rejected)
     assert warnings == []
@@ -147,9 +145,7 @@ def test_odd_rows_are_noted_and_strictly_refused(tmp_path: Path, changes: dict[s
     assert len(warnings) == 1
     assert what in warnings[0]
     assert f"({path}:2)" in warnings[0]
-    refusal(
-        lambda: preference_examples(path, strict=True), ExitCode.DATA, what.partition(":")[0], f"{path}:2"
-    )
+    refusal(lambda: preference_examples(path, strict=True), ExitCode.DATA, what.partition(":")[0], f"{path}:2")
 
 
 def test_equal_decomposed_texts_are_equal(tmp_path: Path) -> None:

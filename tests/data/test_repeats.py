@@ -12,9 +12,7 @@ from dpo_lightning.errors import ExitCode
 from dpo_lightning.types import Origin, PreferenceExample, SFTExample, Text
 
 
-def pair(
-    line: int, prompt: Text, chosen: Text = "a", rejected: Text = "b", file: str = "train"
-) -> PreferenceExample:
+def pair(line: int, prompt: Text, chosen: Text = "a", rejected: Text = "b", file: str = "train") -> PreferenceExample:
     return PreferenceExample(Origin(file, line), prompt, chosen, rejected)
 
 

@@ -59,9 +59,7 @@ def test_whole_conversations_need_no_prompt(tmp_path: Path) -> None:
 
 def test_a_mapping_to_a_column_that_is_not_there(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, OTHER])
-    refusal(
-        lambda: preference_examples(path, columns={"chosen": "best"}), ExitCode.DATA, "'best'", f"{path}:1"
-    )
+    refusal(lambda: preference_examples(path, columns={"chosen": "best"}), ExitCode.DATA, "'best'", f"{path}:1")
 
 
 @pytest.mark.parametrize("label", [True, False, 1, "x", None])

@@ -99,9 +99,7 @@ def test_judged_answers_are_not_imitated(tmp_path: Path, label: object) -> None:
 
 
 def test_a_label_that_is_a_kind_is_a_column_like_others(tmp_path: Path) -> None:
-    _, warnings = sft_examples(
-        jsonl(tmp_path, [{**ROW, "label": "poem"}, {**ROW, "prompt": "q", "label": "prose"}])
-    )
+    _, warnings = sft_examples(jsonl(tmp_path, [{**ROW, "label": "poem"}, {**ROW, "prompt": "q", "label": "prose"}]))
     assert warnings == ["columns that are not used: label"]
 
 

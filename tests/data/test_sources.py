@@ -99,9 +99,7 @@ def test_stops_after_a_thousand_bad_rows(tmp_path: Path) -> None:
 
 def test_ten_megabytes_in_one_line(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, {**OTHER, "chosen": "x" * 10_000_000}])
-    refusal(
-        lambda: list(read_rows(path)), ExitCode.DATA, "'chosen' is longer than 1,000,000 bytes", f"{path}:2"
-    )
+    refusal(lambda: list(read_rows(path)), ExitCode.DATA, "'chosen' is longer than 1,000,000 bytes", f"{path}:2")
 
 
 def test_several_files_are_chained_and_checked_first(tmp_path: Path) -> None:
@@ -120,9 +118,7 @@ def test_bad_rows_of_several_files_travel_together(tmp_path: Path) -> None:
 
 def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, OTHER])
-    done = subprocess.run(
-        [sys.executable, "-c", TORCHLESS, path], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", TORCHLESS, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -82,9 +82,7 @@ def test_a_bomb_is_not_unpacked_to_its_end(tmp_path: Path) -> None:
 
 def test_every_line_that_is_not_utf8_with_its_byte_offset(tmp_path: Path) -> None:
     path = written(tmp_path, "가\n".encode() + b"ok\nbad \xff\n\xc3")
-    message = refusal(
-        lambda: read_text(path), ExitCode.DATA, f"not UTF-8: byte 11 at {path}:3", f"byte 13 at {path}:4"
-    )
+    message = refusal(lambda: read_text(path), ExitCode.DATA, f"not UTF-8: byte 11 at {path}:3", f"byte 13 at {path}:4")
     assert "\\xff" in message
 
 
