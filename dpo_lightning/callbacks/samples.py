@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,5 +63,5 @@ def as_table(rows: list[tuple[str, str, str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that stays inside its table cell."""
-    return text.replace("|", "\\|").replace("\n", "<br>")
+    """Text that is shown as it is and stays inside its table cell."""
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("`", "&#96;").replace("\n", "<br>")

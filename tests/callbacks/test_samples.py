@@ -59,7 +59,7 @@ def test_both_answers_stand_side_by_side(lora, tiny_llama, files, tmp_path):
     assert all(policy != reference for _, policy, reference in drawn.drawn)
     logged = events(tmp_path).Tensors("eval/samples/text_summary")
     assert [event.step for event in logged] == [2]
-    assert "Say \\| 0<br>now" in logged[0].tensor_proto.string_val[0].decode()
+    assert "Say &#124; 0<br>now" in logged[0].tensor_proto.string_val[0].decode()
 
 
 def events(folder):
@@ -126,4 +126,10 @@ def test_a_chat_is_told_by_its_last_message():
 
 def test_a_table_keeps_its_cells():
     table = as_table([("a|b", "one\ntwo", "")])
-    assert table.splitlines() == ["| prompt | policy | reference |", "|---|---|---|", "| a\\|b | one<br>two |  |"]
+    assert table.splitlines() == ["| prompt | policy | reference |", "|---|---|---|", "| a&#124;b | one<br>two |  |"]
+
+
+def test_code_in_a_table_shows_its_backticks_and_line_breaks():
+    assert as_table([("p", "```\na < b\n```", "")]).splitlines()[-1] == (
+        "| p | &#96;&#96;&#96;<br>a &lt; b<br>&#96;&#96;&#96; |  |"
+    )
