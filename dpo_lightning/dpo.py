@@ -48,7 +48,7 @@ class DPOModule(PolicyModule):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("AdapterDisabled needs a new adapter to switch off", "model.reference"),
-                fix="add --model.policy.lora.r 16, or leave --model.reference out",
+                fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
             )
         self.loss = loss
         self._reference = reference

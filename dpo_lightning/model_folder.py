@@ -48,7 +48,8 @@ def looks_like_hub_id(path: str) -> bool:
     if Path(path) == Path(EMBEDDED):
         return False
     parts = Path(path).parts
-    local = path.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and Path(parts[0]).is_dir())
+    ours = len(parts) == 2 and (parts[0] in ("models", "outputs") or Path(parts[0]).is_dir())
+    local = path.startswith((".", "/", "~")) or len(parts) > 2 or ours
     return bool(parts) and not local
 
 

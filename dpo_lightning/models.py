@@ -58,7 +58,7 @@ class Lora:
                 raise UserError(
                     ExitCode.CONFIG,
                     Problem(f"{name}={getattr(self, name)} {reason}", f"model.policy.lora.{name}"),
-                    fix=f"--model.policy.lora.{name} with a value that {reason}",
+                    fix=f"give --model.policy.lora.{name} another value",
                 )
 
 

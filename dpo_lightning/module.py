@@ -90,6 +90,8 @@ class PolicyModule(LightningModule):
         """The optimizer over what is trained, with its scheduler."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = self.optimizer(trained, self.learning_rate)
+        if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
+            without_fusing(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         return {
@@ -144,3 +146,12 @@ class PolicyModule(LightningModule):
         """What is not trained; tied weights stand under each of their names, as they do in a state dict."""
         named = self.policy.named_parameters(remove_duplicate=False)
         return {f"policy.{name}": value for name, value in named if not value.requires_grad}
+
+
+def without_fusing(optimizer: Optimizer) -> None:
+    """Make an optimizer step unfused: in fp16 a fused one unscales the gradients itself, after they were clipped."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        say("optimizer: not fused, since fp16 gradients have to be unscaled before they are clipped")
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        for group in [optimizer.defaults, *optimizer.param_groups]:
+            group["fused"] = False

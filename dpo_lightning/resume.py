@@ -72,6 +72,28 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         fix = "--model.learning_rate as the run had it"
     if problems:
         raise UserError(ExitCode.CONFIG, problems, fix=fix)
+    check_progress(content, now)
+
+
+def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse to go on where nothing is left to do, and say where an epoch was left in its middle.
+
+    Args:
+        content: what the checkpoint holds.
+        config: dotted keys and values of this command.
+    """
+    loop = content["loops"]["fit_loop"]
+    epochs, steps = loop["epoch_progress"]["current"]["processed"], content["global_step"]
+    for name, done in (("max_epochs", epochs), ("max_steps", steps)):
+        limit = config.get(f"trainer.{name}")
+        if isinstance(limit, int) and 0 <= limit <= done:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"nothing is left to train: the checkpoint has {done} of {limit}", f"trainer.{name}"),
+                fix=f"--trainer.{name} {done + 1} or more",
+            )
+    if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        say("warning: the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left")
 
 
 def read_checkpoint(file: Path) -> Mapping[str, Any]:

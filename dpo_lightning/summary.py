@@ -31,7 +31,7 @@ def summarize(trainer: Trainer) -> None:
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
     rows = max((c.evaluated for c in callbacks if isinstance(c, (PreferenceAccuracy, TokenLoss))), default=0)
-    metrics["eval/rows"] = rows
+    metrics["eval/tokens" if any(isinstance(c, TokenLoss) for c in callbacks) else "eval/pairs"] = rows
     lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
     if "eval/rewards/accuracies" in metrics and rows:
         low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]

@@ -60,7 +60,7 @@ def test_validate_measures_a_checkpoint(trained, bench, checkpoint, recwarn, com
     ran = bench.run(command, "--ckpt_path", checkpoint)
     assert ran.code == 0, ran
     shown, metrics = table(ran), trained.json("metrics.json")
-    names = {name for name in metrics if name.startswith("eval/")} - {"eval/rows", "eval/rewards/accuracies_ci95"}
+    names = {name for name in metrics if name.startswith("eval/")} - {"eval/pairs", "eval/rewards/accuracies_ci95"}
     assert {name.replace(f"{stage}/", "eval/") for name in shown} == names
     assert not [warning for warning in recwarn if "logger" in str(warning.message)]
     for name, value in shown.items():
@@ -241,13 +241,13 @@ def test_an_interval_beyond_the_epoch_still_evaluates_every_row(bench):
     ran = bench.fit("--trainer.val_check_interval", "1000")
     assert ran.code == 0, ran
     assert "warning: val_check_interval=1000 exceeds the 2 batches of an epoch" in ran.out
-    assert bench.json("metrics.json")["eval/rows"] == 5
+    assert bench.json("metrics.json")["eval/pairs"] == 5
 
 
 def test_rows_of_fewer_than_a_batch_are_all_evaluated(bench):
     json_lines(bench.eval, pairs(2, 50))
     assert bench.fit("--trainer.max_steps", "1").code == 0
-    assert bench.json("metrics.json")["eval/rows"] == 2
+    assert bench.json("metrics.json")["eval/pairs"] == 2
 
 
 def test_a_callback_of_the_config_takes_the_place_of_the_runs_own(bench):

@@ -162,7 +162,7 @@ def test_the_summary_says_what_metrics_json_holds(trials, name):
     if kind_of(name) == "sft":
         return
     low, high = metrics["eval/rewards/accuracies_ci95"]
-    assert metrics["eval/rows"] == 8  # two batches of four
+    assert metrics["eval/pairs"] == 8  # two batches of four
     assert 0 <= low <= metrics["eval/rewards/accuracies"] <= high <= 1
     assert f"held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward" in ran.out
     assert f"95 % interval {low:.3f} to {high:.3f}, 8 pairs" in ran.out

@@ -125,7 +125,7 @@ DDP = """
 
 @pytest.mark.slow
 def test_gradient_checkpointing_with_two_processes(tiny_gpt2, file, tmp_path):
-    # Reentrant checkpointing marks a parameter ready twice here, and a second forward pass does so as well.
+    # Reentrant checkpointing marks a parameter ready twice, where chosen and rejected have a forward pass each.
     places = {"tests": str(Path(__file__).parent), "model": str(tiny_gpt2), "file": str(file), "out": str(tmp_path)}
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(DDP).format(**places))

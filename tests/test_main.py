@@ -170,11 +170,12 @@ def test_the_program_exits_with_the_code():
     assert done.stderr.splitlines()[0] == "error: there is no command 'bogus'"
 
 
-def test_a_reader_that_has_gone_is_no_traceback():
-    """`python -m dpo_lightning --help | true`."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_traceback(unbuffered):
+    """`python -m dpo_lightning --help | true`, whether Python notices while it prints or when it ends."""
     read, write = os.pipe()
     os.close(read)
-    done = python("-m", "dpo_lightning", "--help", stdout=write)
+    done = python("-m", "dpo_lightning", "--help", stdout=write, env=environment() | {"PYTHONUNBUFFERED": unbuffered})
     os.close(write)
     assert (done.returncode, done.stderr) == (74, "")
 

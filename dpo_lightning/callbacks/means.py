@@ -50,22 +50,31 @@ class MeansCallback(Callback):
         self._window.to(pl_module.device).update(*self.values(outputs, batch))
         stepped = trainer.global_step != self._logged_step
         if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._logged_step = trainer.global_step
-            self.logged = {f"train/{name}": float(value) for name, value in self._window.compute().items()}
-            self._window.reset()
-            for logger in trainer.loggers:
-                logger.log_metrics(self.logged, trainer.global_step)
+            self._log(trainer)
             for name in self.shown:
                 short = name.rpartition("/")[2]
                 pl_module.log(short, self.logged[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
-            self._check_finite(trainer)
 
-    def _check_finite(self, trainer: Trainer) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the steps since the last line, so that none goes unseen and no model is saved that is none."""
+        if self._window.update_called:
+            self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        self._logged_step = trainer.global_step
+        self.logged = {f"train/{name}": float(value) for name, value in self._window.compute().items()}
+        self._window.reset()
+        for logger in trainer.loggers:
+            logger.log_metrics(self.logged, trainer.global_step)
+        self._check_finite("train/loss", self.logged, trainer)
+
+    @staticmethod
+    def _check_finite(name: str, means: Mapping[str, float], trainer: Trainer) -> None:
         """End a run whose loss is no number any more: every later step would only spoil more."""
-        if not math.isfinite(self.logged.get("train/loss", 0.0)):
+        if not math.isfinite(means.get(name, 0.0)):
             raise UserError(
                 ExitCode.DIVERGED,
-                f"the training loss is {self.logged['train/loss']} at step {trainer.global_step}",
+                f"{name} is {means[name]} at step {trainer.global_step}",
                 fix="a smaller --model.learning_rate, a larger --model.loss.beta, or --trainer.gradient_clip_val 1",
             )
 
@@ -87,6 +96,7 @@ class MeansCallback(Callback):
         if fitting:  # lightning would log them one step before the training steps that they follow
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
+        self._check_finite(f"{stage}/loss", values, trainer)
         self.evaluated, self.evaluated_step = self.rows(trainer), trainer.global_step
 
     def rows(self, trainer: Trainer) -> int:

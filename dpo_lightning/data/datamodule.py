@@ -182,13 +182,23 @@ class TextDataModule(LightningDataModule):
         return self._loader("train", shuffle=self.shuffle)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Held-out batches, longest rows first, or none."""
-        return self._loader("eval", shuffle=False) if "eval" in self.encoded else []
+        """Held-out batches, longest rows first; in the order of the file where only some are taken; or none."""
+        return self._held_out(self.trainer.limit_val_batches)
 
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """As for validation."""
+        return self._held_out(self.trainer.limit_test_batches)
 
-    def _loader(self, name: str, *, shuffle: bool) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """As for validation."""
+        return self._held_out(self.trainer.limit_predict_batches)
+
+    def _held_out(self, limit: float) -> DataLoader[Any] | list[Any]:
+        if "eval" not in self.encoded:
+            return []
+        return self._loader("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
+
+    def _loader(self, name: str, *, shuffle: bool, longest_first: bool = False) -> DataLoader[Any]:
         rows = Rows(self.encoded[name])
         order = SeededOrder(
             len(rows),
@@ -196,7 +206,7 @@ class TextDataModule(LightningDataModule):
             seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            lengths=None if name == "train" else [row.length for row in rows.rows],
+            lengths=[row.length for row in rows.rows] if longest_first else None,
         )
         return DataLoader(
             rows,

@@ -126,7 +126,7 @@ def _not_utf8(data: bytes, name: str) -> UserError:
         problems,
         fix=f"it reads as CP949, as Korean Excel writes: {_iconv('CP949', name)}"
         if korean
-        else f"save it as UTF-8 (if it is Latin-1: {_iconv('LATIN1', name)})",
+        else f"save it as UTF-8 (if Windows wrote it: {_iconv('CP1252', name)})",
     )
 
 

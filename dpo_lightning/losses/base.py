@@ -37,7 +37,7 @@ class PreferenceLoss(ABC):
         return UserError(
             ExitCode.CONFIG,
             Problem(f"{type(self).__name__} {option}={value} {reason}", where=f"model.loss.{option}"),
-            fix=f"--model.loss.{option} with a value that {reason}",
+            fix=f"give --model.loss.{option} another value",
         )
 
     @abstractmethod
