@@ -90,14 +90,18 @@ class PolicyModule(LightningModule):
         """The optimizer over what is trained, with its scheduler."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = self.optimizer(trained, self.learning_rate)
-        if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
-            without_fusing(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Make clipping possible where gradients are scaled."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
+            for optimizer in self.trainer.optimizers:
+                without_fusing(optimizer)
 
     def accumulate(self, losses: Tensor, weights: Tensor) -> Tensor:
         """A loss whose gradient becomes the weighted mean over everything that one optimizer step sees.

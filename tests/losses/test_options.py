@@ -28,7 +28,7 @@ def test_a_beta_without_meaning_is_refused(cls, beta):
     with pytest.raises(UserError, match="beta") as caught:
         cls(beta=beta)
     assert caught.value.code == ExitCode.CONFIG == 64
-    assert "fix: --model.loss.beta" in str(caught.value)
+    assert "fix: give --model.loss.beta another value" in str(caught.value)
 
 
 @pytest.mark.parametrize("cls", [DPOLoss, RobustLoss])
