@@ -1,8 +1,12 @@
-"""Lines for the person at the terminal, from the first process only."""
+"""What a person at the terminal reads and writes: lines from the first process only, and a parser with manners."""
 
 from __future__ import annotations
 
+import argparse
 import os
+from typing import NoReturn
+
+from dpo_lightning.errors import ExitCode, UserError
 
 
 def is_first_process() -> bool:
@@ -15,3 +19,11 @@ def say(line: str) -> None:
     """Print a line at once."""
     if is_first_process():
         print(line, flush=True)
+
+
+class ShortParser(argparse.ArgumentParser):
+    """An argparse parser that says what is wrong in two lines, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is printed and sets the exit code."""
+        raise UserError(ExitCode.CONFIG, message, fix=f"{self.prog} --help lists the options")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -33,14 +32,6 @@ OPENED: set[str] = set()
 
 ALLOW_FLAG = "--allow-class-path"
 HELP = "python -m dpo_lightning fit --help lists the options"
-
-
-class ShortParser(argparse.ArgumentParser):
-    """An argparse parser that says what is wrong in two lines, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what is printed and sets the exit code."""
-        raise UserError(ExitCode.CONFIG, message, fix=f"{self.prog} --help lists the options")
 
 
 def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from dpo_lightning.callbacks.means import MeansCallback
+from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.metrics import preference_accuracy, reward_margins
+from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
 class RewardMargins(MeansCallback):
@@ -27,8 +29,8 @@ class RewardMargins(MeansCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Values per pair."""
-        output = outputs["preference"]
-        values = {"loss": output.losses, **reward_margins(output, outputs["logps"])}
+        output, logps = compared(outputs)
+        values = {"loss": output.losses, **reward_margins(output, logps)}
         return values, batch.indices >= 0
 
 
@@ -40,4 +42,15 @@ class PreferenceAccuracy(MeansCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Wins per pair."""
-        return preference_accuracy(outputs["preference"], outputs["logps"]), batch.indices >= 0
+        return preference_accuracy(*compared(outputs)), batch.indices >= 0
+
+
+def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
+    """What a step on pairs returns; a step of SFT has none."""
+    if "preference" not in outputs:
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("RewardMargins and PreferenceAccuracy measure pairs, and SFT has none", "trainer.callbacks"),
+            fix="--trainer.callbacks TokenLoss",
+        )
+    return outputs["preference"], outputs["logps"]

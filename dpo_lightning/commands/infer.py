@@ -7,8 +7,8 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
+from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.parsing import ShortParser
 
 if TYPE_CHECKING:
     from dpo_lightning.generation import Sampling
