@@ -10,9 +10,9 @@ import dpo_lightning
 
 FLOORS = (
     "types errors console",
-    "logps losses metrics intervals divergences data",
+    "logps losses metrics intervals data",
     "models model_folder library_noise precision references generation",
-    "module sft dpo data.datamodule run_folder checkpoint_io resume parsing summary callbacks",
+    "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
     "cli commands __main__ __init__",
 )
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}
