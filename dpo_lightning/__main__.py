@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": ("dpo_lightning.cli:main", "measure a model on the eval rows"),
     "test": ("dpo_lightning.cli:main", "the same, logged as a test"),
     "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
+    "precompute": ("dpo_lightning.commands.precompute:main", "the reference's log-probabilities, once for many runs"),
     "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),
     "fetch-model": (
         "dpo_lightning.commands.fetch_model:main",

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.console import is_first_process, say
+from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -169,16 +170,13 @@ class PreferenceCLI(LightningCLI):
     def _tell_plan(self) -> None:
         trainer, data = self.trainer, self.datamodule
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
-        per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        steps, most = -(-rows // per_step) * (trainer.max_epochs or 1), trainer.max_steps
-        cap = f"; capped at {most} by trainer.max_steps (-1 takes all)" if most >= 0 and not 0 <= steps <= most else ""
-        plan = f"{steps} steps" if steps >= 0 else "steps without end"
-        say(f"data: {rows} training rows, {held_out} held out; {per_step} rows a step, {plan}{cap}")
-        batches = -(-rows // (data.batch_size * trainer.world_size))
-        every = trainer.val_check_interval
-        if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
-            say(f"warning: val_check_interval={every} exceeds the {batches} batches of an epoch: its end is evaluated")
-            trainer.val_check_interval = 1.0
+        told, window = f"data: {rows} training rows, {held_out} held out", trainer.accumulate_grad_batches
+        if data.max_tokens:  # the data module tells what that makes of the rows once the model has settled the layout
+            window *= trainer.world_size
+            say(f"{told}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
+            return
+        each = data.batch_size * trainer.world_size
+        say(f"{told}; {each * window} rows a step, {told_steps(trainer, -(-rows // each))}")
 
 
 def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:
@@ -255,8 +253,8 @@ def translated(error: Exception) -> UserError | None:
         return UserError(
             ExitCode.IO,
             "the device is out of memory",
-            fix="--data.batch_size 1 --trainer.accumulate_grad_batches 16, a smaller --data.max_length, "
-            "--model.policy.gradient_checkpointing true, or --model.policy.lora.r 16",
+            fix="--data.batch_size 1 --trainer.accumulate_grad_batches 16, a smaller --data.max_tokens or "
+            "--data.max_length, --model.policy.gradient_checkpointing true, or --model.policy.lora.r 16",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
         return UserError(ExitCode.IO, f"writing failed: {error.strerror}", fix="make room, or --output_dir elsewhere")
@@ -269,13 +267,13 @@ def translated(error: Exception) -> UserError | None:
     return user_error(error)
 
 
-def main(args: list[str]) -> int:
+def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     """Run a LightningCLI subcommand with `args[0]` its name."""
     quiet()
     args, packages = take_allowed(args)
     restrict_imports(packages)
     try:
-        PreferenceCLI(args)
+        kind(args)
     except UserError:
         raise
     except SystemExit as stop:  # --help and --print_config end here, and lightning's answer to Ctrl-C

@@ -16,7 +16,9 @@ from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PreferenceLoss
 from dpo_lightning.models import CausalLM, without_dropout
 from dpo_lightning.module import OptimizerFactory, PolicyModule
+from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.references import AdapterDisabled, ReferencePolicy, default_reference
+from dpo_lightning.scoring import Scoring
 from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
 
 
@@ -51,7 +53,7 @@ class DPOModule(PolicyModule):
                 fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
             )
         self.loss = loss
-        self._reference = reference
+        self.given_reference = reference
         self.reference: ReferencePolicy
 
     def configure_callbacks(self) -> list[Callback]:
@@ -60,9 +62,13 @@ class DPOModule(PolicyModule):
 
     def configure_model(self) -> None:
         """Load the policy, and bind the reference to it before a checkpoint can move it."""
-        if "policy" in self._modules:
-            return
-        reference = self._reference or default_reference(self.builder)
+        if "policy" not in self._modules:
+            self._load()
+        if isinstance(self.reference, Precomputed):
+            self.reference.look_up(self.policy, Scoring.of(self.trainer, self.tokenizer))
+
+    def _load(self) -> None:
+        reference = self.given_reference or default_reference(self.builder)
         super().configure_model()
         silenced = without_dropout(self.policy)
         if silenced:
@@ -72,12 +78,16 @@ class DPOModule(PolicyModule):
             )
         reference.bind(self.policy, self.builder)
         self.reference = reference
-        chosen = "" if self._reference else " (follows from the policy)"
+        chosen = "" if self.given_reference else " (follows from the policy)"
         say(f"reference: {type(reference).__name__}{chosen}")
 
-    def compare(self, batch: PreferenceBatch) -> tuple[PreferenceOutput, PairLogps]:
-        """Loss and log-probabilities of each pair."""
-        logps = PairLogps.of(score(self.policy, batch), self.reference(self.policy, batch))
+    def takes_trees(self) -> bool:
+        """Both models see the same batch."""
+        return super().takes_trees() and self.reference.takes_trees()
+
+    def compare(self, batch: PreferenceBatch, rows: str = "train") -> tuple[PreferenceOutput, PairLogps]:
+        """Loss and log-probabilities of each pair; `rows` is the part of the data that its indices count in."""
+        logps = PairLogps.of(score(self.policy, batch, self.head), self.reference(self.policy, batch, rows))
         return self.loss(logps), logps
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
@@ -89,7 +99,7 @@ class DPOModule(PolicyModule):
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """What callbacks measure."""
-        output, logps = self.compare(batch)
+        output, logps = self.compare(batch, "eval")
         return {"preference": output, "logps": logps}
 
     test_step = validation_step
@@ -109,3 +119,5 @@ class DPOModule(PolicyModule):
                 Problem("the checkpoint was trained against another reference", "ckpt_path"),
                 fix="give --model.policy.path (and --model.reference) of the run that wrote it",
             )
+        if isinstance(self.reference, Precomputed):
+            self.reference.moved = True

@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.kernels import install
 from dpo_lightning.model_folder import (
     KEY,
     check_folder,
@@ -72,14 +73,17 @@ class CausalLM:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the stored weights; what they compute in is `--trainer.precision`."""
 
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel. `auto` takes rows that share prefixes where the model does; the others take padded rows."""
 
     lora: Lora | None = None
     """Train a new adapter instead of all weights."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: about a third slower, a fraction of the memory."""
+
+    compile: bool = False
+    """Compile the decoder layers with `torch.compile`: half a minute at the start, then faster, and less memory."""
 
     def build(self) -> nn.Module:
         """Load the weights and attach the adapter.
@@ -179,7 +183,7 @@ def load_base(path: str, dtype: str, attention: str) -> Any:
         AutoModelForCausalLM.from_pretrained,
         path,
         dtype=dtype,
-        attn_implementation=attention,
+        attn_implementation=None if attention == "auto" else attention,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -200,6 +204,9 @@ def load_base(path: str, dtype: str, attention: str) -> Any:
             problems,
             fix="use a folder whose config.json belongs to its weights (copy it again)",
         )
+    reason = install(model) if attention == "auto" else ""
+    if reason:
+        say(f"layout: padded rows ({reason})")
     return model
 
 

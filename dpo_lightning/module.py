@@ -17,6 +17,8 @@ from torch.optim import AdamW, Optimizer
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.heads import causal_lm, find_head
+from dpo_lightning.kernels import compile_layers, takes_trees
 from dpo_lightning.models import CausalLM
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
@@ -85,6 +87,13 @@ class PolicyModule(LightningModule):
         """Load the policy once, before Lightning restores a checkpoint."""
         if "policy" not in self._modules:
             self.policy = self.builder.build().train()  # transformers hands models over in eval mode
+            self.head = find_head(self.policy)
+            if self.builder.compile:
+                compile_layers(causal_lm(self.policy))
+
+    def takes_trees(self) -> bool:
+        """Whether a batch may hold sequences that share a prefix, or several in a row."""
+        return takes_trees(causal_lm(self.policy))
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trained, with its scheduler."""

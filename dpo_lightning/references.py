@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.heads import SplitHead, causal_lm, find_head
+from dpo_lightning.kernels import HALF_TOLERANCE, compile_layers, takes_trees
 from dpo_lightning.logps import score
 from dpo_lightning.models import CausalLM, without_dropout
 from dpo_lightning.types import Batch, SequenceLogps
@@ -27,6 +29,8 @@ class ReferencePolicy(nn.Module, ABC):
         """Start unbound."""
         super().__init__()
         self._digest = ""
+        self._head: SplitHead | None = None
+        self._nearness = 0.0
 
     @abstractmethod
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
@@ -45,10 +49,33 @@ class ReferencePolicy(nn.Module, ABC):
         """Whether policy and reference are the same function at the first step."""
         return True
 
-    def forward(self, policy: nn.Module, batch: Batch) -> SequenceLogps:
-        """Log-probabilities under the reference, without a gradient; the policy runs in the same layout and kernels."""
+    @property
+    def nearness(self) -> float:
+        """By how much log-probabilities may differ at such a start: nats per scored token, and part of a sum.
+
+        Nothing where both run the same kernels on the same batch; compiled graphs with and without gradients differ.
+        """
+        return self._nearness
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a model to ask, for answers as well."""
+        return True
+
+    def takes_trees(self) -> bool:
+        """Whether the reference can be asked in every layout."""
+        return True
+
+    def forward(self, policy: nn.Module, batch: Batch, rows: str = "train") -> SequenceLogps:
+        """Log-probabilities under the reference, without a gradient; the policy runs in the same layout and kernels.
+
+        Args:
+            policy: the model that is trained.
+            batch: what is scored.
+            rows: the part of the data, `train` or `eval`, that the batch's indices count in.
+        """
         with torch.no_grad(), self.activated(policy) as model:
-            return score(model, batch)
+            return score(model, batch, self._head)
 
     def digest(self, policy: nn.Module) -> str:
         """The fingerprint of the reference's weights as they were loaded, whatever the precision of the run."""
@@ -87,6 +114,10 @@ class FrozenCopy(ReferencePolicy):
             model = other.build()
         without_dropout(model)
         self._held = [model.eval().requires_grad_(False)]
+        self._head = find_head(model)
+        if builder.compile:
+            compile_layers(causal_lm(model))
+            self._nearness = HALF_TOLERANCE
         # A new adapter begins as nothing, with random weights that another start would not draw again.
         fresh = self.path is None and has_new_adapter(builder)
         self._digest = fingerprint(policy if fresh else model)
@@ -95,6 +126,10 @@ class FrozenCopy(ReferencePolicy):
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The copy."""
         yield self._held[0]
+
+    def takes_trees(self) -> bool:
+        """As the copied or named model does."""
+        return takes_trees(causal_lm(self._held[0]))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenCopy:
         for model in self._held:
@@ -113,6 +148,8 @@ class AdapterDisabled(ReferencePolicy):
                 Problem("the policy's adapter was trained before: without it the reference would be the base", KEY),
                 fix="leave --model.reference out (a frozen copy is taken), or merge the adapter first",
             )
+        self._head = find_head(policy)
+        self._nearness = HALF_TOLERANCE if builder.compile else 0.0
         self._digest = fingerprint(policy)
 
     @contextmanager

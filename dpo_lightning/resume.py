@@ -83,7 +83,9 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         config: dotted keys and values of this command.
     """
     loop = content["loops"]["fit_loop"]
-    epochs, steps = loop["epoch_progress"]["current"]["processed"], content["global_step"]
+    places = loop["state_dict"].get("combined_loader")  # lightning's count takes an epoch cut by max_steps for whole
+    epochs = places[0]["epoch"] if places else loop["epoch_progress"]["current"]["processed"]
+    steps = content["global_step"]
     for name, done in (("max_epochs", epochs), ("max_steps", steps)):
         limit = config.get(f"trainer.{name}")
         if isinstance(limit, int) and 0 <= limit <= done:
@@ -92,7 +94,7 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
                 Problem(f"nothing is left to train: the checkpoint has {done} of {limit}", f"trainer.{name}"),
                 fix=f"--trainer.{name} {done + 1} or more",
             )
-    if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+    if not places and not loop["epoch_loop.batch_progress"]["is_last_batch"]:
         say("warning: the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left")
 
 

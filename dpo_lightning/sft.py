@@ -34,14 +34,14 @@ class SFTModule(PolicyModule):
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
         """The loss, and the log-probabilities that callbacks measure."""
-        logps = score(self.policy, batch)
+        logps = score(self.policy, batch, self.head)
         counted = logps.lengths * (batch.indices >= 0)
         loss = self.accumulate(-logps.sums / logps.lengths.clamp(min=1), counted)
         return {"loss": loss, "logps": SequenceLogps(logps.sums.detach(), logps.lengths)}
 
     def validation_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
         """The log-probabilities that callbacks measure."""
-        return {"logps": score(self.policy, batch)}
+        return {"logps": score(self.policy, batch, self.head)}
 
     test_step = validation_step
     predict_step = validation_step

@@ -10,9 +10,6 @@ if TYPE_CHECKING:  # the records of the data path are usable without torch
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-IGNORE = -100
-"""Target of a position that is not supervised; the value that torch and transformers use."""
-
 Message: TypeAlias = Mapping[str, Any]
 """One chat turn: `role`, `content`, and what the template needs for tools (`tool_calls`, `name`, ...)."""
 
@@ -114,23 +111,42 @@ class EncodedSFT:
         return len(self.prompt_ids) + len(self.completion.ids)
 
 
+class Tree(NamedTuple):
+    """Where sequences with a common beginning lie in a row: the trunk once, then what each has of its own.
+
+    A trunk token sees the trunk before it; a branch token sees the whole trunk and its own branch before it. There is a
+    branch for every sequence; that of a sequence by itself is empty.
+    """
+
+    row: int
+    start: int
+    trunk: int
+    branches: tuple[int, ...]
+    numbers: tuple[int, ...]
+    """The sequence that each branch belongs to."""
+
+
 class PreferenceBatch(NamedTuple):
     """`B` pairs as `2B` sequences: chosen answers are sequences `0..B-1`, rejected ones `B..2B-1`.
 
     Attributes:
         input_ids: token ids.
-        targets: the id that position `t` has to predict (already shifted), `IGNORE` where unsupervised.
-        sequence_ids: the sequence that a target belongs to.
-        position_ids: positions within the sequence, so that padding on either side changes nothing.
+        position_ids: positions within the sequence, so that neither padding nor neighbours change anything.
         mask: True on real tokens.
+        places: for each scored token, the position that predicts it, counted through the rows.
+        targets: the scored tokens' ids, those of a sequence in its order.
+        sequence_ids: the sequence that each scored token belongs to.
+        trees: which token sees which; empty where every row is one causal sequence.
         indices: the row of the data set per pair, -1 for a pair that only fills up a rank's share.
     """
 
     input_ids: Int[Tensor, "row position"]
-    targets: Int[Tensor, "row position"]
-    sequence_ids: Int[Tensor, "row position"]
     position_ids: Int[Tensor, "row position"]
     mask: Bool[Tensor, "row position"]
+    places: Int[Tensor, " scored"]
+    targets: Int[Tensor, " scored"]
+    sequence_ids: Int[Tensor, " scored"]
+    trees: tuple[Tree, ...]
     indices: Int[Tensor, " pair"]
 
     @property
@@ -143,10 +159,12 @@ class SFTBatch(NamedTuple):
     """Demonstrations, one sequence each; the attributes are those of `PreferenceBatch`."""
 
     input_ids: Int[Tensor, "row position"]
-    targets: Int[Tensor, "row position"]
-    sequence_ids: Int[Tensor, "row position"]
     position_ids: Int[Tensor, "row position"]
     mask: Bool[Tensor, "row position"]
+    places: Int[Tensor, " scored"]
+    targets: Int[Tensor, " scored"]
+    sequence_ids: Int[Tensor, " scored"]
+    trees: tuple[Tree, ...]
     indices: Int[Tensor, " sequence"]
 
     @property
@@ -156,6 +174,13 @@ class SFTBatch(NamedTuple):
 
 
 Batch: TypeAlias = PreferenceBatch | SFTBatch
+
+
+class TokenLogps(NamedTuple):
+    """Log-probability of each scored token in nats, in the order of the batch's `targets`, and whose token it is."""
+
+    values: Float[Tensor, " scored"]
+    sequence_ids: Int[Tensor, " scored"]
 
 
 class SequenceLogps(NamedTuple):

@@ -12,10 +12,10 @@ import hypothesis
 import jaxtyping
 import pytest
 import tiny
-import torch
+import torch.nn.attention.bias
 import torchmetrics  # noqa: F401
 
-SHAPED = ("dpo_lightning.types", "dpo_lightning.logps", "dpo_lightning.losses", "dpo_lightning.metrics")
+SHAPED = tuple(f"dpo_lightning.{name}" for name in ("types", "attention", "logps", "heads", "losses", "metrics"))
 """The modules whose public signatures hold tensors: shapes and types are checked at every call."""
 
 

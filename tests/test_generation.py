@@ -8,6 +8,7 @@ import pytest
 import runs
 import tiny
 import torch
+from layouts import read_back
 
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
@@ -169,9 +170,8 @@ def test_prompts_are_those_of_training(row, template, tmp_path):
     builder = CausalLM(str(folder))
     renderer = Renderer(builder.tokenizer(), "auto", "neutralize", builder.end_ids())
     ids = renderer.prompt_ids(row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"]))
-    for trained, targets in zip(pairs.input_ids.tolist(), pairs.targets.tolist(), strict=True):
-        first = next(place for place, target in enumerate(targets) if target >= 0)
-        assert trained[: first + 1] == ids
+    for sequence in read_back(pairs):
+        assert sequence[0][0] == ids  # what the first scored token is predicted from
     begin = tokenizer.bos_token_id
     assert ids.count(begin) == (0 if template == tiny.CHATML else 1)
     assert renderer.stops == {tokenizer.eos_token_id}

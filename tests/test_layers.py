@@ -10,8 +10,9 @@ import dpo_lightning
 
 FLOORS = (
     "types errors console",
-    "logps losses metrics intervals data",
-    "models model_folder library_noise precision references generation",
+    "attention logps losses metrics intervals data",
+    "kernels heads models model_folder library_noise precision references generation "
+    "artefact precomputed provenance scoring",
     "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
     "cli commands __main__ __init__",
 )

@@ -1,136 +1,206 @@
 """Log-probabilities by hand, in any layout, and in enough precision."""
 
 import math
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
 import tiny
 import torch
+from layouts import LAYOUTS, ORIGIN, answer, pair
+from torch import nn
 
-from dpo_lightning.data.collate import Padded
-from dpo_lightning.logps import score, sequence_logps
-from dpo_lightning.losses import DPOLoss, IPOLoss
-from dpo_lightning.types import (
-    IGNORE,
-    EncodedAnswer,
-    EncodedPair,
-    EncodedSFT,
-    Origin,
-    PairLogps,
-    SequenceLogps,
-)
-
-ORIGIN = Origin("pairs.jsonl", 7)
-
-
-def answer(*ids, scored=None):
-    return EncodedAnswer(ids, [True] * len(ids) if scored is None else scored)
-
+from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
+from dpo_lightning.heads import find_head
+from dpo_lightning.kernels import install
+from dpo_lightning.logps import logps_of, reduced, score
+from dpo_lightning.losses import IPOLoss
+from dpo_lightning.types import EncodedSFT, PairLogps, SequenceLogps, TokenLogps
 
 PAIRS = [
-    EncodedPair(ORIGIN, [11, 12, 13], answer(14, 15, 0), answer(16, 0)),
-    EncodedPair(ORIGIN, [21], answer(22, 0), answer(23, 24, 25, 26, 27, 28, 0)),
-    EncodedPair(ORIGIN, [31, 32, 33, 34, 35], answer(36, 0), answer(37, 38, 39, 0)),
+    pair([11, 12, 13], [14, 15, 0], [16, 0]),
+    pair([21], [22, 0], [23, 24, 25, 26, 27, 28, 0]),
+    pair([31, 32, 33, 34, 35], [36, 37, 0], [36, 37, 38, 0]),
 ]
+JUNK, NEVER = 12, -1e4
 
 
-def reduced(logits, targets, sequence_ids=None, count=None):
-    targets = torch.as_tensor(targets)
-    if sequence_ids is None:
-        sequence_ids = torch.arange(len(targets))[:, None].expand_as(targets)
-    return sequence_logps(logits, targets, torch.as_tensor(sequence_ids), count or len(targets))
+class Told(nn.Module):
+    """A model that is told its log-probabilities: `{(token, position): {next token: logp}}`.
+
+    What is asked of it beyond them costs 10,000 nats a token.
+    """
+
+    def __init__(self, told):
+        super().__init__()
+        self.vocabulary = JUNK + 1
+        states = torch.full((self.vocabulary * 16, self.vocabulary), NEVER)
+        states[:, JUNK] = 0
+        for (token, position), following in told.items():
+            row = states[token * 16 + position]
+            row[list(following)] = torch.tensor(list(following.values()))
+            row[JUNK] = math.log1p(-sum(map(math.exp, following.values())))
+        self.states = nn.Parameter(states)
+
+    def hidden(self, input_ids, position_ids, **other):
+        return nn.functional.one_hot(input_ids * 16 + position_ids, len(self.states)).float()
+
+    def logits(self, hidden):
+        return hidden @ self.states
+
+    def weights(self):
+        return [self.states]
+
+    def forward(self, input_ids, position_ids, logits_to_keep, **other):
+        return SimpleNamespace(logits=self.logits(self.hidden(input_ids, position_ids)[:, logits_to_keep]))
 
 
-def token_logits(*logps, vocab=5):
-    """Logits of one row whose token 0 has these log-probabilities."""
-    rest = [math.log(-math.expm1(logp) / (vocab - 1)) for logp in logps]
-    return torch.tensor([[[logp] + [other] * (vocab - 1) for logp, other in zip(logps, rest, strict=True)]])
+@pytest.fixture(params=LAYOUTS)
+def layout(request):
+    """Each layout."""
+    return LAYOUTS[request.param]
+
+
+# By hand
 
 
 def test_equal_logits_give_minus_n_ln_v():
-    sums, lengths = reduced(torch.zeros(2, 3, 16), [[3, 7, IGNORE], [IGNORE, 15, IGNORE]])
+    values = logps_of(torch.zeros(3, 16), torch.tensor([3, 7, 15]))
+    sums, lengths = reduced(TokenLogps(values, torch.tensor([0, 0, 1])), 2)
     assert sums.tolist() == pytest.approx([-5.545177, -2.772589], abs=1e-6)
     assert lengths.tolist() == [2, 1]
 
 
-def test_a_target_that_is_certain_costs_nothing_and_its_neighbour_everything():
-    batch = Padded().pairs([EncodedPair(ORIGIN, [1, 2], answer(3, 4), answer(4))], [0])
-    sure = torch.nn.functional.one_hot(torch.tensor([[2, 3, 4, 0], [2, 4, 0, 0]]), 6).float() * 100
-    sums, _ = reduced(sure, batch.targets)  # position t says the token at t + 1
-    assert sums.tolist() == pytest.approx([0, 0], abs=1e-6)
-    late = torch.nn.functional.one_hot(batch.input_ids, 6).float() * 100
-    assert (reduced(late, batch.targets).sums < -99).all()
+TURNS = pair([1], answer(2, 3, 4, 5, scored=[True, False, False, True]), answer(2, 3, 5, scored=[True, False, True]))
+BY_HAND = {
+    "answers of two and one tokens": (
+        pair([1, 2], [3, 4], [4]),
+        {(2, 1): {3: -1.0, 4: -2.0}, (3, 2): {4: -4.0}},
+        ([-5.0, -2.0], [2, 1]),
+    ),
+    "no prompt: nothing predicts the first token": (
+        pair([], [1, 2, 3], [4, 5]),
+        {(1, 0): {2: -1.0}, (2, 1): {3: -2.0}, (4, 0): {5: -4.0}},
+        ([-3.0, -4.0], [2, 1]),
+    ),
+    "one token each": (pair([1], [2], [3]), {(1, 0): {2: -1.0, 3: -2.0}}, ([-1.0, -2.0], [1, 1])),
+    "one token each and no prompt": (pair([], [2], [3]), {}, ([0.0, 0.0], [0, 0])),
+    "nothing scored": (pair([1], answer(2, scored=[False]), answer(3, scored=[False])), {}, ([0.0, 0.0], [0, 0])),
+    "only the tokens of the model's own turns": (
+        TURNS,
+        {(1, 0): {2: -1.0}, (4, 3): {5: -2.0}, (3, 2): {5: -4.0}},
+        ([-3.0, -5.0], [2, 2]),
+    ),
+    "a cut answer's last token": (
+        pair([1], answer(2, 3, cut=True), answer(4, 5, 0)),
+        {(1, 0): {2: -1.0, 4: -2.0}, (2, 1): {3: -4.0}, (4, 1): {5: -8.0}, (5, 2): {0: -16.0}},
+        ([-5.0, -26.0], [2, 3]),
+    ),
+    "a position that predicts two tokens": (
+        pair([1], [2, 3, 4, 6], [2, 3, 5, 6]),
+        {(1, 0): {2: -1.0}, (2, 1): {3: -2.0}, (3, 2): {4: -4.0, 5: -8.0}, (4, 3): {6: -16.0}, (5, 3): {6: -32.0}},
+        ([-23.0, -43.0], [4, 4]),
+    ),
+    "an answer that begins the other": (
+        pair([1], [2, 3], [2, 3, 4]),
+        {(1, 0): {2: -1.0}, (2, 1): {3: -2.0}, (3, 2): {4: -4.0}},
+        ([-3.0, -7.0], [2, 3]),
+    ),
+    "one answer twice": (pair([1], [2, 3], [2, 3]), {(1, 0): {2: -1.0}, (2, 1): {3: -2.0}}, ([-3.0, -3.0], [2, 2])),
+    "a word that stands twice": (
+        pair([7, 7], [7, 8], [8, 7]),
+        {(7, 1): {7: -1.0, 8: -2.0}, (7, 2): {8: -4.0}, (8, 2): {7: -8.0}},
+        ([-5.0, -10.0], [2, 2]),
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("targets", "mean"), [([0, 0, 0, IGNORE], -2.0), ([0, 0, IGNORE, IGNORE], -1.5), ([IGNORE] * 4, 0.0)]
-)
-def test_known_token_logps_are_summed_where_they_are_scored(targets, mean):
-    sums, lengths = reduced(token_logits(-1.0, -2.0, -3.0, -4.0), [targets])
-    assert float(sums[0]) / max(1, float(lengths[0])) == pytest.approx(mean, abs=1e-6)
+@pytest.mark.parametrize("in_two_parts", [False, True])
+@pytest.mark.parametrize("case", BY_HAND)
+def test_what_a_pair_comes_to(case, in_two_parts, layout):
+    row, told, (sums, lengths) = BY_HAND[case]
+    model = Told(told)
+    logps = score(model, layout.pairs([row], [0]), model if in_two_parts else None)
+    assert logps.sums.tolist() == pytest.approx(sums, abs=1e-3)
+    assert logps.lengths.tolist() == lengths
+    (logps.sums / logps.lengths.clamp(min=1)).sum().backward()
+    scored = model.states.grad.abs().sum(-1).nonzero().flatten().tolist()
+    assert scored == sorted(token * 16 + position for token, position in told)
 
 
-def test_a_sequence_without_a_scored_token_is_zero_and_has_no_gradient():
-    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    sums, lengths = reduced(logits, [[IGNORE] * 3, [1, IGNORE, IGNORE]])
-    assert sums[0] == lengths[0] == 0
-    (sums / lengths.clamp(min=1)).sum().backward()
-    assert torch.isfinite(logits.grad).all()
-    assert (logits.grad[0] == 0).all()
-    assert (logits.grad[1, 0] != 0).all()
+@pytest.mark.parametrize("in_two_parts", [False, True])
+def test_what_a_batch_of_them_comes_to(in_two_parts, layout):
+    cases = [BY_HAND[case] for case in BY_HAND if case not in ("a word that stands twice", "a cut answer's last token")]
+    told = {state: {} for _, given, _ in cases for state in given}
+    for _, given, _ in cases:
+        for state, following in given.items():
+            told[state] |= following
+    rows = [row for row, _, _ in cases]
+    model = Told({state: {token: -9.0 - token for token in following} for state, following in told.items()})
+    together = score(model, layout.pairs(rows, range(len(rows))), model if in_two_parts else None)
+    for k, row in enumerate(rows):
+        alone = score(model, Padded().pairs([row], [0]))
+        assert together.sums[[k, len(rows) + k]].tolist() == pytest.approx(alone.sums.tolist(), abs=1e-3)
+        assert together.lengths[[k, len(rows) + k]].tolist() == alone.lengths.tolist()
 
 
-def test_no_scored_token_at_all_is_finite():
-    model = tiny.make_llama()
-    batch = Padded().pairs([EncodedPair(ORIGIN, [5, 6], answer(7, scored=[False]), answer(8, scored=[False]))], [0])
-    logps = score(model, batch)
-    losses = IPOLoss()(PairLogps.of(logps, logps)).losses
-    losses.sum().backward()
-    assert logps.sums.tolist() == [0, 0]
-    assert torch.isfinite(losses).all()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-def test_the_mean_of_an_answer_without_a_prompt_divides_by_what_was_scored():
-    batch = Padded().pairs([EncodedPair(ORIGIN, [], answer(1, 2, 3), answer(4, 5))], [0])
-    sums, lengths = reduced(torch.zeros(*batch.targets.shape, 8), batch.targets)
-    assert lengths.tolist() == [2, 1]
-    assert (sums / lengths).tolist() == pytest.approx([-math.log(8)] * 2)
+def test_a_table_that_is_off_by_one_shows():
+    """The tokens at their own places, and positions counted from one."""
+    row, told, (sums, _) = BY_HAND["a position that predicts two tokens"]
+    for off in (
+        {(t, p + 1): {t: -1.0} for t, p in told},
+        {(t, p + 1): following for (t, p), following in told.items()},
+    ):
+        assert score(Told(off), Padded().pairs([row], [0])).sums.max() < min(sums) - 1000
 
 
 def test_sums_are_reduced_by_sequence_and_not_by_row():
-    targets, owners = [[0, 0, IGNORE, 0], [0, IGNORE, 0, 0]], [[2, 2, 2, 0], [0, 0, 1, 1]]
-    logits = torch.cat([token_logits(-1.0, -2.0, -3.0, -4.0), token_logits(-5.0, -6.0, -7.0, -8.0)])
-    sums, lengths = reduced(logits, targets, owners, 4)
-    assert sums.tolist() == pytest.approx([-9.0, -15.0, -3.0, 0.0], abs=1e-5)
-    assert lengths.tolist() == [2, 2, 2, 0]
+    tokens = TokenLogps(torch.tensor([-4.0, -7.0, -8.0, -1.0, -2.0]), torch.tensor([0, 1, 1, 2, 2]))
+    sums, lengths = reduced(tokens, 4)
+    assert sums.tolist() == [-4.0, -15.0, -3.0, 0.0]
+    assert lengths.tolist() == [1, 2, 2, 0]
+
+
+def test_a_sequence_without_a_scored_token_is_zero_and_has_no_gradient():
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sums, lengths = reduced(TokenLogps(logps_of(logits[2:], torch.tensor([1])), torch.tensor([1])), 2)
+    assert sums[0] == lengths[0] == 0
+    (sums / lengths.clamp(min=1)).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[:2] == 0).all()
+    assert (logits.grad[2] != 0).all()
 
 
 def test_bf16_logits_lose_nothing_in_the_sum():
     generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(2, 500, 300, generator=generator) * 4).bfloat16()
-    targets = torch.randint(0, 300, (2, 500), generator=generator)
-    sums, lengths = reduced(logits, targets)
-    exact = logits.double().log_softmax(-1).gather(-1, targets[..., None]).sum(dim=(1, 2))
+    logits = (torch.randn(1000, 300, generator=generator) * 4).bfloat16()
+    targets = torch.randint(0, 300, (1000,), generator=generator)
+    sums, lengths = reduced(TokenLogps(logps_of(logits, targets), torch.arange(1000) // 500), 2)
+    exact = logits.double().log_softmax(-1).gather(-1, targets[:, None]).reshape(2, -1).sum(1)
     assert sums.dtype == lengths.dtype == torch.float32
     assert sums.tolist() == pytest.approx(exact.tolist(), rel=1e-6, abs=1e-3)
 
 
 def test_a_gradient_reaches_bf16_logits():
-    logits = torch.zeros(1, 2, 4, dtype=torch.bfloat16, requires_grad=True)
-    reduced(logits, [[1, IGNORE]]).sums.sum().backward()
+    logits = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    logps_of(logits[:1], torch.tensor([1])).sum().backward()
     assert logits.grad.dtype == torch.bfloat16
-    assert logits.grad[0].float().tolist() == [[-0.25, 0.75, -0.25, -0.25], [0, 0, 0, 0]]
+    assert logits.grad.float().tolist() == [[-0.25, 0.75, -0.25, -0.25], [0, 0, 0, 0]]
 
 
 def test_lengths_beyond_what_bf16_counts_are_exact():
-    _, lengths = reduced(torch.zeros(1, 701, 4, dtype=torch.bfloat16), torch.zeros(1, 701).long())
-    assert lengths.tolist() == [701]
+    values = logps_of(torch.zeros(701, 4, dtype=torch.bfloat16), torch.zeros(701).long())
+    assert reduced(TokenLogps(values, torch.zeros(701).long()), 1).lengths.tolist() == [701]
+
+
+# Models
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def model(request):
-    return {"llama": tiny.make_llama, "gpt2": tiny.make_gpt2}[request.param]()
+    made = {"llama": tiny.make_llama, "gpt2": tiny.make_gpt2}[request.param]()
+    assert install(made) == ""
+    return made
 
 
 def naive(model, prompt, said):
@@ -141,22 +211,26 @@ def naive(model, prompt, said):
 
 
 @pytest.mark.parametrize("multiple", [1, 64])
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_of_any_side_and_width_changes_no_logp(model, side, multiple):
+@pytest.mark.parametrize("kind", [Padded, Packed, SharedPrefix, PackedSharedPrefix])
+def test_no_layout_and_no_padding_changes_a_logp(model, kind, multiple):
     with torch.no_grad():
-        logps = score(model, Padded(multiple, side).pairs(PAIRS, [0, 1, 2]))
-        expected = [naive(model, pair.prompt_ids, pair.answers[k]) for k in (0, 1) for pair in PAIRS]
-    assert logps.sums.tolist() == pytest.approx(expected, abs=2e-4)
-    assert logps.lengths.tolist() == [3, 2, 2, 2, 7, 4]
+        expected = [naive(model, row.prompt_ids, row.answers[k]) for k in (0, 1) for row in PAIRS]
+        for options in [{}, {"side": "left"}] if kind is Padded else [{}]:
+            logps = score(model, kind(multiple, **options).pairs(PAIRS, [0, 1, 2]))
+            assert logps.sums.tolist() == pytest.approx(expected, abs=2e-4)
+            assert logps.lengths.tolist() == [3, 2, 3, 2, 7, 4]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_a_pair_scores_the_same_alone_and_in_company(model, side):
-    with torch.no_grad():
-        together = score(model, Padded(1, side).pairs(PAIRS, [0, 1, 2]))
-        for k, pair in enumerate(PAIRS):
-            alone = score(model, Padded(1, side).pairs([pair], [k]))
-            assert alone.sums.tolist() == pytest.approx(together.sums[[k, 3 + k]].tolist(), abs=1e-4)
+def test_no_scored_token_at_all_is_finite(model, layout):
+    batch = layout.pairs([pair([5, 6], answer(7, scored=[False]), answer(8, scored=[False]))], [0])
+    for head in (None, find_head(model)):
+        model.zero_grad()
+        logps = score(model, batch, head)
+        losses = IPOLoss()(PairLogps.of(logps, logps)).losses
+        losses.sum().backward()
+        assert logps.sums.tolist() == [0, 0]
+        assert torch.isfinite(losses).all()
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -170,8 +244,10 @@ def test_padding_changes_no_gradient(model, side):
     assert torch.allclose(grads[0], grads[1], rtol=1e-3, atol=1e-3)
 
 
-def test_what_stands_in_the_padding_does_not_matter(model):
-    batch = Padded(16, "left").pairs(PAIRS, [0, 1, 2])
+@pytest.mark.parametrize("wide", [Padded(16, "left"), Packed(64), SharedPrefix(16), PackedSharedPrefix(64)])
+def test_what_stands_in_the_padding_does_not_matter(model, wide):
+    batch = wide.pairs(PAIRS, [0, 1, 2])
+    assert not batch.mask.all()
     other = batch._replace(input_ids=torch.where(batch.mask, batch.input_ids, 77))
     with torch.no_grad():
         assert torch.allclose(score(model, batch).sums, score(model, other).sums, atol=1e-5)
@@ -185,47 +261,35 @@ def test_the_model_is_told_what_is_padding(model):
     handle.remove()
     assert told["attention_mask"] is batch.mask
     assert told["position_ids"] is batch.position_ids
-
-
-def rescored(pair):
-    """The same tokens with the prompt scored as well."""
-    answers = [
-        EncodedAnswer([*pair.prompt_ids, *a.ids], [True] * (len(pair.prompt_ids) + len(a.ids))) for a in pair.answers
-    ]
-    return EncodedPair(ORIGIN, [], *answers)
-
-
-def test_scoring_the_shared_prompt_cancels_in_dpo_and_not_in_a_mean_per_token(model):
-    with torch.no_grad():
-        reference = tiny.make_llama(seed=1)
-        both = []
-        for pairs in (PAIRS, [rescored(pair) for pair in PAIRS]):
-            batch = Padded().pairs(pairs, [0, 1, 2])
-            both.append(PairLogps.of(score(model, batch), score(reference, batch)))
-    assert torch.allclose(DPOLoss()(both[0]).losses, DPOLoss()(both[1]).losses, atol=1e-4)
-    assert not torch.allclose(IPOLoss()(both[0]).losses, IPOLoss()(both[1]).losses, atol=1e-2)
+    assert "trees" not in told
 
 
 def test_prompts_never_reach_the_output_head(model):
-    widths = []
-    handle = model.lm_head.register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))
-    score(model, Padded().pairs([EncodedPair(ORIGIN, [5] * 50, answer(6, 7, 0), answer(8, 0))], [0]))
+    shapes = []
+    row = pair([5] * 50, [6, 7, 0], [8, 0])
+    heads = None, find_head(model)
+    handle = model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[:-1])))
+    for head in heads:
+        score(model, Padded().pairs([row], [0]), head)
+        score(model, PackedSharedPrefix().pairs([row], [0]), head)
     handle.remove()
-    assert widths == [3]
+    assert shapes == [(2, 3), (1, 4), (5,), (5,)]  # whole: columns with a scored token; in two parts: a row for each
 
 
-def test_demonstrations_are_scored_by_turn(model):
-    said = answer(14, 15, 16, 0, scored=[True, False, False, True])
+def test_demonstrations_are_scored_by_turn(model, layout):
+    rows = [EncodedSFT(ORIGIN, [11, 12], answer(14, 15, 16, 0, scored=[True, False, False, True]))] * 2
     with torch.no_grad():
-        logps = score(model, Padded().demonstrations([EncodedSFT(ORIGIN, [11, 12], said)], [0]))
+        logps = score(model, layout.demonstrations(rows, [0, 1]))
         table = model(input_ids=torch.tensor([[11, 12, 14, 15, 16, 0]])).logits.log_softmax(-1)[0]
     assert isinstance(logps, SequenceLogps)
-    assert float(logps.sums[0]) == pytest.approx(float(table[1, 14] + table[4, 0]), abs=1e-4)
-    assert logps.lengths.tolist() == [2]
+    assert logps.sums.tolist() == pytest.approx([float(table[1, 14] + table[4, 0])] * 2, abs=1e-4)
+    assert logps.lengths.tolist() == [2, 2]
 
 
 def test_a_wrong_shape_is_caught_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError):
-        sequence_logps(torch.zeros(2, 3, 4), torch.zeros(2, 2).long(), torch.zeros(2, 3).long(), 2)
+        logps_of(torch.zeros(2, 4), torch.zeros(3).long())
+    with pytest.raises(jaxtyping.TypeCheckError):
+        logps_of(torch.zeros(2, 3, 4), torch.zeros(2, 3).long())
     with pytest.raises(jaxtyping.TypeCheckError):
         _ = PairLogps(*torch.zeros(6, 3, 1)).margins

@@ -1,6 +1,7 @@
 """Going on where nothing is left, windows at the end of an epoch, some held-out rows, fp16 and fused optimizers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -8,6 +9,7 @@ import torch
 import whole_runs as runs
 from command_runs import Bench, refused
 from lightning.pytorch.plugins.precision import MixedPrecision
+from safetensors.torch import load_file
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.module import without_fusing
@@ -16,15 +18,14 @@ from dpo_lightning.resume import check_progress
 MODEL_LINE = "middle of an epoch"
 
 
-def progress(*, epochs=1, steps=4, whole=True):
+def progress(*, epochs=1, steps=4, whole=True, places=()):
     """What a checkpoint tells of how far its run came."""
-    batches = {"is_last_batch": whole}
-    return {
-        "loops": {
-            "fit_loop": {"epoch_progress": {"current": {"processed": epochs}}, "epoch_loop.batch_progress": batches}
-        },
-        "global_step": steps,
+    loop = {
+        "epoch_progress": {"current": {"processed": epochs}},
+        "epoch_loop.batch_progress": {"is_last_batch": whole},
+        "state_dict": {"combined_loader": list(places)} if places else {},
     }
+    return {"loops": {"fit_loop": loop}, "global_step": steps}
 
 
 @pytest.mark.parametrize(("limits", "named"), [({"max_epochs": 1}, "max_epochs 2"), ({"max_steps": 4}, "max_steps 5")])
@@ -36,11 +37,22 @@ def test_a_run_with_nothing_left_is_refused(limits, named):
     assert told.value.fix == f"--trainer.{named} or more"
 
 
-def test_an_epoch_left_in_its_middle_is_told(capsys):
-    check_progress(progress(), {"trainer.max_epochs": 2, "trainer.max_steps": -1})
+def test_an_epoch_whose_place_was_not_kept_is_told(capsys):
+    """A loader of somebody else's keeps none."""
+    limits = {"trainer.max_epochs": 2, "trainer.max_steps": 9}
+    check_progress(progress(), limits)
+    check_progress(progress(whole=False, places=[{"epoch": 1, "batches": 2}]), limits)
     assert MODEL_LINE not in capsys.readouterr().out
-    check_progress(progress(whole=False), {"trainer.max_epochs": 2, "trainer.max_steps": 9})
+    check_progress(progress(whole=False), limits)
     assert MODEL_LINE in capsys.readouterr().out
+
+
+def test_an_epoch_that_a_cap_ended_does_not_count():
+    """Lightning counts it as processed."""
+    limits = {"trainer.max_epochs": 1, "trainer.max_steps": -1}
+    check_progress(progress(whole=False, places=[{"epoch": 0, "batches": 2}]), limits)
+    with pytest.raises(UserError, match="the checkpoint has 1 of 1"):
+        check_progress(progress(epochs=0, places=[{"epoch": 1, "batches": 0}]), limits)  # the last step's own
 
 
 @pytest.fixture
@@ -49,13 +61,20 @@ def bench(tiny_llama, tmp_path, monkeypatch):
     return Bench(tmp_path, tiny_llama)
 
 
-def test_a_capped_run_does_not_pretend_to_go_on(bench, tmp_path):
-    """Its epoch counts as done, so that the same number of epochs leaves nothing to do."""
-    assert bench.fit("--trainer.max_steps", "1").code == 0
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    before = (tmp_path / "run" / "metrics.json").read_text()
-    refused(bench.fit("--ckpt_path", checkpoint, "--trainer.max_steps", "2"), 64, "nothing is left to train")
-    assert (tmp_path / "run" / "metrics.json").read_text() == before
+@pytest.mark.parametrize("cap", ["-1", "2"])
+def test_a_capped_run_goes_on_to_the_end_of_its_epoch(bench, tmp_path, cap):
+    """As if it had never been stopped, and not beyond its cap or its epochs."""
+    assert bench.fit("--trainer.max_steps", "1", out="half").code == 0
+    checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    refused(bench.fit("--ckpt_path", checkpoint, "--trainer.max_steps", "1"), 64, "nothing is left to train")
+    ran = bench.fit("--ckpt_path", checkpoint, "--trainer.max_steps", cap)
+    assert ran.code == 0, ran
+    assert MODEL_LINE not in ran.out
+    assert bench.fit(out="whole").code == 0
+    models = [load_file(tmp_path / name / "final_model" / "model.safetensors") for name in ("run", "whole")]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+    whole = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    refused(bench.fit("--ckpt_path", whole), 64, "nothing is left to train: the checkpoint has 1 of 1")
 
 
 def test_steps_after_the_last_log_line_are_logged_at_the_end(bench, tmp_path):
@@ -87,10 +106,11 @@ def test_some_of_the_held_out_rows_are_the_first_and_not_the_longest():
 
     class Trainer:
         global_rank, world_size, limit_val_batches, limit_test_batches = 0, 1, 1.0, 1
+        lightning_module = SimpleNamespace(takes_trees=lambda: False)
 
     data.trainer, data.encoded = Trainer(), {"eval": [Row("a"), Row("a b c d"), Row("a b")]}
-    assert list(data.val_dataloader().sampler) == [1, 2, 0]
-    assert list(data.test_dataloader().sampler) == [0, 1, 2]
+    assert list(data.val_dataloader().sampler) == [[1], [2], [0]]
+    assert list(data.test_dataloader().sampler) == [[0], [1], [2]]
 
 
 def test_a_fused_optimizer_is_unfused_where_fp16_is_clipped():

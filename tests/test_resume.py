@@ -149,6 +149,7 @@ def test_a_damaged_checkpoint(bench, checkpoint, monkeypatch, kind, said):
         ("model.policy.dtype", "bfloat16", "float32"),
         ("model.policy.lora.r", "4", "None"),
         ("data.batch_size", "2", "4"),
+        ("data.max_tokens", "150", "None"),
         ("data.max_length", "100", "128"),
         ("seed_everything", "1", "42"),
         ("trainer.accumulate_grad_batches", "2", "1"),

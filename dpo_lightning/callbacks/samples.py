@@ -38,13 +38,13 @@ class Samples(Callback):
                 logger.experiment.add_text("eval/samples", as_table(self.drawn), trainer.global_step)
 
     def draw(self, module: Any, rows: Sequence[Any], examples: Mapping[Any, Any]) -> list[tuple[str, str, str]]:
-        """Answers to the rows' prompts as training has them; without a reference (SFT) its column is empty."""
+        """Answers to the rows' prompts as training has them; without a reference to ask, its column is empty."""
         prompts = [row.prompt_ids for row in rows]
         texts = [shown(examples[row.origin].prompt) for row in rows]
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         policy = answer(module.policy, module.tokenizer, prompts, self.sampling, stops)
         reference = [""] * len(texts)
-        if getattr(module, "reference", None) is not None:
+        if getattr(module, "reference", None) is not None and module.reference.live:
             with module.reference.activated(module.policy) as model:
                 reference = answer(model, module.tokenizer, prompts, self.sampling, stops)
         return list(zip(texts, policy, reference, strict=True))

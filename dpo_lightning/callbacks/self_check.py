@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import IGNORE, PairLogps, PreferenceBatch, PreferenceOutput
+from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
 
 LOSS_TOLERANCE = 1e-6
+PRECOMPUTED_LOSS_TOLERANCE = 1e-4
+"""In float32; in half precision a batch of another shape moves log-probabilities too far for a loss to tell much."""
 
 
 class SelfCheck(Callback):
     """Starting loss and margins, BOS, EOS, prompts and scored tokens of the first batch.
 
-    A live reference runs in the policy's batch, layout and kernels, so the two agree exactly, in bf16 as well.
+    A live reference runs in the policy's batch, layout and kernels, so the two agree exactly, in bf16 as well. A
+    precomputed one ran in other batches: it has to be near.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -50,7 +55,12 @@ class SelfCheck(Callback):
         if not pl_module.reference.starts_equal:
             say("self-check: tokens are sound; the starting loss is left out (another model is the reference)")
             return
-        problems = list(self.check_start(outputs["preference"], outputs["logps"], pl_module.loss))
+        real = batch.indices >= 0
+        if not real.any():  # a rank without a row of its own
+            return
+        output, logps = (type(v)(*(part[real] for part in v)) for v in (outputs["preference"], outputs["logps"]))
+        nearness = pl_module.reference.nearness
+        problems = list(self.check_start(output, logps, pl_module.loss, nearness))
         if problems:
             raise UserError(
                 ExitCode.MODEL,
@@ -58,62 +68,94 @@ class SelfCheck(Callback):
                 fix="policy and reference must be one function at the start: look for dropout, noise or state in the "
                 "model's forward pass, or a reference in another precision",
             )
-        start = float(outputs["preference"].losses.mean())
-        say(f"self-check: passed (starting loss {start:.6f}, margins 0, tokens sound)")
+        start = float(output.losses.mean())
+        margins = f"margins within {float(logps.margins.abs().max()):.2g} nats" if nearness else "margins 0"
+        say(f"self-check: passed (starting loss {start:.6f}, {margins}, tokens sound)")
 
     @staticmethod
-    def check_start(output: PreferenceOutput, logps: PairLogps, loss: Any) -> Iterator[Problem]:
-        """The loss has its own starting value, and rewards are 0."""
+    def check_start(output: PreferenceOutput, logps: PairLogps, loss: Any, nearness: float = 0.0) -> Iterator[Problem]:
+        """The loss has its own starting value, and rewards are 0: exactly, or as near as a reference can be."""
         equal = loss(logps._replace(reference_chosen=logps.policy_chosen, reference_rejected=logps.policy_rejected))
         off = float((output.losses - equal.losses).abs().max())
-        if not off <= LOSS_TOLERANCE * max(1.0, float(equal.losses.abs().max())):
+        tolerance = LOSS_TOLERANCE
+        if nearness:
+            tolerance = PRECOMPUTED_LOSS_TOLERANCE if nearness <= PRECOMPUTED_LOSS_TOLERANCE else math.inf
+        if not off <= tolerance * max(1.0, float(equal.losses.abs().max())):
             yield Problem(
                 f"the starting loss is {float(output.losses.mean()):.6f}, equal log-probabilities give "
                 f"{float(equal.losses.mean()):.6f}",
                 "self-check",
             )
+        if nearness:
+            apart = torch.cat([logps.chosen_logratios, logps.rejected_logratios]).abs()
+            sums = torch.cat([logps.policy_chosen, logps.policy_rejected]).abs()
+            lengths = torch.cat([logps.chosen_lengths, logps.rejected_lengths])
+            if not (apart <= nearness * (sums + lengths)).all():
+                yield Problem(
+                    f"log-probabilities are up to {float(apart.max()):.3g} nats from the reference's at the start",
+                    "self-check",
+                )
+            return
         margin = float((output.chosen_rewards - output.rejected_rewards).abs().max())
         if margin != 0:  # NaN as well
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod
     def check_tokens(batch: PreferenceBatch, module: Any, rows: Any) -> Iterator[Problem]:
-        """Every sequence of a padded batch: BOS, prompt, scored tokens and EOS."""
+        """Every sequence of a batch: BOS, prompt, scored tokens and EOS."""
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         bos = module.tokenizer.bos_token_id
         pairs = len(batch.indices)
-        ids, targets, mask = batch.input_ids.tolist(), batch.targets.tolist(), batch.mask.tolist()
         prompts = []
-        for row in range(batch.num_sequences):
-            index = int(batch.indices[row % pairs])
+        for number, (ids, targets) in enumerate(sequences(batch)):
+            index = int(batch.indices[number % pairs])
             known = rows is not None and index >= 0
             where = str(rows[index].origin) if known else f"row {index}"
-            cut = known and rows[index].answers[row // pairs].cut
-            real = [id_ for id_, own in zip(ids[row], mask[row], strict=True) if own]
-            goal = [id_ for id_, own in zip(targets[row], mask[row], strict=True) if own]
-            if bos is not None and real[:2] == [bos, bos]:
+            cut = known and rows[index].answers[number // pairs].cut
+            if bos is not None and ids[:2] == [bos, bos]:
                 yield Problem("the text begins with two BOS tokens", where)
-            runs = scored_runs(goal)
-            if not runs:
+            if not targets:
                 yield Problem("an answer has no scored token", where)
                 continue
-            prompts.append(real[: runs[0].start + 1])
+            prompts.append(ids[: min(targets) + 1])
+            runs = scored_runs(targets)
             for run in runs[: len(runs) - cut]:
-                ends = [id_ in stops for id_ in goal[run]]
-                if not ends[-1] or sum(ends) != 1:
-                    yield Problem(f"an answer scores EOS {sum(ends)} times, or not at its end", where)
+                if run[-1] not in stops or sum(id_ in stops for id_ in run) != 1:
+                    ends = sum(id_ in stops for id_ in run)
+                    yield Problem(f"an answer scores EOS {ends} times, or not at its end", where)
         if len(prompts) == batch.num_sequences and prompts[:pairs] != prompts[pairs:]:
             yield Problem("chosen and rejected follow different prompt tokens", "self-check")
 
 
-def scored_runs(targets: list[int]) -> list[slice]:
-    """Stretches of neighbouring scored positions: one for each of the assistant's turns."""
-    runs: list[slice] = []
-    start = None
-    for i, target in enumerate([*targets, IGNORE]):
-        if target != IGNORE and start is None:
-            start = i
-        elif target == IGNORE and start is not None:
-            runs.append(slice(start, i))
-            start = None
+def sequences(batch: PreferenceBatch) -> list[tuple[list[int], dict[int, int]]]:
+    """The ids of each sequence, and what some of its positions have to predict.
+
+    Read back from the tensors that the model is given, in whatever layout.
+    """
+    width, ids = batch.input_ids.shape[1], batch.input_ids.flatten().tolist()
+    spans: dict[int, list[int]] = {}
+    for tree in batch.trees:
+        first = tree.row * width + tree.start
+        place = first + tree.trunk
+        for number, length in zip(tree.numbers, tree.branches, strict=True):
+            spans[number] = [*range(first, first + tree.trunk), *range(place, place + length)]
+            place += length
+    if not batch.trees:
+        spans = {row: (row * width + own.nonzero().squeeze(-1)).tolist() for row, own in enumerate(batch.mask)}
+    goals: list[dict[int, int]] = [{} for _ in spans]
+    at = {number: {place: position for position, place in enumerate(span)} for number, span in spans.items()}
+    scored = zip(batch.places.tolist(), batch.targets.tolist(), batch.sequence_ids.tolist(), strict=True)
+    for place, target, number in scored:
+        goals[number][at[number][place]] = target
+    return [([ids[place] for place in spans[number]], goals[number]) for number in range(batch.num_sequences)]
+
+
+def scored_runs(targets: dict[int, int]) -> list[list[int]]:
+    """Targets of neighbouring positions: one list for each of the assistant's turns."""
+    runs: list[list[int]] = []
+    for position in sorted(targets):
+        if position - 1 in targets:
+            runs[-1].append(targets[position])
+        else:
+            runs.append([targets[position]])
     return runs

@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from dpo_lightning.console import say
-from dpo_lightning.data.batching import SeededOrder
-from dpo_lightning.data.collate import Padded
+from dpo_lightning.data.batching import (
+    BatchOrder,
+    FixedBatches,
+    Rows,
+    TokenBatches,
+    check_shares,
+    settle_epoch,
+)
+from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded, Trees
+from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.schema import check_leak, preference_examples, sft_examples
 from dpo_lightning.data.tokenization import Encoder, Overlong
@@ -25,22 +35,6 @@ Allow = Literal["contradictions", "leak"]
 DEFAULT_SEED = 42
 
 
-class Rows(Dataset[Any]):
-    """Encoded rows; a filler's index is negative (see `SeededOrder`)."""
-
-    def __init__(self, rows: Sequence[Any]) -> None:
-        """Hold the rows."""
-        self.rows = rows
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        """The row, and its index or -1 for a filler."""
-        return (self.rows[index], index) if index >= 0 else (self.rows[~index], -1)
-
-
 class TextDataModule(LightningDataModule):
     """What preference and SFT data share: reading before anything is loaded, encoding, loaders."""
 
@@ -49,6 +43,7 @@ class TextDataModule(LightningDataModule):
         train: str | list[str] | None = None,
         eval: str | list[str] | None = None,
         batch_size: int = 4,
+        max_tokens: int | None = None,
         max_length: int = 1024,
         shuffle: bool = True,
         overlong: Overlong = "error",
@@ -58,7 +53,7 @@ class TextDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
         strict: bool = False,
         allow: list[Allow] | Allow | None = None,
-        collator: Padded | None = None,
+        collator: Collator | None = None,
         num_workers: int = 0,
     ) -> None:
         """Describe the data; nothing is read before `setup`.
@@ -67,6 +62,8 @@ class TextDataModule(LightningDataModule):
             train: training rows: a file, several files, or a hub set (`hf://org/name`).
             eval: held-out rows, used by validation, `validate`, `test` and `predict`.
             batch_size: rows per step and device (pairs, for preferences).
+            max_tokens: in place of `batch_size`, tokens per step and device: batches of rows of about the same length,
+                as many as fit. A row counts with the tokens that the model computes for it, padding included.
             max_length: tokens of prompt and longer answer.
             shuffle: draw a new order of the training rows every epoch, from the seed.
             overlong: what happens to a row beyond `max_length`: `error`, `drop`, or `truncate` (the oldest turns of the
@@ -78,25 +75,29 @@ class TextDataModule(LightningDataModule):
             columns: our column name -> the file's, where they differ.
             strict: treat warnings about rows as errors.
             allow: let `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets) pass.
-            collator: how rows become batches.
+            collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
             num_workers: processes that prepare batches; 0 is right for rows that are already in memory.
         """
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
-            if value < least:
+        limits = (("batch_size", batch_size, 1), ("max_tokens", max_tokens, 2), ("max_length", max_length, 2))
+        for name, value, least in limits:
+            if value is not None and value < least:
                 raise UserError(
                     ExitCode.CONFIG,
                     Problem(f"{name}={value} is less than {least}", where=f"data.{name}"),
                     fix=f"--data.{name} {least} or more",
                 )
         self.files = {"train": train, "eval": eval}
-        self.batch_size, self.max_length, self.shuffle = batch_size, max_length, shuffle
+        self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
-        self.collator = collator or Padded()
+        self.collator = collator
+        self.layout: Collator = collator or Padded()
         self.num_workers = num_workers
         self.trainer: Any = None
+        self._training: Any = None
+        self._place: dict[str, int] | None = None
         self.examples: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Any]] = {}
 
@@ -108,9 +109,14 @@ class TextDataModule(LightningDataModule):
     def encode(self, encoder: Encoder, examples: Sequence[Any]) -> list[Any]:
         """Examples as token ids."""
 
+    @staticmethod
     @abstractmethod
+    def lay_out(layout: Collator, items: Sequence[tuple[Any, int]]) -> Batch:
+        """Encoded rows with their indices as a batch; of no instance, since it is sent to workers."""
+
     def collate(self, items: Sequence[tuple[Any, int]]) -> Batch:
         """Encoded rows with their indices as a batch."""
+        return self.lay_out(self.layout, items)
 
     def read_rows(self, names: Sequence[str]) -> None:
         """Read and check the rows of `train` and `eval`; needs neither tokenizer nor model."""
@@ -153,7 +159,8 @@ class TextDataModule(LightningDataModule):
             self.encoded[name] = self.encode(encoder, self.examples[name])
             for line in encoder.counts.lines():
                 say(f"note: {name}: {line}")
-        self.check_shares(world_size)
+        fewest = self.collator or PackedSharedPrefix()  # a row that is too long for it is too long for all
+        check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
     def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
         """How this data's texts are put into tokens; a template file replaces the tokenizer's own for good."""
@@ -167,19 +174,35 @@ class TextDataModule(LightningDataModule):
             )
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids)
 
-    def check_shares(self, world_size: int) -> None:
-        """A batch larger than the data, or a rank without a row, is a mistake rather than a short epoch."""
-        rows = len(self.encoded.get("train", ()))
-        if rows and rows < self.batch_size * world_size:
+    def choose_layout(self, takes_trees: bool) -> None:
+        """Settle how rows become batches, by what the model takes.
+
+        Raises:
+            UserError: the layout that was asked for is none of those.
+        """
+        self.layout = self.collator or (PackedSharedPrefix() if takes_trees else Padded())
+        if isinstance(self.layout, Trees) and not takes_trees:
             raise UserError(
-                ExitCode.DATA,
-                f"{rows} training rows are fewer than one batch ({self.batch_size} x {world_size} devices)",
-                fix=f"--data.batch_size {max(1, rows // world_size)} or more rows",
+                ExitCode.MODEL,
+                Problem(f"the model does not take {type(self.layout).__name__} batches", "data.collator"),
+                fix="--data.collator Padded, or leave it out",
             )
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> TrainingLoader:
         """Training batches, in the order of seed and epoch."""
-        return self._loader("train", shuffle=self.shuffle)
+        order = self._order("train", shuffle=self.shuffle and not self.trainer.overfit_batches)
+        settle_epoch(self.trainer, order, self.layout)
+        self._training = self._loader("train", order, TrainingLoader)
+        self._training.follow(self.trainer.fit_loop, self._place)
+        return self._training
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is, for `load_state_dict`, which comes before the loader is made."""
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Keep the place for `train_dataloader`."""
+        self._place = state_dict
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Held-out batches, longest rows first; in the order of the file where only some are taken; or none."""
@@ -196,25 +219,32 @@ class TextDataModule(LightningDataModule):
     def _held_out(self, limit: float) -> DataLoader[Any] | list[Any]:
         if "eval" not in self.encoded:
             return []
-        return self._loader("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
+        order = self._order("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
+        return self._loader("eval", order)
 
-    def _loader(self, name: str, *, shuffle: bool, longest_first: bool = False) -> DataLoader[Any]:
-        rows = Rows(self.encoded[name])
-        order = SeededOrder(
-            len(rows),
+    def _order(self, name: str, *, shuffle: bool, longest_first: bool = False) -> BatchOrder:
+        self.choose_layout(self.trainer.lightning_module.takes_trees())
+        check_shares(self.encoded, self.batch_size, self.max_tokens, self.layout, self.trainer.world_size)
+        kind: type[BatchOrder] = TokenBatches if self.max_tokens else FixedBatches
+        return kind(
+            [self.layout.tokens(row) if self.max_tokens else row.length for row in self.encoded[name]],
+            self.max_tokens or self.batch_size,
             shuffle=shuffle,
             seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            lengths=[row.length for row in rows.rows] if longest_first else None,
+            longest_first=longest_first,
         )
-        return DataLoader(
-            rows,
-            batch_size=self.batch_size,
+
+    def _loader(self, name: str, order: BatchOrder, kind: type[DataLoader[Any]] = DataLoader) -> Any:
+        return kind(
+            Rows(self.encoded[name]),
+            batch_size=None,
             sampler=order,
-            collate_fn=self.collate,
+            collate_fn=partial(self.lay_out, self.layout),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # an iterator draws from it, and not from what the model draws from
         )
 
 
@@ -229,10 +259,11 @@ class PreferenceDataModule(TextDataModule):
         """Pairs as ids."""
         return encoder.pairs(examples)
 
-    def collate(self, items: Sequence[tuple[EncodedPair, int]]) -> Batch:
+    @staticmethod
+    def lay_out(layout: Collator, items: Sequence[tuple[EncodedPair, int]]) -> Batch:
         """A `PreferenceBatch`."""
         rows, indices = zip(*items, strict=True)
-        return self.collator.pairs(rows, indices)
+        return layout.pairs(rows, indices)
 
 
 class SFTDataModule(TextDataModule):
@@ -246,10 +277,11 @@ class SFTDataModule(TextDataModule):
         """Demonstrations as ids."""
         return encoder.demonstrations(examples)
 
-    def collate(self, items: Sequence[tuple[EncodedSFT, int]]) -> Batch:
+    @staticmethod
+    def lay_out(layout: Collator, items: Sequence[tuple[EncodedSFT, int]]) -> Batch:
         """An `SFTBatch`."""
         rows, indices = zip(*items, strict=True)
-        return self.collator.demonstrations(rows, indices)
+        return layout.demonstrations(rows, indices)
 
 
 def read_template(path: str) -> str:

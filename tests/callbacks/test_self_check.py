@@ -7,15 +7,15 @@ import pytest
 import runs
 import tiny
 import torch
+from layouts import LAYOUTS, answer, expected, pair
 
-from dpo_lightning.callbacks.self_check import SelfCheck, scored_runs
+from dpo_lightning.callbacks.self_check import SelfCheck, scored_runs, sequences
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.data.datamodule import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, RobustLoss
 from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.references import AdapterDisabled, FrozenCopy
-from dpo_lightning.types import IGNORE
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ class OtherStart(FrozenCopy):
 
     def bind(self, policy, builder):
         super().bind(policy, builder)
-        self._held = [tiny.make_llama(seed=1)]
+        self._held, self._head = [tiny.make_llama(seed=1)], None
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,8 @@ def twice_begun(row):
     return replace(row, prompt_ids=[3, 3, *row.prompt_ids])
 
 
+TURNS = answer(2, 3, 4, 0, scored=[True, False, False, True])
+
 DAMAGE = {
     without_eos: "an answer scores EOS 0 times",
     with_two_eos: "an answer scores EOS 2 times",
@@ -202,9 +204,10 @@ def beginning(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("begin"), tiny.make_llama(), words)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("change", DAMAGE)
-def test_damaged_tokens_are_named_with_their_rows(change, beginning, file, tmp_path):
-    data = Damaged(change, train=str(file), batch_size=2, max_length=128, shuffle=False)
+def test_damaged_tokens_are_named_with_their_rows(change, layout, beginning, file, tmp_path):
+    data = Damaged(change, train=str(file), batch_size=2, max_length=128, shuffle=False, collator=LAYOUTS[layout])
     message = problems(runs.module(beginning), file, tmp_path, ExitCode.DATA, data=data)
     assert DAMAGE[change] in message
     assert f"at {file}:1" in message
@@ -235,27 +238,38 @@ def test_prompts_that_differ_between_the_sides_are_named(tiny_llama, file, tmp_p
     assert "chosen and rejected follow different prompt tokens" in message
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_sound_tokens_pass_on_either_side_of_padding(side, tiny_llama, tiny_gpt2, beginning, file, tmp_path, capsys):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sound_tokens_pass_in_every_layout(layout, tiny_llama, tiny_gpt2, beginning, file, tmp_path, capsys):
+    collator = replace(LAYOUTS[layout], pad_to_multiple_of=3)
     for folder in (tiny_llama, tiny_gpt2, beginning):
-        data = PreferenceDataModule(train=str(file), batch_size=8, max_length=128, collator=Padded(3, side))
+        data = PreferenceDataModule(train=str(file), batch_size=8, max_length=128, collator=collator)
         runs.fit(runs.module(folder), file, tmp_path, steps=1, data=data, enable_checkpointing=False)
         assert "self-check: passed" in capsys.readouterr().out
 
 
-def test_a_cut_answer_may_lack_its_end(tiny_llama, tmp_path, capsys):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cut_answer_may_lack_its_end(layout, tiny_llama, tmp_path, capsys):
     pairs = [{"prompt": f"{k}", "chosen": "no, " * 60, "rejected": f"{k}"} for k in range(2)]
     file = tmp_path / "long.jsonl"
     file.write_text("\n".join(map(json.dumps, pairs)))
-    data = PreferenceDataModule(train=str(file), batch_size=2, max_length=64, overlong="truncate")
+    options = {"overlong": "truncate", "collator": LAYOUTS[layout]}
+    data = PreferenceDataModule(train=str(file), batch_size=2, max_length=64, **options)
     runs.fit(runs.module(tiny_llama), file, tmp_path, steps=1, data=data, enable_checkpointing=False)
     assert "cut at max_length" in (told := capsys.readouterr().out)
     assert "self-check: passed" in told
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sequences_are_read_back_from_any_layout(layout):
+    rows = [pair([1, 2], [3, 4], [3, 5, 6]), pair([1], TURNS, [2]), pair([], [], [7]), pair([4], [5, 0], [5, 0])]
+    for (ids, targets), wanted in zip(sequences(LAYOUTS[layout].pairs(rows, range(4))), expected(rows), strict=True):
+        assert [(ids[: at + 1], target) for at, target in targets.items()] == [(seen, id_) for seen, _, id_ in wanted]
+
+
 def test_scored_runs():
-    assert scored_runs([IGNORE, IGNORE]) == []
-    assert scored_runs([5, 6, IGNORE, 7]) == [slice(0, 2), slice(3, 4)]
+    assert scored_runs({}) == []
+    assert scored_runs({0: 5, 1: 6, 3: 7}) == [[5, 6], [7]]
+    assert scored_runs({3: 7, 1: 6, 0: 5}) == [[5, 6], [7]]
 
 
 # Where it is left out

@@ -1,85 +1,290 @@
-"""The order of rows: a function of seed and epoch, shared out so that every row counts once."""
+"""Rows into batches: a function of seed and epoch, shared out so that every row counts once and none waits."""
 
+import hypothesis
 import pytest
+import torch
+from hypothesis import strategies
 from torch.utils.data import DataLoader
 
-from dpo_lightning.data.batching import SeededOrder
-from dpo_lightning.data.collate import Padded
-from dpo_lightning.data.datamodule import Rows
-from dpo_lightning.types import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.data.batching import BUCKET_RATIO, FixedBatches, Rows, TokenBatches, check_shares, upper_bounds
+from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
+from dpo_lightning.errors import UserError
+from dpo_lightning.types import EncodedAnswer, EncodedPair, EncodedSFT, Origin
+
+LAYOUTS = (Padded(), Packed(), SharedPrefix(), PackedSharedPrefix())
 
 
-def shares(size, world_size, *, shuffle=True, seed=1, epoch=0):
+def ranks(kind, sizes, most, world_size=1, *, epoch=0, seed=1, shuffle=True, longest_first=False):
+    """The batches of every rank."""
     orders = [
-        SeededOrder(size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size) for rank in range(world_size)
+        kind(
+            sizes,
+            most,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            longest_first=longest_first,
+        )
+        for rank in range(world_size)
     ]
     for order in orders:
         order.set_epoch(epoch)
-    return [list(order) for order in orders]
+    batches = [list(order) for order in orders]
+    assert {len(order) for order in orders} == {len(share) for share in batches}
+    return batches
+
+
+def flat(batches):
+    """The rows of all ranks without fillers."""
+    return [row for share in batches for batch in share for row in batch if row >= 0]
+
+
+# Batches of a fixed number of rows
+
+
+def share_of_before(sizes, size, rank, world_size, epoch, seed, shuffle, longest_first):
+    """The batches that earlier versions made: a rank took every n-th row, and its rows were cut into batches."""
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order = sorted(range(len(sizes)), key=lambda row: -sizes[row]) if longest_first else list(range(len(sizes)))
+    if shuffle:
+        order = torch.randperm(len(sizes), generator=generator).tolist()
+    total = -(-len(sizes) // world_size) * world_size
+    places = range(rank, total, world_size)
+    rows = [order[place] if place < len(sizes) else ~order[place % len(sizes)] for place in places]
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def test_seeds_give_the_orders_that_they_always_gave():
+    eleven = [1] * 11
+    assert ranks(FixedBatches, eleven, 3, seed=42) == [[[6, 8, 9], [2, 1, 10], [0, 7, 3], [5, 4]]]
+    two = [[[3, 4, 8], [6, 1, 0]], [[9, 2, 7], [10, 5, -4]]]
+    assert ranks(FixedBatches, eleven, 3, 2, seed=42, epoch=1) == two
+    three = [[[10, 8], [1, 2]], [[4, 0], [6, 5]], [[3, 7], [9, -11]]]
+    assert ranks(FixedBatches, eleven, 2, 3, seed=7, epoch=5) == three
+
+
+@hypothesis.given(
+    strategies.lists(strategies.integers(1, 9), min_size=1, max_size=30),
+    strategies.integers(1, 5),
+    strategies.integers(1, 4),
+    strategies.integers(0, 3),
+    strategies.sampled_from([(True, False), (False, False), (False, True)]),
+)
+def test_batches_of_rows_are_those_of_earlier_versions(sizes, size, world_size, epoch, order):
+    shuffle, longest_first = order
+    found = ranks(FixedBatches, sizes, size, world_size, epoch=epoch, shuffle=shuffle, longest_first=longest_first)
+    options = (world_size, epoch, 1, shuffle, longest_first)
+    assert found == [share_of_before(sizes, size, rank, *options) for rank in range(world_size)]
+    assert sorted(flat(found)) == list(range(len(sizes)))
 
 
 def test_the_order_follows_from_seed_and_epoch_alone():
-    assert shares(20, 1) == shares(20, 1)
-    assert shares(20, 1) != shares(20, 1, seed=2)
-    assert shares(20, 1) != shares(20, 1, epoch=1)
-    assert shares(20, 1, epoch=3) == shares(20, 1, epoch=3)
-    assert sorted(shares(20, 1)[0]) == list(range(20))
+    twenty = [1] * 20
+    for kind in (FixedBatches, TokenBatches):
+        first = ranks(kind, twenty, 4)
+        assert first == ranks(kind, twenty, 4)
+        assert first != ranks(kind, twenty, 4, seed=2)
+        assert first != ranks(kind, twenty, 4, epoch=1)
+        order = kind(twenty, 4, shuffle=True, seed=1)
+        for epoch in (3, 1):  # whatever came before
+            order.set_epoch(epoch)
+            assert [list(order)] == ranks(kind, twenty, 4, epoch=epoch)
 
 
-def test_without_shuffling_the_order_is_the_files_in_every_epoch():
-    assert shares(5, 1, shuffle=False, epoch=2) == [[0, 1, 2, 3, 4]]
+def test_rows_that_are_not_shuffled_come_as_in_the_file_or_longest_first():
+    sizes = [2, 9, 2, 5, 9]
+    for epoch in (0, 2):
+        options = {"epoch": epoch, "shuffle": False}
+        assert ranks(FixedBatches, sizes, 2, **options) == [[[0, 1], [2, 3], [4]]]
+        assert ranks(FixedBatches, sizes, 2, **options, longest_first=True) == [[[1, 4], [3, 0], [2]]]
+        assert ranks(TokenBatches, sizes, 10, **options) == [[[0], [1], [2, 3], [4]]]
+        assert ranks(TokenBatches, sizes, 10, **options, longest_first=True) == [[[1], [4], [3, 0], [2]]]
 
 
-def test_rows_that_are_not_shuffled_come_longest_first_and_equal_ones_as_in_the_file():
-    assert list(SeededOrder(5, shuffle=False, seed=1, lengths=[2, 9, 2, 5, 9])) == [1, 4, 3, 0, 2]
-    shuffled = list(SeededOrder(20, shuffle=True, seed=1, lengths=list(range(20))))
-    assert shuffled == shares(20, 1)[0]
+# Batches of at most so many tokens
+
+BUDGETS = strategies.lists(strategies.integers(1, 60), min_size=1, max_size=60).flatmap(
+    lambda sizes: strategies.tuples(strategies.just(sizes), strategies.integers(max(sizes), 4 * max(sizes)))
+)
+ORDERS = strategies.sampled_from([(True, False), (False, False), (False, True)])
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@hypothesis.given(BUDGETS, strategies.integers(1, 4), ORDERS, strategies.integers(0, 5))
+def test_a_token_budget_holds_and_every_row_is_given_once(rows, world_size, order, seed):
+    (sizes, most), (shuffle, longest_first), counts = rows, order, set()
+    for epoch in (0, 1, 7):
+        options = {"epoch": epoch, "seed": seed, "shuffle": shuffle, "longest_first": longest_first}
+        shares = ranks(TokenBatches, sizes, most, world_size, **options)
+        assert sorted(flat(shares)) == list(range(len(sizes)))
+        assert sum(row < 0 for share in shares for batch in share for row in batch) == -len(sizes) % world_size
+        for batch in (batch for share in shares for batch in share):
+            assert batch
+            assert len(batch) * max(sizes[max(row, ~row)] for row in batch) <= most
+        counts |= {len(share) for share in shares}
+    assert len(counts) == 1  # each rank, each epoch
+
+
+@hypothesis.given(BUDGETS, strategies.integers(2, 4), strategies.integers(0, 3))
+def test_ranks_have_the_same_work_where_their_rows_are_of_one_bucket(rows, world_size, epoch):
+    sizes, most = rows
+    bounds = upper_bounds(sizes)
+    for step in zip(*ranks(TokenBatches, sizes, most, world_size, epoch=epoch), strict=True):
+        assert len({len(batch) for batch in step}) == 1
+        given = [[max(row, ~row) for row in batch] for batch in step]
+        if len({bounds[row] for batch in given for row in batch}) == 1:
+            work = [sum(sizes[row] for row in batch) for batch in given]
+            assert max(work) <= BUCKET_RATIO * min(work)
+
+
+def test_most_steps_are_of_one_bucket_and_full():
+    """What a test of single steps cannot tell: 400 rows of 20 to 400 tokens on 4 ranks."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = torch.randint(20, 400, (400,), generator=draw).tolist()
+    steps = list(zip(*ranks(TokenBatches, sizes, 2000, 4), strict=True))
+    work = [[sum(sizes[max(row, ~row)] for row in batch) for batch in step] for step in steps]
+    assert sum(max(ranks_of) <= BUCKET_RATIO * min(ranks_of) for ranks_of in work) > 0.8 * len(steps)
+    assert sum(map(sum, work)) > 0.8 * 2000 * 4 * len(steps)
+    assert len({len(step[0]) for step in steps}) > 5
+
+
+def test_a_filler_is_a_short_row():
+    shares = ranks(TokenBatches, [10, 80, 10], 100, 2, shuffle=False, longest_first=True)
+    assert shares == [[[1], [2]], [[0], [~2]]]
+
+
+def test_epochs_mix_rows_within_buckets_and_groups_among_each_other():
+    sizes = [size for size in (10, 20, 40, 80) for _ in range(16)]
+    first, second = (ranks(TokenBatches, sizes, 160, epoch=epoch)[0] for epoch in (0, 1))
+    assert [len(batch) for batch in first] != [len(batch) for batch in second]
+    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in second}
+    lengths = [max(sizes[row] for row in batch) for batch in first]
+    assert lengths != sorted(lengths, reverse=True)
+    assert all(len({sizes[row] for row in batch}) == 1 for batch in first)
+
+
+def test_a_buckets_bound_is_its_largest_size():
+    assert upper_bounds([10, 100, 84, 83, 70, 69, 100]) == [10, 100, 100, 83, 83, 69, 100]
+    assert upper_bounds([]) == []
+
+
+@hypothesis.given(strategies.lists(strategies.integers(0, 10_000)))
+def test_bounds_are_within_the_ratio(sizes):
+    for size, bound in zip(sizes, upper_bounds(sizes), strict=True):
+        assert size <= bound <= BUCKET_RATIO * size
+
+
+def test_how_full_batches_are_is_told():
+    order = TokenBatches([50, 50, 100, 25], 100, shuffle=False, seed=0, longest_first=True)
+    assert list(order) == [[2], [0, 1], [3]]
+    assert order.use() == "75% of max_tokens used, 1 to 2 rows each"
+    lonely = TokenBatches([50], 100, shuffle=False, seed=0, rank=1, world_size=2)
+    assert list(lonely) == [[~0]]
+    assert lonely.use() == "25% of max_tokens used, 0 to 1 rows each"
+
+
+# Rows and their tokens
+
+
+def pair(prompt, chosen, rejected, line=1):
+    """A pair of answers."""
+    answers = [EncodedAnswer(ids, [True] * len(ids)) for ids in (chosen, rejected)]
+    return EncodedPair(Origin("f", line), prompt, *answers)
+
+
+TOKENS = strategies.lists(strategies.integers(1, 3), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: type(layout).__name__)
+@hypothesis.given(strategies.lists(strategies.tuples(TOKENS, TOKENS, TOKENS), min_size=1, max_size=4))
+def test_a_rows_tokens_are_what_the_layout_has_for_it(layout, texts):
+    """And no batch has more than its longest row, times the number of rows."""
+    rows = [pair(*ids) for ids in texts]
+    tokens = [layout.tokens(row) for row in rows]
+    assert tokens == [layout.pairs([row], [0]).input_ids.numel() for row in rows]
+    assert layout.pairs(rows, range(len(rows))).input_ids.numel() <= len(rows) * max(tokens)
+    demonstrations = [EncodedSFT(row.origin, row.prompt_ids, row.chosen) for row in rows]
+    tokens = [layout.tokens(row) for row in demonstrations]
+    assert tokens == [layout.demonstrations([row], [0]).input_ids.numel() for row in demonstrations]
+    assert layout.demonstrations(demonstrations, range(len(rows))).input_ids.numel() <= len(rows) * max(tokens)
+
+
+def test_tokens_by_hand():
+    """4 tokens of prompt; answers of 3 and 5 with 2 in common: the last token of each predicts nothing."""
+    row = pair([1, 2, 3, 4], [5, 6, 7], [5, 6, 8, 9, 9])
+    assert [layout.tokens(row) for layout in LAYOUTS] == [18, 14, 8, 8]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7])
-def test_every_row_is_given_once_and_fillers_are_marked(size, world_size, shuffle):
-    given = shares(size, world_size, shuffle=shuffle)
-    assert len({len(share) for share in given}) == 1
-    assert sorted(index for share in given for index in share if index >= 0) == list(range(size))
-    fillers = [index for share in given for index in share if index < 0]
-    assert len(fillers) == -size % world_size
-    assert all(0 <= ~index < size for index in fillers)
-
-
-def test_the_length_that_a_loader_is_told_is_the_length_of_the_share():
-    order = SeededOrder(7, shuffle=True, seed=1, rank=2, world_size=3)
-    assert len(order) == len(list(order)) == 3
-
-
-def test_ranks_together_follow_the_order_of_a_single_one():
-    alone = shares(6, 1)[0]
-    first, second = shares(6, 2)
-    assert [index for both in zip(first, second, strict=True) for index in both] == alone
-
-
-def batches(size, batch_size, world_size):
-    """The batches of every rank, as the data module's loader makes them."""
-    encoded = [
-        EncodedPair(Origin("f", k), [1], EncodedAnswer([k + 2], [True]), EncodedAnswer([9], [True]))
-        for k in range(size)
-    ]
-    for rank in range(world_size):
-        order = SeededOrder(size, shuffle=True, seed=1, rank=rank, world_size=world_size)
-        collate = lambda items: Padded().pairs(*zip(*items, strict=True))  # noqa: E731
-        yield from DataLoader(Rows(encoded), batch_size=batch_size, sampler=order, collate_fn=collate)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_batches_of_any_size_on_any_number_of_ranks_count_the_same_rows(batch_size, world_size):
+@pytest.mark.parametrize(("kind", "most"), [(FixedBatches, 1), (FixedBatches, 3), (TokenBatches, 4), (TokenBatches, 9)])
+def test_batches_of_any_size_on_any_number_of_ranks_count_the_same_rows(kind, most, world_size):
+    encoded = [pair([1], [k + 2], [9]) for k in range(5)]
     counted = []
-    for batch in batches(5, batch_size, world_size):
-        assert batch.num_sequences == 2 * len(batch.indices)
-        for place, index in enumerate(batch.indices.tolist()):
-            said = int(batch.input_ids[place, 1])
-            assert index in (-1, said - 2)
-            if index >= 0:
-                counted.append(said - 2)
+    for rank in range(world_size):
+        order = kind([4] * 5, most, shuffle=True, seed=1, rank=rank, world_size=world_size)
+        collate = lambda items: Padded().pairs(*zip(*items, strict=True))  # noqa: E731
+        for batch in DataLoader(Rows(encoded), batch_size=None, sampler=order, collate_fn=collate):
+            assert batch.num_sequences == 2 * len(batch.indices)
+            for place, index in enumerate(batch.indices.tolist()):
+                said = int(batch.input_ids[place, 1])
+                assert index in (-1, said - 2)
+                if index >= 0:
+                    counted.append(said - 2)
     assert sorted(counted) == list(range(5))
+
+
+def test_rows_that_fit_into_no_batch_are_named_with_the_remedy():
+    """All of them at once, so that one remedy does."""
+    rows = {"train": [pair([1] * 9, [2], [3], 1), pair([1], [2], [3], 2)], "eval": [pair([1] * 20, [2], [3], 3)]}
+    with pytest.raises(UserError, match=r"fix: --data\.max_tokens 42 or more, or a lower --data\.max_length") as told:
+        check_shares(rows, 4, 19, Padded(), 1)
+    assert [str(problem) for problem in told.value.problems] == [
+        "a row of 20 tokens does not fit into 19 at f:1",
+        "a row of 42 tokens does not fit into 19 at f:3",
+    ]
+    check_shares(rows, 4, 42, Padded(), 1)
+    check_shares(rows, 2, None, Padded(), 1)
+
+
+def test_a_rank_without_a_row_is_refused():
+    rows = {"train": [pair([1], [2], [3])] * 3}
+    check_shares(rows, 4, 50, Padded(), 3)
+    with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
+        check_shares(rows, 4, 50, Padded(), 4)
+    assert told.value.fix == "more rows"
+    with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
+        check_shares(rows, 4, None, Padded(), 1)
+    assert told.value.fix == "--data.batch_size 3 or more rows"
+
+
+# The middle of an epoch
+
+
+@pytest.mark.parametrize(("kind", "most"), [(FixedBatches, 2), (TokenBatches, 100)])
+def test_an_order_goes_on_behind_any_batch_on_any_rank(kind, most):
+    sizes = list(range(10, 50, 3))
+    for rank in (0, 1):
+        options = {"shuffle": True, "seed": 5, "rank": rank, "world_size": 2}
+        order = kind(sizes, most, **options)
+        order.set_epoch(3)
+        whole = list(order)
+        for done in range(len(whole)):
+            other = kind(sizes, most, **options)
+            other.load_state(order.state(done, ended=False))
+            other.set_epoch(3)
+            assert list(other) == whole[done:]
+            assert len(other) == len(whole)
+            other.set_epoch(4)
+            assert len(list(other)) == len(whole)
+        other.load_state(order.state(len(whole), ended=True))
+        order.set_epoch(4)
+        assert list(other) == list(order)  # also where nobody tells the epoch
+
+
+def test_another_epoch_is_not_taken_up_in_its_middle():
+    state = FixedBatches([1] * 9, 2, shuffle=True, seed=5).state(2, ended=False)
+    for sizes, most, seed in (([1] * 8, 2, 5), ([1] * 9, 3, 5), ([1] * 9, 2, 6)):
+        with pytest.raises(UserError, match="the middle of an epoch of other batches at ckpt_path"):
+            FixedBatches(sizes, most, shuffle=True, seed=seed).load_state(state)
+    end = FixedBatches([1] * 9, 2, shuffle=True, seed=5).state(5, ended=True)
+    FixedBatches([1] * 8, 2, shuffle=True, seed=5).load_state(end)  # more rows, from the next epoch on

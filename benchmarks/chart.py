@@ -1,0 +1,75 @@
+"""Charts of what was measured, one PNG beside each JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+OURS, THEIRS = "#0b6e99", "#b8b8b8"
+
+
+def draw(name: str, figures: Mapping[str, Any], target: Path) -> None:
+    """Draw the figures of a benchmark."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    {"trl": against, "sweep": against, "share": shares, "growth": growths, "profile": profiles}[name](figure, figures)
+    figure.savefig(target, dpi=120)
+
+
+def against(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Seconds per pair and memory of both sides."""
+    found = {name: value for name, value in figures.items() if isinstance(value, Mapping) and "ratio" in value}
+    left, right = figure.subplots(1, 2)
+    for axes, key, title in (
+        (left, "seconds_per_pair", "seconds per pair (median)"),
+        (right, "activations_mib", "peak MiB beyond weights, gradients, optimizer"),
+    ):
+        for shift, side, colour in ((-0.2, "ours", OURS), (0.2, "trl", THEIRS)):
+            heights = [value[side][key] for value in found.values()]
+            label = "dpo_lightning" if side == "ours" else "TRL"
+            axes.bar([place + shift for place in range(len(found))], heights, 0.4, color=colour, label=label)
+        axes.set_xticks(range(len(found)), list(found))
+        axes.set_title(title)
+    for place, value in enumerate(found.values()):
+        height = value["trl"]["seconds_per_pair"]
+        left.annotate(f"{value['ratio']:.1f}x", (place, height), ha="center", va="bottom")
+    left.legend()
+
+
+def shares(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Parts of the best matrix product's speed."""
+    axes = figure.subplots()
+    for shift, (name, colour) in zip((-0.2, 0.2), {"bf16": OURS, "fp32": THEIRS}.items(), strict=True):
+        values = figures[name]["shares"]
+        bars = axes.bar([place + shift for place in range(len(values))], list(values.values()), 0.4, color=colour)
+        bars.set_label(f"{name} (best square product: {figures[name]['best_square_gflops']:.0f} GFLOP/s)")
+        axes.bar_label(bars, fmt="%.2f")
+        axes.set_xticks(range(len(values)), list(values))
+    axes.set_ylim(0, 1)
+    axes.set_title("useful operations over unique tokens, as a part of the best square product's speed")
+    axes.legend()
+
+
+def growths(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Seconds against sizes, on logarithmic axes."""
+    for axes, what in zip(figure.subplots(1, 3), ("pairs", "response", "prompt"), strict=True):
+        for layout, colour in (("packed shared prefix", OURS), ("padded", THEIRS)):
+            found = figures[f"{layout}, {what}"]
+            label = f"{layout}: {found['exponent_of_seconds']:.2f}"
+            axes.loglog(found["sizes"], found["seconds"], "o-", color=colour, label=label)
+        axes.set_xlabel(what if what == "pairs" else f"{what} (tokens)")
+        axes.set_xticks(found["sizes"], [str(size) for size in found["sizes"]], minor=False)
+        axes.minorticks_off()
+        axes.legend(title="exponent")
+    figure.supylabel("seconds per step")
+
+
+def profiles(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Shares of operators."""
+    axes = figure.subplots()
+    shown = dict(reversed(list(figures["shares"].items())))
+    bars = axes.barh([key.removeprefix("aten::")[:48] for key in shown], list(shown.values()), color=OURS)
+    axes.bar_label(bars, fmt="%.3f")
+    axes.set_title(f"one step of {figures['tokens']} tokens: shares of time")

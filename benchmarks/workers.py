@@ -1,0 +1,66 @@
+"""Trainers in processes of their own, told step by step what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker runs."""
+
+    side: str
+    model: str
+    rows: str
+    batch: int
+    max_length: int
+    threads: int
+    bf16: bool = True
+    checkpointing: bool = False
+    precomputed: bool = False
+    compiled: bool = False
+    learning_rate: float = 1e-6
+
+
+class Worker:
+    """A trainer in its own process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start it, and wait until it is ready for its first batch."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", json.dumps(asdict(settings))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.reference_seconds, self.reference_pairs = 0.0, 1
+        # float32 weights, gradients and AdamW's two moments, and the reference's weights where it is held.
+        self.static_mib = self.wait("values")["values"] * 4 * (4 if settings.precomputed else 5) / 2**20
+
+    def wait(self, name: str) -> dict[str, Any]:
+        """The next report that has a value of this name."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            report: dict[str, Any] = json.loads(line)
+            self.reference_seconds += report.get("reference_seconds", 0.0)
+            self.reference_pairs = report.get("reference_pairs", self.reference_pairs)
+            if name in report:
+                return report
+        raise SystemExit(f"the worker ended with exit status {self.process.wait()}")
+
+    def step(self, lines: Sequence[int]) -> dict[str, Any]:
+        """One optimizer step on rows of the file, named by their lines."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join(map(str, lines)) + "\n")
+        self.process.stdin.flush()
+        return self.wait("seconds")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()

@@ -1,0 +1,143 @@
+"""`precompute`: the reference's log-probabilities of every row, computed once into a file that runs share."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from dpo_lightning import cli
+from dpo_lightning.cli import PreferenceCLI
+from dpo_lightning.console import say
+from dpo_lightning.dpo import DPOModule
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferencePolicy
+
+NAME = "precompute"
+
+
+class ScoringTrainer(Trainer):
+    """A trainer that goes as far as the first step."""
+
+    def precompute(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Compute the reference's log-probabilities of every row once, into a file that runs share.
+
+        Args:
+            model: the module, whose reference is `Precomputed`.
+            datamodule: its rows.
+            ckpt_path: none; a reference is where a run begins. (A run's own config.yaml names it.)
+            weights_only: means nothing without a checkpoint.
+        """
+        self.limit_train_batches = self.limit_val_batches = self.num_sanity_val_steps = 0
+        self.fit(model, datamodule=datamodule)
+
+
+class PrecomputeCLI(PreferenceCLI):
+    """The options of `fit`, and those of the pass."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """One command."""
+        return {NAME: {"model", "datamodule"}}
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Put the trainer in that knows the command."""
+        self.trainer_class = ScoringTrainer
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Where the file lies, and which part of it is computed."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--out", type=str, help="The file; left out, outputs/reference/ under its digest.")
+        parser.add_argument(
+            "--shard", type=str, help="I/N computes part I of N (1/4 to 4/4), auto takes them from a Slurm array."
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        path = self.config[NAME].get("ckpt_path")
+        if path:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("a reference is where a run begins, not a checkpoint of it", "ckpt_path", str(path)),
+                fix="leave --ckpt_path out; for another model, --model.reference Precomputed --model.reference.model "
+                "RUN/final_model",
+            )
+
+    def after_instantiate_classes(self) -> None:
+        """Put a precomputed reference in the place of a live one."""
+        super().after_instantiate_classes()
+        if not isinstance(self.model, DPOModule):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{type(self.model).__name__} has no reference", "model"),
+                fix="--config configs/dpo.yaml, or another recipe of DPOModule",
+            )
+        config = self.config[NAME]
+        self.reference = precomputed(self.model.given_reference)
+        self.reference.path = config.out or self.reference.path
+        self.reference.share = share(config.shard) if config.shard else None
+        self.model.given_reference = self.reference
+
+    def after_precompute(self) -> None:
+        """Tell what is next."""
+        if self.reference.share is not None:
+            number, count = self.reference.share
+            say(f"part {number + 1} of {count} is there; {NAME} without --shard, or the first fit, joins all parts")
+        else:
+            named = {name: getattr(self.reference, name) for name in ("path", "model")}
+            flags = "".join(f" --model.reference.{name} {value}" for name, value in named.items() if value)
+            say(f"use it: fit with the same options and --model.reference Precomputed{flags}")
+
+
+def precomputed(given: ReferencePolicy | None) -> Precomputed:
+    """The file's kind of the reference that a config names."""
+    if given is None or isinstance(given, AdapterDisabled):
+        return Precomputed()
+    if isinstance(given, FrozenCopy):
+        return Precomputed(model=given.path)
+    if isinstance(given, Precomputed):
+        return given
+    raise UserError(
+        ExitCode.CONFIG,
+        Problem(f"{type(given).__name__} cannot be precomputed", "model.reference"),
+        fix="--model.reference Precomputed, with --model.reference.model PATH for another model",
+    )
+
+
+def share(text: str) -> tuple[int, int]:
+    """Number (from 0) and count of `I/N`, or of this task of a Slurm array."""
+    if text == "auto":
+        task, first, step, count = (
+            os.environ.get(f"SLURM_ARRAY_TASK_{name}", default)
+            for name, default in (("ID", ""), ("MIN", "0"), ("STEP", "1"), ("COUNT", "1"))
+        )
+        if not task.isdecimal():
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("auto needs SLURM_ARRAY_TASK_ID and _COUNT, which a Slurm array sets", "shard"),
+                fix="--shard 1/4, 2/4, ...",
+            )
+        return (int(task) - int(first)) // int(step), int(count)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, whole = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= whole:
+        raise UserError(
+            ExitCode.CONFIG, Problem("this is no part of a whole", "shard", text), fix="--shard 1/4, 2/4, 3/4 or 4/4"
+        )
+    return number - 1, whole
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    return cli.main([NAME, *argv], PrecomputeCLI)

@@ -1,0 +1,188 @@
+"""The attention that this package registers with transformers, and whether a model computes the same with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from dpo_lightning.attention import Forest, Kernel, causal_mask, tree_attention
+from dpo_lightning.data.collate import PackedSharedPrefix, Padded
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.logps import token_logps
+from dpo_lightning.types import EncodedAnswer, EncodedPair, Origin, PreferenceBatch
+
+NAME = "dpo_lightning"
+"""As transformers knows it: `model.config._attn_implementation`."""
+
+SEEN_AT_ONCE = {"full_attention", "sliding_attention"}
+"""Kinds of layers (`layer_types` of a config) in which a token sees what a mask lets it see and carries no state."""
+
+TOLERANCE = 1e-4
+"""Part of the largest log-probability by which layouts may differ in float32, where sums run in another order."""
+
+HALF_TOLERANCE = 3e-2
+"""The same in half precision, whose logits have some three digits."""
+
+
+@torch.compiler.disable  # trees differ from batch to batch: compiled layers call it from outside of their graphs
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    trees: Forest | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What a model's attention layers call: trees where the batch has some, else what transformers' SDPA does.
+
+    Raises:
+        ValueError: the layer asks for something that is not here, such as attention sinks.
+    """
+    strange = [name for name in ("s_aux", "position_bias", "cache") if options.get(name) is not None]
+    if strange:
+        raise ValueError(f"its attention has {' and '.join(strange)}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(attention_mask, BlockMask) and sliding_window is None and not dropout:
+        from transformers.integrations.flex_attention import flex_attention_forward
+
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap)
+    if trees is not None:
+        return tree_attention(query, key, value, trees.trees, Kernel(scale, dropout, softcap, sliding_window)), None
+    if softcap is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    if attention_mask is None:
+        attention_mask = causal_mask(query.shape[2], key.shape[2], sliding_window, query.device)
+    out = Kernel(scale, dropout, softcap).capped(query, key, value, attention_mask)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each decoder layer by itself: one graph serves all of them, for batches of any shape.
+
+    Raises:
+        UserError: torch would have no C++ compiler.
+    """
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        raise UserError(
+            ExitCode.DEVICE,
+            Problem("torch.compile needs a C++ compiler, and there is none", "model.policy.compile"),
+            fix="apt-get install g++, or --model.policy.compile false",
+        )
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or ()):
+            module.compile(dynamic=True)
+
+
+def takes_trees(model: Any) -> bool:
+    """Whether a model was switched to this attention."""
+    return bool(model.config._attn_implementation == NAME)
+
+
+def install(model: Any) -> str:
+    """Switch a whole model to this attention where it computes the same with it.
+
+    Args:
+        model: a transformers model with weights.
+
+    Returns:
+        Nothing where it did, else the reason why it keeps its own attention.
+    """
+    config, own = model.config.get_text_config(), model.config._attn_implementation
+    strange = set(getattr(config, "layer_types", None) or ()) - SEEN_AT_ONCE
+    if strange:
+        return f"{config.model_type} has {', '.join(sorted(strange))} layers, which run along a whole row"
+    pairs, indices = probe(config.vocab_size)
+    with torch.device("cpu"):  # lightning makes the GPU the default while a model is built
+        batches = [layout.pairs(pairs, indices) for layout in (Padded(), PackedSharedPrefix())]
+    with undisturbed(model), recording() as windows:
+        try:
+            batches = [on_device(batch, model) for batch in batches]
+            expected = token_logps(model, batches[0]).values
+            model.set_attn_implementation(NAME)
+            found = [token_logps(model, batch).values for batch in batches]
+        except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            reason = f"{config.model_type} does not run with it: {next(iter(str(error).splitlines()), repr(error))}"
+        else:
+            tolerance = (TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE) * float(expected.abs().max())
+            off = max(float((other - expected).abs().max()) for other in found)
+            windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+            reason = ""
+            if not windows:
+                reason = f"{config.model_type} has an attention of its own"
+            elif not off <= tolerance:  # NaN as well
+                reason = f"{config.model_type} gives other log-probabilities in packed rows, by {off:.2g} nats"
+            elif windowed and not any(windows):
+                reason = f"{config.model_type} has a sliding window of which its attention is not told"
+    if reason:
+        model.set_attn_implementation(own)
+    return reason
+
+
+@contextmanager
+def recording() -> Iterator[list[int | None]]:
+    """Register the attention, and note for a while which sliding window each call with trees was told of."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    windows: list[int | None] = []
+
+    def noting(*args: Any, **options: Any) -> tuple[Tensor, None]:
+        if options.get("trees") is not None:
+            windows.append(options.get("sliding_window"))
+        return attention(*args, **options)
+
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(NAME, noting)
+    try:
+        yield windows
+    finally:
+        AttentionInterface.register(NAME, attention)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """No gradient and no dropout for a while."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def on_device(batch: PreferenceBatch, model: Any) -> PreferenceBatch:
+    """A batch where the model is."""
+    tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
+    return batch._replace(**{name: part.to(model.device) for name, part in tensors.items()})
+
+
+def probe(vocabulary: int) -> tuple[list[EncodedPair], list[int]]:
+    """Two pairs of random tokens whose answers differ in length and begin alike or not."""
+    draw = torch.Generator().manual_seed(0)
+
+    def answer(length: int) -> EncodedAnswer:
+        ids = torch.randint(vocabulary, (length,), generator=draw, device="cpu").tolist()
+        return EncodedAnswer(ids, [True] * length)
+
+    pairs = [
+        EncodedPair(Origin("probe", k), answer(prompt).ids, answer(5), answer(3)) for k, prompt in enumerate((7, 4))
+    ]
+    return pairs, [0, 1]

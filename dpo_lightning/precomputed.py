@@ -1,0 +1,236 @@
+"""`Precomputed`: a reference whose log-probabilities are computed once, kept in a file, and looked up from then on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpo_lightning.artefact import KEY, Artefact, TokenTable, read
+from dpo_lightning.console import say
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.heads import find_head
+from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
+from dpo_lightning.model_folder import looks_like_hub_id
+from dpo_lightning.models import CausalLM
+from dpo_lightning.provenance import SHOWN, Provenance
+from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter
+from dpo_lightning.scoring import Keys, Scoring, pair_keys, scored
+from dpo_lightning.types import Batch, EncodedPair, SequenceLogps
+
+FOLDER = Path("outputs/reference")
+"""Where files lie for which no path was given, each under its digest: runs that need the same one share it."""
+
+FLUSH_SECONDS = 60.0
+"""After so long, what was computed is kept, so that a pass that is killed goes on from there."""
+
+TOLERANCE = 1e-5
+"""Nats per scored token, and part of a sum, by which batches of another shape differ in float32."""
+
+HALF_NOTE = "in half precision, sums of other batches differ by up to about 1 nat"
+
+FULL = ("32", "32-true", "64", "64-true")
+
+
+class Precomputed(ReferencePolicy):
+    """Log-probabilities out of a file: no second model is held, and none is asked while training.
+
+    What the file lacks is computed before the first step and added to it. The file is bound to the digests of all that
+    moves a log-probability, and holds answers by their content: order, batches, layout and ranks are free.
+    """
+
+    def __init__(self, path: str | None = None, model: str | None = None) -> None:
+        """Choose the file and the reference.
+
+        Args:
+            path: the file; left out, it lies in `outputs/reference/` under its digest, shared by all runs that fit it.
+            model: a model or adapter folder or a hub id to compare with; the policy's own start where it is left out.
+        """
+        super().__init__()
+        self.path, self.model = path, model
+        self.share: tuple[int, int] | None = None
+        """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
+        self.moved = False
+        """Whether the policy may have left its start, and can no longer tell what the reference would say."""
+        self._rows: dict[str, Sequence[EncodedPair]] = {}
+        # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
+        self._sums: dict[str, Tensor] = {}
+        self._lengths: dict[str, Tensor] = {}
+
+    @property
+    def starts_equal(self) -> bool:
+        """Only where no other model was named."""
+        return self.model is None
+
+    @property
+    def live(self) -> bool:
+        """Only below a new adapter, whose base is there all the time."""
+        return self.model is None and has_new_adapter(self._builder)
+
+    def bind(self, policy: nn.Module, builder: CausalLM) -> None:
+        """Remember where the policy came from; `look_up` does the rest, once the rows are known."""
+        self._builder = builder
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The policy, its new adapter off; there is no other model to ask."""
+        if not self.live:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("a precomputed reference has log-probabilities and no model", "model.reference"),
+                fix="--model.reference FrozenCopy",
+            )
+        with policy.disable_adapter():  # type: ignore[operator]
+            yield policy
+
+    def forward(self, policy: nn.Module, batch: Batch, rows: str = "train") -> SequenceLogps:
+        """Sums and lengths of the batch's sequences, without asking the host.
+
+        A batch that does not hold the rows that its indices tell has another length: its sums are no numbers.
+        """
+        self.moved |= rows == "train"
+        if self._sums[rows].device != batch.indices.device:
+            self._sums[rows] = self._sums[rows].to(batch.indices.device)
+            self._lengths[rows] = self._lengths[rows].to(batch.indices.device)
+        at = batch.indices.clamp(min=0)
+        sums, lengths = (table[rows].index_select(0, at).T.flatten() for table in (self._sums, self._lengths))
+        counted = torch.zeros_like(lengths).index_add(
+            0, batch.sequence_ids, torch.ones_like(batch.targets, dtype=lengths.dtype)
+        )
+        strange = (counted != lengths) & (batch.indices >= 0).repeat(2)
+        return SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
+
+    def look_up(self, policy: nn.Module, run: Scoring) -> None:
+        """Compute what the file lacks, and find the values of every row.
+
+        Args:
+            policy: before its first step, and before a checkpoint moves it.
+            run: its rows and how it computes.
+
+        Raises:
+            UserError: the file is damaged, was computed with something else, lacks rows of a policy that has moved, or
+                cannot be written.
+        """
+        if run.rows.keys() == self._rows.keys() and all(run.rows[name] is rows for name, rows in self._rows.items()):
+            return
+        with torch.device("cpu"):  # while a model is built, tensors would be made on its device
+            provenance = self._provenance(run)
+            half = run.precision not in FULL or provenance.dtype != "float32"
+            # Sums depend on the shape of the batch: hardly in float32, by up to about 1 nat in half precision.
+            self._nearness = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
+            self._digest = provenance.model_digest()
+            path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:SHOWN]}.safetensors"
+            artefact = Artefact(path, provenance)
+            keys = {name: [pair_keys(row) for row in rows] for name, rows in run.rows.items()}
+            pairs = {pair: row for name in keys for pair, row in zip(keys[name], run.rows[name], strict=True)}
+            number, count = self.share or (0, 1)
+            self._fill(artefact, pairs, policy, run, (number * run.world_size + run.rank, count * run.world_size))
+            if self.share is not None:
+                return
+            run.barrier()
+            if run.rank == 0:  # ranks that saw the file before and after another process wrote it leave pairs out
+                self._fill(artefact, pairs, policy, run, (0, 1))
+                artefact.merge()
+            run.barrier()
+            self._keep(artefact, keys)
+            self._rows = dict(run.rows)
+
+    def _provenance(self, run: Scoring) -> Provenance:
+        """What the values have to come from; a reference whose folder is gone is taken from the file that is named."""
+        builder = self._other()
+        gone = self.model is not None and not Path(self.model).exists() and not looks_like_hub_id(self.model)
+        if self.path and Path(self.path).is_file() and gone:
+            say(f"note: {self.model} is not there: {self.path} is taken as it is")
+            stored, _ = read(Path(self.path))
+            digests = {name: getattr(stored, name) for name in ("weights", "architecture", "adapter")}
+            return replace(Provenance.of(self._builder, run.tokenizer, run.data, run.precision), **digests)
+        if self.model is not None:
+            check_same_tokenizer(self._builder, builder)
+        return Provenance.of(builder, run.tokenizer, run.data, run.precision)
+
+    def _other(self) -> CausalLM:
+        if self.model is None:
+            return self._builder
+        return CausalLM(self.model, self._builder.dtype, self._builder.attention)
+
+    def _fill(
+        self,
+        artefact: Artefact,
+        pairs: Mapping[Keys, EncodedPair],
+        policy: nn.Module,
+        run: Scoring,
+        share: tuple[int, int],
+    ) -> None:
+        """Compute this process's share of the pairs that are nowhere yet, longest first."""
+        whole, parts = artefact.load()
+        written = set(whole.keys)
+        ordered = sorted(
+            (pair for pair in pairs if not written.issuperset(pair)), key=lambda pair: (-pairs[pair].length, pair)
+        )
+        # Shares and batches follow from the file alone: a pass that goes on makes the batches that it would have made.
+        places = run.batches([pairs[pair] for pair in ordered], run.layout(policy))[share[0] :: share[1]]
+        known = written.union(*(part.keys for part in parts))
+        left = [[pair for place in batch if not known.issuperset(pair := ordered[place])] for batch in places]
+        batches = [batch for batch in left if batch]
+        if not batches:
+            return
+        if self.moved and self.starts_equal:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{len(pairs)} rows came up after the policy had moved", "model.reference", str(artefact.path)),
+                fix="python -m dpo_lightning precompute with these rows, before training",
+            )
+        artefact.check_writable()
+        todo = sum(map(len, batches))
+        say(f"reference: computing {todo} of {len(pairs)} pairs, once, into {artefact.path}")
+        answers: dict[bytes, Tensor] = {}
+        done, kept_at = 0, time.monotonic()
+        try:
+            with self._asked(policy, run) as model:
+                head, layout = find_head(model), run.layout(model)
+                for batch in batches:
+                    found = scored(model, head, layout, [pairs[pair] for pair in batch], run)
+                    answers |= {key: found[key] for key in found.keys() - known}  # an answer may be in several pairs
+                    known |= found.keys()
+                    done += len(batch)
+                    if time.monotonic() - kept_at >= FLUSH_SECONDS:
+                        artefact.add(answers)
+                        answers, kept_at = {}, time.monotonic()
+                        say(f"reference: {done} of {todo} pairs")
+        finally:  # an interrupted pass keeps what it has
+            artefact.add(answers)
+
+    @contextmanager
+    def _asked(self, policy: nn.Module, run: Scoring) -> Iterator[nn.Module]:
+        """The reference, on its device, without dropout and gradient."""
+        model = policy if self.model is None else self._other().build()
+        run.placed(model)
+        below: Any = model.disable_adapter() if self.live else nullcontext()  # type: ignore[operator]
+        with below, undisturbed(model):
+            yield model
+
+    def _keep(self, artefact: Artefact, keys: Mapping[str, Sequence[Keys]]) -> None:
+        """Find sums and lengths of every row's answers."""
+        table, parts = artefact.load()
+        if parts:  # left by another process since
+            table = TokenTable.merged([table, *parts])
+        at = {key: number for number, key in enumerate(table.keys)}
+        lost = sum(key not in at for pairs in keys.values() for pair in pairs for key in pair)
+        if lost:
+            raise UserError(
+                ExitCode.INPUT_MISSING,
+                Problem(f"{lost} answers are not in the file that the first process wrote", KEY, str(artefact.path)),
+                fix=f"--{KEY} on a disk that every process sees, or copy the file to each machine",
+            )
+        sums, lengths = table.sums()
+        for name, pairs in keys.items():
+            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64).reshape(-1, 2)
+            self._sums[name], self._lengths[name] = sums[places], lengths[places]
+        apart = "" if self._nearness == TOLERANCE else f"; {HALF_NOTE}"
+        say(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")

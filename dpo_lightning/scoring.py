@@ -1,0 +1,133 @@
+"""How a run scores its rows outside of training: the same model, precision and layout, without dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpo_lightning.artefact import content_key
+from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded, Trees
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.heads import SplitHead, causal_lm
+from dpo_lightning.kernels import on_device, takes_trees
+from dpo_lightning.logps import token_logps
+from dpo_lightning.types import EncodedPair
+
+Keys = tuple[bytes, bytes]
+"""Content keys of a pair's chosen and rejected answer."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The rows of a run, and how it computes."""
+
+    rows: Mapping[str, Sequence[EncodedPair]]
+    """Encoded pairs of `train` and `eval`, in the order that a batch's indices count."""
+
+    data: Any
+    """The `PreferenceDataModule`."""
+
+    tokenizer: Any
+    """The policy's."""
+
+    precision: str
+    """As `--trainer.precision` has it."""
+
+    placed: Callable[[nn.Module], nn.Module]
+    """Puts a model on the device and into the precision that training has it in."""
+
+    autocast: Callable[[], AbstractContextManager[Any]]
+    """The context of a forward pass in training."""
+
+    rank: int = 0
+    """This process."""
+
+    world_size: int = 1
+    """All processes."""
+
+    barrier: Callable[[], Any] = lambda: None
+    """Waits for all processes."""
+
+    @classmethod
+    def of(cls, trainer: Any, tokenizer: Any) -> Scoring:
+        """The run of a `Trainer` whose data module has encoded its rows.
+
+        Raises:
+            UserError: it has no data module.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if data is None:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("Precomputed looks rows up in a PreferenceDataModule, and the trainer has none", "data"),
+                fix="trainer.fit(module, datamodule=PreferenceDataModule(...)), or another reference",
+            )
+        plugin, strategy = trainer.precision_plugin, trainer.strategy
+        return cls(
+            data.encoded,
+            data,
+            tokenizer,
+            str(trainer.precision),
+            lambda model: plugin.convert_module(model).to(strategy.root_device),
+            plugin.forward_context,
+            trainer.global_rank,
+            trainer.world_size,
+            strategy.barrier,
+        )
+
+    def layout(self, model: nn.Module) -> Collator:
+        """How rows become batches for a model: as the data has it where the model takes that."""
+        trees = takes_trees(causal_lm(model))
+        chosen: Collator | None = self.data.collator
+        if chosen is not None and (trees or not isinstance(chosen, Trees)):
+            return chosen
+        return PackedSharedPrefix() if trees else Padded()
+
+    def batches(self, rows: Sequence[EncodedPair], layout: Collator) -> list[list[int]]:
+        """Places of rows, longest first, by the batch: as many rows or tokens as training has."""
+        most, size = self.data.max_tokens, self.data.batch_size
+        if not most:
+            return [[*range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)]
+        batches: list[list[int]] = []
+        highest = 0
+        for place, tokens in enumerate(map(layout.tokens, rows)):
+            highest = max(highest, tokens)
+            if not batches or (len(batches[-1]) + 1) * highest > most:
+                batches.append([])
+                highest = tokens
+            batches[-1].append(place)
+        return batches
+
+
+def pair_keys(row: EncodedPair) -> Keys:
+    """What a pair is to a model."""
+    return content_key(row.prompt_ids, row.chosen), content_key(row.prompt_ids, row.rejected)
+
+
+def scored(
+    model: nn.Module, head: SplitHead | None, layout: Collator, rows: Sequence[EncodedPair], run: Scoring
+) -> dict[bytes, Tensor]:
+    """Log-probabilities of every scored token of some pairs, float32 on the CPU, by the content of the answer.
+
+    Raises:
+        UserError: one of them is no number.
+    """
+    batch = on_device(layout.pairs(rows, range(len(rows))), model)
+    with run.autocast():
+        tokens = token_logps(model, batch, head)
+    lengths = torch.bincount(tokens.sequence_ids, minlength=batch.num_sequences)
+    values = tokens.values.float().cpu().split(lengths.tolist())
+    for number, own in enumerate(values):
+        if not own.isfinite().all():
+            raise UserError(
+                ExitCode.MODEL,
+                Problem("a reference log-probability is no number", str(rows[number % len(rows)].origin)),
+                fix="--trainer.precision 32-true, or a sound model",
+            )
+    chosen, rejected = zip(*(pair_keys(row) for row in rows), strict=True)
+    return dict(zip((*chosen, *rejected), values, strict=True))

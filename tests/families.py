@@ -1,0 +1,76 @@
+"""Tiny models of many families, of random weights that make attention and logits matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from layouts import answer, pair
+
+VOCAB = 96
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "tie_word_embeddings": True,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128} | dict.fromkeys(
+    ("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0
+)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": False}),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 2.0},
+    ),
+    "gemma3": ("Gemma3", {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gpt2": ("GPT2", GPT2),
+    "mistral": ("Mistral", {"sliding_window": 4}),
+    "granite": ("Granite", {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.5}),
+    "cohere": ("Cohere", {"logit_scale": 0.25}),
+}
+"""Families that take every layout."""
+
+PAIRS = [
+    pair([11, 12, 13, 14, 15, 16, 17], [21, 22, 23, 24, 0], [31, 32, 0]),
+    pair([41], [42, 0], [43, 44, 45, 46, 47, 48, 49, 0]),
+    pair([51, 52, 53, 54, 55], [61, 62, 63, 64, 65, 0], [61, 62, 63, 71, 0]),
+    pair([51, 52], [53, 54], answer(53, 54, 55, 56, 0, scored=[True, True, False, False, True])),
+]
+"""Pairs that are longer than a window, of unequal lengths, with answers that begin alike."""
+
+
+def make(family: str, **changes: Any) -> Any:
+    """A model of a family, in train mode and without dropout; the same at every call."""
+    import transformers
+
+    name, options = FAMILIES.get(family, (family, {}))
+    kinds = [getattr(transformers, name + end, None) for end in ("Config", "TextConfig")]
+    config = (kinds[1] or kinds[0])(**SIZES | options | changes)
+    head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return getattr(transformers, name + head)(config).train()
+
+
+def with_adapter(model: Any, **options: Any) -> Any:
+    """The model with an adapter that changes what it says."""
+    from peft import LoraConfig, get_peft_model
+
+    policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, **{"target_modules": "all-linear"} | options))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in policy.named_parameters():
+            if "lora_B" in name:
+                value.copy_(torch.randn(value.shape, generator=draw) * 0.2)
+    return policy

@@ -1,0 +1,246 @@
+"""Attention over trees against plain softmax attention under a dense mask, in float64: values and gradients."""
+
+from types import SimpleNamespace
+
+import jaxtyping
+import pytest
+import torch
+from layouts import visible
+from torch.nn.attention.flex_attention import flex_attention
+
+from dpo_lightning.attention import Kernel, block_mask, causal_mask, tree_attention, tree_rule
+from dpo_lightning.types import Tree
+
+TREES = {
+    "a pair": [Tree(0, 0, 4, (3, 2), (0, 1))],
+    "a sequence by itself": [Tree(0, 0, 6, (0,), (0,))],
+    "branches without a token": [Tree(0, 0, 4, (0, 3, 0), (0, 1, 2)), Tree(0, 7, 2, (0, 0), (3, 4))],
+    "no trunk": [Tree(0, 0, 0, (3, 4), (0, 1))],
+    "nothing": [Tree(0, 0, 0, (0, 0), (0, 1)), Tree(0, 0, 2, (1,), (2,))],
+    "four answers": [Tree(0, 0, 3, (2, 1, 4, 2), (0, 1, 2, 3))],
+    "one after the other": [Tree(0, 0, 4, (2, 3), (0, 2)), Tree(0, 9, 1, (4, 1), (1, 3)), Tree(0, 15, 5, (0,), (4,))],
+    "several rows": [Tree(0, 0, 3, (1, 2), (0, 3)), Tree(1, 0, 2, (4, 3), (1, 4)), Tree(2, 0, 1, (0, 1), (2, 5))],
+    "a row of nothing but padding": [Tree(1, 0, 3, (1, 2), (0, 1))],
+}
+KERNELS = {
+    "plain": Kernel(0.4),
+    "window": Kernel(0.4, window=3),
+    "window of one": Kernel(0.4, window=1),
+    "window beyond all": Kernel(0.4, window=100),
+    "softcap": Kernel(2.0, softcap=1.5),
+    "softcap and window": Kernel(2.0, softcap=1.5, window=3),
+}
+
+
+def positions(trees, rows, width):
+    """The position of each token in its sequence."""
+    found = torch.zeros(rows, width, dtype=torch.long)
+    for tree in trees:
+        counted = [*range(tree.trunk), *(tree.trunk + k for length in tree.branches for k in range(length))]
+        found[tree.row, tree.start : tree.start + len(counted)] = torch.tensor(counted, dtype=torch.long)
+    return found
+
+
+def dense(query, key, value, trees, kernel):
+    """Softmax attention under a mask of every position against every other; nothing seen gives zeros."""
+    rows, heads, width = query.shape[:3]
+    sees = visible(SimpleNamespace(input_ids=torch.zeros(rows, width), trees=trees))
+    at = positions(trees, rows, width)
+    if kernel.window is not None:  # in the sequence and not in the row
+        sees &= at[:, :, None] - at[:, None, :] < kernel.window
+    key, value = (part.repeat_interleave(heads // key.shape[1], dim=1) for part in (key, value))
+    scores = torch.einsum("rhqd,rhkd->rhqk", query, key) * kernel.scale
+    if kernel.softcap is not None:
+        scores = torch.tanh(scores / kernel.softcap) * kernel.softcap
+    weights = torch.where(sees[:, None], scores, -torch.inf).softmax(-1).nan_to_num(0)
+    return torch.einsum("rhqk,rhkd->rqhd", weights, value)
+
+
+def tensors(trees, heads=4, kv_heads=2, value_dim=6, padding=2, dtype=torch.float64):
+    """Random queries, keys and values that hold the trees and some padding."""
+    width = padding + max(tree.start + tree.trunk + sum(tree.branches) for tree in trees)
+    rows, draw = 1 + max(tree.row for tree in trees), torch.Generator().manual_seed(0)
+    shapes = (heads, 8), (kv_heads, 8), (kv_heads, value_dim)
+    parts = [torch.randn(rows, count, width, dim, generator=draw, dtype=torch.float64) for count, dim in shapes]
+    return [part.to(dtype).requires_grad_() for part in parts]
+
+
+def gradients(out, parts):
+    """Of something that no symmetry hides."""
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.autograd.grad((out * weights).sum(), parts)
+
+
+def assert_attends(parts, trees, kernel):
+    """Values and gradients are those of the dense mask; the capped softmax runs in float32."""
+    found, expected = tree_attention(*parts, trees, kernel), dense(*parts, trees, kernel)
+    tolerance = 1e-12 if kernel.softcap is None else 1e-6
+    pairs = zip([found, *gradients(found, parts)], [expected, *gradients(expected, parts)], strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("trees", TREES)
+def test_it_is_attention_under_the_dense_mask(trees, kernel):
+    assert_attends(tensors(TREES[trees]), TREES[trees], KERNELS[kernel])
+
+
+@pytest.mark.parametrize("kernel", ["plain", "softcap and window"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (4, 1), (6, 3)])
+def test_so_it_is_however_heads_are_shared(heads, kv_heads, kernel):
+    trees = TREES["one after the other"]
+    assert_attends(tensors(trees, heads, kv_heads), trees, KERNELS[kernel])
+
+
+@pytest.mark.parametrize("padding", [0, 1, 7])
+def test_padding_gets_zeros_and_no_gradient(padding):
+    trees = TREES["several rows"]
+    parts = tensors(trees, padding=padding)
+    found = tree_attention(*parts, trees, KERNELS["plain"])
+    in_parts = gradients(found, parts)
+    for row, tree in enumerate(trees):
+        length = tree.trunk + sum(tree.branches)
+        assert found[row, :length].any(dim=(1, 2)).all()
+        assert not found[row, length:].any()
+        for gradient in in_parts:
+            assert not gradient[row, :, length:].any()
+
+
+def test_what_stands_in_the_padding_reaches_nothing():
+    trees = TREES["several rows"]
+    parts = tensors(trees, padding=3)
+    clean = tree_attention(*parts, trees, KERNELS["plain"])
+    with torch.no_grad():
+        for part in parts:
+            for row, tree in enumerate(trees):
+                part[row, :, tree.trunk + sum(tree.branches) :] = torch.nan
+    assert torch.equal(tree_attention(*parts, trees, KERNELS["plain"]), clean)
+
+
+WRONG = {
+    "a branch sees the other": lambda tree: tree._replace(branches=(sum(tree.branches),), numbers=(0,)),
+    "a branch sees less of its trunk": lambda tree: Tree(0, 1, tree.trunk - 1, tree.branches, tree.numbers),
+    "the trunk is longer by one": lambda tree: Tree(0, 0, tree.trunk + 1, (2, 2), tree.numbers),
+    "branches change their lengths": lambda tree: tree._replace(branches=tree.branches[::-1]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_mask_gives_other_numbers(wrong):
+    """What the comparisons above are there to find."""
+    right = TREES["a pair"]
+    parts = tensors(right)
+    other = dense(*parts, [WRONG[wrong](tree) for tree in right], KERNELS["plain"])
+    assert (tree_attention(*parts, right, KERNELS["plain"]) - other).abs().max() > 0.01
+
+
+def test_a_window_counts_positions_and_not_places():
+    """The second branch's first token follows the trunk; between them stand the tokens of the first."""
+    trees, kernel = [Tree(0, 0, 4, (5, 1), (0, 1))], Kernel(0.4, window=2)
+    parts = tensors(trees, padding=0)
+    found = tree_attention(*parts, trees, kernel)[0, -1]
+    query, key, value = (part[0] for part in parts)
+    seen = [3, 9]  # the trunk's last token, and itself
+    groups = torch.arange(4) // 2
+    weights = ((query[:, 9:] @ key[groups][:, seen].mT) * 0.4).softmax(-1)
+    torch.testing.assert_close(found, (weights @ value[groups][:, seen])[:, 0])
+
+
+def test_a_softcap_is_applied_before_the_mask():
+    """After it, what is hidden would come back with a score of `-softcap`."""
+    trees = TREES["a pair"]
+    query, key, value = tensors(trees)
+    with torch.no_grad():
+        value[:, :, 4:7] = 1e6  # the first branch
+        seen = tree_attention(query, key, value, trees, Kernel(9.0, softcap=0.1))
+    assert seen[0, 4:7].min() > 1e3
+    assert seen[0, :4].abs().max() < 10
+    assert seen[0, 7:9].abs().max() < 10
+
+
+def test_half_precision_stays_close_and_keeps_its_type():
+    trees = TREES["one after the other"]
+    exact = tensors(trees)
+    for name, kernel in KERNELS.items():
+        half = [part.detach().bfloat16().requires_grad_() for part in exact]
+        found = tree_attention(*half, trees, kernel)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), dense(*exact, trees, kernel), rtol=0.05, atol=0.05, msg=name)
+
+
+def test_queries_in_float32_follow_their_values_under_autocast():
+    trees = TREES["a pair"]
+    query, key, value = tensors(trees, dtype=torch.float32)
+    for kernel in (KERNELS["plain"], KERNELS["softcap"]):
+        mixed = tree_attention(query, key, value.bfloat16(), trees, kernel)
+        assert mixed.dtype == torch.bfloat16
+        assert torch.equal(mixed, tree_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), trees, kernel))
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_dropout_is_that_of_attention_weights(softcap):
+    trees = TREES["one after the other"]
+    parts = tensors(trees, padding=0)
+    ones = torch.ones_like(parts[2])
+    torch.manual_seed(0)
+    drawn = [tree_attention(*parts[:2], ones, trees, Kernel(0.4, 0.5, softcap)) for _ in range(400)]
+    assert not torch.equal(drawn[0], drawn[1])
+    mean = torch.stack(drawn).mean(0)  # what is left is scaled up
+    assert (mean - 1).abs().max() < 0.3
+    assert (drawn[0][0, 0] == 2).logical_or(drawn[0][0, 0] == 0).all()  # the first token sees itself
+
+
+def on_tokens(trees, width):
+    """`[row, position]`: whether a token of a tree stands there."""
+    found = torch.zeros(1 + max(tree.row for tree in trees), width, dtype=torch.bool)
+    for tree in trees:
+        found[tree.row, tree.start : tree.start + tree.trunk + sum(tree.branches)] = True
+    return found
+
+
+@pytest.mark.parametrize("trees", TREES)
+def test_the_rule_for_blocks_is_that_of_the_dense_mask(trees):
+    trees = TREES[trees]
+    query = tensors(trees)[0]
+    rows, width = query.shape[0], query.shape[2]
+    rule = tree_rule(trees, rows, width, query.device)
+    at = torch.meshgrid(torch.arange(rows), torch.arange(width), torch.arange(width), indexing="ij")
+    found = rule(at[0], torch.zeros(()), *at[1:])
+    seen = visible(SimpleNamespace(input_ids=query[:, 0, :, 0], trees=trees))
+    real = on_tokens(trees, width)
+    assert torch.equal(found[real], seen[real])
+    assert not (found & ~real[:, :, None] & real[:, None, :]).any()
+    assert found[~real].any(1).all()  # padding sees itself: a row of a softmax that sees nothing is no number
+
+
+@pytest.mark.parametrize("trees", TREES)
+def test_attention_by_blocks_is_that_under_the_dense_mask(trees):
+    trees = TREES[trees]
+    query, key, value = (part.detach() for part in tensors(trees, value_dim=8))
+    mask = block_mask(trees, len(query), query.shape[2], query.device)
+    found = flex_attention(query, key, value, block_mask=mask, scale=0.4, enable_gqa=True).transpose(1, 2)
+    real = on_tokens(trees, query.shape[2])
+    torch.testing.assert_close(found[real], dense(query, key, value, trees, KERNELS["plain"])[real])
+    assert torch.isfinite(found).all()
+
+
+def test_the_mask_of_the_last_tokens_of_a_sequence():
+    on, off = True, False
+    assert causal_mask(2, 4, None, torch.device("cpu")).tolist() == [[on, on, on, off], [on, on, on, on]]
+    assert causal_mask(2, 4, 2, torch.device("cpu")).tolist() == [[off, on, on, off], [off, off, on, on]]
+
+
+def test_a_tree_beyond_the_row_is_an_error():
+    parts = tensors([Tree(0, 0, 3, (1,), (0,))], padding=0)
+    with pytest.raises(RuntimeError, match="split"):
+        tree_attention(*parts, [Tree(0, 0, 3, (4,), (0,))], KERNELS["plain"])
+
+
+def test_heads_that_do_not_match_are_caught_while_tests_run():
+    query, key, value = tensors(TREES["a pair"])
+    with pytest.raises(jaxtyping.TypeCheckError):
+        tree_attention(query, key, value[:, :1], TREES["a pair"], KERNELS["plain"])
+    with pytest.raises(jaxtyping.TypeCheckError):
+        tree_attention(query[0], key[0], value[0], TREES["a pair"], KERNELS["plain"])

@@ -1,0 +1,70 @@
+"""Every benchmark runs and writes figures and a chart: on a tiny random model, whose speed says nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runs import json_lines, pairs
+
+from benchmarks.rows import fitting_rows, read_rows, write_rows
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(name, model, rows, out, *more):
+    """The figures of a benchmark, run as a user runs it."""
+    arguments = [name, "--model", model, "--rows", rows, "--out", out, "--steps", 1, "--batch", 2, "--epochs", 1]
+    arguments += ["--max-length", 200, *more]
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((out / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Pairs as a user has them."""
+    return json_lines(tmp_path_factory.mktemp("rows") / "pairs.jsonl", pairs(8))
+
+
+def test_steps_against_trl(tiny_llama, rows, tmp_path):
+    found = run("trl", tiny_llama, rows, tmp_path, "--comparisons", "defaults,best")
+    assert found["rows"]["drawn"] == 4
+    for name in ("defaults", "best"):
+        assert found[name]["ratio"] > 0
+        assert found[name]["ours"]["losses"] == pytest.approx(found[name]["trl"]["losses"], abs=1e-2)
+    assert found["best"]["ours"]["reference_pairs"] == found["best"]["trl"]["reference_pairs"] == 4
+    assert found["best"]["ours"]["reference_seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["share", "profile", "growth"])
+def test_steps_alone(name, tiny_llama, rows, tmp_path):
+    found = run(name, tiny_llama, rows, tmp_path)
+    if name == "growth":
+        # Twice the pairs are twice the operations in any layout.
+        assert found["padded, pairs"]["exponent_of_operations"] == pytest.approx(1, abs=0.05)
+        packed, padded = (found[f"{layout}, prompt"]["operations"] for layout in ("packed shared prefix", "padded"))
+        assert packed[-1] < 0.7 * padded[-1]
+    else:
+        assert found
+
+
+def test_rows_of_sharegpts_ranking_form(tiny_llama, tmp_path):
+    said = {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."}}
+    bad = {**said, "rejected": {"from": "gpt", "value": "No\x0c"}}
+    same = {**said, "rejected": said["chosen"]}
+    long = {**said, "rejected": {"from": "gpt", "value": "No. " * 400}}
+    good = [{**said, "rejected": {"from": "gpt", "value": f"No {k}."}} for k in range(3)]
+    source, target = tmp_path / "ranking.json", tmp_path / "rows.jsonl"
+    source.write_text(json.dumps([bad, *good, same, long]), encoding="utf-8")
+    assert write_rows(str(source), target) == 5
+    found = fitting_rows(str(tiny_llama), str(source), target, 200, 2, seed=0)
+    assert (found["rows"], found["refused"], found["too_long"], found["drawn"]) == (5, 1, 1, 2)
+    assert len(read_rows(str(tiny_llama), target, 200)) == 2
+    with pytest.raises(SystemExit, match=r"3 rows of .* fit into 200 tokens: 9 are needed"):
+        fitting_rows(str(tiny_llama), str(source), target, 200, 9, seed=0)

@@ -1,0 +1,215 @@
+"""Which models are switched to our attention, which are not and why, and that nothing else changes for either."""
+
+import json
+
+import pytest
+import runs
+import tiny
+import torch
+from families import FAMILIES, PAIRS, make
+from layouts import LAYOUTS, TREES
+
+from dpo_lightning.attention import Forest, Kernel, block_mask, tree_attention
+from dpo_lightning.data.collate import PackedSharedPrefix, Padded
+from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.generation import Sampling, answer
+from dpo_lightning.heads import find_head
+from dpo_lightning.kernels import NAME, attention, install, takes_trees
+from dpo_lightning.logps import token_logps
+from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.types import Tree
+
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+REFUSED = {
+    "mamba": ("Mamba", {"state_size": 8, "num_key_value_heads": 4}, "mamba has linear_attention layers"),
+    "jamba": (
+        "Jamba",
+        {"use_mamba_kernels": False, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+        "jamba has linear_attention layers, which run along a whole row",
+    ),
+    "gpt-oss": ("GptOss", EXPERTS | {"head_dim": 8, "sliding_window": 4}, "its attention has s_aux"),
+    "llama 4": (
+        "Llama4",
+        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
+        "llama4_text has chunked_attention layers, which run along a whole row",
+    ),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "bloom does not run with it"),
+    "falcon": ("Falcon", {"num_kv_heads": 2}, "falcon has an attention of its own"),
+}
+
+
+def logps(model, layout=None, head=None):
+    """Of every scored token."""
+    with torch.no_grad():
+        return token_logps(model.eval(), (layout or Padded()).pairs(PAIRS, range(len(PAIRS))), head).values
+
+
+# Models that are switched
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_switched_model_takes_trees_and_its_padded_rows_stay_as_they_were(family):
+    model = make(family)
+    before = logps(model)
+    assert not takes_trees(model)
+    assert install(model.train()) == ""
+    assert takes_trees(model)
+    assert model.training
+    assert torch.equal(logps(model), before)
+    assert all(value.grad is None for value in model.parameters())
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
+def test_plain_rows_are_bit_identical_to_sdpa(family, mixed, side):
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        model = make(family)
+        assert model.config._attn_implementation == "sdpa"
+        padded = Padded(16, side)
+        before = logps(model, padded)
+        whole = model(torch.arange(24).reshape(2, 12)).logits
+        assert install(model) == ""
+        assert torch.equal(logps(model, padded), before)
+        assert torch.equal(model(torch.arange(24).reshape(2, 12)).logits, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama", "mistral"])
+def test_models_in_half_precision_are_switched_as_well(family, dtype):
+    model = make(family).to(dtype)
+    expected = logps(model)
+    assert install(model) == ""
+    for name in TREES:
+        assert (logps(model, LAYOUTS[name]) - expected).abs().max() < 0.15, name
+
+
+GREEDY = Sampling(max_new_tokens=12, temperature=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_switched_model_answers_as_before(family, chat_tokenizer):
+    prompts = ([40], [7, 30, 41, 9, 11], [5] * 20, [60, 61, 62])
+    model = make(family)
+    expected = answer(model, chat_tokenizer, prompts, GREEDY, frozenset([2]))
+    assert len(set(expected)) >= 3
+    assert install(model) == ""
+    assert answer(model, chat_tokenizer, prompts, GREEDY, frozenset([2])) == expected
+    drawn = Sampling(12, temperature=1.0, seed=3)
+    assert answer(model, chat_tokenizer, prompts, drawn, frozenset([2])) == answer(
+        make(family), chat_tokenizer, prompts, drawn, frozenset([2])
+    )
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_what_is_saved_does_not_tell_of_our_attention(lora, tiny_llama, chat_tokenizer, tmp_path):
+    builder = CausalLM(str(tiny_llama), lora=lora)
+    model = builder.build()
+    assert takes_trees(model if lora is None else model.get_base_model())
+    save_model(model, chat_tokenizer, tmp_path, str(tiny_llama))
+    saved = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*config.json")}
+    assert ("adapter_config.json" if lora else "config.json") in saved
+    assert not [name for name, content in saved.items() if NAME in map(str, content.values())]
+    assert not [name for name, content in saved.items() if any("attn_implementation" in key for key in content)]
+    if lora is None:
+        again = CausalLM(str(tmp_path), attention="sdpa").build()
+        assert again.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("options", "by_blocks"),
+    [({}, True), ({"softcap": 5.0}, True), ({"sliding_window": 4}, False), ({"dropout": 0.5}, False)],
+)
+def test_blocks_are_for_layers_whose_tokens_see_all_of_a_tree(options, by_blocks, monkeypatch):
+    """A mask by blocks tells of trees alone: a window and dropout are the pieces' work."""
+    called = []
+    monkeypatch.setattr(
+        "transformers.integrations.flex_attention.flex_attention_forward", lambda *_, **__: called.append(1)
+    )
+    trees = (Tree(0, 0, 6, (2, 3), (0, 1)),)
+    query, key, value = torch.randn(3, 1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
+    mask = block_mask(trees, 1, 11, query.device)
+    out = attention(torch.nn.Module(), query, key, value, mask, trees=Forest(trees), **options)
+    assert bool(called) == by_blocks
+    if options.get("sliding_window"):
+        kernel = Kernel(8**-0.5, window=4)
+        assert torch.equal(out[0], tree_attention(query, key, value, trees, kernel))
+
+
+# Models that are not
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_cannot_is_told_and_goes_on_in_padded_rows(name):
+    family, options, reason = REFUSED[name]
+    model = make(family, **options)
+    own, before = model.config._attn_implementation, logps(model)
+    assert reason in install(model)
+    assert not takes_trees(model)
+    assert model.config._attn_implementation == own
+    assert torch.equal(logps(model), before)
+    head = find_head(model)
+    torch.testing.assert_close(logps(model, head=head), before, rtol=0, atol=1e-5)
+    token_logps(model.train(), Padded().pairs(PAIRS, range(len(PAIRS)))).values.sum().backward()
+    assert any(value.grad is not None and value.grad.any() for value in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "qwen2"])
+@pytest.mark.parametrize("window", [4, 4096])
+def test_a_window_that_attention_is_not_told_of_is_caught(family, window):
+    """In padded rows a mask tells it. The trial's sequences do not reach a window of 4096: no number could show it."""
+    kinds = ["sliding_attention", "full_attention"]
+    model = make(family, sliding_window=window, use_sliding_window=True, layer_types=kinds)
+    assert install(model) == ""
+    model = make(family, sliding_window=window, use_sliding_window=True, layer_types=kinds)
+    model.model.layers[0].self_attn.sliding_window = None
+    before = logps(model)
+    reason = install(model)
+    if window == 4:
+        assert "gives other log-probabilities in packed rows, by" in reason
+    else:
+        assert "has a sliding window of which its attention is not told" in reason
+    assert not takes_trees(model)
+    assert torch.equal(logps(model), before)
+
+
+def test_a_model_without_positions_of_its_own_is_caught():
+    """One that counts along the row, whatever it is told."""
+    model = make("gpt2")
+    wpe = model.transformer.wpe
+    wpe.register_forward_pre_hook(lambda _, args: (torch.arange(args[0].shape[1]).expand_as(args[0]),))
+    reason = install(model)
+    assert "gpt2 gives other log-probabilities in packed rows, by" in reason
+    assert not takes_trees(model)
+
+
+def test_numbers_that_are_none_are_no_agreement():
+    model = make("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    assert "gives other log-probabilities in packed rows, by nan" in install(model)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_kernel_that_was_asked_for_is_left_alone(attention, tiny_llama, capsys):
+    model = CausalLM(str(tiny_llama), attention=attention).build()
+    assert model.config._attn_implementation == attention
+    assert "layout" not in capsys.readouterr().out
+
+
+def test_a_run_with_a_model_that_cannot_says_why_and_pads(tmp_path, capsys):
+    family, options, _ = REFUSED["bloom"]
+    folder = tiny.save(tmp_path / "bloom", make(family, **options, vocab_size=tiny.VOCAB), tiny.make_chat_tokenizer())
+    file = runs.write_pairs(tmp_path / "pairs.jsonl")
+    data = PreferenceDataModule(train=str(file), batch_size=4, max_length=128)
+    runs.fit(runs.module(folder), file, tmp_path, data=data, enable_checkpointing=False)
+    told = capsys.readouterr().out
+    assert "layout: padded rows (bloom does not run with it" in told
+    assert "self-check: passed" in told
+    assert data.layout == Padded()
+    asked = PreferenceDataModule(train=str(file), batch_size=4, max_length=128, collator=PackedSharedPrefix())
+    with pytest.raises(UserError, match=r"does not take PackedSharedPrefix batches at data\.collator") as raised:
+        runs.fit(runs.module(folder), file, tmp_path, data=asked, enable_checkpointing=False)
+    assert raised.value.code == ExitCode.MODEL == 67
+    assert "--data.collator Padded" in raised.value.fix

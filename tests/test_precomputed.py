@@ -1,0 +1,256 @@
+"""`Precomputed` says what the live reference says, costs a step next to nothing, and needs no second model."""
+
+import random
+from pathlib import Path
+
+import pytest
+import runs
+import tiny
+import torch
+from command_runs import watch_loading
+from lookups import data, files, looked_up
+
+from dpo_lightning.artefact import TokenTable, read, write
+from dpo_lightning.data.collate import Padded
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.logps import token_logps
+from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.precomputed import HALF_TOLERANCE, Precomputed
+from dpo_lightning.references import FrozenCopy
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder of the test's own, in which files without a path lie."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Pairs."""
+    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"collator": Padded()}, {"batch_size": 5}, {"max_tokens": 200}])
+def test_it_says_what_a_live_reference_says(kind, options, file, tiny_llama, tiny_gpt2):
+    """Computed in some batches, asked in others: shuffled, of other sizes and layouts."""
+    folder = {"llama": tiny_llama, "gpt2": tiny_gpt2}[kind]
+    live = runs.ready(folder, FrozenCopy())
+    made = looked_up(folder, file, **options)
+    rows = data(file)
+    rows.prepare("fit", made)
+    order = list(range(len(rows.encoded["train"])))
+    random.Random(1).shuffle(order)
+    layouts = [Padded(), Padded(side="left")]
+    if made.takes_trees():
+        rows.choose_layout(True)
+        layouts.append(rows.layout)
+    for size in (1, 4, len(order)):
+        for layout in layouts:
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                batch = layout.pairs([rows.encoded["train"][index] for index in part], part)
+                found, expected = made.reference(made.policy, batch), live.reference(live.policy, batch)
+                torch.testing.assert_close(found.sums, expected.sums, rtol=1e-5, atol=1e-4)
+                assert torch.equal(found.lengths, expected.lengths)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2, lora_dropout=0.5)])
+def test_a_run_is_the_run_with_a_live_reference(lora, tiny_llama, file, tmp_path):
+    """Losses, gradients and so weights; train and eval rows are told apart."""
+    held_out = runs.write_pairs(tmp_path / "eval.jsonl", rows=3, prompt="Another question")
+    ends = []
+    for name, reference in (("live", None), ("file", Precomputed()), ("again", Precomputed())):
+        torch.manual_seed(0)
+        made = runs.module(tiny_llama, reference, lora=lora)
+        rows = data(file, eval=str(held_out))
+        trainer = runs.fit(made, file, tmp_path / name, steps=6, data=rows, enable_checkpointing=False)
+        ends.append((made, {key: float(value) for key, value in trainer.callback_metrics.items()}))
+    (live, expected), *others = ends
+    assert "eval/loss" in expected
+    for made, metrics in others:
+        assert metrics == pytest.approx(expected, abs=1e-4)
+        for left, right in zip(made.policy.parameters(), live.policy.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    assert len(files()) == 1
+
+
+def test_the_gradients_of_a_step_are_equal(tiny_llama, file):
+    gradients = []
+    for made in (runs.ready(tiny_llama), looked_up(tiny_llama, file)):
+        made.compare(runs.batch(made, file))[0].losses.mean().backward()
+        gradients.append([value.grad for value in made.policy.parameters()])
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-7)
+
+
+def test_dropout_is_off_in_the_pass(file, tmp_path):
+    """A model whose every dropout is 0.5 gives what it gives with none."""
+    values = []
+    for name, dropout in (("with", 0.5), ("without", 0.0)):
+        folder = tiny.save(tmp_path / name, tiny.make_gpt2(dropout=dropout), tiny.make_tokenizer())
+        made = looked_up(folder, file, Precomputed(path=f"{name}.safetensors"))
+        assert made.policy.training
+        other = looked_up(tmp_path / "with", file, Precomputed(path=f"{name}-other.safetensors", model=str(folder)))
+        assert torch.equal(other.reference._sums["train"], made.reference._sums["train"])
+        values.append(read(Path(f"{name}.safetensors"))[1].values)
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
+def test_in_half_precision_the_self_check_says_how_far_it_is(precision, tiny_llama, file, tmp_path, capsys):
+    """Computed in batches of other shapes than the first one of the run."""
+    for size in (1, 2):
+        rows = data(file, batch_size=size, collator=Padded() if size == 1 else None)
+        options = {"enable_checkpointing": False, "precision": precision}
+        made = runs.module(tiny_llama, Precomputed(path="half.safetensors"))
+        runs.fit(made, file, tmp_path / str(size), steps=1, data=rows, **options)
+    told = capsys.readouterr().out
+    assert "in half precision, sums of other batches differ by up to about 1 nat" in told
+    assert told.count("self-check: passed (starting loss 0.69") == 2
+    assert "margins within" in told
+    assert made.reference.nearness == HALF_TOLERANCE
+
+
+def test_a_start_that_is_not_near_is_named(tiny_llama, file, tmp_path):
+    """Values that the policy does not give: whole, with a checksum, and yet another reference's."""
+    path = tmp_path / "ref.safetensors"
+    looked_up(tiny_llama, file, Precomputed(path=str(path)))
+    provenance, table = read(path)
+    for off, said in ((0.01, "nats from the reference"), (1.0, "the starting loss is")):
+        draw = torch.Generator().manual_seed(0)
+        noise = off * torch.rand(len(table.values), generator=draw)
+        write(path, TokenTable(table.keys, table.offsets, table.values + noise), provenance)
+        with pytest.raises(UserError, match=said) as raised:
+            runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / str(off), steps=1)
+        assert raised.value.code == ExitCode.MODEL
+
+
+def test_a_filler_is_finite_and_other_rows_are_no_number(tiny_llama, file):
+    made = looked_up(tiny_llama, file)
+    rows = data(file)
+    rows.prepare("fit", made)
+    encoded = rows.encoded["train"]
+    sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, -1])).sums
+    assert sums.isfinite().all()
+    assert sums[0] == made.reference._sums["train"][4, 0]
+    sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, 7])).sums
+    assert sums.isnan().tolist() == [False, False, False, True]  # the rejected answers differ in length
+
+
+def test_a_step_does_not_ask_the_host(tiny_llama, file):
+    """Tensors without values tell: whatever waits for one raises."""
+    made = looked_up(tiny_llama, file)
+    batch = runs.batch(made, file)
+    moved = {name: part.to("meta") for name, part in batch._asdict().items() if isinstance(part, torch.Tensor)}
+    found = made.reference(made.policy, batch._replace(**moved))
+    assert found.sums.device.type == "meta"
+    assert found.sums.shape == (batch.num_sequences,)
+
+
+def test_nothing_of_it_is_trained_saved_or_sent(tiny_llama, file):
+    made = looked_up(tiny_llama, file)
+    assert not [*made.reference.parameters(), *made.reference.buffers()]
+    assert {name.partition(".")[0] for name in made.state_dict()} == {"policy"}
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)])
+def test_there_is_a_model_to_ask_only_below_a_new_adapter(lora, tiny_llama, file):
+    made = looked_up(tiny_llama, file, lora=lora)
+    assert made.reference.live == (lora is not None)
+    if lora is None:
+        with pytest.raises(UserError, match="has log-probabilities and no model"), made.reference.activated(None):
+            pass
+    else:
+        runs.take_steps(made, runs.batch(made, file), 2)
+        batch = runs.batch(made, file)
+        with torch.no_grad(), made.reference.activated(made.policy) as base:
+            found = token_logps(base, batch)
+        expected = token_logps(CausalLM(str(tiny_llama)).build(), batch)
+        torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
+
+
+def test_another_model_is_not_loaded_once_the_file_is_there(tiny_llama, file, tmp_path, monkeypatch):
+    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
+    live, loads = runs.ready(tiny_llama, FrozenCopy(path=str(other))), watch_loading(monkeypatch)
+
+    def models():
+        count = loads.count("AutoModelForCausalLM")
+        loads.clear()
+        return count
+
+    first = looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
+    assert models() == 2
+    found = looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
+    assert models() == 1
+    batch = runs.batch(found, file)
+    expected = live.reference(live.policy, batch).sums
+    torch.testing.assert_close(found.reference(found.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
+    assert not found.reference.starts_equal
+    with pytest.raises(UserError, match="weights: the file has"):
+        looked_up(tiny_llama, file, Precomputed(path="ref.safetensors"))
+    other.rename(tmp_path / "gone")
+    kept = looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
+    assert kept.reference.digest(kept.policy) == first.reference.digest(first.policy)
+    with pytest.raises(UserError, match="there is no such model folder"):
+        looked_up(tiny_llama, file, Precomputed(model=str(other)))
+
+
+def test_a_run_goes_on_without_the_reference_model(tiny_llama, file, tmp_path):
+    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
+
+    def reference():
+        return Precomputed(path="ref.safetensors", model=str(other))
+
+    runs.fit(runs.module(tiny_llama, reference()), file, tmp_path / "first", steps=2)
+    other.rename(tmp_path / "gone")
+    ckpt = tmp_path / "first/checkpoints/step=2.ckpt"
+    trainer = runs.fit(runs.module(tiny_llama, reference()), file, tmp_path / "second", steps=3, ckpt=ckpt)
+    assert trainer.global_step == 3
+    for strange in (Precomputed(), FrozenCopy()):
+        with pytest.raises(UserError, match="another reference"):
+            runs.fit(runs.module(tiny_llama, strange), file, tmp_path / "third", steps=3, ckpt=ckpt)
+
+
+def test_a_resumed_run_computes_a_lost_file_from_its_start(tiny_llama, file, tmp_path):
+    """And not from the weights of the checkpoint."""
+    path = Path("ref.safetensors")
+    runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / "first", steps=2)
+    before = path.read_bytes()
+    path.unlink()
+    ckpt = tmp_path / "first/checkpoints/step=2.ckpt"
+    runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / "second", steps=3, ckpt=ckpt)
+    assert path.read_bytes() == before
+
+
+def test_rows_that_come_up_after_the_policy_has_moved_are_refused(tiny_llama, file, tmp_path):
+    made = runs.module(tiny_llama, Precomputed())
+    held_out = runs.write_pairs(tmp_path / "eval.jsonl", rows=2, prompt="Another question")
+    rows = data(file, eval=str(held_out))
+    runner = runs.trainer(tmp_path / "run", 1, enable_checkpointing=False)
+    runner.validate(made, datamodule=rows, verbose=False)
+    runner.fit(made, datamodule=rows)  # rows that are known by then, and those that are not
+    runner.validate(made, datamodule=rows, verbose=False)
+    others = data(file, eval=str(runs.write_pairs(tmp_path / "more.jsonl", rows=3, prompt="A third")))
+    with pytest.raises(UserError, match="came up after the policy had moved"):
+        runner.validate(made, datamodule=others, verbose=False)
+    looked_up(tiny_llama, file, eval=str(tmp_path / "more.jsonl"))  # as `precompute` does
+    assert "eval/loss" in runner.validate(made, datamodule=others, verbose=False)[0]
+
+
+def test_a_policy_without_its_folder_is_told(tiny_llama, file, tmp_path):
+    folder = tiny.save(tmp_path / "policy", tiny.make_llama(), tiny.make_chat_tokenizer())
+    looked_up(folder, file, Precomputed(path="ref.safetensors"))
+    folder.rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="there is no such model folder") as raised:
+        runs.fit(runs.module(folder, Precomputed(path="ref.safetensors")), file, tmp_path / "run")
+    assert raised.value.code == ExitCode.INPUT_MISSING
+
+
+def test_a_trainer_without_a_data_module_is_told(tiny_llama, file, tmp_path):
+    made = runs.module(tiny_llama, Precomputed())
+    batches = torch.utils.data.DataLoader([1], collate_fn=lambda rows: runs.batch(made, file))
+    with pytest.raises(UserError, match="the trainer has none"):
+        runs.trainer(tmp_path / "run", 1, enable_checkpointing=False).fit(made, batches)

@@ -1,0 +1,135 @@
+"""What moves a log-probability is in a digest, and a file that was computed with something else is refused by name."""
+
+from pathlib import Path
+
+import lookups
+import pytest
+import runs
+import tiny
+import torch
+from lookups import files, looked_up
+from safetensors.torch import save_file
+
+from dpo_lightning.data.collate import Padded
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.provenance import model_digests, values_digest
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder of the test's own, in which files without a path lie."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Pairs."""
+    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The numbers of pairs that are scored at a time."""
+    return lookups.count_pairs(monkeypatch)
+
+
+def test_weights_have_one_digest_however_they_are_split(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5), "c": torch.ones(3, dtype=torch.bfloat16)}
+    save_file(tensors, tmp_path / "one.safetensors")
+    for name, value in tensors.items():
+        save_file({name: value}, tmp_path / f"part-{name}.safetensors")
+    whole = values_digest([tmp_path / "one.safetensors"])
+    assert values_digest(tmp_path.glob("part-*.safetensors")) == whole
+    for name in tensors:  # one value of each
+        other = {**tensors, name: tensors[name].clone()}
+        other[name].view(-1)[-1] += 1
+        save_file(other, tmp_path / "other.safetensors")
+        assert values_digest([tmp_path / "other.safetensors"]) != whole
+
+
+def change_weights(folder, options, where):
+    other = tiny.make_llama()
+    other.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1e-3  # one value of all
+    return tiny.save(where / "other", other, tiny.make_chat_tokenizer()), options
+
+
+def change_template(folder, options, where):
+    template = where / "template.jinja"
+    template.write_text(tiny.CHATML.replace("helpful", "careful"))
+    return folder, {"chat_template": str(template)}
+
+
+def change_architecture(folder, options, where):
+    other = tiny.make_llama(rms_norm_eps=1e-3)
+    return tiny.save(where / "other", other, tiny.make_chat_tokenizer()), options
+
+
+def change_tokenizer(folder, options, where):
+    words = tiny.make_chat_tokenizer(pad=tiny.PAD)
+    return tiny.save(where / "other", tiny.make_llama(), words), options
+
+
+CHANGED = {
+    "weights": change_weights,
+    "architecture": change_architecture,
+    "tokenizer": change_tokenizer,
+    "template": change_template,
+    "truncation": lambda folder, options, where: (folder, {"max_length": 127}),
+    "special_tokens": lambda folder, options, where: (folder, {"special_tokens": "neutralize"}),
+    "dtype": lambda folder, options, where: (folder, {"dtype": "bfloat16"}),
+    "precision": lambda folder, options, where: (folder, {"precision": "bf16-mixed"}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_file_of_something_else_is_refused_by_name(name, file, tiny_llama, tmp_path, counted):
+    """Where the path is given; where it is left out, the right file is found or made."""
+    path = tmp_path / "ref.safetensors"
+    looked_up(tiny_llama, file, Precomputed(path=str(path)))
+    before = path.read_bytes()
+    counted.clear()
+    folder, options = CHANGED[name](tiny_llama, {}, tmp_path)
+    with pytest.raises(UserError, match=f"error: {name}: the file has .*, this run has ") as raised:
+        looked_up(folder, file, Precomputed(path=str(path)), **options)
+    assert raised.value.code == ExitCode.CONFIG
+    assert [line.split()[1] for line in str(raised.value).splitlines()[:-1]] == [f"{name}:"]
+    assert not counted
+    assert path.read_bytes() == before
+    looked_up(tiny_llama, file)
+    looked_up(folder, file, **options)
+    assert len(files()) == 2
+
+
+def test_a_trained_adapter_is_part_of_the_reference(tiny_llama, file, tmp_path):
+    made = runs.ready(tiny_llama, lora=Lora(r=2))
+    runs.take_steps(made, runs.batch(made, file), 3)
+    folder = tmp_path / "sft"
+    save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
+    path = str(tmp_path / "ref.safetensors")
+    looked_up(tiny_llama, file, Precomputed(path=path))
+    with pytest.raises(UserError, match="adapter: the file has none, this run has "):
+        looked_up(folder, file, Precomputed(path=path))
+    live, found = runs.ready(folder), looked_up(folder, file)
+    batch = runs.batch(found, file)
+    expected = live.reference(live.policy, batch).sums
+    torch.testing.assert_close(found.reference(found.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="a weight file is missing"):
+        model_digests(CausalLM(str(folder)))
+
+
+def test_the_file_is_found_again(tiny_llama, file, counted):
+    """By other layouts, batch sizes, adapters, losses, row orders and names of files; computed once."""
+    looked_up(tiny_llama, file)
+    assert sum(counted) == 9
+    (path,) = files()
+    content = path.read_bytes()
+    reordered = Path("other.jsonl")
+    reordered.write_text("\n".join(reversed(file.read_text().splitlines())))
+    looked_up(tiny_llama, reordered, batch_size=3, collator=Padded(), lora=Lora(r=2), gradient_checkpointing=True)
+    assert sum(counted) == 9
+    assert files() == [path]
+    assert path.read_bytes() == content
