@@ -104,7 +104,7 @@ class ChunkedLogps(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
             "enabled": torch.is_autocast_enabled(device),
         }
-        parts = chunks(rows, hidden, targets)
+        parts = chunks(rows, hidden.detach(), targets)  # hooks of the head take what requires grad for part of a graph
         return torch.cat([hidden.new_zeros(0, dtype=torch.float32), *(logps_of(logits_of(h), t) for h, t in parts)])
 
     @staticmethod
@@ -117,7 +117,8 @@ class ChunkedLogps(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             for h, t, g, place in chunks(ctx.rows, hidden, targets, gradient, in_hidden):
                 part = h.detach().requires_grad_()
-                own, *others = torch.autograd.grad(logps_of(ctx.logits_of(part), t), [part, *weights], g)
+                values = logps_of(ctx.logits_of(part.view_as(part)), t)  # hooks of the head want no leaf
+                own, *others = torch.autograd.grad(values, [part, *weights], g)
                 place.copy_(own)
                 in_weights = list(torch._foreach_add(in_weights, others)) if in_weights else list(others)
         return in_hidden, None, None, None, *(in_weights or map(torch.zeros_like, weights))

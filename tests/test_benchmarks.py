@@ -49,7 +49,7 @@ def test_steps_alone(name, tiny_llama, rows, tmp_path):
         # Twice the pairs are twice the operations in any layout.
         assert found["padded, pairs"]["exponent_of_operations"] == pytest.approx(1, abs=0.05)
         packed, padded = (found[f"{layout}, prompt"]["operations"] for layout in ("packed shared prefix", "padded"))
-        assert packed[-1] < 0.7 * padded[-1]
+        assert packed[-1] < 0.75 * padded[-1]
     else:
         assert found
 
