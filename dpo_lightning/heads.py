@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dpo_lightning.console import say
 from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
@@ -57,6 +58,10 @@ class SplitHead:
     def weights(self) -> list[Tensor]:
         """What is trained in the output layer."""
         return [parameter for parameter in self.output.parameters() if parameter.requires_grad]
+
+    def repeatable(self) -> bool:
+        """Not with dropout in the output layer, such as that of its adapter: it would be drawn anew."""
+        return not any(isinstance(part, _DropoutNd) and part.training and part.p > 0 for part in self.output.modules())
 
 
 def causal_lm(policy: nn.Module) -> Any:

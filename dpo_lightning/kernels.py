@@ -51,6 +51,8 @@ def attention(
         ValueError: the layer asks for something that is not here, such as attention sinks.
     """
     strange = [name for name in ("s_aux", "position_bias", "cache") if options.get(name) is not None]
+    if trees and isinstance(attention_mask, Tensor) and attention_mask.numel() > 1:
+        strange.append("a mask of its own")
     if strange:
         raise ValueError(f"its attention has {' and '.join(strange)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -123,12 +125,13 @@ def install(model: Any) -> str:
             tolerance = (TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE) * float(expected.abs().max())
             off = max(float((other - expected).abs().max()) for other in found)
             windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+            sliding = (getattr(config, "layer_types", None) or ()).count("sliding_attention")
             reason = ""
             if not windows:
                 reason = f"{config.model_type} has an attention of its own"
             elif not off <= tolerance:  # NaN as well
                 reason = f"{config.model_type} gives other log-probabilities in packed rows, by {off:.2g} nats"
-            elif windowed and not any(windows):
+            elif windowed and sum(map(bool, windows)) < max(sliding, 1):  # the trial is shorter than most windows
                 reason = f"{config.model_type} has a sliding window of which its attention is not told"
     if reason:
         model.set_attn_implementation(own)

@@ -32,6 +32,9 @@ class Head(Protocol):
     def weights(self) -> list[Tensor]:
         """What is trained in `logits`."""
 
+    def repeatable(self) -> bool:
+        """Whether the same hidden states give the same logits again, so that they need not be kept."""
+
     @property
     def vocabulary(self) -> int:
         """Logits per token."""
@@ -64,7 +67,7 @@ def token_logps(model: nn.Module, batch: Batch, head: Head | None = None) -> Tok
         rows, width = batch.mask.shape
         blocks = block_mask(batch.trees, rows, width, batch.mask.device) if batch.mask.is_cuda else None
         inputs |= {"attention_mask": blocks or batch.mask[:1, None, None, :1], "trees": Forest(batch.trees)}
-    if head is None:
+    if head is None or not head.repeatable():
         width = batch.input_ids.shape[1]
         columns, kept = torch.unique(batch.places % width, return_inverse=True)
         logits = model(**inputs, logits_to_keep=columns).logits

@@ -149,3 +149,19 @@ def test_logits_do_not_grow_with_the_batch(monkeypatch):
     monkeypatch.setattr(logps, "CHUNK", 2000 * 50)
     assert {largest(model, copies) for copies in (2, 4, 8)} == {2000 * 50}
     assert largest(model, 8, in_two_parts=False) > 8 * 2000 * 20  # what the chunks are there to avoid
+
+
+def test_dropout_in_the_output_layer_is_not_drawn_twice():
+    """Made again in the backward pass, logits would be another sample than those that the loss was of."""
+    model = make("llama")
+    model.lm_head = nn.Sequential(nn.Dropout(0.5), model.lm_head)
+    head, pairs = find_head(model), Padded().pairs(PAIRS, range(len(PAIRS)))
+    gradients = []
+    for parts in (head, None):
+        torch.manual_seed(0)
+        values = token_logps(model.train(), pairs, parts).values
+        gradients.append(torch.autograd.grad(values.sum(), [model.lm_head[1].weight])[0])
+    assert torch.equal(*gradients)
+    assert head.repeatable() is False
+    model.lm_head.eval()
+    assert head.repeatable() is True
