@@ -51,6 +51,9 @@ class Told(nn.Module):
     def weights(self):
         return [self.states]
 
+    def repeatable(self):
+        return True
+
     def forward(self, input_ids, position_ids, logits_to_keep, **other):
         return SimpleNamespace(logits=self.logits(self.hidden(input_ids, position_ids)[:, logits_to_keep]))
 
