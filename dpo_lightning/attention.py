@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,15 +12,29 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 
+from dpo_lightning.cpu_attention import CPUTreeAttention
 from dpo_lightning.types import Tree
 
 
 class Forest:
     """A batch's trees as one object that layers hand on: a compiled layer would be compiled anew for every tuple."""
 
-    def __init__(self, trees: Sequence[Tree]) -> None:
-        """Hold the trees."""
-        self.trees = trees
+    def __init__(self, trees: tuple[Tree, ...], rows: int, width: int) -> None:
+        """Hold the trees of a batch of `rows` rows of `width` tokens."""
+        self.trees, self.rows, self.width = trees, rows, width
+        self._masks: dict[tuple[int | None, torch.device], BlockMask] = {}
+
+    @staticmethod
+    @lru_cache(maxsize=2)
+    def of(trees: tuple[Tree, ...], rows: int, width: int) -> Forest:
+        """The same for policy and reference, whose masks are then made once."""
+        return Forest(trees, rows, width)
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """The mask of every layer with this window."""
+        if (window, device) not in self._masks:
+            self._masks[window, device] = block_mask(self.trees, self.rows, self.width, device, window)
+        return self._masks[window, device]
 
 
 @dataclass(frozen=True)
@@ -96,9 +111,23 @@ def tree_attention(
         value: as `key`.
         trees: what lies where, in the order of rows and positions.
         kernel: how a stretch of tokens attends.
+
+    Raises:
+        ValueError: a tree ends beyond its row.
     """
+    end = max((tree.start + tree.trunk + sum(tree.branches) for tree in trees), default=0)
+    if end > query.shape[2]:
+        raise ValueError(f"a tree ends at {end}, its row at {query.shape[2]}")
     # Rotary embeddings leave queries and keys in float32 under autocast.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if query.device.type == "cpu" and not kernel.dropout:
+        out: Tensor = CPUTreeAttention.apply(query, key, value, trees, kernel.scale, kernel.softcap, kernel.window)
+        return out
+    return by_pieces(query, key, value, trees, kernel)
+
+
+def by_pieces(query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Tree], kernel: Kernel) -> Tensor:
+    """`tree_attention` by torch's own kernels, a call for each trunk and each branch."""
     width, rows = query.shape[2], []
     for row in range(len(query)):
         own = [tree for tree in trees if tree.row == row]
@@ -122,26 +151,31 @@ def tree_pieces(tree: Tree, parts: Iterator[tuple[Tensor, Tensor, Tensor]], kern
 
 
 def tree_rule(
-    trees: Sequence[Tree], rows: int, width: int, device: torch.device
+    trees: Sequence[Tree], rows: int, width: int, device: torch.device, window: int | None = None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Which token sees which, as FlexAttention asks: from indices of row, head, query and key to a truth value."""
-    branch = torch.zeros(rows, width, dtype=torch.int32)
+    branch, position = torch.zeros(2, rows, width, dtype=torch.int32)
     tree = torch.full((rows, width), -1, dtype=torch.int32)
     for number, (row, start, trunk, branches, _) in enumerate(trees):
         tree[row, start : start + trunk + sum(branches)] = number
+        position[row, start : start + trunk] = torch.arange(trunk)
         place = start + trunk
         for k, length in enumerate(branches, start=1):
             branch[row, place : place + length] = k
+            position[row, place : place + length] = torch.arange(trunk, trunk + length)
             place += length
-    tree, branch = tree.to(device, non_blocking=True), branch.to(device, non_blocking=True)
+    tree, branch, position = (part.to(device, non_blocking=True) for part in (tree, branch, position))
 
     return lambda row, head, query, key: (
         (tree[row, query] == tree[row, key])
         & (query >= key)
         & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
+        & (position[row, query] - position[row, key] < (width if window is None else window))
     )
 
 
-def block_mask(trees: Sequence[Tree], rows: int, width: int, device: torch.device) -> BlockMask:
+def block_mask(
+    trees: Sequence[Tree], rows: int, width: int, device: torch.device, window: int | None = None
+) -> BlockMask:
     """The same as blocks, of which FlexAttention leaves out those that nobody sees."""
-    return create_block_mask(tree_rule(trees, rows, width, device), rows, None, width, width, device=device)
+    return create_block_mask(tree_rule(trees, rows, width, device, window), rows, None, width, width, device=device)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from dpo_lightning.attention import Forest, Kernel, causal_mask, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
@@ -23,6 +22,9 @@ NAME = "dpo_lightning"
 
 SEEN_AT_ONCE = {"full_attention", "sliding_attention"}
 """Kinds of layers (`layer_types` of a config) in which a token sees what a mask lets it see and carries no state."""
+
+BY_BLOCKS = {"cuda"}
+"""Kinds of devices on which FlexAttention is compiled, forward and backward."""
 
 TOLERANCE = 1e-4
 """Part of the largest log-probability by which layouts may differ in float32, where sums run in another order."""
@@ -44,7 +46,7 @@ def attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     """What a model's attention layers call: trees where the batch has some, else what transformers' SDPA does.
 
     Raises:
@@ -56,11 +58,12 @@ def attention(
     if strange:
         raise ValueError(f"its attention has {' and '.join(strange)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(attention_mask, BlockMask) and sliding_window is None and not dropout:
+    if trees is not None and query.device.type in BY_BLOCKS and not dropout:
         from transformers.integrations.flex_attention import flex_attention_forward
 
+        mask = trees.block_mask(sliding_window, query.device)
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap)
+        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)
     if trees is not None:
         return tree_attention(query, key, value, trees.trees, Kernel(scale, dropout, softcap, sliding_window)), None
     if softcap is None:
@@ -146,7 +149,7 @@ def recording() -> Iterator[list[int | None]]:
 
     windows: list[int | None] = []
 
-    def noting(*args: Any, **options: Any) -> tuple[Tensor, None]:
+    def noting(*args: Any, **options: Any) -> tuple[Tensor, Any]:
         if options.get("trees") is not None:
             windows.append(options.get("sliding_window"))
         return attention(*args, **options)
@@ -160,12 +163,12 @@ def recording() -> Iterator[list[int | None]]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """No gradient and no dropout for a while."""
+def undisturbed(model: Any) -> Iterator[None]:
+    """No gradient, no dropout and no precision but the model's own for a while."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
         model.train(training)

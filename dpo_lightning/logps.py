@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpo_lightning.attention import Forest, block_mask
+from dpo_lightning.attention import Forest
 from dpo_lightning.types import SequenceLogps, TokenLogps
 
 if TYPE_CHECKING:
     from dpo_lightning.types import Batch
 
-CHUNK = 2**24
-"""Logits that are held at once: 64 MiB in float32, whatever the batch."""
+CHUNK = 2**25
+"""Logits that are held at once: 64 MiB in bf16, and as much for their gradient, whatever the batch."""
+
+CACHED = 2**20
+"""Logits that are turned into log-probabilities at once on a CPU: 4 MiB in float32, which its caches hold."""
 
 
 @runtime_checkable
@@ -63,10 +66,8 @@ def token_logps(model: nn.Module, batch: Batch, head: Head | None = None) -> Tok
         "attention_mask": batch.mask,
         "use_cache": False,
     }
-    if batch.trees:  # a mask of four dimensions is handed on as it is; without FlexAttention, only the trees count
-        rows, width = batch.mask.shape
-        blocks = block_mask(batch.trees, rows, width, batch.mask.device) if batch.mask.is_cuda else None
-        inputs |= {"attention_mask": blocks or batch.mask[:1, None, None, :1], "trees": Forest(batch.trees)}
+    if batch.trees:  # a mask of four dimensions is handed on as it is, and then not looked at
+        inputs |= {"attention_mask": batch.mask[:1, None, None, :1], "trees": Forest.of(batch.trees, *batch.mask.shape)}
     if head is None or not head.repeatable():
         width = batch.input_ids.shape[1]
         columns, kept = torch.unique(batch.places % width, return_inverse=True)
@@ -107,8 +108,12 @@ class ChunkedLogps(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
             "enabled": torch.is_autocast_enabled(device),
         }
-        parts = chunks(rows, hidden.detach(), targets)  # hooks of the head take what requires grad for part of a graph
-        return torch.cat([hidden.new_zeros(0, dtype=torch.float32), *(logps_of(logits_of(h), t) for h, t in parts)])
+        values = hidden.new_empty(len(hidden), dtype=torch.float32)
+        # `detach`: hooks of the head take what requires grad for part of a graph.
+        for h, t, chunk in chunks(rows, hidden.detach(), targets, values):
+            for logits, own, place in cached(logits_of(h), t, chunk):
+                place.copy_(logps_of(logits, own))
+        return values
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -120,11 +125,32 @@ class ChunkedLogps(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             for h, t, g, place in chunks(ctx.rows, hidden, targets, gradient, in_hidden):
                 part = h.detach().requires_grad_()
-                values = logps_of(ctx.logits_of(part.view_as(part)), t)  # hooks of the head want no leaf
-                own, *others = torch.autograd.grad(values, [part, *weights], g)
+                logits = ctx.logits_of(part.view_as(part))  # hooks of the head want no leaf
+                own, *others = torch.autograd.grad(logits, [part, *weights], logits_gradient(logits.detach(), t, g))
                 place.copy_(own)
-                in_weights = list(torch._foreach_add(in_weights, others)) if in_weights else list(others)
-        return in_hidden, None, None, None, *(in_weights or map(torch.zeros_like, weights))
+                if in_weights:
+                    torch._foreach_add_(in_weights, others)
+                else:
+                    in_weights = [part.float() for part in others]  # the sum over chunks is one of float32
+        sums = in_weights or map(torch.zeros_like, weights)
+        return in_hidden, None, None, None, *(part.to(weight) for part, weight in zip(sums, weights, strict=True))
+
+
+def logits_gradient(
+    logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"], gradient: Float[Tensor, " token"]
+) -> Float[Tensor, "token vocab"]:
+    """From the gradient of log-probabilities to that of logits: `gradient * (one_hot(target) - softmax(logits))`."""
+    found = torch.empty_like(logits)
+    for own, t, g, place in cached(logits, targets, gradient[:, None], found):
+        part = own.float().softmax(-1).mul_(-g)
+        place.copy_(part.scatter_add_(1, t[:, None], g))
+    return found
+
+
+def cached(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces that a CPU's caches hold: elsewhere, all at once."""
+    rows = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    return chunks(rows, logits, *others)
 
 
 def chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

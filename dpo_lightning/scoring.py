@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lightning.artefact import content_key
-from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded, Trees
+from dpo_lightning.data.collate import Collator, layout_for
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import SplitHead, causal_lm
 from dpo_lightning.kernels import on_device, takes_trees
@@ -82,26 +82,11 @@ class Scoring:
 
     def layout(self, model: nn.Module) -> Collator:
         """How rows become batches for a model: as the data has it where the model takes that."""
-        trees = takes_trees(causal_lm(model))
-        chosen: Collator | None = self.data.collator
-        if chosen is not None and (trees or not isinstance(chosen, Trees)):
-            return chosen
-        return PackedSharedPrefix() if trees else Padded()
+        return layout_for(self.data.collator, takes_trees=takes_trees(causal_lm(model)))
 
     def batches(self, rows: Sequence[EncodedPair], layout: Collator) -> list[list[int]]:
-        """Places of rows, longest first, by the batch: as many rows or tokens as training has."""
-        most, size = self.data.max_tokens, self.data.batch_size
-        if not most:
-            return [[*range(start, min(start + size, len(rows)))] for start in range(0, len(rows), size)]
-        batches: list[list[int]] = []
-        highest = 0
-        for place, tokens in enumerate(map(layout.tokens, rows)):
-            highest = max(highest, tokens)
-            if not batches or (len(batches[-1]) + 1) * highest > most:
-                batches.append([])
-                highest = tokens
-            batches[-1].append(place)
-        return batches
+        """Places of rows in their order, by the batch: as many rows or tokens as training has."""
+        return list(self.data.order(rows, layout))
 
 
 def pair_keys(row: EncodedPair) -> Keys:

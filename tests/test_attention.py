@@ -8,7 +8,9 @@ import torch
 from layouts import visible
 from torch.nn.attention.flex_attention import flex_attention
 
-from dpo_lightning.attention import Kernel, block_mask, causal_mask, tree_attention, tree_rule
+from dpo_lightning import attention, cpu_attention
+from dpo_lightning.attention import Forest, Kernel, by_pieces, causal_mask, tree_attention, tree_rule
+from dpo_lightning.cpu_attention import unseen
 from dpo_lightning.types import Tree
 
 TREES = {
@@ -71,10 +73,22 @@ def gradients(out, parts):
     return torch.autograd.grad((out * weights).sum(), parts)
 
 
-def assert_attends(parts, trees, kernel):
-    """Values and gradients are those of the dense mask; the capped softmax runs in float32."""
-    found, expected = tree_attention(*parts, trees, kernel), dense(*parts, trees, kernel)
-    tolerance = 1e-12 if kernel.softcap is None else 1e-6
+WAYS = {"cpu": tree_attention, "pieces": by_pieces}
+
+
+@pytest.fixture(params=["cpu", "cpu, blocks of two", "pieces"])
+def attend(request, monkeypatch):
+    """Attention over trees, in blocks of queries on a CPU and by torch's kernels elsewhere."""
+    name, *blocks = request.param.split(", ")
+    if blocks:
+        monkeypatch.setattr(cpu_attention, "BLOCK", 2)
+    return WAYS[name]
+
+
+def assert_attends(attend, parts, trees, kernel):
+    """Values and gradients are those of the dense mask; torch's capped softmax runs in float32."""
+    found, expected = attend(*parts, trees, kernel), dense(*parts, trees, kernel)
+    tolerance = 1e-6 if kernel.softcap and attend is by_pieces else 1e-12
     pairs = zip([found, *gradients(found, parts)], [expected, *gradients(expected, parts)], strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -83,22 +97,22 @@ def assert_attends(parts, trees, kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("trees", TREES)
-def test_it_is_attention_under_the_dense_mask(trees, kernel):
-    assert_attends(tensors(TREES[trees]), TREES[trees], KERNELS[kernel])
+def test_it_is_attention_under_the_dense_mask(trees, kernel, attend):
+    assert_attends(attend, tensors(TREES[trees]), TREES[trees], KERNELS[kernel])
 
 
 @pytest.mark.parametrize("kernel", ["plain", "softcap and window"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (4, 1), (6, 3)])
-def test_so_it_is_however_heads_are_shared(heads, kv_heads, kernel):
+def test_so_it_is_however_heads_are_shared(heads, kv_heads, kernel, attend):
     trees = TREES["one after the other"]
-    assert_attends(tensors(trees, heads, kv_heads), trees, KERNELS[kernel])
+    assert_attends(attend, tensors(trees, heads, kv_heads), trees, KERNELS[kernel])
 
 
 @pytest.mark.parametrize("padding", [0, 1, 7])
-def test_padding_gets_zeros_and_no_gradient(padding):
+def test_padding_gets_zeros_and_no_gradient(padding, attend):
     trees = TREES["several rows"]
     parts = tensors(trees, padding=padding)
-    found = tree_attention(*parts, trees, KERNELS["plain"])
+    found = attend(*parts, trees, KERNELS["plain"])
     in_parts = gradients(found, parts)
     for row, tree in enumerate(trees):
         length = tree.trunk + sum(tree.branches)
@@ -108,15 +122,15 @@ def test_padding_gets_zeros_and_no_gradient(padding):
             assert not gradient[row, :, length:].any()
 
 
-def test_what_stands_in_the_padding_reaches_nothing():
+def test_what_stands_in_the_padding_reaches_nothing(attend):
     trees = TREES["several rows"]
     parts = tensors(trees, padding=3)
-    clean = tree_attention(*parts, trees, KERNELS["plain"])
+    clean = attend(*parts, trees, KERNELS["plain"])
     with torch.no_grad():
         for part in parts:
             for row, tree in enumerate(trees):
                 part[row, :, tree.trunk + sum(tree.branches) :] = torch.nan
-    assert torch.equal(tree_attention(*parts, trees, KERNELS["plain"]), clean)
+    assert torch.equal(attend(*parts, trees, KERNELS["plain"]), clean)
 
 
 WRONG = {
@@ -136,11 +150,11 @@ def test_a_wrong_mask_gives_other_numbers(wrong):
     assert (tree_attention(*parts, right, KERNELS["plain"]) - other).abs().max() > 0.01
 
 
-def test_a_window_counts_positions_and_not_places():
+def test_a_window_counts_positions_and_not_places(attend):
     """The second branch's first token follows the trunk; between them stand the tokens of the first."""
     trees, kernel = [Tree(0, 0, 4, (5, 1), (0, 1))], Kernel(0.4, window=2)
     parts = tensors(trees, padding=0)
-    found = tree_attention(*parts, trees, kernel)[0, -1]
+    found = attend(*parts, trees, kernel)[0, -1]
     query, key, value = (part[0] for part in parts)
     seen = [3, 9]  # the trunk's last token, and itself
     groups = torch.arange(4) // 2
@@ -148,26 +162,63 @@ def test_a_window_counts_positions_and_not_places():
     torch.testing.assert_close(found, (weights @ value[groups][:, seen])[:, 0])
 
 
-def test_a_softcap_is_applied_before_the_mask():
+def test_a_softcap_is_applied_before_the_mask(attend):
     """After it, what is hidden would come back with a score of `-softcap`."""
     trees = TREES["a pair"]
     query, key, value = tensors(trees)
     with torch.no_grad():
         value[:, :, 4:7] = 1e6  # the first branch
-        seen = tree_attention(query, key, value, trees, Kernel(9.0, softcap=0.1))
+        seen = attend(query, key, value, trees, Kernel(9.0, softcap=0.1))
     assert seen[0, 4:7].min() > 1e3
     assert seen[0, :4].abs().max() < 10
     assert seen[0, 7:9].abs().max() < 10
 
 
-def test_half_precision_stays_close_and_keeps_its_type():
+def test_half_precision_stays_close_and_keeps_its_type(attend):
     trees = TREES["one after the other"]
     exact = tensors(trees)
     for name, kernel in KERNELS.items():
         half = [part.detach().bfloat16().requires_grad_() for part in exact]
-        found = tree_attention(*half, trees, kernel)
+        found = attend(*half, trees, kernel)
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.double(), dense(*exact, trees, kernel), rtol=0.05, atol=0.05, msg=name)
+
+
+def test_half_precision_is_no_worse_than_torchs_own_kernel():
+    """Scores and sums are kept in float32: rounded ones would be four times as far off."""
+    trees = [Tree(0, 0, 90, (70, 40), (0, 1)), Tree(0, 200, 150, (5, 60), (2, 3))]
+    half = [(2 * part).detach().bfloat16().requires_grad_() for part in tensors(trees)]
+    exact = [part.detach().double().requires_grad_() for part in half]
+    expected = dense(*exact, trees, KERNELS["plain"])
+    expected = [expected, *gradients(expected, exact)]
+    errors = {}
+    for name, way in WAYS.items():
+        found = way(*half, trees, KERNELS["plain"])
+        pairs = zip([found, *gradients(found, half)], expected, strict=True)
+        errors[name] = [float((one.double() - other).norm() / other.norm()) for one, other in pairs]
+    for own, torchs in zip(errors["cpu"], errors["pieces"], strict=True):
+        assert own < 1.5 * torchs
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+def test_the_precision_of_other_products_is_left_as_it_was(before):
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(before)
+    try:
+        trees = TREES["a pair"]
+        parts = [part.detach().bfloat16().requires_grad_() for part in tensors(trees)]
+        gradients(tree_attention(*parts, trees, KERNELS["plain"]), parts)
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_only_queries_keys_and_values_are_kept_for_the_backward_pass():
+    trees = TREES["one after the other"]
+    parts, kept = tensors(trees), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part.shape), lambda part: part):
+        tree_attention(*parts, trees, KERNELS["plain"])
+    assert kept == [part.shape for part in parts]
 
 
 def test_queries_in_float32_follow_their_values_under_autocast():
@@ -200,30 +251,48 @@ def on_tokens(trees, width):
     return found
 
 
+@pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("trees", TREES)
-def test_the_rule_for_blocks_is_that_of_the_dense_mask(trees):
+def test_the_rule_for_blocks_is_that_of_the_dense_mask(trees, window):
     trees = TREES[trees]
     query = tensors(trees)[0]
     rows, width = query.shape[0], query.shape[2]
-    rule = tree_rule(trees, rows, width, query.device)
+    rule = tree_rule(trees, rows, width, query.device, window)
     at = torch.meshgrid(torch.arange(rows), torch.arange(width), torch.arange(width), indexing="ij")
     found = rule(at[0], torch.zeros(()), *at[1:])
     seen = visible(SimpleNamespace(input_ids=query[:, 0, :, 0], trees=trees))
+    counted = positions(trees, rows, width)
+    seen &= counted[:, :, None] - counted[:, None, :] < (window or width)
     real = on_tokens(trees, width)
     assert torch.equal(found[real], seen[real])
     assert not (found & ~real[:, :, None] & real[:, None, :]).any()
     assert found[~real].any(1).all()  # padding sees itself: a row of a softmax that sees nothing is no number
 
 
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("trees", TREES)
-def test_attention_by_blocks_is_that_under_the_dense_mask(trees):
+def test_attention_by_blocks_is_that_under_the_dense_mask(trees, window):
     trees = TREES[trees]
     query, key, value = (part.detach() for part in tensors(trees, value_dim=8))
-    mask = block_mask(trees, len(query), query.shape[2], query.device)
+    mask = Forest(tuple(trees), len(query), query.shape[2]).block_mask(window, query.device)
     found = flex_attention(query, key, value, block_mask=mask, scale=0.4, enable_gqa=True).transpose(1, 2)
     real = on_tokens(trees, query.shape[2])
-    torch.testing.assert_close(found[real], dense(query, key, value, trees, KERNELS["plain"])[real])
+    torch.testing.assert_close(found[real], dense(query, key, value, trees, Kernel(0.4, window=window))[real])
     assert torch.isfinite(found).all()
+
+
+def test_the_blocks_of_a_batch_are_found_once_for_policy_and_reference(monkeypatch):
+    made = []
+    real = attention.block_mask
+    monkeypatch.setattr(attention, "block_mask", lambda *args: made.append(args[-1]) or real(*args))
+    trees = tuple(TREES["one after the other"])
+    for _ in range(2):  # policy and reference
+        forest = Forest.of(tuple(tree._replace() for tree in trees), 1, 24)
+        for window in (None, 3, None, 3):  # layers
+            forest.block_mask(window, torch.device("cpu"))
+    assert made == [None, 3]
+    Forest.of(trees[:1], 1, 24).block_mask(None, torch.device("cpu"))
+    assert len(made) == 3
 
 
 def test_the_mask_of_the_last_tokens_of_a_sequence():
@@ -232,9 +301,16 @@ def test_the_mask_of_the_last_tokens_of_a_sequence():
     assert causal_mask(2, 4, 2, torch.device("cpu")).tolist() == [[off, on, on, off], [off, off, on, on]]
 
 
+def test_what_a_block_of_queries_does_not_see():
+    on, off = 0.0, -torch.inf
+    assert unseen(2, 4, None).tolist() == [[on, off], [on, on]]
+    assert unseen(2, 4, 4).tolist() == [[on, off], [on, on]]
+    assert unseen(2, 4, 2).tolist() == [[off, on, on, off], [off, off, on, on]]
+
+
 def test_a_tree_beyond_the_row_is_an_error():
     parts = tensors([Tree(0, 0, 3, (1,), (0,))], padding=0)
-    with pytest.raises(RuntimeError, match="split"):
+    with pytest.raises(ValueError, match="a tree ends at 7, its row at 4"):
         tree_attention(*parts, [Tree(0, 0, 3, (4,), (0,))], KERNELS["plain"])
 
 

@@ -52,9 +52,11 @@ HEADS = {
 }
 
 
+@pytest.mark.parametrize("cached", [logps.CACHED, 3 * 31, 1])
 @pytest.mark.parametrize("rows", [1, 2, 7, 20, 1000])
 @pytest.mark.parametrize("kind", HEADS)
-def test_chunks_of_any_size_are_the_whole(kind, rows):
+def test_chunks_of_any_size_are_the_whole(kind, rows, cached, monkeypatch):
+    monkeypatch.setattr(logps, "CACHED", cached)
     head = head_of(**HEADS[kind])
     assert len(head.weights()) == (0 if "frozen" in kind else 1 if kind == "plain" else 2)
     for one, other in zip(*both_ways(head, *tokens(20), rows), strict=True):
@@ -94,6 +96,19 @@ def test_half_precision_gets_gradients_of_its_own_kind(dtype):
     assert [part.dtype for part in chunked] == [torch.float32, dtype, dtype, dtype]
     for one, other in zip(chunked, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
+def test_gradients_of_half_precision_weights_are_summed_in_float32():
+    """A sum of thousands of chunks in bf16 stops growing."""
+    head = head_of(bias=False)
+    head.output.to(torch.bfloat16)
+    hidden, targets = tokens(1, dtype=torch.bfloat16)
+    hidden, targets = hidden.detach().expand(2000, -1).contiguous().requires_grad_(), targets.expand(2000)
+    found = {}
+    for rows in (1, 2000):
+        values = ChunkedLogps.apply(hidden, targets, head.logits, rows, *head.weights())
+        (found[rows],) = torch.autograd.grad(values.sum(), head.weights())
+    torch.testing.assert_close(found[1], found[2000], rtol=0.02, atol=0.02 * float(found[2000].abs().max()))
 
 
 def test_a_backward_pass_under_no_autocast_computes_as_the_forward_pass_did():

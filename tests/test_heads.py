@@ -74,8 +74,9 @@ def test_an_output_layer_that_is_trained_whole_beside_an_adapter(saved, tied, tm
         found.append({name: value.grad for name, value in named if value.grad is not None})
     assert found[0].keys() == found[1].keys()
     assert any("modules_to_save" in name for name in found[0])
+    largest = max(float(value.abs().max()) for value in found[0].values())  # in float32: some hundred
     for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6 * largest, msg=name)
 
 
 def changed(model, change):

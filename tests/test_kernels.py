@@ -8,8 +8,10 @@ import tiny
 import torch
 from families import FAMILIES, PAIRS, make
 from layouts import LAYOUTS, TREES
+from torch.nn.attention.flex_attention import flex_attention
 
-from dpo_lightning.attention import Forest, Kernel, block_mask, tree_attention
+from dpo_lightning import kernels
+from dpo_lightning.attention import Forest, Kernel, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.data.datamodule import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
@@ -118,24 +120,54 @@ def test_what_is_saved_does_not_tell_of_our_attention(lora, tiny_llama, chat_tok
         assert again.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(
-    ("options", "by_blocks"),
-    [({}, True), ({"softcap": 5.0}, True), ({"sliding_window": 4}, False), ({"dropout": 0.5}, False)],
-)
-def test_blocks_are_for_layers_whose_tokens_see_all_of_a_tree(options, by_blocks, monkeypatch):
-    """A mask by blocks tells of trees alone: a window and dropout are the pieces' work."""
+@pytest.fixture
+def by_blocks(monkeypatch):
+    """Take FlexAttention, which is for CUDA devices, here as well, where it runs without being compiled."""
     called = []
-    monkeypatch.setattr(
-        "transformers.integrations.flex_attention.flex_attention_forward", lambda *_, **__: called.append(1)
-    )
+
+    def flex_attention_forward(module, query, key, value, mask, scaling=None, softcap=None):
+        def capped(score, *_):
+            return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+        called.append(mask)
+        out = flex_attention(query, key, value, capped, mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        return out.transpose(1, 2), None
+
+    monkeypatch.setattr(kernels, "BY_BLOCKS", {"cpu"})
+    monkeypatch.setattr("transformers.integrations.flex_attention.flex_attention_forward", flex_attention_forward)
+    return called
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 5.0}, {"sliding_window": 4}, {"sliding_window": 2, "softcap": 2.0}]
+)
+def test_blocks_are_the_same_attention(options, by_blocks):
     trees = (Tree(0, 0, 6, (2, 3), (0, 1)),)
     query, key, value = torch.randn(3, 1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
-    mask = block_mask(trees, 1, 11, query.device)
-    out = attention(torch.nn.Module(), query, key, value, mask, trees=Forest(trees), **options)
-    assert bool(called) == by_blocks
-    if options.get("sliding_window"):
-        kernel = Kernel(8**-0.5, window=4)
-        assert torch.equal(out[0], tree_attention(query, key, value, trees, kernel))
+    found, _ = attention(torch.nn.Module(), query, key, value, None, trees=Forest(trees, 1, 11), **options)
+    assert len(by_blocks) == 1
+    expected = tree_attention(
+        query, key, value, trees, Kernel(8**-0.5, 0.0, options.get("softcap"), options.get("sliding_window"))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_dropout_is_not_done_by_blocks(by_blocks):
+    trees = (Tree(0, 0, 6, (2, 3), (0, 1)),)
+    query, key, value = torch.randn(3, 1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
+    attention(torch.nn.Module(), query, key, value, None, trees=Forest(trees, 1, 11), dropout=0.5)
+    assert not by_blocks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_give_the_same_by_blocks(family, by_blocks):
+    model = make(family)
+    assert install(model) == ""
+    expected = logps(model)
+    by_blocks.clear()
+    for name in TREES:
+        torch.testing.assert_close(logps(model, LAYOUTS[name]), expected, rtol=0, atol=1e-5)
+    assert len(by_blocks) == len(TREES) * model.config.num_hidden_layers
 
 
 # Models that are not

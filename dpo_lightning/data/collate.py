@@ -178,6 +178,13 @@ class PackedSharedPrefix(Packed):
         return list(groups)
 
 
+def layout_for(chosen: Collator | None, *, takes_trees: bool) -> Collator:
+    """The layout that was chosen where a model takes it, else the one with the fewest tokens that it takes."""
+    if chosen is not None and (takes_trees or not isinstance(chosen, Trees)):
+        return chosen
+    return PackedSharedPrefix() if takes_trees else Padded()
+
+
 class Rows:
     """The tensors of a batch while it is written."""
 

@@ -23,7 +23,7 @@ from dpo_lightning.data.batching import (
     check_shares,
     settle_epoch,
 )
-from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded, Trees
+from dpo_lightning.data.collate import Collator, Padded, layout_for
 from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.schema import check_leak, preference_examples, sft_examples
@@ -92,9 +92,8 @@ class TextDataModule(LightningDataModule):
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
-        self.collator = collator
+        self.collator, self.num_workers = collator, num_workers
         self.layout: Collator = collator or Padded()
-        self.num_workers = num_workers
         self.trainer: Any = None
         self._training: Any = None
         self._place: dict[str, int] | None = None
@@ -159,7 +158,7 @@ class TextDataModule(LightningDataModule):
             self.encoded[name] = self.encode(encoder, self.examples[name])
             for line in encoder.counts.lines():
                 say(f"note: {name}: {line}")
-        fewest = self.collator or PackedSharedPrefix()  # a row that is too long for it is too long for all
+        fewest = layout_for(self.collator, takes_trees=True)  # a row that is too long for it is too long for all
         check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
     def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
@@ -180,11 +179,11 @@ class TextDataModule(LightningDataModule):
         Raises:
             UserError: the layout that was asked for is none of those.
         """
-        self.layout = self.collator or (PackedSharedPrefix() if takes_trees else Padded())
-        if isinstance(self.layout, Trees) and not takes_trees:
+        self.layout = layout_for(self.collator, takes_trees=takes_trees)
+        if self.collator not in (None, self.layout):
             raise UserError(
                 ExitCode.MODEL,
-                Problem(f"the model does not take {type(self.layout).__name__} batches", "data.collator"),
+                Problem(f"the model does not take {type(self.collator).__name__} batches", "data.collator"),
                 fix="--data.collator Padded, or leave it out",
             )
 
@@ -222,13 +221,18 @@ class TextDataModule(LightningDataModule):
         order = self._order("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
         return self._loader("eval", order)
 
+    def order(self, rows: Sequence[Any], layout: Collator, **options: Any) -> BatchOrder:
+        """Batches of encoded rows in a layout, of as many rows or tokens as asked for; options of `BatchOrder`."""
+        if self.max_tokens:
+            return TokenBatches([layout.tokens(row) for row in rows], self.max_tokens, **options)
+        return FixedBatches([row.length for row in rows], self.batch_size, **options)
+
     def _order(self, name: str, *, shuffle: bool, longest_first: bool = False) -> BatchOrder:
         self.choose_layout(self.trainer.lightning_module.takes_trees())
         check_shares(self.encoded, self.batch_size, self.max_tokens, self.layout, self.trainer.world_size)
-        kind: type[BatchOrder] = TokenBatches if self.max_tokens else FixedBatches
-        return kind(
-            [self.layout.tokens(row) if self.max_tokens else row.length for row in self.encoded[name]],
-            self.max_tokens or self.batch_size,
+        return self.order(
+            self.encoded[name],
+            self.layout,
             shuffle=shuffle,
             seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank,
