@@ -55,6 +55,17 @@ def profile(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return profiled(options.model, encoded(options, folder, options.batch), options.batch, bf16=True)
 
 
+def ddp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Two processes of one thread each against one."""
+    from benchmarks.ddp import efficiency
+    from benchmarks.rows import fitting_rows
+
+    rows = folder / "rows.jsonl"
+    count = 2 * options.batch * (options.steps + 1)
+    counts = fitting_rows(options.model, options.rows, rows, options.max_length, count, seed=0)
+    return {"rows": counts} | efficiency(options.model, rows, options.batch, options.max_length)
+
+
 def encoded(options: argparse.Namespace, folder: Path, count: int) -> Any:
     """Rows as token ids."""
     from benchmarks.rows import fitting_rows, read_rows
@@ -63,7 +74,7 @@ def encoded(options: argparse.Namespace, folder: Path, count: int) -> Any:
     return read_rows(options.model, folder / "rows.jsonl", options.max_length)
 
 
-COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile)}
+COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile, ddp)}
 
 
 def main() -> None:

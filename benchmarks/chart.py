@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ OURS, THEIRS = "#0b6e99", "#b8b8b8"
 def draw(name: str, figures: Mapping[str, Any], target: Path) -> None:
     """Draw the figures of a benchmark."""
     figure = Figure(figsize=(9, 4), layout="constrained")
-    {"trl": against, "sweep": against, "share": shares, "growth": growths, "profile": profiles}[name](figure, figures)
+    drawn = {
+        "trl": against,
+        "sweep": against,
+        "share": shares,
+        "growth": growths,
+        "profile": profiles,
+        "ddp": processes,
+    }
+    drawn[name](figure, figures)
     figure.savefig(target, dpi=120)
 
 
@@ -73,3 +82,12 @@ def profiles(figure: Figure, figures: Mapping[str, Any]) -> None:
     bars = axes.barh([key.removeprefix("aten::")[:48] for key in shown], list(shown.values()), color=OURS)
     axes.bar_label(bars, fmt="%.3f")
     axes.set_title(f"one step of {figures['tokens']} tokens: shares of time")
+
+
+def processes(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Pairs per second of one and of two processes."""
+    axes = figure.subplots()
+    speeds = [1 / statistics.median(values) for values in figures["seconds_per_pair"].values()]
+    bars = axes.bar(["one process", "two"], speeds, color=[THEIRS, OURS])
+    axes.bar_label(bars, fmt="%.2f")
+    axes.set_title(f"pairs per second, a thread each: {figures['efficiency']:.0%} of twice the speed")

@@ -71,7 +71,7 @@ def fitting_rows(model: str, source: str, target: Path, max_length: int, count: 
     Args:
         model: whose tokenizer counts.
         source: as `write_rows` takes it.
-        target: the file to write, `count` rows.
+        target: the file to write, `count` rows in the order of the draw.
         max_length: tokens of prompt and longer answer.
         count: rows to draw.
         seed: of the draw.
@@ -87,7 +87,7 @@ def fitting_rows(model: str, source: str, target: Path, max_length: int, count: 
     fitting = read_rows(model, target, max_length)
     if len(fitting) < count:
         raise SystemExit(f"{len(fitting)} rows of {source} fit into {max_length} tokens: {count} are needed")
-    drawn = sorted(random.Random(seed).sample(fitting, count), key=lambda row: row.origin.line)
+    drawn = random.Random(seed).sample(fitting, count)
     lines = target.read_text(encoding="utf-8").splitlines(keepends=True)
     target.write_text("".join(lines[row.origin.line - 1] for row in drawn), encoding="utf-8")
     lengths = {

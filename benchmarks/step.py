@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from dpo_lightning.allocator import settle_memory
 from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded
 from dpo_lightning.heads import causal_lm, find_head
 from dpo_lightning.logps import score
@@ -33,7 +34,8 @@ class Step:
     bf16: bool
 
     def __post_init__(self) -> None:
-        """Load the policy."""
+        """Load the policy, and settle memory as training does."""
+        settle_memory(keep=True)
         self.policy = CausalLM(self.path).build().train()
         self.head = find_head(self.policy)
 

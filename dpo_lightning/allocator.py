@@ -6,18 +6,27 @@ import ctypes
 import os
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Options of glibc's `mallopt(3)`."""
+
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+"""Blocks of any size come from the heap, and none of it is handed back before the process ends."""
+
+HAND_BACK = {M_MMAP_THRESHOLD: 2**23, M_TRIM_THRESHOLD: 2**26}
+"""Blocks of 8 MiB or more go back to the system as soon as they are freed, and leave no holes in the heap."""
 
 OWN_CHOICE = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 """Variables by which a user has settled the same."""
 
 
-def keep_freed_memory() -> bool:
-    """Take large tensors from the heap, and hand none of it back to the system before the process ends.
+def settle_memory(*, keep: bool) -> bool:
+    """Choose between speed and memory, where glibc by itself has neither.
 
-    glibc maps every large block anew and unmaps it when it is freed; the system then has to find and clear the pages of
-    each activation in every step, which took a seventh of a step's time. The next step needs the same memory again.
+    It maps the largest blocks anew each time, whose pages the system then has to find and clear: a seventh of a step's
+    time. All others come from a heap in which activations of changing sizes leave holes: half a GiB of a small model.
+
+    Args:
+        keep: whether freed memory is kept for the next step, or handed back as far as that costs no time.
 
     Returns:
         Whether it was done: not with another C library, nor where the environment has settled it.
@@ -25,4 +34,4 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux") or any(name in os.environ for name in OWN_CHOICE):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1)])
+    return mallopt is not None and all(mallopt(*option) for option in (KEEP if keep else HAND_BACK).items())

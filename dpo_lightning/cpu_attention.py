@@ -1,7 +1,7 @@
 """Attention over trees on a CPU: blocks of queries, each a few matrix products, with a backward pass of its own.
 
-torch's attention for CPUs multiplies small tiles, at a fifth of the speed of larger bf16 products, which made it a third
-of a training step. Scores of a block stay in the cache, and its products run at full speed.
+torch's attention for CPUs multiplies small tiles, at a fifth of the speed of larger bf16 products, and so took a third of
+a training step. Here the scores of a block stay in the cache, and its products run at full speed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 128
 
 
 class Stretch(NamedTuple):
-    """A trunk or a branch, and what it sees."""
+    """Tokens that follow each other, and what they see: a trunk, a branch, or all of a tree of few tokens."""
 
     row: int
     start: int
@@ -31,11 +31,19 @@ class Stretch(NamedTuple):
     seen: tuple[slice, ...]
     """Places of keys, its own last."""
 
+    tree: tuple[int, ...] = ()
+    """Lengths of trunk and branches where it is a whole tree."""
+
     @classmethod
     def of(cls, trees: Sequence[Tree]) -> Iterator[Stretch]:
-        """Those of some trees."""
+        """Those of some trees. Small ones are computed whole: a few hidden scores cost less than as many calls."""
         for tree in trees:
             trunk, place = slice(tree.start, tree.start + tree.trunk), tree.start + tree.trunk
+            length = tree.trunk + sum(tree.branches)
+            if 0 < length <= BLOCK:
+                whole = slice(tree.start, tree.start + length)
+                yield cls(tree.row, tree.start, length, (whole,), (tree.trunk, *tree.branches))
+                continue
             yield cls(tree.row, tree.start, tree.trunk, (trunk,))
             for length in tree.branches:
                 yield cls(tree.row, place, length, (trunk, slice(place, place + length)))
@@ -55,11 +63,15 @@ class Stretch(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[slice, int]]:
         """Places of queries, and how many of the seen keys come up to the last of them; blocks are about even."""
-        count = -(-self.length // BLOCK)
+        count = 1 if self.tree else -(-self.length // BLOCK)
         before = sum(span.stop - span.start for span in self.seen) - self.length
         ends = [self.length * k // count for k in range(count + 1)] if count else [0]
         for first, end in pairwise(ends):
             yield slice(self.start + first, self.start + end), before + end
+
+    def unseen(self, block: slice, seen: int, window: int | None) -> Tensor:
+        """What a block's queries do not see of the last keys."""
+        return unseen_of_tree(self.tree, window) if self.tree else unseen(block.stop - block.start, seen, window)
 
 
 class CPUTreeAttention(torch.autograd.Function):
@@ -84,7 +96,8 @@ class CPUTreeAttention(torch.autograd.Function):
         for stretch in Stretch.of(trees):
             keys, values = exact(stretch.gathered(key)), stretch.gathered(value)
             for block, seen in stretch.blocks():
-                weights, _ = attention_weights(query[stretch.row, :, block], keys[:, :seen], *ctx.kernel)
+                hidden = stretch.unseen(block, seen, window)
+                weights, _ = attention_weights(query[stretch.row, :, block], keys[:, :seen], hidden, scale, softcap)
                 found = torch.bmm(weights.to(value.dtype), values[:, :seen])
                 out[stretch.row, block] = found.view(heads, -1, found.shape[2]).transpose(0, 1)
         return out
@@ -94,7 +107,7 @@ class CPUTreeAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Weights are computed again: nothing but queries, keys and values was kept."""
         query, key, value = ctx.saved_tensors
-        scale, softcap, _ = ctx.kernel
+        scale, softcap, window = ctx.kernel
         in_query = torch.zeros_like(query)
         in_key, in_value = (torch.zeros_like(part, dtype=exact_type(part)) for part in (key, value))
         for stretch in Stretch.of(ctx.trees):
@@ -102,7 +115,8 @@ class CPUTreeAttention(torch.autograd.Function):
             exact_keys, exact_values = exact(keys), exact(values)
             for block, seen in stretch.blocks():
                 queries = query[stretch.row, :, block]
-                weights, capped = attention_weights(queries, exact_keys[:, :seen], *ctx.kernel)
+                hidden = stretch.unseen(block, seen, window)
+                weights, capped = attention_weights(queries, exact_keys[:, :seen], hidden, scale, softcap)
                 in_out = grouped(gradient[stretch.row, block].transpose(0, 1), len(keys))
                 with products_of(value.dtype):
                     in_weights = torch.bmm(exact(in_out), exact_values[:, :seen].mT)
@@ -117,16 +131,16 @@ class CPUTreeAttention(torch.autograd.Function):
 
 
 def attention_weights(
-    query: Tensor, key: Tensor, scale: float, softcap: float | None, window: int | None
+    query: Tensor, key: Tensor, hidden: Tensor, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Softmax of a block's scores `[kv_head, group * query, key]`, and the scores where they are capped.
 
     Args:
         query: `[head, query, dim]`, the last of the keys' tokens.
         key: `[kv_head, key, dim]`, in the precision of the scores.
+        hidden: `[query, key]` of the last keys, minus infinity where a query does not see.
         scale: scores are multiplied by this.
         softcap: scores become `softcap * tanh(score / softcap)`.
-        window: a token sees this many tokens, itself included.
     """
     new, total = query.shape[1], key.shape[1]
     with products_of(query.dtype):
@@ -134,7 +148,6 @@ def attention_weights(
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     capped = scores if softcap is None else scores.clone()
-    hidden = unseen(new, total, window)
     scores.view(len(key), -1, new, total)[..., total - hidden.shape[1] :] += hidden
     return scores.softmax(-1), capped
 
@@ -146,6 +159,22 @@ def unseen(new: int, total: int, window: int | None) -> Tensor:
         return torch.full((new, new), -torch.inf).triu(1)
     hidden = torch.full((new, total), -torch.inf)
     return hidden.triu(total - new + 1) + hidden.tril(total - new - window)
+
+
+@lru_cache(maxsize=128)
+def unseen_of_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
+    """The same for all of a tree, given the lengths of its trunk and its branches."""
+    trunk, *branches = lengths
+    hidden = torch.full((sum(lengths),) * 2, -torch.inf).triu(1)
+    positions, place = [torch.arange(trunk)], trunk
+    for length in branches:
+        hidden[place : place + length, trunk:place] = -torch.inf
+        positions.append(torch.arange(trunk, trunk + length))
+        place += length
+    if window is not None:
+        position = torch.cat(positions)
+        hidden.masked_fill_(position[:, None] - position >= window, -torch.inf)
+    return hidden
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from dpo_lightning.allocator import keep_freed_memory
+from dpo_lightning.allocator import settle_memory
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import causal_lm, find_head
@@ -85,10 +85,9 @@ class PolicyModule(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Settle how memory is handed out, unless activations are to take as little of it as can be."""
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if stage == "fit" and on_cpu and not self.builder.gradient_checkpointing:
-            keep_freed_memory()
+        """Settle how memory is handed out: for speed, unless activations are to take as little of it as can be."""
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
+            settle_memory(keep=not self.builder.gradient_checkpointing)
 
     def configure_model(self) -> None:
         """Load the policy once, before Lightning restores a checkpoint."""

@@ -12,7 +12,7 @@ import hypothesis
 import jaxtyping
 import pytest
 import tiny
-import torch.nn.attention.bias
+import torch._dynamo
 import torchmetrics  # noqa: F401
 
 SHAPED = tuple(f"dpo_lightning.{name}" for name in ("types", "attention", "logps", "heads", "losses", "metrics"))
@@ -35,6 +35,9 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("unhurried")
 check_shapes()
+
+import lookups  # noqa: E402 - what imports the package comes after the hook
+import runs  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +62,22 @@ def tiny_llama(tmp_path_factory):
 def tiny_gpt2(tmp_path_factory):
     """The folder of a GPT-2-type model without a chat template, with dropout; do not write into it."""
     return tiny.save(tmp_path_factory.mktemp("gpt2"), tiny.make_gpt2(dropout=0.1), tiny.make_tokenizer())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder of the test's own to work in: files without a path lie there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory):
+    """Nine pairs."""
+    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The numbers of pairs that are scored at a time for a precomputed reference."""
+    return lookups.count_pairs(monkeypatch)

@@ -42,16 +42,34 @@ def test_steps_against_trl(tiny_llama, rows, tmp_path):
     assert found["best"]["ours"]["reference_seconds"] > 0
 
 
-@pytest.mark.parametrize("name", ["share", "profile", "growth"])
-def test_steps_alone(name, tiny_llama, rows, tmp_path):
-    found = run(name, tiny_llama, rows, tmp_path)
-    if name == "growth":
-        # Twice the pairs are twice the operations in any layout.
-        assert found["padded, pairs"]["exponent_of_operations"] == pytest.approx(1, abs=0.05)
-        packed, padded = (found[f"{layout}, prompt"]["operations"] for layout in ("packed shared prefix", "padded"))
-        assert packed[-1] < 0.75 * padded[-1]
-    else:
-        assert found
+def test_the_share_of_the_machines_speed(tiny_llama, rows, tmp_path):
+    found = run("share", tiny_llama, rows, tmp_path)
+    assert found.keys() == {"bf16", "fp32"}
+    for value in found.values():
+        assert value["best_square_gflops"] > 0
+        assert all(0 < part < 1 for part in value["shares"].values())  # of a model of some thousand weights
+
+
+def test_a_profile(tiny_llama, rows, tmp_path):
+    found = run("profile", tiny_llama, rows, tmp_path)
+    assert found["tokens"] > 0
+    assert "aten::mm" in found["shares"]
+    assert 0.5 < sum(found["shares"].values()) <= 1
+
+
+def test_growth(tiny_llama, rows, tmp_path):
+    found = run("growth", tiny_llama, rows, tmp_path)
+    # Twice the pairs are twice the operations in any layout.
+    assert found["padded, pairs"]["exponent_of_operations"] == pytest.approx(1, abs=0.05)
+    packed, padded = (found[f"{layout}, prompt"]["operations"] for layout in ("packed shared prefix", "padded"))
+    assert packed[-1] < 0.75 * padded[-1]
+
+
+def test_two_processes(tiny_llama, rows, tmp_path):
+    found = run("ddp", tiny_llama, rows, tmp_path)
+    assert found["rows"]["drawn"] == 8
+    assert found["efficiency"] > 0
+    assert [len(values) for values in found["seconds_per_pair"].values()] == [3, 3]
 
 
 def test_rows_of_sharegpts_ranking_form(tiny_llama, tmp_path):

@@ -18,18 +18,7 @@ from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.precomputed import HALF_TOLERANCE, Precomputed
 from dpo_lightning.references import FrozenCopy
 
-
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    """A folder of the test's own, in which files without a path lie."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import lookups
 import pytest
 import runs
 import tiny
@@ -16,24 +15,7 @@ from dpo_lightning.models import CausalLM, Lora, save_model
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.provenance import model_digests, values_digest
 
-
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    """A folder of the test's own, in which files without a path lie."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """The numbers of pairs that are scored at a time."""
-    return lookups.count_pairs(monkeypatch)
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def test_weights_have_one_digest_however_they_are_split(tmp_path):

@@ -8,7 +8,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import lookups
 import pytest
 import runs
 import tiny
@@ -23,24 +22,7 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.scoring import pair_keys
 
-
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    """A folder of the test's own, in which files without a path lie."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """The numbers of pairs that are scored at a time."""
-    return lookups.count_pairs(monkeypatch)
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def test_only_rows_that_are_new_are_computed(tiny_llama, file, counted):

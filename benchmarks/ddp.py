@@ -1,0 +1,102 @@
+"""Two processes of one thread against one: what it costs to share the rows of a step.
+
+`python -m benchmarks.ddp SETTINGS`, settings as JSON, is one of the runs: its last line tells what its steps took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+RUNS = 3
+"""Of one and of two processes, in turn."""
+
+
+def efficiency(model: str, rows: Path, batch: int, max_length: int) -> dict[str, Any]:
+    """Seconds per pair of one and of two processes, and the share of twice the speed that two reach.
+
+    Args:
+        model: the policy, all of whose weights are trained.
+        rows: pairs, all of which are trained on once; a process's first step is not counted.
+        batch: pairs per step and process.
+        max_length: tokens of prompt and longer answer.
+    """
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(RUNS):
+        for processes, values in seconds.items():
+            settings = {"model": model, "rows": str(rows), "batch": batch, "max_length": max_length}
+            values.append(run(settings | {"processes": processes}))
+    ratios = [one / two / 2 for one, two in zip(seconds[1], seconds[2], strict=True)]
+    return {"efficiency": statistics.median(ratios), "ratios": ratios, "seconds_per_pair": seconds}
+
+
+def run(settings: dict[str, Any]) -> float:
+    """Seconds per pair of a run in processes of its own."""
+    command = [sys.executable, "-m", "benchmarks.ddp", json.dumps(settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return float(json.loads(ran.stdout.splitlines()[-1])["seconds_per_pair"])
+
+
+def main() -> None:
+    """Train on the rows once; the first process tells the time."""
+    settings = json.loads(sys.argv[1])
+    import torch
+    from lightning.pytorch import Callback, Trainer
+    from torch.optim import AdamW
+
+    from dpo_lightning import DPOModule, PreferenceDataModule
+    from dpo_lightning.library_noise import quiet
+    from dpo_lightning.models import CausalLM
+
+    torch.set_num_threads(1)
+    quiet()
+    steps: list[float] = []
+
+    class Timed(Callback):
+        """Note what each step takes, waiting for the other process included."""
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            steps.append(-time.perf_counter())
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            steps[-1] += time.perf_counter()
+
+    module = DPOModule(CausalLM(settings["model"]), learning_rate=1e-6, optimizer=partial(AdamW, fused=True))
+    data = PreferenceDataModule(
+        train=settings["rows"],
+        batch_size=settings["batch"],
+        max_length=settings["max_length"],
+        special_tokens="neutralize",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            default_root_dir=folder,
+            accelerator="cpu",
+            strategy="ddp" if settings["processes"] > 1 else "auto",
+            devices=settings["processes"],
+            precision="bf16-mixed",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+            callbacks=[Timed()],
+        )
+        trainer.fit(module, data)
+    if trainer.is_global_zero:
+        pairs = (len(steps) - 1) * settings["batch"] * settings["processes"]
+        print(json.dumps({"seconds_per_pair": sum(steps[1:]) / pairs}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
