@@ -33,7 +33,8 @@ class Forest:
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """The mask of every layer with this window."""
         if (window, device) not in self._masks:
-            self._masks[window, device] = block_mask(self.trees, self.rows, self.width, device, window)
+            with torch.inference_mode(False):  # a batch that is trained on may have the trees of one that was evaluated
+                self._masks[window, device] = block_mask(self.trees, self.rows, self.width, device, window)
         return self._masks[window, device]
 
 

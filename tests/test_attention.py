@@ -295,6 +295,18 @@ def test_the_blocks_of_a_batch_are_found_once_for_policy_and_reference(monkeypat
     assert len(made) == 3
 
 
+def test_what_was_made_while_evaluating_serves_training():
+    trees = (Tree(0, 0, 41, (3, 2), (0, 1)), Tree(0, 46, 150, (7, 1), (2, 3)))
+    parts = tensors(trees)
+    with torch.inference_mode():
+        evaluated = tree_attention(*parts, trees, KERNELS["plain"])
+        Forest.of(trees, 1, 206).block_mask(None, torch.device("cpu"))
+    assert not Forest.of(trees, 1, 206).block_mask(None, torch.device("cpu")).kv_indices.is_inference()
+    trained = tree_attention(*parts, trees, KERNELS["plain"])
+    gradients(trained, parts)
+    assert torch.equal(trained, evaluated)
+
+
 def test_the_mask_of_the_last_tokens_of_a_sequence():
     on, off = True, False
     assert causal_mask(2, 4, None, torch.device("cpu")).tolist() == [[on, on, on, off], [on, on, on, on]]
