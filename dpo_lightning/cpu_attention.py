@@ -1,7 +1,7 @@
 """Attention over trees on a CPU: blocks of queries, each a few matrix products, with a backward pass of its own.
 
-torch's attention for CPUs multiplies small tiles, at a fifth of the speed of larger bf16 products: a third of a training
-step. Here the scores of a block stay in the cache, and its products run at full speed.
+torch's attention for CPUs multiplies small tiles, at a fifth of the speed of larger bf16 products, and took a third of
+a step. Here the scores of a block stay in the cache, and its products run at full speed.
 """
 
 from __future__ import annotations

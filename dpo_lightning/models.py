@@ -83,7 +83,7 @@ class CausalLM:
     """Compute activations again in the backward pass: about a third slower, a fraction of the memory."""
 
     compile: bool = False
-    """Compile the decoder layers with `torch.compile`: half a minute at the start, then faster, and less memory."""
+    """Compile the decoder layers with `torch.compile`: 10 to 30 s at the start, then faster, and less memory."""
 
     def build(self) -> nn.Module:
         """Load the weights and attach the adapter.
