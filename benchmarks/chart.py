@@ -80,7 +80,8 @@ def profiles(figure: Figure, figures: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     shown = dict(reversed(list(figures["shares"].items())))
     bars = axes.barh([key.removeprefix("aten::")[:48] for key in shown], list(shown.values()), color=OURS)
-    axes.bar_label(bars, fmt="%.3f")
+    axes.bar_label(bars, fmt="%.3f", padding=2)
+    axes.margins(x=0.1)
     axes.set_title(f"one step of {figures['tokens']} tokens: shares of time")
 
 

@@ -29,21 +29,25 @@ def efficiency(model: str, rows: Path, batch: int, max_length: int) -> dict[str,
         batch: pairs per step and process.
         max_length: tokens of prompt and longer answer.
     """
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    reports: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for _ in range(RUNS):
-        for processes, values in seconds.items():
+        for processes, values in reports.items():
             settings = {"model": model, "rows": str(rows), "batch": batch, "max_length": max_length}
             values.append(run(settings | {"processes": processes}))
+    seconds = {name: [report["seconds_per_pair"] for report in values] for name, values in reports.items()}
     ratios = [one / two / 2 for one, two in zip(seconds[1], seconds[2], strict=True)]
-    return {"efficiency": statistics.median(ratios), "ratios": ratios, "seconds_per_pair": seconds}
+    return {"efficiency": statistics.median(ratios), "ratios": ratios, "seconds_per_pair": seconds} | {
+        "pairs": {name: values[0]["pairs"] for name, values in reports.items()}
+    }
 
 
-def run(settings: dict[str, Any]) -> float:
-    """Seconds per pair of a run in processes of its own."""
+def run(settings: dict[str, Any]) -> dict[str, float]:
+    """Seconds per pair of a run in processes of its own, and the pairs that counted."""
     command = [sys.executable, "-m", "benchmarks.ddp", json.dumps(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return float(json.loads(ran.stdout.splitlines()[-1])["seconds_per_pair"])
+    report: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    return report
 
 
 def main() -> None:
@@ -94,8 +98,8 @@ def main() -> None:
         )
         trainer.fit(module, data)
     if trainer.is_global_zero:
-        pairs = (len(steps) - 1) * settings["batch"] * settings["processes"]
-        print(json.dumps({"seconds_per_pair": sum(steps[1:]) / pairs}), flush=True)
+        pairs = (len(steps) - 1) * settings["batch"] * trainer.world_size
+        print(json.dumps({"seconds_per_pair": sum(steps[1:]) / pairs, "pairs": pairs}), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Options of glibc's `mallopt(3)`."""
 
-KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
 """Blocks of any size come from the heap, and none of it is handed back before the process ends."""
 
-HAND_BACK = {M_MMAP_THRESHOLD: 2**23, M_TRIM_THRESHOLD: 2**26}
+HAND_BACK = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 2**23, M_TRIM_THRESHOLD: 2**26}
 """Blocks of 8 MiB or more go back to the system as soon as they are freed, and leave no holes in the heap."""
 
 OWN_CHOICE = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")

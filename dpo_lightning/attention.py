@@ -167,11 +167,15 @@ def tree_rule(
             place += length
     tree, branch, position = (part.to(device, non_blocking=True) for part in (tree, branch, position))
 
-    return lambda row, head, query, key: (
+    rule = lambda row, head, query, key: (  # noqa: E731
         (tree[row, query] == tree[row, key])
         & (query >= key)
         & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
-        & (position[row, query] - position[row, key] < (width if window is None else window))
+    )
+    if window is None:
+        return rule
+    return lambda row, head, query, key: (
+        rule(row, head, query, key) & (position[row, query] - position[row, key] < window)
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ from dpo_lightning.types import Tree
 
 BLOCK = 128
 """Queries of each head that are computed at once."""
+
+ONE_AT_A_TIME = Lock()
+"""Held while the precision of products is another."""
 
 
 class Stretch(NamedTuple):
@@ -71,13 +75,17 @@ class Stretch(NamedTuple):
 
     def unseen(self, block: slice, seen: int, window: int | None) -> Tensor:
         """What a block's queries do not see of the last keys."""
-        return unseen_of_tree(self.tree, window) if self.tree else unseen(block.stop - block.start, seen, window)
+        if self.tree:
+            return unseen_in_tree(self.tree, window)
+        new = block.stop - block.start
+        return unseen_in_tree((new,), None) if window is None or seen <= window else beyond_window(new, seen, window)
 
 
 class CPUTreeAttention(torch.autograd.Function):
     """`tree_attention` without dropout; scores and their softmax in float32, products in the values' precision."""
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # it would make scores half precision
     def forward(
         ctx: Any,
         query: Tensor,
@@ -104,7 +112,8 @@ class CPUTreeAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    @torch.autocast("cpu", enabled=False)
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         """Weights are computed again: nothing but queries, keys and values was kept."""
         query, key, value = ctx.saved_tensors
         scale, softcap, window = ctx.kernel
@@ -152,24 +161,15 @@ def attention_weights(
     return scores.softmax(-1), capped
 
 
-@lru_cache(maxsize=512)
-def unseen(new: int, total: int, window: int | None) -> Tensor:
-    """`[query, key]` of the last keys: minus infinity where one of the last `new` of `total` tokens does not see."""
-    if window is None or total <= window:
-        return torch.full((new, new), -torch.inf).triu(1)
-    hidden = torch.full((new, total), -torch.inf)
-    return hidden.triu(total - new + 1) + hidden.tril(total - new - window)
-
-
-@lru_cache(maxsize=128)
-def unseen_of_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
-    """The same for all of a tree, given the lengths of its trunk and its branches."""
+@lru_cache(maxsize=256)
+def unseen_in_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
+    """`[query, key]` of a tree, given the lengths of its trunk and its branches: minus infinity where none is seen."""
     trunk, *branches = lengths
-    hidden = torch.full((sum(lengths),) * 2, -torch.inf).triu(1)
-    positions, place = [torch.arange(trunk)], trunk
+    hidden = torch.full((sum(lengths),) * 2, -torch.inf, device="cpu").triu(1)
+    positions, place = [torch.arange(trunk, device="cpu")], trunk
     for length in branches:
         hidden[place : place + length, trunk:place] = -torch.inf
-        positions.append(torch.arange(trunk, trunk + length))
+        positions.append(torch.arange(trunk, trunk + length, device="cpu"))
         place += length
     if window is not None:
         position = torch.cat(positions)
@@ -177,17 +177,26 @@ def unseen_of_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
     return hidden
 
 
+def beyond_window(new: int, total: int, window: int) -> Tensor:
+    """The same for the last `new` of `total` tokens, of whom a window hides some."""
+    hidden = torch.full((new, total), -torch.inf, device="cpu")
+    return hidden.triu(total - new + 1) + hidden.tril(total - new - window)
+
+
 @contextmanager
 def products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Let float32 factors that are half-precision numbers be multiplied as such; sums stay in float32."""
-    precision: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = precision.fp32_precision
-    if dtype == torch.bfloat16:
-        precision.fp32_precision = "bf16"
-    try:
+    """Let float32 factors that are bf16 numbers be multiplied as such; sums stay in float32."""
+    if dtype != torch.bfloat16:
         yield
-    finally:
-        precision.fp32_precision = before
+        return
+    precision: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    with ONE_AT_A_TIME:  # the setting is the whole process's
+        before = precision.fp32_precision
+        precision.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            precision.fp32_precision = before
 
 
 def product(one: Tensor, other: Tensor, scale: float) -> Tensor:

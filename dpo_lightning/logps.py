@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dpo_lightning.types import Batch
 
 CHUNK = 2**25
-"""Logits that are held at once: 64 MiB in bf16, and as much for their gradient, whatever the batch."""
+"""Logits that are made at once, whatever the batch: 64 MiB in bf16, as much for their gradient, 128 MiB in float32."""
 
 CACHED = 2**20
 """Logits that are turned into log-probabilities at once on a CPU: 4 MiB in float32, which its caches hold."""

@@ -52,6 +52,30 @@ def test_freed_memory_is_not_mapped_anew():
     assert faults < 100
 
 
+HEAP = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_size_t], [ctypes.c_void_p], [ctypes.c_ssize_t]
+def grown():
+    before = libc.sbrk(0)
+    libc.free(libc.malloc(3 * 2**30))  # its pages are never touched
+    return (libc.sbrk(0) - before) // 2**20
+"""
+
+
+def test_all_freed_memory_is_kept():
+    assert told(HEAP + "print(grown())") == ("None", 0)
+    returned, mebibytes = told(HEAP + "print(grown())", "keep")
+    assert returned == "True"
+    assert mebibytes >= 3000
+
+
+def test_the_last_word_counts():
+    """A second fit of a process, with checkpointing."""
+    assert told(HEAP + "settle_memory(keep=False); print(grown())", "keep") == ("True", 0)
+
+
 def test_freed_memory_leaves_no_holes():
     assert told(HOLES)[1] > 200
     returned, held = told(HOLES, "hand back")

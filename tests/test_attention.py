@@ -1,5 +1,6 @@
 """Attention over trees against plain softmax attention under a dense mask, in float64: values and gradients."""
 
+import threading
 from types import SimpleNamespace
 
 import jaxtyping
@@ -10,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning import attention, cpu_attention
 from dpo_lightning.attention import Forest, Kernel, by_pieces, causal_mask, tree_attention, tree_rule
-from dpo_lightning.cpu_attention import unseen
+from dpo_lightning.cpu_attention import beyond_window, products_of, unseen_in_tree
 from dpo_lightning.types import Tree
 
 TREES = {
@@ -184,7 +185,8 @@ def test_half_precision_stays_close_and_keeps_its_type(attend):
         torch.testing.assert_close(found.double(), dense(*exact, trees, kernel), rtol=0.05, atol=0.05, msg=name)
 
 
-def test_half_precision_is_no_worse_than_torchs_own_kernel():
+@pytest.mark.parametrize("mixed", [False, True])
+def test_half_precision_is_no_worse_than_torchs_own_kernel(mixed):
     """Scores and sums are kept in float32: rounded ones would be four times as far off."""
     trees = [Tree(0, 0, 90, (70, 40), (0, 1)), Tree(0, 200, 150, (5, 60), (2, 3))]
     half = [(2 * part).detach().bfloat16().requires_grad_() for part in tensors(trees)]
@@ -193,7 +195,8 @@ def test_half_precision_is_no_worse_than_torchs_own_kernel():
     expected = [expected, *gradients(expected, exact)]
     errors = {}
     for name, way in WAYS.items():
-        found = way(*half, trees, KERNELS["plain"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found = way(*half, trees, KERNELS["plain"])
         pairs = zip([found, *gradients(found, half)], expected, strict=True)
         errors[name] = [float((one.double() - other).norm() / other.norm()) for one, other in pairs]
     for own, torchs in zip(errors["cpu"], errors["pieces"], strict=True):
@@ -211,6 +214,25 @@ def test_the_precision_of_other_products_is_left_as_it_was(before):
         assert torch.get_float32_matmul_precision() == before
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def test_the_precision_is_left_as_it_was_after_an_error_and_by_threads():
+    precision = torch.backends.mkldnn.matmul
+    before = precision.fp32_precision
+    with pytest.raises(RuntimeError, match="size"), products_of(torch.bfloat16):
+        torch.ones(2) @ torch.ones(3)
+    assert precision.fp32_precision == before
+    trees = TREES["one after the other"]
+    parts = {dtype: [part.detach().to(dtype) for part in tensors(trees)] for dtype in (torch.bfloat16, torch.float32)}
+    works = [
+        threading.Thread(target=lambda own=own: [tree_attention(*own, trees, KERNELS["plain"]) for _ in range(100)])
+        for own in (*parts.values(), *parts.values())
+    ]
+    for work in works:
+        work.start()
+    for work in works:
+        work.join()
+    assert precision.fp32_precision == before
 
 
 def test_only_queries_keys_and_values_are_kept_for_the_backward_pass():
@@ -283,6 +305,7 @@ def test_attention_by_blocks_is_that_under_the_dense_mask(trees, window):
 
 def test_the_blocks_of_a_batch_are_found_once_for_policy_and_reference(monkeypatch):
     made = []
+    Forest.of.cache_clear()
     real = attention.block_mask
     monkeypatch.setattr(attention, "block_mask", lambda *args: made.append(args[-1]) or real(*args))
     trees = tuple(TREES["one after the other"])
@@ -315,9 +338,19 @@ def test_the_mask_of_the_last_tokens_of_a_sequence():
 
 def test_what_a_block_of_queries_does_not_see():
     on, off = 0.0, -torch.inf
-    assert unseen(2, 4, None).tolist() == [[on, off], [on, on]]
-    assert unseen(2, 4, 4).tolist() == [[on, off], [on, on]]
-    assert unseen(2, 4, 2).tolist() == [[off, on, on, off], [off, off, on, on]]
+    assert unseen_in_tree((2,), None).tolist() == [[on, off], [on, on]]
+    assert unseen_in_tree((1, 1, 1), None).tolist() == [[on, off, off], [on, on, off], [on, off, on]]
+    assert unseen_in_tree((1, 2), 1).tolist() == [[on, off, off], [off, on, off], [off, off, on]]
+    assert beyond_window(2, 4, 2).tolist() == [[off, on, on, off], [off, off, on, on]]
+
+
+def test_masks_are_of_the_cpu_whatever_the_default_device():
+    trees = [Tree(0, 0, 3, (2, 5), (0, 1)), Tree(0, 10, 140, (1,), (2,))]
+    parts = tensors(trees)
+    unseen_in_tree.cache_clear()
+    with torch.device("meta"):
+        found = tree_attention(*parts, trees, KERNELS["plain"])
+    torch.testing.assert_close(found, dense(*parts, trees, KERNELS["plain"]))
 
 
 def test_a_tree_beyond_the_row_is_an_error():

@@ -69,6 +69,7 @@ def test_two_processes(tiny_llama, rows, tmp_path):
     found = run("ddp", tiny_llama, rows, tmp_path)
     assert found["rows"]["drawn"] == 8
     assert found["efficiency"] > 0
+    assert found["pairs"] == {"1": 6, "2": 4}  # of four steps and of two, the first left out
     assert [len(values) for values in found["seconds_per_pair"].values()] == [3, 3]
 
 
