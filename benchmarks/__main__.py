@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workers import COMPARISONS
 from dpo_lightning.errors import UserError
 
 MODEL = "models/smollm2-135m-instruct"
@@ -77,6 +78,13 @@ def encoded(options: argparse.Namespace, folder: Path, count: int) -> Any:
 COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile, ddp)}
 
 
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
+
+
 def main() -> None:
     """Run what is named, write its figures, and draw them."""
     lines = [f"  {name:<8} {command.__doc__}" for name, command in COMMANDS.items()]
@@ -85,16 +93,20 @@ def main() -> None:
         description="\n".join([__doc__, *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    rows = "pairs: any file that --data.train takes, or ShareGPT's ranking form"
     parser.add_argument("name", choices=COMMANDS)
-    parser.add_argument("--rows", default="data/preference_train.json", help="pairs: any file that --data.train takes")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--batch", type=int, default=4, help="pairs per step")
-    parser.add_argument("--steps", type=int, default=6, help="steps that count; one more before them warms up")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs that share a reference pass")
-    parser.add_argument("--max-length", type=int, default=1024, help="rows that are longer are left out and counted")
-    parser.add_argument("--comparisons", default="defaults,best,fp32", help="of trl: names in against_trl.py")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--rows", default="data/preference_train.json", help=rows)
+    parser.add_argument("--model", default=MODEL, help="a model folder, all of whose weights are trained")
+    parser.add_argument("--batch", type=count, default=4, help="pairs per step")
+    parser.add_argument("--steps", type=count, default=6, help="steps that count; one more before them warms up")
+    parser.add_argument("--epochs", type=count, default=3, help="epochs that share a reference pass")
+    parser.add_argument("--max-length", type=count, default=1024, help="rows that are longer are left out and counted")
+    parser.add_argument("--comparisons", default="defaults,best,fp32", help=f"of trl: {', '.join(COMPARISONS)}")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder for JSON and chart")
     options = parser.parse_args()
+    unknown = set(options.comparisons.split(",")) - set(COMPARISONS)
+    if unknown:
+        parser.error(f"no comparison is called {', '.join(sorted(unknown))}; there are {', '.join(COMPARISONS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -9,19 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import fitting_rows
-from benchmarks.workers import Settings, Worker
-
-COMPARISONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "defaults": ({}, {"checkpointing": True}),
-    "compiled": ({"compiled": True}, {"checkpointing": True}),
-    "best": ({"precomputed": True}, {"precomputed": True}),
-    "best-compiled": ({"precomputed": True, "compiled": True}, {"precomputed": True}),
-    "fp32": ({"bf16": False}, {"bf16": False, "checkpointing": True}),
-    "defaults-artefact": ({"precomputed": True}, {"checkpointing": True}),
-    "memory": ({"compiled": True}, {}),
-    "memory-checkpointing": ({"checkpointing": True}, {"checkpointing": True}),
-}
-"""Name -> our settings and TRL's. TRL checkpoints activations and runs in bf16 unless it is told otherwise."""
+from benchmarks.workers import COMPARISONS, Settings, Worker
 
 
 @dataclass(frozen=True)

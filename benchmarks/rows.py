@@ -38,8 +38,11 @@ def raw_rows(source: str) -> list[Mapping[str, Any]]:
     """Rows of a file, whose form is told by the first."""
     path = Path(source)
     if path.suffix == ".json":
-        rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        if rows and "conversations" in rows[0]:
+        try:
+            rows: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            rows = None  # the reader says what is wrong
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "conversations" in rows[0]:
             return rows
     examples, _ = preference_examples(source)
     return [{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in examples]

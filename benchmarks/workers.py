@@ -9,6 +9,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+COMPARISONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "defaults": ({}, {"checkpointing": True}),
+    "compiled": ({"compiled": True}, {"checkpointing": True}),
+    "best": ({"precomputed": True}, {"precomputed": True}),
+    "best-compiled": ({"precomputed": True, "compiled": True}, {"precomputed": True}),
+    "fp32": ({"bf16": False}, {"bf16": False, "checkpointing": True}),
+    "defaults-artefact": ({"precomputed": True}, {"checkpointing": True}),
+    "memory": ({"compiled": True}, {}),
+    "memory-checkpointing": ({"checkpointing": True}, {"checkpointing": True}),
+}
+"""Name -> our settings and TRL's. TRL checkpoints activations and runs in bf16 unless it is told otherwise."""
+
 
 @dataclass(frozen=True)
 class Settings:

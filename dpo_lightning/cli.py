@@ -20,6 +20,7 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.batching import told_steps
+from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -224,6 +225,7 @@ def known_names(parser: Any) -> Known:
     owners: dict[str, list[Any]] = {
         "model": [DPOModule, SFTModule],
         "data": TextDataModule.__subclasses__(),
+        "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
         "model.loss": PreferenceLoss.__subclasses__(),
         "model.reference": ReferencePolicy.__subclasses__(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],

@@ -77,7 +77,9 @@ def answer(
     training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        devices = [model.device] if model.device.type == "cuda" else []
+        # Layers that are compiled for training would be compiled anew for every state of the cache.
+        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(sampling.seed)
             out = model.generate(
                 input_ids=ids.to(model.device),

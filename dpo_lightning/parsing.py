@@ -183,9 +183,10 @@ def missing_options(key: str, reason: str) -> UserError:
 def unknown_class(key: str, name: str, known: Known) -> UserError:
     """The error for a class that is not there, with the nearest one or those that the key takes."""
     classes = known.classes.get(key, ())
-    near = difflib.get_close_matches(name, classes or [*chain(*known.classes.values())], n=1, cutoff=0.5)
+    lower = {kind.lower(): kind for kind in classes or chain(*known.classes.values())}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     listed = f"--{key} takes {', '.join(classes)}" if classes else HELP
-    fix = f"did you mean {near[0]}?" if near else listed
+    fix = f"did you mean {lower[near[0]]}?" if near else listed
     return UserError(ExitCode.CONFIG, Problem("there is no such class", key, name), fix=fix)
 
 

@@ -23,10 +23,12 @@ class Origin:
 
     file: str
     line: int
+    nth: int = 1
+    """Its number among the rows of this line: an array may stand on one."""
 
     def __str__(self) -> str:
-        """`file:line`."""
-        return f"{self.file}:{self.line}"
+        """`file:line`, and which row of it from the second on."""
+        return f"{self.file}:{self.line}" + (f" (row {self.nth} of the line)" if self.nth > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)

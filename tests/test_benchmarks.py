@@ -73,6 +73,26 @@ def test_two_processes(tiny_llama, rows, tmp_path):
     assert [len(values) for values in found["seconds_per_pair"].values()] == [3, 3]
 
 
+WRONG = {
+    "no rows": (["--rows", "/nowhere/pairs.json"], "/nowhere/pairs.json"),
+    "a device": (["--rows", os.devnull], "a device where a file is due"),
+    "a comparison": (["--comparisons", "defaults,nonsense"], "no comparison is called nonsense; there are defaults, "),
+    "no pairs": (["--batch", "0"], "--batch: 0 is no number of 1 or more"),
+    "no steps": (["--steps", "0"], "--steps: 0 is no number of 1 or more"),
+    "a length": (["--max-length", "-5"], "--max-length: -5 is no number of 1 or more"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_is_said_in_a_line(case, tiny_llama, tmp_path):
+    arguments, said = WRONG[case]
+    command = [sys.executable, "-m", "benchmarks", "trl", "--model", tiny_llama, "--out", tmp_path, *arguments]
+    ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_rows_of_sharegpts_ranking_form(tiny_llama, tmp_path):
     said = {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."}}
     bad = {**said, "rejected": {"from": "gpt", "value": "No\x0c"}}

@@ -175,3 +175,16 @@ def test_prompts_are_those_of_training(row, template, tmp_path):
     begin = tokenizer.bos_token_id
     assert ids.count(begin) == (0 if template == tiny.CHATML else 1)
     assert renderer.stops == {tokenizer.eos_token_id}
+
+
+def test_compiled_layers_answer_uncompiled(tiny_llama, chat_tokenizer):
+    """They would be compiled again for every length of the cache."""
+    model = CausalLM(str(tiny_llama)).build()
+    expected = answer(model, chat_tokenizer, [[5, 6, 7]], Sampling(4, temperature=0), frozenset([2]))
+    compiled = []
+    for layer in model.model.layers:
+        layer.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    assert answer(model, chat_tokenizer, [[5, 6, 7]], Sampling(4, temperature=0), frozenset([2])) == expected
+    assert not compiled
+    model(torch.tensor([[5, 6, 7]]))
+    assert compiled

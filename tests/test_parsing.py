@@ -11,6 +11,12 @@ FLAGS = {
     "typo in a loss": (["--model.loss.betta", "1"], "no option model.loss.betta", "did you mean model.loss.beta?"),
     "typo in the model": (["--model.learnin_rate", "1"], "model.learnin_rate", "did you mean model.learning_rate?"),
     "typo in the policy": (["--model.policy.dtyp", "x"], "model.policy.dtyp", "did you mean model.policy.dtype?"),
+    "typo in a layout": (
+        ["--data.collator", "packedsharedprefix"],
+        "data.collator",
+        "did you mean PackedSharedPrefix?",
+    ),
+    "no such layout": (["--data.collator", "xyz"], "data.collator", "--data.collator takes Padded, Packed, Shared"),
     "typo in lora": (["--model.policy.lora.rr", "1"], "model.policy.lora.rr", "did you mean model.policy.lora.r?"),
     "typo in the data": (["--data.batchsize", "1"], "data.batchsize", "did you mean data.batch_size?"),
     "typo in the trainer": (["--trainer.max_step", "1"], "trainer.max_step", "did you mean trainer.max_steps?"),

@@ -70,10 +70,10 @@ def read_rows(path: str, bad: BadRows | None = None) -> Iterator[Row]:
     path = os.fspath(path)
     name = display_name(path)
     gathered = BadRows() if bad is None else bad
-    empty = True
+    empty, before, nth = True, 0, 1
     for line, value in _values(path, name, gathered):
-        empty = False
-        origin = Origin(name, line)
+        empty, nth, before = False, nth + 1 if line == before else 1, line
+        origin = Origin(name, line, nth)
         try:
             row = _row(origin, value)
         except RowError as error:

@@ -133,3 +133,11 @@ def test_code_in_a_table_shows_its_backticks_and_line_breaks():
     assert as_table([("p", "```\na < b\n```", "")]).splitlines()[-1] == (
         "| p | &#96;&#96;&#96;<br>a &lt; b<br>&#96;&#96;&#96; |  |"
     )
+
+
+def test_prompts_are_those_of_their_answers_in_an_array_on_one_line(tiny_llama, files, tmp_path):
+    rows = [{"prompt": f"Say {k}", "chosen": f"{k}.", "rejected": "no"} for k in range(4)]
+    (tmp_path / "eval.json").write_text(json.dumps(rows))
+    drawing = Samples(num_prompts=3, sampling=GREEDY)
+    fit(runs.module(tiny_llama), files | {"eval": str(tmp_path / "eval.json")}, tmp_path, [drawing])
+    assert [prompt for prompt, *_ in drawing.drawn] == ["Say 0", "Say 1", "Say 2"]
