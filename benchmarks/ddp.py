@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workers import TRAINER
+
 RUNS = 3
 """Of one and of two processes, in turn."""
 
@@ -84,17 +86,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             default_root_dir=folder,
-            accelerator="cpu",
             strategy="ddp" if settings["processes"] > 1 else "auto",
             devices=settings["processes"],
             precision="bf16-mixed",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
             callbacks=[Timed()],
+            **TRAINER,
         )
         trainer.fit(module, data)
     if trainer.is_global_zero:

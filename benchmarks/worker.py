@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.workers import TRAINER
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -106,16 +108,10 @@ def ours(settings: dict[str, Any]) -> None:
     module = DPOModule(policy, reference=reference, learning_rate=settings["learning_rate"], optimizer=optimizer)
     trainer = Trainer(
         default_root_dir=settings["folder"],
-        accelerator="cpu",
         devices=1,
         precision="bf16-mixed" if settings["bf16"] else "32-true",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        gradient_clip_val=1.0,
         callbacks=[Noting()],
+        **TRAINER,
     )
     data = Told(
         train=settings["rows"],

@@ -22,6 +22,18 @@ COMPARISONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Name -> our settings and TRL's. TRL checkpoints activations and runs in bf16 unless it is told otherwise."""
 
 
+TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "max_epochs": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "gradient_clip_val": 1.0,
+}
+"""What every run of this package has of Lightning's `Trainer`: TRL's clipping, and nothing beside the steps."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a worker runs."""
