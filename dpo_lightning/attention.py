@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from dpo_lightning.cpu_attention import CPUTreeAttention
+from dpo_lightning.masks import causal_mask
 from dpo_lightning.types import Tree
-
-
-class Forest:
-    """A batch's trees as one object that layers hand on: a compiled layer would be compiled anew for every tuple."""
-
-    def __init__(self, trees: tuple[Tree, ...], rows: int, width: int) -> None:
-        """Hold the trees of a batch of `rows` rows of `width` tokens."""
-        self.trees, self.rows, self.width = trees, rows, width
-        self._masks: dict[tuple[int | None, torch.device], BlockMask] = {}
-
-    @staticmethod
-    @lru_cache(maxsize=2)
-    def of(trees: tuple[Tree, ...], rows: int, width: int) -> Forest:
-        """The same for policy and reference, whose masks are then made once."""
-        return Forest(trees, rows, width)
-
-    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """The mask of every layer with this window."""
-        if (window, device) not in self._masks:
-            with torch.inference_mode(False):  # a batch that is trained on may have the trees of one that was evaluated
-                self._masks[window, device] = block_mask(self.trees, self.rows, self.width, device, window)
-        return self._masks[window, device]
 
 
 @dataclass(frozen=True)
@@ -91,12 +68,6 @@ class Kernel:
         return torch.dropout(weights, self.dropout, train=True) @ value.repeat_interleave(repeats, 1)
 
 
-def causal_mask(new: int, total: int, window: int | None, device: torch.device) -> Bool[Tensor, "new all"]:
-    """What the last `new` of `total` tokens see."""
-    seen = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
-    return seen if window is None else seen.triu(total - new - window + 1)
-
-
 def tree_attention(
     query: Float[Tensor, "row head position dim"],
     key: Float[Tensor, "row kv_head position dim"],
@@ -149,38 +120,3 @@ def tree_pieces(tree: Tree, parts: Iterator[tuple[Tensor, Tensor, Tensor]], kern
     for _ in tree.branches:
         query, key, value = next(parts)
         yield kernel(query, torch.cat([trunk_key, key], dim=2), torch.cat([trunk_value, value], dim=2))
-
-
-def tree_rule(
-    trees: Sequence[Tree], rows: int, width: int, device: torch.device, window: int | None = None
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Which token sees which, as FlexAttention asks: from indices of row, head, query and key to a truth value."""
-    branch, position = torch.zeros(2, rows, width, dtype=torch.int32)
-    tree = torch.full((rows, width), -1, dtype=torch.int32)
-    for number, (row, start, trunk, branches, _) in enumerate(trees):
-        tree[row, start : start + trunk + sum(branches)] = number
-        position[row, start : start + trunk] = torch.arange(trunk)
-        place = start + trunk
-        for k, length in enumerate(branches, start=1):
-            branch[row, place : place + length] = k
-            position[row, place : place + length] = torch.arange(trunk, trunk + length)
-            place += length
-    tree, branch, position = (part.to(device, non_blocking=True) for part in (tree, branch, position))
-
-    rule = lambda row, head, query, key: (  # noqa: E731
-        (tree[row, query] == tree[row, key])
-        & (query >= key)
-        & ((branch[row, key] == 0) | (branch[row, key] == branch[row, query]))
-    )
-    if window is None:
-        return rule
-    return lambda row, head, query, key: (
-        rule(row, head, query, key) & (position[row, query] - position[row, key] < window)
-    )
-
-
-def block_mask(
-    trees: Sequence[Tree], rows: int, width: int, device: torch.device, window: int | None = None
-) -> BlockMask:
-    """The same as blocks, of which FlexAttention leaves out those that nobody sees."""
-    return create_block_mask(tree_rule(trees, rows, width, device, window), rows, None, width, width, device=device)

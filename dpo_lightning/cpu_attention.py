@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dpo_lightning.masks import causal_mask, tree_rule
 from dpo_lightning.types import Tree
 
 BLOCK = 128
@@ -78,7 +79,9 @@ class Stretch(NamedTuple):
         if self.tree:
             return unseen_in_tree(self.tree, window)
         new = block.stop - block.start
-        return unseen_in_tree((new,), None) if window is None or seen <= window else beyond_window(new, seen, window)
+        if window is None or seen <= window:
+            return unseen_in_tree((new,), None)
+        return unseen(causal_mask(new, seen, window, torch.device("cpu")))
 
 
 class CPUTreeAttention(torch.autograd.Function):
@@ -125,13 +128,13 @@ class CPUTreeAttention(torch.autograd.Function):
             for block, seen in stretch.blocks():
                 queries = query[stretch.row, :, block]
                 hidden = stretch.unseen(block, seen, window)
-                weights, capped = attention_weights(queries, exact_keys[:, :seen], hidden, scale, softcap)
+                weights, scores = attention_weights(queries, exact_keys[:, :seen], hidden, scale, softcap)
                 in_out = grouped(gradient[stretch.row, block].transpose(0, 1), len(keys))
                 with products_of(value.dtype):
                     in_weights = torch.bmm(exact(in_out), exact_values[:, :seen].mT)
                 in_scores = torch._softmax_backward_data(in_weights, weights, -1, weights.dtype)
                 if softcap is not None:
-                    in_scores *= 1 - (capped / softcap).square()
+                    in_scores *= 1 - (scores / softcap).clamp_(min=-1).square_()  # what is hidden has no gradient
                 in_scores, weights = in_scores.to(query.dtype), weights.to(value.dtype)
                 in_query[stretch.row, :, block] = product(in_scores, keys[:, :seen], scale).view_as(queries)
                 stretch.spread(in_key, product(in_scores.mT, grouped(queries, len(keys)), scale))
@@ -142,7 +145,7 @@ class CPUTreeAttention(torch.autograd.Function):
 def attention_weights(
     query: Tensor, key: Tensor, hidden: Tensor, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax of a block's scores `[kv_head, group * query, key]`, and the scores where they are capped.
+    """Softmax of a block's scores `[kv_head, group * query, key]`, and the scores, of which hidden ones are infinite.
 
     Args:
         query: `[head, query, dim]`, the last of the keys' tokens.
@@ -156,31 +159,22 @@ def attention_weights(
         scores = product(exact(grouped(query, len(key))), key.mT, scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    capped = scores if softcap is None else scores.clone()
     scores.view(len(key), -1, new, total)[..., total - hidden.shape[1] :] += hidden
-    return scores.softmax(-1), capped
+    return scores.softmax(-1), scores
 
 
 @lru_cache(maxsize=256)
 def unseen_in_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
     """`[query, key]` of a tree, given the lengths of its trunk and its branches: minus infinity where none is seen."""
     trunk, *branches = lengths
-    hidden = torch.full((sum(lengths),) * 2, -torch.inf, device="cpu").triu(1)
-    positions, place = [torch.arange(trunk, device="cpu")], trunk
-    for length in branches:
-        hidden[place : place + length, trunk:place] = -torch.inf
-        positions.append(torch.arange(trunk, trunk + length, device="cpu"))
-        place += length
-    if window is not None:
-        position = torch.cat(positions)
-        hidden.masked_fill_(position[:, None] - position >= window, -torch.inf)
-    return hidden
+    cpu, at = torch.device("cpu"), torch.arange(sum(lengths), device="cpu")
+    rule = tree_rule([Tree(0, 0, trunk, tuple(branches), ())], 1, len(at), cpu, window)
+    return unseen(rule(at[:1], at[:1], at[:, None], at))
 
 
-def beyond_window(new: int, total: int, window: int) -> Tensor:
-    """The same for the last `new` of `total` tokens, of whom a window hides some."""
-    hidden = torch.full((new, total), -torch.inf, device="cpu")
-    return hidden.triu(total - new + 1) + hidden.tril(total - new - window)
+def unseen(seen: Tensor) -> Tensor:
+    """What is added to scores: minus infinity where a token is not seen."""
+    return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.attention import Forest, Kernel, causal_mask, tree_attention
+from dpo_lightning.attention import Kernel, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import token_logps
+from dpo_lightning.masks import Forest, causal_mask
 from dpo_lightning.types import EncodedAnswer, EncodedPair, Origin, PreferenceBatch
 
 NAME = "dpo_lightning"

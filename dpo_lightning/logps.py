@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpo_lightning.attention import Forest
+from dpo_lightning.masks import Forest
 from dpo_lightning.types import SequenceLogps, TokenLogps
 
 if TYPE_CHECKING:

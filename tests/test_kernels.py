@@ -11,7 +11,7 @@ from layouts import LAYOUTS, TREES
 from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning import kernels
-from dpo_lightning.attention import Forest, Kernel, tree_attention
+from dpo_lightning.attention import Kernel, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.data.datamodule import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
@@ -19,6 +19,7 @@ from dpo_lightning.generation import Sampling, answer
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import NAME, attention, install, takes_trees
 from dpo_lightning.logps import token_logps
+from dpo_lightning.masks import Forest
 from dpo_lightning.models import CausalLM, Lora, save_model
 from dpo_lightning.types import Tree
 

@@ -10,7 +10,7 @@ import dpo_lightning
 
 FLOORS = (
     "types errors console",
-    "allocator attention cpu_attention logps losses metrics intervals data",
+    "allocator attention cpu_attention logps losses masks metrics intervals data",
     "kernels heads models model_folder library_noise precision references generation "
     "artefact precomputed provenance scoring",
     "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
