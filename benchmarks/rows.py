@@ -12,8 +12,8 @@ from typing import Any
 from dpo_lightning import DPOModule, PreferenceDataModule
 from dpo_lightning.data.schema import preference_examples
 from dpo_lightning.errors import UserError
+from dpo_lightning.examples import EncodedPair
 from dpo_lightning.models import CausalLM
-from dpo_lightning.types import EncodedPair
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 """ShareGPT's names of the roles."""

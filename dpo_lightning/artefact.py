@@ -22,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.examples import EncodedAnswer
 from dpo_lightning.provenance import SHOWN, Provenance
-from dpo_lightning.types import EncodedAnswer
 
 KEY = "model.reference.path"
 HEADER = "dpo_lightning.reference"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from inspect import signature
+from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
+from dpo_lightning import losses
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.batching import told_steps
@@ -25,7 +26,6 @@ from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, T
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.library_noise import quiet
-from dpo_lightning.losses import PreferenceLoss
 from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
@@ -226,7 +226,7 @@ def known_names(parser: Any) -> Known:
         "model": [DPOModule, SFTModule],
         "data": TextDataModule.__subclasses__(),
         "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
-        "model.loss": PreferenceLoss.__subclasses__(),
+        "model.loss": [getattr(losses, name) for name in losses.__all__ if not isabstract(getattr(losses, name))],
         "model.reference": ReferencePolicy.__subclasses__(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from dpo_lightning.attention import Kernel, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
 from dpo_lightning.logps import token_logps
 from dpo_lightning.masks import Forest, causal_mask
-from dpo_lightning.types import EncodedAnswer, EncodedPair, Origin, PreferenceBatch
+from dpo_lightning.types import PreferenceBatch
 
 NAME = "dpo_lightning"
 """As transformers knows it: `model.config._attn_implementation`."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dpo_lightning.masks import Forest
-from dpo_lightning.types import SequenceLogps, TokenLogps
-
-if TYPE_CHECKING:
-    from dpo_lightning.types import Batch
+from dpo_lightning.types import Batch, SequenceLogps, Statistic, TokenLogps
 
 CHUNK = 2**25
 """Logits that are made at once, whatever the batch: 64 MiB in bf16, as much for their gradient, 128 MiB in float32."""
@@ -43,7 +41,20 @@ class Head(Protocol):
         """Logits per token."""
 
 
-def score(model: nn.Module, batch: Batch, head: Head | None = None) -> SequenceLogps:
+class Scored(NamedTuple):
+    """What a model makes of the positions that predict a scored token: hidden states, and logits out of them."""
+
+    hidden: Float[Tensor, "scored dim"]
+    logits_of: Callable[[Tensor], Tensor]
+
+
+def score(
+    model: nn.Module,
+    batch: Batch,
+    head: Head | None = None,
+    statistics: Collection[Statistic] = (),
+    reference: Scored | None = None,
+) -> SequenceLogps:
     """Log-probabilities that `model` gives the batch's targets, reduced by sequence.
 
     Args:
@@ -51,15 +62,42 @@ def score(model: nn.Module, batch: Batch, head: Head | None = None) -> SequenceL
             `position_ids` and `logits_to_keep` (the positions whose logits are wanted), it returns `.logits`.
         batch: sequences with shifted targets, in whatever layout.
         head: the same model in two parts. With it, logits are made a chunk at a time and never kept.
+        statistics: what is wanted besides sums and lengths.
+        reference: the distributions that `kl` is taken to.
 
     Returns:
         Sums in nats and numbers of scored tokens, `[seq]`, both float32.
     """
-    return reduced(token_logps(model, batch, head), batch.num_sequences)
+    others: dict[str, Tensor] = {}
+    if {"collisions", "kl"}.isdisjoint(statistics):
+        tokens = token_logps(model, batch, head)
+    else:
+        values, *found = vocabulary_statistics(scored_positions(model, batch, head), batch.targets, reference)
+        tokens = TokenLogps(values, batch.sequence_ids)
+        columns = zip(("collisions", "kl"), found, strict=True)
+        others = {
+            name: reduced(TokenLogps(column, batch.sequence_ids), batch.num_sequences).sums
+            for name, column in columns
+            if name in statistics
+        }
+    if "tokens" in statistics:
+        others["tokens"] = by_sequence(tokens, batch)
+    return reduced(tokens, batch.num_sequences)._replace(**others)
 
 
 def token_logps(model: nn.Module, batch: Batch, head: Head | None = None) -> TokenLogps:
     """Log-probability of every scored token of a batch; the arguments are those of `score`."""
+    hidden, logits_of = scored_positions(model, batch, head)
+    if head is None or not head.repeatable():
+        values = logps_of(hidden, batch.targets)
+    else:
+        rows = max(1, CHUNK // head.vocabulary)
+        values = ChunkedLogps.apply(hidden, batch.targets, logits_of, rows, *head.weights())
+    return TokenLogps(values, batch.sequence_ids)
+
+
+def scored_positions(model: nn.Module, batch: Batch, head: Head | None = None) -> Scored:
+    """The hidden states that predict scored tokens; logits themselves where a model is not to be had in two parts."""
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
@@ -68,16 +106,50 @@ def token_logps(model: nn.Module, batch: Batch, head: Head | None = None) -> Tok
     }
     if batch.trees:  # a mask of four dimensions is handed on as it is, and then not looked at
         inputs |= {"attention_mask": batch.mask[:1, None, None, :1], "trees": Forest.of(batch.trees, *batch.mask.shape)}
-    if head is None or not head.repeatable():
-        width = batch.input_ids.shape[1]
-        columns, kept = torch.unique(batch.places % width, return_inverse=True)
-        logits = model(**inputs, logits_to_keep=columns).logits
-        values = logps_of(logits[batch.places // width, kept], batch.targets)
-    else:
-        hidden = head.hidden(**inputs).flatten(0, 1).index_select(0, batch.places)
-        rows = max(1, CHUNK // head.vocabulary)
-        values = ChunkedLogps.apply(hidden, batch.targets, head.logits, rows, *head.weights())
-    return TokenLogps(values, batch.sequence_ids)
+    if head is not None and head.repeatable():
+        return Scored(head.hidden(**inputs).flatten(0, 1).index_select(0, batch.places), head.logits)
+    width = batch.input_ids.shape[1]
+    columns, kept = torch.unique(batch.places % width, return_inverse=True)
+    logits = model(**inputs, logits_to_keep=columns).logits
+    return Scored(logits[batch.places // width, kept], lambda logits: logits)
+
+
+def vocabulary_statistics(
+    policy: Scored, targets: Int[Tensor, " scored"], reference: Scored | None = None
+) -> tuple[Float[Tensor, " scored"], Float[Tensor, " scored"], Float[Tensor, " scored"]]:
+    """Log-probabilities of the targets, `log sum_v p(v)^2`, and `KL(reference || policy)`, each per token.
+
+    Logits are made a chunk at a time, and made again in the backward pass.
+    """
+
+    def of_chunk(hidden: Tensor, targets: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_probs = policy.logits_of(hidden).float().log_softmax(-1)
+        values = log_probs.gather(1, targets[:, None]).squeeze(1)
+        kl = torch.zeros_like(values)
+        if reference is not None:
+            known = reference.logits_of(others).float().log_softmax(-1)
+            kl = nn.functional.kl_div(log_probs, known, reduction="none", log_target=True).sum(-1)
+        return values, (2 * log_probs.detach()).logsumexp(-1), kl
+
+    others = policy.hidden.detach() if reference is None else reference.hidden
+    with torch.no_grad():
+        vocabulary = policy.logits_of(policy.hidden[:1]).shape[-1]
+    found = [
+        checkpoint(of_chunk, *chunk, use_reentrant=False)
+        for chunk in chunks(max(1, CHUNK // vocabulary), policy.hidden, targets, others)
+    ]
+    empty = torch.zeros_like(targets, dtype=torch.float32)
+    return tuple(map(torch.cat, zip(*found, strict=True))) if found else (empty,) * 3  # type: ignore[return-value]
+
+
+def by_sequence(tokens: TokenLogps, batch: Batch) -> Float[Tensor, "seq token"]:
+    """Values in a row for each sequence, zeros behind them; as wide as the batch, so that no length is asked for."""
+    place = torch.arange(len(tokens.values), device=tokens.values.device)
+    counts = torch.zeros(batch.num_sequences, dtype=torch.long, device=place.device)
+    counts = counts.index_add(0, tokens.sequence_ids, torch.ones_like(place))
+    position = place - (counts.cumsum(0) - counts)[tokens.sequence_ids]
+    empty = tokens.values.new_zeros(batch.num_sequences, batch.mask.shape[1])
+    return empty.index_put((tokens.sequence_ids, position), tokens.values)
 
 
 def logps_of(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]) -> Float[Tensor, " token"]:

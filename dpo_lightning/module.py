@@ -132,9 +132,10 @@ class PolicyModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn summed gradients into the mean; Lightning clips after this."""
         weight = self.trainer.strategy.reduce(self._window_weight.clone(), reduce_op="sum")
+        weight = torch.where(weight > 0, weight, 1)
         gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
         if gradients:
-            torch._foreach_div_(gradients, weight.clamp(min=1))
+            torch._foreach_div_(gradients, weight)
         self._window_weight.zero_()
 
     def configure_gradient_clipping(

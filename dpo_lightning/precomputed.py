@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dpo_lightning.artefact import KEY, Artefact, TokenTable, read
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.examples import EncodedPair
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
 from dpo_lightning.model_folder import looks_like_hub_id
@@ -22,7 +23,7 @@ from dpo_lightning.models import CausalLM
 from dpo_lightning.provenance import SHOWN, Provenance
 from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter
 from dpo_lightning.scoring import Keys, Scoring, pair_keys, scored
-from dpo_lightning.types import Batch, EncodedPair, SequenceLogps
+from dpo_lightning.types import Batch, SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
 """Where files lie for which no path was given, each under its digest: runs that need the same one share it."""
@@ -62,6 +63,8 @@ class Precomputed(ReferencePolicy):
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
         self._sums: dict[str, Tensor] = {}
         self._lengths: dict[str, Tensor] = {}
+        self._starts: dict[str, Tensor] = {}
+        self._values = torch.zeros(0)
 
     @property
     def starts_equal(self) -> bool:
@@ -89,8 +92,10 @@ class Precomputed(ReferencePolicy):
         with policy.disable_adapter():  # type: ignore[operator]
             yield policy
 
-    def forward(self, policy: nn.Module, batch: Batch, rows: str = "train") -> SequenceLogps:
-        """Sums and lengths of the batch's sequences, without asking the host.
+    def forward(
+        self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
+    ) -> SequenceLogps:
+        """Sums and lengths of the batch's sequences, without asking the host; tokens where they are wanted.
 
         A batch that does not hold the rows that its indices tell has another length: its sums are no numbers.
         """
@@ -104,7 +109,17 @@ class Precomputed(ReferencePolicy):
             0, batch.sequence_ids, torch.ones_like(batch.targets, dtype=lengths.dtype)
         )
         strange = (counted != lengths) & (batch.indices >= 0).repeat(2)
-        return SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
+        found = SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
+        if "tokens" not in statistics:
+            return found
+        if self._values.device != at.device:
+            self._values = self._values.to(at.device)
+            self._starts = {name: starts.to(at.device) for name, starts in self._starts.items()}
+        starts = self._starts[rows].index_select(0, at).T.flatten()
+        place = torch.arange(batch.mask.shape[1], device=at.device)
+        within = (place < lengths[:, None]) & ~strange[:, None]
+        values = self._values[torch.where(within, starts[:, None] + place, 0)]
+        return found._replace(tokens=values.masked_fill(~within, 0))
 
     def look_up(self, policy: nn.Module, run: Scoring) -> None:
         """Compute what the file lacks, and find the values of every row.
@@ -232,5 +247,7 @@ class Precomputed(ReferencePolicy):
         for name, pairs in keys.items():
             places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64).reshape(-1, 2)
             self._sums[name], self._lengths[name] = sums[places], lengths[places]
+            self._starts[name] = table.offsets[:-1][places]
+        self._values = table.values
         apart = "" if self._nearness == TOLERANCE else f"; {HALF_NOTE}"
         say(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")

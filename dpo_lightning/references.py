@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import SplitHead, causal_lm, find_head
 from dpo_lightning.kernels import HALF_TOLERANCE, compile_layers, takes_trees
-from dpo_lightning.logps import score
+from dpo_lightning.logps import Scored, score, scored_positions
 from dpo_lightning.models import CausalLM, without_dropout
-from dpo_lightning.types import Batch, SequenceLogps
+from dpo_lightning.types import Batch, SequenceLogps, Statistic
 
 KEY = "model.reference"
 
@@ -66,16 +66,35 @@ class ReferencePolicy(nn.Module, ABC):
         """Whether the reference can be asked in every layout."""
         return True
 
-    def forward(self, policy: nn.Module, batch: Batch, rows: str = "train") -> SequenceLogps:
+    def forward(
+        self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
+    ) -> SequenceLogps:
         """Log-probabilities under the reference, without a gradient; the policy runs in the same layout and kernels.
 
         Args:
             policy: the model that is trained.
             batch: what is scored.
             rows: the part of the data, `train` or `eval`, that the batch's indices count in.
+            statistics: what the loss needs besides sums and lengths.
         """
+        own = [name for name in statistics if name == "tokens"]  # the others are the policy's
         with torch.no_grad(), self.activated(policy) as model:
-            return score(model, batch, self._head)
+            return score(model, batch, self._head, own)
+
+    def distributions(self, policy: nn.Module, batch: Batch) -> Scored:
+        """The reference's distributions over the vocabulary at every scored token, for a divergence from them.
+
+        Raises:
+            UserError: there is no model to ask.
+        """
+
+        def logits(hidden: Tensor) -> Tensor:
+            with torch.no_grad(), self.activated(policy):
+                return logits_of(hidden)
+
+        with torch.no_grad(), self.activated(policy) as model:
+            hidden, logits_of = scored_positions(model, batch, self._head)
+        return Scored(hidden, logits)
 
     def digest(self, policy: nn.Module) -> str:
         """The fingerprint of the reference's weights as they were loaded, whatever the precision of the run."""
@@ -159,6 +178,40 @@ class AdapterDisabled(ReferencePolicy):
             yield policy
 
 
+class ReferenceFree(ReferencePolicy):
+    """No reference, for losses that ask none: its log-probabilities are 0, so that log-ratios are the policy's own."""
+
+    def bind(self, policy: nn.Module, builder: CausalLM) -> None:
+        """Nothing is needed."""
+        self._digest = "none"
+
+    @property
+    def starts_equal(self) -> bool:
+        """There is nothing to be equal to."""
+        return False
+
+    @property
+    def live(self) -> bool:
+        """There is no model."""
+        return False
+
+    def activated(self, policy: nn.Module) -> Any:
+        """Refuse: there is no model."""
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("there is no reference to ask", KEY),
+            fix="a loss with a reference, such as DPOLoss",
+        )
+
+    def forward(
+        self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
+    ) -> SequenceLogps:
+        """Zeros."""
+        zeros = torch.zeros(batch.num_sequences, device=batch.targets.device)
+        tokens = zeros[:, None].expand(-1, batch.mask.shape[1]) if "tokens" in statistics else None
+        return SequenceLogps(zeros, zeros, tokens)
+
+
 def fingerprint(model: nn.Module) -> str:
     """Names, sizes and up to 256 values of every frozen tensor: all of a frozen copy, the base below an adapter."""
     digest = hashlib.sha256()
@@ -170,8 +223,10 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def default_reference(builder: CausalLM) -> ReferencePolicy:
-    """The reference that a policy of this kind needs."""
+def default_reference(builder: CausalLM, *, reference_free: bool = False) -> ReferencePolicy:
+    """The reference that a policy of this kind needs, and a loss."""
+    if reference_free:
+        return ReferenceFree()
     return AdapterDisabled() if has_new_adapter(builder) else FrozenCopy()
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dpo_lightning.artefact import content_key
 from dpo_lightning.data.collate import Collator, layout_for
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.examples import EncodedPair
 from dpo_lightning.heads import SplitHead, causal_lm
 from dpo_lightning.kernels import on_device, takes_trees
 from dpo_lightning.logps import token_logps
-from dpo_lightning.types import EncodedPair
 
 Keys = tuple[bytes, bytes]
 """Content keys of a pair's chosen and rejected answer."""

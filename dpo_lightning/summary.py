@@ -53,11 +53,12 @@ def summarize(trainer: Trainer) -> None:
 def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
     """Accuracies and margins in words."""
     low, high = metrics["eval/rewards/accuracies_ci95"]
+    known = metrics.get("eval/logps/ref_accuracies")  # a loss without a reference has none
+    before = "" if known is None else f"{known:.3f} before, "
     return [
         f"  held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward"
         f" (95 % interval {low:.3f} to {high:.3f}, {rows} pairs, {metrics['eval/rewards/ties']:.3f} ties)",
-        f"  by likelihood       {metrics['eval/logps/ref_accuracies']:.3f} before,"
-        f" {metrics['eval/logps/accuracies']:.3f} after",
+        f"  by likelihood       {before}{metrics['eval/logps/accuracies']:.3f} after",
         f"  margin              {metrics['eval/rewards/margins']:.4f} reward, {metrics['eval/logps/margins']:.3f} nats",
         f"  held-out loss       {metrics['eval/loss']:.4f}",
     ]

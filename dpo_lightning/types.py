@@ -1,116 +1,19 @@
-"""Every record that crosses a file boundary, from a row of a file to the number per pair."""
+"""What models and losses are given and give back: batches, log-probabilities, and the numbers per pair."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:  # the records of the data path are usable without torch
-    from jaxtyping import Bool, Float, Int
-    from torch import Tensor
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
-Message: TypeAlias = Mapping[str, Any]
-"""One chat turn: `role`, `content`, and what the template needs for tools (`tool_calls`, `name`, ...)."""
+Statistic: TypeAlias = Literal["tokens", "collisions", "kl", "margin"]
+"""What a loss may need besides sums and lengths.
 
-Text: TypeAlias = str | tuple[Message, ...]
-"""A prompt or an answer: a plain string, or chat messages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a row came from; printed as `file:line` in every message about it."""
-
-    file: str
-    line: int
-    nth: int = 1
-    """Its number among the rows of this line: an array may stand on one."""
-
-    def __str__(self) -> str:
-        """`file:line`, and which row of it from the second on."""
-        return f"{self.file}:{self.line}" + (f" (row {self.nth} of the line)" if self.nth > 1 else "")
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceExample:
-    """One comparison: `chosen` was preferred to `rejected` as an answer to `prompt`.
-
-    Either all three texts are strings, or all are message tuples (`chosen` and `rejected` then end with an
-    assistant message, and may begin with the turns that led to it).
-    """
-
-    origin: Origin
-    prompt: Text
-    chosen: Text
-    rejected: Text
-    tools: tuple[Mapping[str, Any], ...] = ()
-    group: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SFTExample:
-    """One demonstration: `completion` is what the model should answer to `prompt`.
-
-    For a conversation, `prompt` holds the messages before the first assistant turn and `completion` all that
-    follow; every assistant turn of it is learned.
-    """
-
-    origin: Origin
-    prompt: Text
-    completion: Text
-    tools: tuple[Mapping[str, Any], ...] = ()
-    group: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedAnswer:
-    """Token ids that follow a prompt, and which of them are scored (the assistant's own, its EOS included).
-
-    `cut` tells that the end was lost to `max_length`, and the EOS with it.
-    """
-
-    ids: Sequence[int]
-    scored: Sequence[bool]
-    cut: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPair:
-    """Both answers follow the same `prompt_ids`."""
-
-    origin: Origin
-    prompt_ids: Sequence[int]
-    chosen: EncodedAnswer
-    rejected: EncodedAnswer
-
-    @property
-    def answers(self) -> tuple[EncodedAnswer, ...]:
-        """Chosen and rejected."""
-        return self.chosen, self.rejected
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the longer answer."""
-        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedSFT:
-    """A prompt and the completion that is learned."""
-
-    origin: Origin
-    prompt_ids: Sequence[int]
-    completion: EncodedAnswer
-
-    @property
-    def answers(self) -> tuple[EncodedAnswer, ...]:
-        """The completion alone."""
-        return (self.completion,)
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt_ids) + len(self.completion.ids)
+`tokens`: every scored token's log-probability. `collisions`: the policy's `log sum_v p(v)^2`, summed over an answer.
+`kl`: `KL(reference || policy)` over the vocabulary, summed over an answer. `margin`: the rows' column of that name.
+"""
 
 
 class Tree(NamedTuple):
@@ -140,6 +43,8 @@ class PreferenceBatch(NamedTuple):
         sequence_ids: the sequence that each scored token belongs to.
         trees: which token sees which; empty where every row is one causal sequence.
         indices: the row of the data set per pair, -1 for a pair that only fills up a rank's share.
+        weights: how much each pair counts in the loss; 0 for one that only fills up.
+        margins: by how much the chosen answer was found better, in the rows' own unit; 0 where rows do not tell.
     """
 
     input_ids: Int[Tensor, "row position"]
@@ -150,6 +55,8 @@ class PreferenceBatch(NamedTuple):
     sequence_ids: Int[Tensor, " scored"]
     trees: tuple[Tree, ...]
     indices: Int[Tensor, " pair"]
+    weights: Float[Tensor, " pair"]
+    margins: Float[Tensor, " pair"]
 
     @property
     def num_sequences(self) -> int:
@@ -186,14 +93,28 @@ class TokenLogps(NamedTuple):
 
 
 class SequenceLogps(NamedTuple):
-    """Log-probabilities of each sequence's scored tokens: their sum in nats, and how many they are."""
+    """Log-probabilities of each sequence's scored tokens: their sum in nats, and how many they are.
+
+    Attributes:
+        sums: log-probability of the whole answer.
+        lengths: its scored tokens.
+        tokens: log-probability of each scored token, zeros behind the last; only where asked for, as all that follows.
+        collisions: `log sum_v p(v)^2` of the model's distribution at each scored token, summed. It has no gradient.
+        kl: `KL(reference || model)` at each scored token, summed.
+    """
 
     sums: Float[Tensor, " seq"]
     lengths: Float[Tensor, " seq"]
+    tokens: Float[Tensor, "seq token"] | None = None
+    collisions: Float[Tensor, " seq"] | None = None
+    kl: Float[Tensor, " seq"] | None = None
 
 
 class PairLogps(NamedTuple):
-    """What a loss is given: summed log-probabilities of both answers, and their numbers of scored tokens."""
+    """What a loss is given: summed log-probabilities of both answers, and their numbers of scored tokens.
+
+    What follows these six is there where a loss names it in its `statistics`; chosen answers come first in `[seq]`.
+    """
 
     policy_chosen: Float[Tensor, " pair"]
     policy_rejected: Float[Tensor, " pair"]
@@ -201,13 +122,35 @@ class PairLogps(NamedTuple):
     reference_rejected: Float[Tensor, " pair"]
     chosen_lengths: Float[Tensor, " pair"]
     rejected_lengths: Float[Tensor, " pair"]
+    weights: Float[Tensor, " pair"] | None = None
+    """How much each pair counts; where it is left out, every pair counts as one."""
+    given_margins: Float[Tensor, " pair"] | None = None
+    """The rows' `margin` column."""
+    policy_tokens: Float[Tensor, "seq token"] | None = None
+    reference_tokens: Float[Tensor, "seq token"] | None = None
+    collisions: Float[Tensor, " seq"] | None = None
+    kl: Float[Tensor, " seq"] | None = None
 
     @classmethod
-    def of(cls, policy: SequenceLogps, reference: SequenceLogps) -> PairLogps:
+    def of(cls, policy: SequenceLogps, reference: SequenceLogps, batch: PreferenceBatch | None = None) -> PairLogps:
         """Pair up the `2B` sequences of a `PreferenceBatch`."""
         chosen, rejected = policy.sums.chunk(2)
         reference_chosen, reference_rejected = reference.sums.chunk(2)
-        return cls(chosen, rejected, reference_chosen, reference_rejected, *policy.lengths.chunk(2))
+        chosen_lengths, rejected_lengths = policy.lengths.chunk(2)
+        return cls(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            chosen_lengths,
+            rejected_lengths,
+            weights=None if batch is None else batch.weights,
+            given_margins=None if batch is None else batch.margins,
+            policy_tokens=policy.tokens,
+            reference_tokens=reference.tokens,
+            collisions=policy.collisions,
+            kl=policy.kl,
+        )
 
     @property
     def chosen_logratios(self) -> Float[Tensor, " pair"]:
@@ -224,9 +167,30 @@ class PairLogps(NamedTuple):
         """The difference of the log-ratios, `h` in the formulas."""
         return self.chosen_logratios - self.rejected_logratios
 
+    @property
+    def counts(self) -> Float[Tensor, " pair"]:
+        """The weights, 1 where none were given."""
+        return torch.ones_like(self.chosen_lengths) if self.weights is None else self.weights
+
     def detach(self) -> PairLogps:
         """The same numbers without their graph."""
-        return PairLogps(*(value.detach() for value in self))
+        return PairLogps._make(None if value is None else value.detach() for value in self)
+
+    def select(self, pairs: Bool[Tensor, " pair"]) -> PairLogps:
+        """Some of the pairs."""
+        both = pairs.repeat(2)
+        return PairLogps._make(
+            None if value is None else value[pairs if len(value) == len(pairs) else both] for value in self
+        )
+
+    def at_start(self) -> PairLogps:
+        """What the same answers give where the policy still is the reference."""
+        return self._replace(
+            reference_chosen=self.policy_chosen,
+            reference_rejected=self.policy_rejected,
+            reference_tokens=self.policy_tokens,
+            kl=None if self.kl is None else torch.zeros_like(self.kl),
+        )
 
 
 class PreferenceOutput(NamedTuple):

@@ -10,10 +10,10 @@ from torch._dynamo.utils import counters
 from dpo_lightning import kernels
 from dpo_lightning.data.collate import PackedSharedPrefix
 from dpo_lightning.errors import UserError
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
 from dpo_lightning.heads import find_head
 from dpo_lightning.logps import score
 from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.types import EncodedAnswer, EncodedPair, Origin
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 

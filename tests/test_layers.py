@@ -9,8 +9,8 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "types errors console",
-    "allocator attention cpu_attention logps losses masks metrics intervals data",
+    "types examples errors console",
+    "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
     "kernels heads models model_folder library_noise precision references generation "
     "artefact precomputed provenance scoring",
     "module sft dpo data.datamodule run_folder resume parsing summary callbacks",

@@ -11,11 +11,12 @@ from layouts import LAYOUTS, ORIGIN, answer, pair
 from torch import nn
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
+from dpo_lightning.examples import EncodedSFT
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import install
 from dpo_lightning.logps import logps_of, reduced, score
 from dpo_lightning.losses import IPOLoss
-from dpo_lightning.types import EncodedSFT, PairLogps, SequenceLogps, TokenLogps
+from dpo_lightning.types import PairLogps, SequenceLogps, TokenLogps
 
 PAIRS = [
     pair([11, 12, 13], [14, 15, 0], [16, 0]),
@@ -69,7 +70,7 @@ def layout(request):
 
 def test_equal_logits_give_minus_n_ln_v():
     values = logps_of(torch.zeros(3, 16), torch.tensor([3, 7, 15]))
-    sums, lengths = reduced(TokenLogps(values, torch.tensor([0, 0, 1])), 2)
+    sums, lengths = reduced(TokenLogps(values, torch.tensor([0, 0, 1])), 2)[:2]
     assert sums.tolist() == pytest.approx([-5.545177, -2.772589], abs=1e-6)
     assert lengths.tolist() == [2, 1]
 
@@ -159,14 +160,14 @@ def test_a_table_that_is_off_by_one_shows():
 
 def test_sums_are_reduced_by_sequence_and_not_by_row():
     tokens = TokenLogps(torch.tensor([-4.0, -7.0, -8.0, -1.0, -2.0]), torch.tensor([0, 1, 1, 2, 2]))
-    sums, lengths = reduced(tokens, 4)
+    sums, lengths = reduced(tokens, 4)[:2]
     assert sums.tolist() == [-4.0, -15.0, -3.0, 0.0]
     assert lengths.tolist() == [1, 2, 2, 0]
 
 
 def test_a_sequence_without_a_scored_token_is_zero_and_has_no_gradient():
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    sums, lengths = reduced(TokenLogps(logps_of(logits[2:], torch.tensor([1])), torch.tensor([1])), 2)
+    sums, lengths = reduced(TokenLogps(logps_of(logits[2:], torch.tensor([1])), torch.tensor([1])), 2)[:2]
     assert sums[0] == lengths[0] == 0
     (sums / lengths.clamp(min=1)).sum().backward()
     assert torch.isfinite(logits.grad).all()
@@ -178,7 +179,7 @@ def test_bf16_logits_lose_nothing_in_the_sum():
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(1000, 300, generator=generator) * 4).bfloat16()
     targets = torch.randint(0, 300, (1000,), generator=generator)
-    sums, lengths = reduced(TokenLogps(logps_of(logits, targets), torch.arange(1000) // 500), 2)
+    sums, lengths = reduced(TokenLogps(logps_of(logits, targets), torch.arange(1000) // 500), 2)[:2]
     exact = logits.double().log_softmax(-1).gather(-1, targets[:, None]).reshape(2, -1).sum(1)
     assert sums.dtype == lengths.dtype == torch.float32
     assert sums.tolist() == pytest.approx(exact.tolist(), rel=1e-6, abs=1e-3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,7 @@ def card(trainer: Trainer, module: Any) -> str:
 
 def described(options: Any) -> str:
     """A frozen dataclass with its fields, or the name of anything else."""
-    fields = (
-        ", ".join(f"{k}={v}" for k, v in asdict(options).items())
-        if is_dataclass(options) and not isinstance(options, type)
-        else ""
-    )
-    return f"{type(options).__name__}({fields})"
+    return repr(options) if is_dataclass(options) else f"{type(options).__name__}()"
 
 
 def file_hash(path: str) -> str:

@@ -25,8 +25,7 @@ class MeansCallback(Callback):
 
     def __init__(self) -> None:
         """Keep the training steps' window apart from the evaluation's rows."""
-        self._window = Means(self.names)
-        self._evaluation = Means(self.names)
+        self._measure(self.names)
         self._logged_step = 0
         self.evaluated = 0
         """Rows of the last evaluation, each counted once."""
@@ -34,6 +33,10 @@ class MeansCallback(Callback):
         """The optimizer step whose weights the last evaluation measured."""
         self.logged: dict[str, float] = {}
         """The training steps' means of the last log line."""
+
+    def _measure(self, names: tuple[str, ...]) -> None:
+        """Begin with nothing measured, under these names."""
+        self._window, self._evaluation = Means(names), Means(names)
 
     @abstractmethod
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:

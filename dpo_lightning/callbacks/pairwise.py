@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from dpo_lightning.callbacks.means import MeansCallback
@@ -39,6 +40,12 @@ class PreferenceAccuracy(MeansCallback):
 
     names = ("rewards/accuracies", "rewards/ties", "logps/accuracies", "logps/ref_accuracies")
     shown = ("rewards/accuracies",)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Leave the reference's wins out where there is none."""
+        loss = getattr(pl_module, "loss", None)
+        if loss is not None and loss.reference_free:
+            self._measure(tuple(name for name in self.names if name != "logps/ref_accuracies"))
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Wins per pair."""

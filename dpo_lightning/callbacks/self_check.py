@@ -53,12 +53,13 @@ class SelfCheck(Callback):
                 ExitCode.DATA, problems, fix="mend the chat template (--data.chat_template FILE) or the rows"
             )
         if not pl_module.reference.starts_equal:
-            say("self-check: tokens are sound; the starting loss is left out (another model is the reference)")
+            reason = "the loss has no reference" if pl_module.loss.reference_free else "another model is the reference"
+            say(f"self-check: tokens are sound; the starting loss is left out ({reason})")
             return
         real = batch.indices >= 0
         if not real.any():  # a rank without a row of its own
             return
-        output, logps = (type(v)(*(part[real] for part in v)) for v in (outputs["preference"], outputs["logps"]))
+        output, logps = PreferenceOutput(*(part[real] for part in outputs["preference"])), outputs["logps"].select(real)
         nearness = pl_module.reference.nearness
         problems = list(self.check_start(output, logps, pl_module.loss, nearness))
         if problems:
@@ -75,7 +76,7 @@ class SelfCheck(Callback):
     @staticmethod
     def check_start(output: PreferenceOutput, logps: PairLogps, loss: Any, nearness: float = 0.0) -> Iterator[Problem]:
         """The loss has its own starting value, and rewards are 0: exactly, or as near as a reference can be."""
-        equal = loss(logps._replace(reference_chosen=logps.policy_chosen, reference_rejected=logps.policy_rejected))
+        equal = loss(logps.at_start())
         off = float((output.losses - equal.losses).abs().max())
         tolerance = LOSS_TOLERANCE
         if nearness:

@@ -18,5 +18,5 @@ class TokenLoss(MeansCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Mean per sequence, weighted by its tokens."""
-        sums, lengths = outputs["logps"]
+        sums, lengths = outputs["logps"].sums, outputs["logps"].lengths
         return {"loss": -sums / lengths.clamp(min=1)}, lengths * (batch.indices >= 0)

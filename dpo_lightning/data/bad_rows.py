@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import Origin
+from dpo_lightning.examples import Origin
 
 MAX_BAD_ROWS = 1000
 """Bad rows after which a pass gives up: a file with more of them is the wrong file."""

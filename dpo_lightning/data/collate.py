@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import EncodedAnswer, EncodedPair, EncodedSFT, PreferenceBatch, SFTBatch, Tree
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT
+from dpo_lightning.types import PreferenceBatch, SFTBatch, Tree
 
 
 class Joined(NamedTuple):
@@ -54,7 +55,12 @@ class Collator(ABC):
             [Joined.of(k + side * len(rows), row.prompt_ids, answer) for side, answer in enumerate(row.answers)]
             for k, row in enumerate(rows)
         ]
-        return PreferenceBatch(**self.tensors(groups), indices=torch.tensor(indices))
+        return PreferenceBatch(
+            **self.tensors(groups),
+            indices=torch.tensor(indices),
+            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
+            margins=torch.tensor([row.margin or 0.0 for row in rows]),
+        )
 
     def demonstrations(self, rows: Sequence[EncodedSFT], indices: Sequence[int]) -> SFTBatch:
         """Collate demonstrations, as `pairs` does."""

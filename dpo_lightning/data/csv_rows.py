@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from dpo_lightning.data.bad_rows import BadRows, RowError
-from dpo_lightning.types import Origin
+from dpo_lightning.examples import Origin
 
 QUOTED = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\r?\n|\r?\Z)')
 PLAIN = re.compile(r"(?:[^,\r\n]++|\r(?!\n|\Z))*+")

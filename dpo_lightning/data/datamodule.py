@@ -15,21 +15,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from dpo_lightning.console import say
-from dpo_lightning.data.batching import (
-    BatchOrder,
-    FixedBatches,
-    Rows,
-    TokenBatches,
-    check_shares,
-    settle_epoch,
-)
+from dpo_lightning.data.batching import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
 from dpo_lightning.data.collate import Collator, Padded, layout_for
 from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.schema import check_leak, preference_examples, sft_examples
 from dpo_lightning.data.tokenization import Encoder, Overlong
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import Batch, EncodedPair, EncodedSFT, PreferenceExample, SFTExample
+from dpo_lightning.examples import EncodedPair, EncodedSFT, PreferenceExample, SFTExample
+from dpo_lightning.types import Batch
 
 Allow = Literal["contradictions", "leak"]
 DEFAULT_SEED = 42

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_lightning.data.bad_rows import RowError
-from dpo_lightning.types import Message
+from dpo_lightning.examples import Message
 
 OWN_COLUMN = "give the prompt in a column of its own"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpo_lightning.data.bad_rows import BadRows, RowError
 from dpo_lightning.data.row_values import excerpt_name
-from dpo_lightning.types import Origin
+from dpo_lightning.examples import Origin
 
 SPACE = re.compile(r"[ \t\r\n]*")
 BLANK = " \t\r"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.bad_rows import RowError
 from dpo_lightning.data.row_values import excerpt_name
 from dpo_lightning.data.sources import kind_of
-from dpo_lightning.types import Message, Text
+from dpo_lightning.examples import Message, Text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPOKEN = ("user", "assistant")
@@ -80,6 +81,22 @@ def parse_group(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(f"group is {kind_of(value)} where text is due", fix="write a name, or remove the column")
     return str(value)
+
+
+def parse_number(value: Any, name: str) -> float:
+    """A finite number, or text that is one.
+
+    Raises:
+        RowError: for anything else; null is no number.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = value if isinstance(value, str) else kind_of(value)
+        raise RowError(f"{name} is no finite number", shown, "write a number, or remove the column")
+    return number
 
 
 def _message(value: Any, place: str) -> Message:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.implicit_prompts import split_messages, split_strings
-from dpo_lightning.data.messages import check_answer, parse_group, parse_text, parse_tools
+from dpo_lightning.data.messages import check_answer, parse_group, parse_number, parse_text, parse_tools
 from dpo_lightning.data.sources import Row
-from dpo_lightning.types import Message, PreferenceExample, Text
+from dpo_lightning.examples import Message, PreferenceExample, Text
 
-USED = ("prompt", "chosen", "rejected", "tools", "group")
+USED = ("prompt", "chosen", "rejected", "tools", "group", "weight", "margin")
 FORMAT = ("prompt", "chosen", "rejected")
 
 EMPTY_PROMPT = "rows with an empty prompt"
@@ -46,6 +46,9 @@ class PairReader:
             self._compare(row, texts["chosen"], texts["rejected"])
             prompt, chosen, rejected = self._split(texts) if self.implicit else self._fitted(row, texts)
             tools, group = parse_tools(row.values.get("tools")), parse_group(row.values.get("group"))
+            weight, margin = self._number(row, "weight"), self._number(row, "margin")
+            if weight is not None and weight < 0:
+                raise RowError("'weight' is negative", str(weight), "write 0 or more; 0 leaves the pair out")
         except RowError as error:
             self.bad.add(row.origin, error)
             return None
@@ -53,7 +56,12 @@ class PairReader:
             self.notes.add(row.origin, EMPTY_PROMPT, fix="write a prompt, or leave out --data.strict")
         if isinstance(chosen, str) and chosen.startswith(MESSAGES_AS_TEXT):
             self.notes.add(row.origin, JSON_TEXT, fix="write messages as a list, not as text")
-        return PreferenceExample(row.origin, prompt, chosen, rejected, tools, group)
+        weight = 1.0 if weight is None else weight  # 0 is a weight
+        return PreferenceExample(row.origin, prompt, chosen, rejected, tools, group, weight, margin)
+
+    def _number(self, row: Row, name: str) -> float | None:
+        """A column of numbers, where there is one."""
+        return parse_number(row.values[name], f"'{self.columns.get(name, name)}'") if name in row.values else None
 
     def _texts(self, row: Row) -> dict[str, Text] | None:
         """All texts of the row, each checked by itself so that every fault of a row is told at once."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import Message, Origin, Text
+from dpo_lightning.examples import Message, Origin, Text
 
 Template = Literal["auto", "chat", "raw"]
 SpecialTokens = Literal["refuse", "neutralize"]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Sequence
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import Message, Origin, PreferenceExample, SFTExample, Text
+from dpo_lightning.examples import Message, Origin, PreferenceExample, SFTExample, Text
 
 CONTRADICTIONS = "contradictions"
 LEAK = "leak"

@@ -28,7 +28,7 @@ from dpo_lightning.data.repeats import (
 from dpo_lightning.data.sft_rows import LAYOUTS, DemonstrationReader, layout_of
 from dpo_lightning.data.sources import Row, read_files
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import PreferenceExample, SFTExample
+from dpo_lightning.examples import PreferenceExample, SFTExample
 
 LEAST_ROWS = 2
 VERDICTS = frozenset({"true", "false", "0", "1", "-1", "good", "bad", "yes", "no"})

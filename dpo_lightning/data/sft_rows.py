@@ -16,7 +16,7 @@ from dpo_lightning.data.preference_rows import (
     fit_answer,
 )
 from dpo_lightning.data.sources import Row, kind_of
-from dpo_lightning.types import SFTExample, Text
+from dpo_lightning.examples import SFTExample, Text
 
 LAYOUTS = (("prompt", "completion"), ("messages",), ("instruction", "output"))
 FORMAT = ("prompt", "completion", "messages", "instruction", "output")

@@ -14,7 +14,7 @@ from dpo_lightning.data.row_values import clean
 from dpo_lightning.data.tables import HUB, check_hub_id, hub_rows, parquet_rows
 from dpo_lightning.data.text_files import PARQUET, read_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import Origin
+from dpo_lightning.examples import Origin
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 

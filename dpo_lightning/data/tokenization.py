@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import (
+from dpo_lightning.examples import (
     EncodedAnswer,
     EncodedPair,
     EncodedSFT,
@@ -81,7 +81,10 @@ class Encoder:
         for example in examples:
             fitted = self._fit(example.origin, example.prompt, (example.chosen, example.rejected), example.tools)
             if fitted is not None:
-                encoded.append(EncodedPair(example.origin, fitted.prompt_ids, *fitted.answers))
+                chosen, rejected = fitted.answers
+                encoded.append(
+                    EncodedPair(example.origin, fitted.prompt_ids, chosen, rejected, example.weight, example.margin)
+                )
         self._finish(len(encoded))
         return encoded
 

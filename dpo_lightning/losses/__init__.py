@@ -1,8 +1,59 @@
 """The preference losses, a class per paper; each can be named by `--model.loss`."""
 
-from dpo_lightning.losses.base import PreferenceLoss
+from dpo_lightning.losses.absolute import APODownLoss, APOZeroLoss, BCOPairLoss, CalDPOLoss, NCALoss, SPPOLoss
+from dpo_lightning.losses.base import MarginLoss, PairwiseLoss, PreferenceLoss
+from dpo_lightning.losses.dynamic import BetaDPOLoss
 from dpo_lightning.losses.hinge import HingeLoss
 from dpo_lightning.losses.ipo import IPOLoss
-from dpo_lightning.losses.logistic import DPOLoss, RobustLoss
+from dpo_lightning.losses.likelihood import SFTLoss
+from dpo_lightning.losses.logistic import (
+    ChiPOLoss,
+    DiscoPOPLoss,
+    DPOLoss,
+    DPOPLoss,
+    EXOLoss,
+    LNDPOLoss,
+    ODPOLoss,
+    RDPOLoss,
+    RobustLoss,
+)
+from dpo_lightning.losses.mixture import WeightedSum
+from dpo_lightning.losses.reference_free import AlphaPOLoss, CPOLoss, ORPOLoss, SimPOLoss
+from dpo_lightning.losses.token_level import LDDPOLoss, TDPO1Loss, TDPO2Loss, WPOLoss
+from dpo_lightning.losses.transport import AOTLoss, AOTUnpairedLoss
 
-__all__ = ["DPOLoss", "HingeLoss", "IPOLoss", "PreferenceLoss", "RobustLoss"]
+__all__ = [
+    "AOTLoss",
+    "AOTUnpairedLoss",
+    "APODownLoss",
+    "APOZeroLoss",
+    "AlphaPOLoss",
+    "BCOPairLoss",
+    "BetaDPOLoss",
+    "CPOLoss",
+    "CalDPOLoss",
+    "ChiPOLoss",
+    "DPOLoss",
+    "DPOPLoss",
+    "DiscoPOPLoss",
+    "EXOLoss",
+    "HingeLoss",
+    "IPOLoss",
+    "LDDPOLoss",
+    "LNDPOLoss",
+    "MarginLoss",
+    "NCALoss",
+    "ODPOLoss",
+    "ORPOLoss",
+    "PairwiseLoss",
+    "PreferenceLoss",
+    "RDPOLoss",
+    "RobustLoss",
+    "SFTLoss",
+    "SPPOLoss",
+    "SimPOLoss",
+    "TDPO1Loss",
+    "TDPO2Loss",
+    "WPOLoss",
+    "WeightedSum",
+]

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from dpo_lightning.data.batching import BUCKET_RATIO, FixedBatches, Rows, TokenBatches, check_shares, upper_bounds
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.errors import UserError
-from dpo_lightning.types import EncodedAnswer, EncodedPair, EncodedSFT, Origin
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT, Origin
 
 LAYOUTS = (Padded(), Packed(), SharedPrefix(), PackedSharedPrefix())
 

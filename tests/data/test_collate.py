@@ -11,7 +11,8 @@ from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, Share
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.data.tokenization import Encoder
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.types import EncodedSFT, PreferenceExample, Tree
+from dpo_lightning.examples import EncodedSFT, PreferenceExample
+from dpo_lightning.types import Tree
 
 TWO = [pair([1, 2, 3], [4, 5], [6]), pair([7, 8], [9, 10], [11, 12, 13])]
 TARGETS = [4, 5, 9, 10, 6, 11, 12, 13]
@@ -264,6 +265,7 @@ def test_ids_are_long_whatever_the_sequences_are_made_of(layout):
         batch = layout.pairs([row], (0,))
         kinds = {name: part.dtype for name, part in batch._asdict().items() if name != "trees"}
         assert kinds.pop("mask") == torch.bool
+        assert kinds.pop("weights") == kinds.pop("margins") == torch.float32
         assert set(kinds.values()) == {torch.long}
 
 

@@ -10,7 +10,7 @@ from row_files import refusal
 from dpo_lightning.data.columns import check_same_columns, look_alike, missing_columns, rename, unused
 from dpo_lightning.data.sources import Row
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.types import Origin
+from dpo_lightning.examples import Origin
 
 KNOWN = ("prompt", "chosen", "rejected")
 

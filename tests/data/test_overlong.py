@@ -7,7 +7,7 @@ from tiny import BEGIN, turns
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.data.tokenization import Encoder, without_oldest_turn
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.types import Origin, PreferenceExample, SFTExample
+from dpo_lightning.examples import Origin, PreferenceExample, SFTExample
 
 LONG = "water " * 60
 """More tokens than any `max_length` here."""

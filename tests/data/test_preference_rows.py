@@ -12,7 +12,7 @@ from row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
 from dpo_lightning.data.schema import preference_examples
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.types import PreferenceExample
+from dpo_lightning.examples import PreferenceExample
 
 A, B = assistant("a"), assistant("b")
 U, V = user("u"), user("v")

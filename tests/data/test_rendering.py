@@ -6,7 +6,7 @@ from tiny import BEGIN, CHATML, CONTROL, END, END_OF_TEXT, START, turns
 
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.types import Origin
+from dpo_lightning.examples import Origin
 
 ORIGIN = Origin("pairs.jsonl", 7)
 WITH_BOS = "{{ bos_token }}" + CHATML

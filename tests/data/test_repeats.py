@@ -9,7 +9,7 @@ from dpo_lightning.data.bad_rows import BadRows, Notes
 from dpo_lightning.data.repeats import check_demonstrations, check_pairs, shared_prompts
 from dpo_lightning.data.schema import check_leak
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.types import Origin, PreferenceExample, SFTExample, Text
+from dpo_lightning.examples import Origin, PreferenceExample, SFTExample, Text
 
 
 def pair(line: int, prompt: Text, chosen: Text = "a", rejected: Text = "b", file: str = "train") -> PreferenceExample:

@@ -10,7 +10,7 @@ from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.data.schema import preference_examples
 from dpo_lightning.data.tokenization import Encoder
 from dpo_lightning.errors import UserError
-from dpo_lightning.types import Origin, PreferenceExample, SFTExample
+from dpo_lightning.examples import Origin, PreferenceExample, SFTExample
 
 ORIGIN = Origin("pairs.jsonl", 7)
 NO_THOUGHT = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")

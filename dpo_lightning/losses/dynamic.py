@@ -1,0 +1,73 @@
+"""DPO whose beta follows the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from dpo_lightning.losses.base import PreferenceLoss
+from dpo_lightning.losses.running import RunningMean
+from dpo_lightning.types import PairLogps, PreferenceOutput
+
+
+@dataclass(frozen=True)
+class BetaDPOLoss(PreferenceLoss):
+    """DPO with a beta per micro-batch: larger where its pairs are further apart than usual.
+
+    The mean of a micro-batch decides, so that two ranks or accumulation differ from one batch. What is usual, `M0`, is
+    the same on all ranks and moves after each optimizer step. Of the paper's random choice of pairs near `M0`, the
+    likeliest one is taken: a run can then be repeated and gone on with exactly.
+
+    Paper: Wu et al. 2024, arXiv:2407.08639, eq. 7 to 10.
+    Loss: `-log sigmoid(b h)`, `b = beta (1 + alpha (mean M - M0))`, `M = beta h`; b has no gradient.
+    TRL: none.
+    Use: where pairs differ much in quality.
+    Typical: beta 0.1, alpha 0.6, keep 0.8; learning rate 5e-7.
+    """
+
+    alpha: float = 0.6
+    """How strongly beta follows the batch; 0 is DPO."""
+
+    keep: float = 1.0
+    """Share of each micro-batch's pairs that is kept: those nearest to `M0`."""
+
+    momentum: float = 0.9
+    """Share of `M0` that an optimizer step leaves."""
+
+    usual: RunningMean = field(default_factory=RunningMean, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and begin at a margin of 0."""
+        super().__post_init__()
+        self.require("alpha", self.alpha >= 0, "must be 0 or more")
+        self.require("keep", 0 < self.keep <= 1, "must lie in (0, 1]")
+        self.require("momentum", 0 <= self.momentum < 1, "must lie in [0, 1)")
+        self.usual.momentum = self.momentum
+
+    @property
+    def state(self) -> RunningMean:
+        """`M0`."""
+        return self.usual
+
+    def observe(self, output: PreferenceOutput, logps: PairLogps) -> None:
+        """Count the margins."""
+        self.usual.add(output.chosen_rewards - output.rejected_rewards, logps.counts)
+
+    def __call__(self, logps: PairLogps) -> PreferenceOutput:
+        """Losses and rewards per pair; ln 2 where policy and reference agree."""
+        margins, counts = self.beta * logps.margins.detach(), logps.counts
+        mean = (counts * margins).sum() / counts.sum().clamp(min=torch.finfo(counts.dtype).tiny)
+        beta = (self.beta * (1 + self.alpha * (mean - self.usual.value))).clamp(min=1e-3)
+        losses = -logsigmoid(beta * logps.margins)
+        return self.output(losses * self.kept(margins - self.usual.value, counts), logps)
+
+    def kept(self, distances: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """1 for pairs that are kept, scaled up so that the mean is that of the kept ones, else 0."""
+        if self.keep == 1:
+            return torch.ones_like(distances)
+        far = torch.where(counts > 0, distances.abs(), torch.inf)
+        rank = far.argsort(stable=True).argsort(stable=True)
+        kept = (rank < (self.keep * (counts > 0).sum()).ceil()).to(counts)
+        return kept * counts.sum() / (kept * counts).sum().clamp(min=torch.finfo(counts.dtype).tiny)
