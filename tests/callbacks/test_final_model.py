@@ -60,7 +60,7 @@ def test_other_users_may_read_it(tiny_llama, file, tmp_path):
 
 
 def test_the_card_tells_the_making(tiny_llama, file, tmp_path):
-    made = runs.module(tiny_llama, loss=DPOLoss(beta=0.25, divergence=ReverseKL(), label_smoothing=0.1), lora=Lora(r=3))
+    made = runs.module(tiny_llama, loss=DPOLoss(beta=0.25, label_smoothing=0.1), lora=Lora(r=3))
     train(made, file, tmp_path / "my-run")
     text = (tmp_path / "my-run/final_model/README.md").read_text()
     head, _, body = text.removeprefix("---\n").partition("---\n")
