@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
+    from dpo_lightning.data.ranked_datamodule import RankedDataModule
     from dpo_lightning.dpo import DPOModule
+    from dpo_lightning.listwise import ListwiseDPOModule
     from dpo_lightning.sft import SFTModule
 
 __version__ = "0.1.0"
-__all__ = ["DPOModule", "PreferenceDataModule", "SFTDataModule", "SFTModule"]
+__all__ = [
+    "DPOModule",
+    "ListwiseDPOModule",
+    "PreferenceDataModule",
+    "RankedDataModule",
+    "SFTDataModule",
+    "SFTModule",
+]
 
 _HOME = {
     "DPOModule": "dpo_lightning.dpo",
     "SFTModule": "dpo_lightning.sft",
+    "ListwiseDPOModule": "dpo_lightning.listwise",
     "PreferenceDataModule": "dpo_lightning.data.datamodule",
+    "RankedDataModule": "dpo_lightning.data.ranked_datamodule",
     "SFTDataModule": "dpo_lightning.data.datamodule",
 }
 

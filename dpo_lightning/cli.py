@@ -23,9 +23,11 @@ from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
+from dpo_lightning.data.ranked_datamodule import RankedDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.library_noise import quiet
+from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
@@ -37,6 +39,9 @@ from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
 
 PROGRAM = "python -m dpo_lightning"
+
+KINDS = ((ListwiseDPOModule, RankedDataModule), (DPOModule, PreferenceDataModule), (SFTModule, SFTDataModule))
+"""Each module and the rows that it takes; the first that fits counts."""
 
 BYTES_PER_TRAINED_VALUE = 16
 """A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
@@ -128,13 +133,13 @@ class PreferenceCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse rows of another kind than the model trains on."""
-        for kind, data in ((DPOModule, PreferenceDataModule), (SFTModule, SFTDataModule)):
-            if isinstance(self.model, kind) and not isinstance(self.datamodule, data):
-                raise UserError(
-                    ExitCode.CONFIG,
-                    Problem(f"{kind.__name__} takes {data.__name__}", "data", type(self.datamodule).__name__),
-                    fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
-                )
+        wanted = next((data for kind, data in KINDS if isinstance(self.model, kind)), TextDataModule)
+        if not isinstance(self.datamodule, wanted):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{type(self.model).__name__} takes {wanted.__name__}", "data", type(self.datamodule).__name__),
+                fix=f"--data {wanted.__name__}, or the whole recipe of the model in configs/",
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Let the folder go in the end."""
@@ -223,7 +228,7 @@ def config_paths(args: list[str]) -> list[str]:
 def known_names(parser: Any) -> Known:
     """Every key of the trainer and of this package's classes, and the names of the classes."""
     owners: dict[str, list[Any]] = {
-        "model": [DPOModule, SFTModule],
+        "model": [kind for kind, _ in KINDS],
         "data": TextDataModule.__subclasses__(),
         "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
         "model.loss": [getattr(losses, name) for name in losses.__all__ if not isabstract(getattr(losses, name))],

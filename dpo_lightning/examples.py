@@ -63,6 +63,19 @@ class SFTExample:
 
 
 @dataclass(frozen=True, slots=True)
+class RankedExample:
+    """Answers to one prompt, the best first; all texts are strings, or all are message tuples."""
+
+    origin: Origin
+    prompt: Text
+    responses: tuple[Text, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    group: str = ""
+    weight: float = 1.0
+    """How much the list counts in the loss."""
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedAnswer:
     """Token ids that follow a prompt, and which of them are scored (the assistant's own, its EOS included).
 
@@ -113,3 +126,22 @@ class EncodedSFT:
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.completion.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRanking:
+    """Answers that follow the same `prompt_ids`, the best first."""
+
+    origin: Origin
+    prompt_ids: Sequence[int]
+    answers: tuple[EncodedAnswer, ...]
+    weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longest answer."""
+        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
+
+
+Example: TypeAlias = PreferenceExample | SFTExample | RankedExample
+Encoded: TypeAlias = EncodedPair | EncodedSFT | EncodedRanking

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dpo_lightning.rankings import RankedOutput
     from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
@@ -41,6 +42,26 @@ def preference_accuracy(output: PreferenceOutput, logps: PairLogps) -> dict[str,
         "logps/ref_accuracies": logps.reference_chosen > logps.reference_rejected,
     }
     return {name: won.float() for name, won in wins.items()}
+
+
+def ranked_rewards(output: RankedOutput) -> dict[str, Tensor]:
+    """Rewards of the first and the last answer, and the share of a list's pairs that are in order, each `[list]`.
+
+    A tie is not in order; `rewards/ties` tells how many there are. With lists of two these are the numbers of pairs.
+    """
+    rewards, mask = output.rewards, output.mask
+    first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1, device=rewards.device)
+    there = mask[:, second]  # a list has no gaps
+    pairs = there.sum(1)
+    ahead = ((rewards[:, first] > rewards[:, second]) & there).sum(1)
+    tied = ((rewards[:, first] == rewards[:, second]) & there).sum(1)
+    return {
+        "rewards/best": output.best,
+        "rewards/worst": output.worst,
+        "rewards/margins": output.margins,
+        "rewards/accuracies": ahead / pairs,
+        "rewards/ties": tied / pairs,
+    }
 
 
 class Means(Metric):

@@ -10,12 +10,15 @@ from lightning.pytorch import Trainer
 
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.callbacks.pairwise import PreferenceAccuracy
+from dpo_lightning.callbacks.ranked import RankedRewards
 from dpo_lightning.callbacks.samples import Samples
 from dpo_lightning.callbacks.token_loss import TokenLoss
 from dpo_lightning.console import say
 from dpo_lightning.intervals import wilson
 
 FILE = "metrics.json"
+UNITS = {TokenLoss: "tokens", RankedRewards: "lists", PreferenceAccuracy: "pairs"}
+"""What each measure counts."""
 
 
 def summarize(trainer: Trainer) -> None:
@@ -30,15 +33,8 @@ def summarize(trainer: Trainer) -> None:
         if isinstance(callback, MeansCallback):
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
-    rows = max((c.evaluated for c in callbacks if isinstance(c, (PreferenceAccuracy, TokenLoss))), default=0)
-    metrics["eval/tokens" if any(isinstance(c, TokenLoss) for c in callbacks) else "eval/pairs"] = rows
     lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
-    if "eval/rewards/accuracies" in metrics and rows:
-        low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
-        metrics["eval/rewards/accuracies_ci95"] = [low, high]
-        lines += preference_lines(metrics, rows)
-    elif "eval/loss" in metrics:
-        lines.append(f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)")
+    lines += held_out_lines(metrics, [callback for callback in callbacks if isinstance(callback, tuple(UNITS))])
     if "train/loss" in metrics:
         lines.append(f"  training loss       {metrics['train/loss']:.4f} over the last logged steps")
     for callback in callbacks:
@@ -48,6 +44,21 @@ def summarize(trainer: Trainer) -> None:
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     for line in lines:
         say(line)
+
+
+def held_out_lines(metrics: dict[str, Any], measures: list[Any]) -> list[str]:
+    """The evaluation in words; what it counted is added to the metrics."""
+    unit = next((name for kind, name in UNITS.items() if any(isinstance(one, kind) for one in measures)), "pairs")
+    rows = metrics[f"eval/{unit}"] = max((one.evaluated for one in measures), default=0)
+    if unit == "lists" and rows:
+        return ranking_lines(metrics, rows)
+    if "eval/rewards/accuracies" in metrics and rows:
+        low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
+        metrics["eval/rewards/accuracies_ci95"] = [low, high]
+        return preference_lines(metrics, rows)
+    if "eval/loss" in metrics:
+        return [f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)"]
+    return []
 
 
 def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
@@ -60,6 +71,16 @@ def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
         f" (95 % interval {low:.3f} to {high:.3f}, {rows} pairs, {metrics['eval/rewards/ties']:.3f} ties)",
         f"  by likelihood       {before}{metrics['eval/logps/accuracies']:.3f} after",
         f"  margin              {metrics['eval/rewards/margins']:.4f} reward, {metrics['eval/logps/margins']:.3f} nats",
+        f"  held-out loss       {metrics['eval/loss']:.4f}",
+    ]
+
+
+def ranking_lines(metrics: dict[str, Any], lists: int) -> list[str]:
+    """Order and margins of ranked lists in words."""
+    return [
+        f"  held-out order      {metrics['eval/rewards/accuracies']:.3f} of a list's pairs by implicit reward"
+        f" ({lists} lists, {metrics['eval/rewards/ties']:.3f} ties)",
+        f"  margin              {metrics['eval/rewards/margins']:.4f} reward, from the first answer to the last",
         f"  held-out loss       {metrics['eval/loss']:.4f}",
     ]
 

@@ -63,6 +63,10 @@ class PreferenceBatch(NamedTuple):
         """Two per pair."""
         return 2 * len(self.indices)
 
+    def owners(self) -> list[tuple[int, int]]:
+        """The pair of each sequence, and which of its answers it is."""
+        return [(pair, side) for side in range(2) for pair in range(len(self.indices))]
+
 
 class SFTBatch(NamedTuple):
     """Demonstrations, one sequence each; the attributes are those of `PreferenceBatch`."""
@@ -82,7 +86,37 @@ class SFTBatch(NamedTuple):
         return len(self.indices)
 
 
-Batch: TypeAlias = PreferenceBatch | SFTBatch
+class RankedBatch(NamedTuple):
+    """Ranked lists, their answers as sequences: list after list, the best answer of each first.
+
+    Attributes:
+        answers: the sequence at each rank of a list, -1 behind the last of a shorter list.
+        num_sequences: answers of all lists.
+        indices: the row of the data set per list, -1 for a list that only fills up a rank's share.
+        weights: how much each list counts in the loss; 0 for one that only fills up.
+
+    The other attributes are those of `PreferenceBatch`.
+    """
+
+    input_ids: Int[Tensor, "row position"]
+    position_ids: Int[Tensor, "row position"]
+    mask: Bool[Tensor, "row position"]
+    places: Int[Tensor, " scored"]
+    targets: Int[Tensor, " scored"]
+    sequence_ids: Int[Tensor, " scored"]
+    trees: tuple[Tree, ...]
+    answers: Int[Tensor, "list rank"]
+    num_sequences: int
+    indices: Int[Tensor, " list"]
+    weights: Float[Tensor, " list"]
+
+    def owners(self) -> list[tuple[int, int]]:
+        """The list of each sequence, and its rank there."""
+        table = [[number for number in numbers if number >= 0] for numbers in self.answers.tolist()]
+        return [(row, rank) for row, numbers in enumerate(table) for rank in range(len(numbers))]
+
+
+Batch: TypeAlias = PreferenceBatch | SFTBatch | RankedBatch
 
 
 class TokenLogps(NamedTuple):
@@ -167,6 +201,14 @@ class PairLogps(NamedTuple):
         """The difference of the log-ratios, `h` in the formulas."""
         return self.chosen_logratios - self.rejected_logratios
 
+    def answers(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
+        """What policy and reference give every answer, and its length."""
+        return (
+            torch.cat([self.policy_chosen, self.policy_rejected]),
+            torch.cat([self.reference_chosen, self.reference_rejected]),
+            torch.cat([self.chosen_lengths, self.rejected_lengths]),
+        )
+
     @property
     def counts(self) -> Float[Tensor, " pair"]:
         """The weights, 1 where none were given."""
@@ -199,3 +241,8 @@ class PreferenceOutput(NamedTuple):
     losses: Float[Tensor, " pair"]
     chosen_rewards: Float[Tensor, " pair"]
     rejected_rewards: Float[Tensor, " pair"]
+
+    @property
+    def margins(self) -> Float[Tensor, " pair"]:
+        """By how much the chosen answer is ahead."""
+        return self.chosen_rewards - self.rejected_rewards

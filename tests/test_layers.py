@@ -9,11 +9,11 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "types examples errors console",
+    "types rankings examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
     "kernels heads models model_folder library_noise precision references generation "
     "artefact precomputed provenance scoring",
-    "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
+    "module sft dpo listwise data.datamodule data.ranked_datamodule run_folder resume parsing summary callbacks",
     "cli commands __main__ __init__",
 )
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}

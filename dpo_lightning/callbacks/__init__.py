@@ -7,6 +7,7 @@ _HOME = {
     "FinalModel": "final_model",
     "PredictionWriter": "predictions",
     "PreferenceAccuracy": "pairwise",
+    "RankedRewards": "ranked",
     "RewardMargins": "pairwise",
     "Samples": "samples",
     "SelfCheck": "self_check",

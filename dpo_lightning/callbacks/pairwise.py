@@ -53,11 +53,12 @@ class PreferenceAccuracy(MeansCallback):
 
 
 def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
-    """What a step on pairs returns; a step of SFT has none."""
-    if "preference" not in outputs:
+    """What a step on pairs returns; a step of SFT or on lists has none."""
+    if not isinstance(outputs.get("preference"), PreferenceOutput):
+        other, fix = ("a list has", "RankedRewards") if "preference" in outputs else ("SFT has", "TokenLoss")
         raise UserError(
             ExitCode.CONFIG,
-            Problem("RewardMargins and PreferenceAccuracy measure pairs, and SFT has none", "trainer.callbacks"),
-            fix="--trainer.callbacks TokenLoss",
+            Problem(f"RewardMargins and PreferenceAccuracy measure pairs, and {other} none", "trainer.callbacks"),
+            fix=f"--trainer.callbacks {fix}",
         )
     return outputs["preference"], outputs["logps"]

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
+from dpo_lightning.rankings import RankedOutput
 
 FILE = "predictions.jsonl"
 
@@ -29,18 +30,25 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the batch's numbers."""
-        columns = self.columns(outputs, len(batch.indices))
+        columns = self.columns(outputs)
         for place, index in enumerate(batch.indices.tolist()):
             if index >= 0:
-                self._rows.append({"index": index, **{name: float(value[place]) for name, value in columns.items()}})
+                self._rows.append({"index": index, **{name: values[place] for name, values in columns.items()}})
 
     @staticmethod
-    def columns(outputs: Any, items: int) -> dict[str, torch.Tensor]:
-        """Names and values per item, of preference pairs or of demonstrations."""
+    def columns(outputs: Any) -> dict[str, list[Any]]:
+        """Names and values per item: of pairs, of ranked lists (a number per answer, best first), of demonstrations."""
         if "preference" not in outputs:
-            return {"logps": outputs["logps"].sums, "tokens": outputs["logps"].lengths}
+            return {"logps": outputs["logps"].sums.tolist(), "tokens": outputs["logps"].lengths.tolist()}
         output, logps = outputs["preference"], outputs["logps"]
-        return {
+        if isinstance(output, RankedOutput):
+            listed = {"rewards": output.rewards, "logps": logps.policy, "reference_logps": logps.reference}
+            cut = {
+                name: [row[own].tolist() for row, own in zip(rows, output.mask, strict=True)]
+                for name, rows in listed.items()
+            }
+            return {"loss": output.losses.tolist(), **cut}
+        pairs = {
             "loss": output.losses,
             "chosen_reward": output.chosen_rewards,
             "rejected_reward": output.rejected_rewards,
@@ -50,6 +58,7 @@ class PredictionWriter(Callback):
             "reference_chosen_logps": logps.reference_chosen,
             "reference_rejected_logps": logps.reference_rejected,
         }
+        return {name: values.tolist() for name, values in pairs.items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the ranks' rows and write them."""

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
+from dpo_lightning.rankings import GroupLogps, RankedOutput
+from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput, RankedBatch
 
 LOSS_TOLERANCE = 1e-6
 PRECOMPUTED_LOSS_TOLERANCE = 1e-4
@@ -59,7 +59,8 @@ class SelfCheck(Callback):
         real = batch.indices >= 0
         if not real.any():  # a rank without a row of its own
             return
-        output, logps = PreferenceOutput(*(part[real] for part in outputs["preference"])), outputs["logps"].select(real)
+        output, logps = outputs["preference"], outputs["logps"].select(real)
+        output = output._make(part[real] for part in output)
         nearness = pl_module.reference.nearness
         problems = list(self.check_start(output, logps, pl_module.loss, nearness))
         if problems:
@@ -74,7 +75,9 @@ class SelfCheck(Callback):
         say(f"self-check: passed (starting loss {start:.6f}, {margins}, tokens sound)")
 
     @staticmethod
-    def check_start(output: PreferenceOutput, logps: PairLogps, loss: Any, nearness: float = 0.0) -> Iterator[Problem]:
+    def check_start(
+        output: PreferenceOutput | RankedOutput, logps: PairLogps | GroupLogps, loss: Any, nearness: float = 0.0
+    ) -> Iterator[Problem]:
         """The loss has its own starting value, and rewards are 0: exactly, or as near as a reference can be."""
         equal = loss(logps.at_start())
         off = float((output.losses - equal.losses).abs().max())
@@ -88,47 +91,45 @@ class SelfCheck(Callback):
                 "self-check",
             )
         if nearness:
-            apart = torch.cat([logps.chosen_logratios, logps.rejected_logratios]).abs()
-            sums = torch.cat([logps.policy_chosen, logps.policy_rejected]).abs()
-            lengths = torch.cat([logps.chosen_lengths, logps.rejected_lengths])
-            if not (apart <= nearness * (sums + lengths)).all():
+            sums, others, lengths = logps.answers()
+            apart = (sums - others).abs()
+            if not (apart <= nearness * (sums.abs() + lengths)).all():
                 yield Problem(
                     f"log-probabilities are up to {float(apart.max()):.3g} nats from the reference's at the start",
                     "self-check",
                 )
             return
-        margin = float((output.chosen_rewards - output.rejected_rewards).abs().max())
+        margin = float(output.margins.abs().max())
         if margin != 0:  # NaN as well
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod
-    def check_tokens(batch: PreferenceBatch, module: Any, rows: Any) -> Iterator[Problem]:
+    def check_tokens(batch: PreferenceBatch | RankedBatch, module: Any, rows: Any) -> Iterator[Problem]:
         """Every sequence of a batch: BOS, prompt, scored tokens and EOS."""
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         bos = module.tokenizer.bos_token_id
-        pairs = len(batch.indices)
-        prompts = []
-        for number, (ids, targets) in enumerate(sequences(batch)):
-            index = int(batch.indices[number % pairs])
+        prompts: dict[int, set[tuple[int, ...]]] = {}
+        for (row, place), (ids, targets) in zip(batch.owners(), sequences(batch), strict=True):
+            index = int(batch.indices[row])
             known = rows is not None and index >= 0
             where = str(rows[index].origin) if known else f"row {index}"
-            cut = known and rows[index].answers[number // pairs].cut
+            cut = known and rows[index].answers[place].cut
             if bos is not None and ids[:2] == [bos, bos]:
                 yield Problem("the text begins with two BOS tokens", where)
             if not targets:
                 yield Problem("an answer has no scored token", where)
                 continue
-            prompts.append(ids[: min(targets) + 1])
+            prompts.setdefault(row, set()).add(tuple(ids[: min(targets) + 1]))
             runs = scored_runs(targets)
             for run in runs[: len(runs) - cut]:
                 if run[-1] not in stops or sum(id_ in stops for id_ in run) != 1:
                     ends = sum(id_ in stops for id_ in run)
                     yield Problem(f"an answer scores EOS {ends} times, or not at its end", where)
-        if len(prompts) == batch.num_sequences and prompts[:pairs] != prompts[pairs:]:
-            yield Problem("chosen and rejected follow different prompt tokens", "self-check")
+        if any(len(asked) > 1 for asked in prompts.values()):
+            yield Problem("the answers of a row follow different prompt tokens", "self-check")
 
 
-def sequences(batch: PreferenceBatch) -> list[tuple[list[int], dict[int, int]]]:
+def sequences(batch: PreferenceBatch | RankedBatch) -> list[tuple[list[int], dict[int, int]]]:
     """The ids of each sequence, and what some of its positions have to predict.
 
     Read back from the tensors that the model is given, in whatever layout.

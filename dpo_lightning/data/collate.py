@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT
-from dpo_lightning.types import PreferenceBatch, SFTBatch, Tree
+from dpo_lightning.examples import Encoded, EncodedAnswer, EncodedPair, EncodedRanking, EncodedSFT
+from dpo_lightning.types import PreferenceBatch, RankedBatch, SFTBatch, Tree
 
 
 class Joined(NamedTuple):
@@ -67,12 +67,26 @@ class Collator(ABC):
         groups = [[Joined.of(k, row.prompt_ids, row.completion)] for k, row in enumerate(rows)]
         return SFTBatch(**self.tensors(groups), indices=torch.tensor(indices))
 
+    def rankings(self, rows: Sequence[EncodedRanking], indices: Sequence[int]) -> RankedBatch:
+        """Collate ranked lists, as `pairs` does."""
+        numbers = iter(range(sum(len(row.answers) for row in rows)))
+        groups = [[Joined.of(next(numbers), row.prompt_ids, answer) for answer in row.answers] for row in rows]
+        most = max(map(len, groups))
+        table = [[sequence.number for sequence in group] + [-1] * (most - len(group)) for group in groups]
+        return RankedBatch(
+            **self.tensors(groups),
+            answers=torch.tensor(table),
+            num_sequences=sum(map(len, groups)),
+            indices=torch.tensor(indices),
+            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
+        )
+
     @abstractmethod
     def tensors(self, groups: Sequence[Sequence[Joined]]) -> dict[str, Any]:
         """Every field of a batch but `indices`, from the sequences of each row of the data set."""
 
     @abstractmethod
-    def tokens(self, row: EncodedPair | EncodedSFT) -> int:
+    def tokens(self, row: Encoded) -> int:
         """How many tokens a model computes for a row, padding to other rows left aside."""
 
     def width(self, longest: int) -> int:
@@ -90,7 +104,7 @@ class Padded(Collator):
     side: Literal["right", "left"] = "right"
     """The side that is padded; positions are counted from each sequence's first token either way."""
 
-    def tokens(self, row: EncodedPair | EncodedSFT) -> int:
+    def tokens(self, row: Encoded) -> int:
         """Every answer takes as much as the longest."""
         return len(row.answers) * row.length
 
@@ -117,7 +131,7 @@ class Trees(Collator):
     def arrange(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
         """The row and the first position of each tree."""
 
-    def tokens(self, row: EncodedPair | EncodedSFT) -> int:
+    def tokens(self, row: Encoded) -> int:
         """Trunks once and all branches."""
         answers = [Joined.of(number, (), answer) for number, answer in enumerate(row.answers)]
         trees = [

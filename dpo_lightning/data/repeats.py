@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Hashable, Sequence
+from itertools import combinations
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Message, Origin, PreferenceExample, SFTExample, Text
+from dpo_lightning.examples import Example, Message, Origin, PreferenceExample, RankedExample, SFTExample, Text
 
 CONTRADICTIONS = "contradictions"
 LEAK = "leak"
@@ -48,6 +49,28 @@ def check_pairs(examples: Sequence[PreferenceExample], allow: Collection[str], b
             bad.add(example.origin, RowError(what, shown(example.prompt), fix))
 
 
+def check_rankings(examples: Sequence[RankedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note lists that are there twice; two answers that lists rank both ways round are bad unless allowed."""
+    seen: dict[Hashable, Origin] = {}
+    ahead: dict[Hashable, Origin] = {}
+    for example in examples:
+        prompt, answers = (key(example.prompt), _tools(example)), tuple(map(key, example.responses))
+        first = seen.setdefault((prompt, answers), example.origin)
+        if first is not example.origin:
+            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
+        pairs = list(combinations(answers, 2))
+        others = (ahead.get((prompt, worse, better)) for better, worse in pairs)
+        turned = next(filter(None, others), None)
+        if turned and CONTRADICTIONS in allow:
+            notes.add(example.origin, CONTRADICTING, other=turned)
+        elif turned:
+            what = f"two answers are ranked the other way round than in {turned}"
+            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
+            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+        for better, worse in pairs:
+            ahead.setdefault((prompt, better, worse), example.origin)
+
+
 def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
     """Note demonstrations that are there twice."""
     seen: dict[Hashable, Origin] = {}
@@ -57,9 +80,7 @@ def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
             notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
 
 
-def shared_prompts(
-    train: Sequence[PreferenceExample | SFTExample], held_out: Sequence[PreferenceExample | SFTExample]
-) -> list[tuple[PreferenceExample | SFTExample, Origin]]:
+def shared_prompts(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Origin]]:
     """Held-out rows whose prompt is in the training rows too, with the first line of it there."""
     seen: dict[Hashable, Origin] = {}
     for example in train:
@@ -84,7 +105,7 @@ def shown(text: Text) -> str:
     return text if isinstance(text, str) else str(text[-1].get("content") or "") if text else ""
 
 
-def _asked(example: PreferenceExample | SFTExample) -> Hashable:
+def _asked(example: Example) -> Hashable:
     """The prompt, the same as a string and as one user turn; of a row that has none, the answers."""
     prompt = example.prompt
     if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
@@ -93,8 +114,10 @@ def _asked(example: PreferenceExample | SFTExample) -> Hashable:
         return prompt.strip() if isinstance(prompt, str) else (key(prompt), _tools(example))
     if isinstance(example, PreferenceExample):
         return "", frozenset({key(example.chosen), key(example.rejected)})
+    if isinstance(example, RankedExample):
+        return "", frozenset(map(key, example.responses))
     return "", key(example.completion)
 
 
-def _tools(example: PreferenceExample | SFTExample) -> str:
+def _tools(example: Example) -> str:
     return json.dumps(example.tools, sort_keys=True, default=str) if example.tools else ""

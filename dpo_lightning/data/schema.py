@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dpo_lightning.data import preference_rows, sft_rows
+from dpo_lightning.data import preference_rows, ranked_rows, sft_rows
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.columns import (
     check_same_columns,
@@ -16,19 +16,21 @@ from dpo_lightning.data.columns import (
     unused,
 )
 from dpo_lightning.data.preference_rows import PairReader
+from dpo_lightning.data.ranked_rows import RankingReader
 from dpo_lightning.data.repeats import (
     CONTRADICTING,
     LEAK,
     check_allowances,
     check_demonstrations,
     check_pairs,
+    check_rankings,
     shared_prompts,
     shown,
 )
 from dpo_lightning.data.sft_rows import LAYOUTS, DemonstrationReader, layout_of
 from dpo_lightning.data.sources import Row, read_files
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import PreferenceExample, SFTExample
+from dpo_lightning.examples import Example, PreferenceExample, RankedExample, SFTExample
 
 LEAST_ROWS = 2
 VERDICTS = frozenset({"true", "false", "0", "1", "-1", "good", "bad", "yes", "no"})
@@ -106,9 +108,36 @@ def sft_examples(
     return examples, [*notes.lines(), *unused(rows, reader.used)]
 
 
+def ranked_examples(
+    paths: str | Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = False,
+    allow: Collection[str] = (),
+) -> tuple[list[RankedExample], list[str]]:
+    """Read ranked lists, as `preference_examples` reads pairs.
+
+    Rows are `prompt, responses`, a list of answers with the best first; where there are `scores`, by these instead.
+    """
+    check_allowances(allow)
+    bad = BadRows()
+    notes = Notes(bad, strict=strict)
+    rows = _rows(paths, columns, ranked_rows.USED, ranked_rows.FORMAT, bad)
+    names = names_in(rows)
+    missing = [name for name in ranked_rows.FORMAT if name not in names]
+    if missing:
+        raise missing_columns(missing, rows, columns)
+    reader = RankingReader(bad, notes, columns or {})
+    examples = [example for row in rows if (example := reader.read(row))]
+    _check_kinds(examples, bad)
+    check_rankings(examples, allow, bad, notes)
+    bad.raise_if_any()
+    return examples, [*notes.lines(), *unused(rows, ranked_rows.USED)]
+
+
 def check_leak(
-    train: Sequence[PreferenceExample | SFTExample],
-    held_out: Sequence[PreferenceExample | SFTExample],
+    train: Sequence[Example],
+    held_out: Sequence[Example],
     *,
     allow: Collection[str] = (),
 ) -> list[str]:
@@ -142,6 +171,8 @@ def check_leak(
         notes = Notes(bad, strict=False)
         pairs = [example for example in (*train, *held_out) if isinstance(example, PreferenceExample)]
         check_pairs(pairs, allow, bad, notes)
+        lists = [example for example in (*train, *held_out) if isinstance(example, RankedExample)]
+        check_rankings(lists, allow, bad, notes)
         bad.raise_if_any()
         warnings += [line for line in notes.lines() if line.startswith(CONTRADICTING)]
     return warnings

@@ -11,10 +11,12 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import (
     EncodedAnswer,
     EncodedPair,
+    EncodedRanking,
     EncodedSFT,
     Message,
     Origin,
     PreferenceExample,
+    RankedExample,
     SFTExample,
     Text,
 )
@@ -85,6 +87,17 @@ class Encoder:
                 encoded.append(
                     EncodedPair(example.origin, fitted.prompt_ids, chosen, rejected, example.weight, example.margin)
                 )
+        self._finish(len(encoded))
+        return encoded
+
+    def rankings(self, examples: Sequence[RankedExample]) -> list[EncodedRanking]:
+        """Encode ranked lists, as `pairs` does."""
+        encoded = []
+        for example in examples:
+            fitted = self._fit(example.origin, example.prompt, example.responses, example.tools)
+            if fitted is not None:
+                answers = tuple(fitted.answers)
+                encoded.append(EncodedRanking(example.origin, fitted.prompt_ids, answers, example.weight))
         self._finish(len(encoded))
         return encoded
 

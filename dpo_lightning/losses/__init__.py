@@ -6,6 +6,7 @@ from dpo_lightning.losses.dynamic import BetaDPOLoss
 from dpo_lightning.losses.hinge import HingeLoss
 from dpo_lightning.losses.ipo import IPOLoss
 from dpo_lightning.losses.likelihood import SFTLoss
+from dpo_lightning.losses.listwise import ListwiseLoss, PlackettLuceLoss
 from dpo_lightning.losses.logistic import (
     ChiPOLoss,
     DiscoPOPLoss,
@@ -41,11 +42,13 @@ __all__ = [
     "IPOLoss",
     "LDDPOLoss",
     "LNDPOLoss",
+    "ListwiseLoss",
     "MarginLoss",
     "NCALoss",
     "ODPOLoss",
     "ORPOLoss",
     "PairwiseLoss",
+    "PlackettLuceLoss",
     "PreferenceLoss",
     "RDPOLoss",
     "RobustLoss",

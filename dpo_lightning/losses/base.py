@@ -1,10 +1,11 @@
-"""What every preference loss is: a small frozen object that maps log-probabilities to one number per pair."""
+"""What every preference loss is: a small frozen object that maps log-probabilities to one number per pair or list."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from dpo_lightning.types import PairLogps, PreferenceOutput, Statistic
 
 
 @dataclass(frozen=True)
-class PairwiseLoss(ABC):
-    """Root of the family: its hyperparameters are fields, `__call__` is its formula."""
+class Loss(ABC):
+    """Root of all losses: hyperparameters are fields, `__call__` is the formula."""
 
     def __post_init__(self) -> None:
         """Refuse values for which the formula has no meaning; a subclass adds its own and calls this."""
@@ -57,8 +58,17 @@ class PairwiseLoss(ABC):
         """Buffers that training moves; they are checkpointed and the same on every rank."""
         return None
 
-    def observe(self, output: PreferenceOutput, logps: PairLogps) -> None:  # noqa: B027 - most have nothing to do
+    def observe(self, output: Any, logps: Any) -> None:  # noqa: B027 - most have nothing to do
         """Note what a training step showed, for a loss with state. It takes effect after the optimizer's step."""
+
+    @abstractmethod
+    def __call__(self, logps: Any) -> Any:
+        """Map log-probabilities to losses and implicit rewards."""
+
+
+@dataclass(frozen=True)
+class PairwiseLoss(Loss):
+    """Root of the family of pairs."""
 
     @abstractmethod
     def __call__(self, logps: PairLogps) -> PreferenceOutput:

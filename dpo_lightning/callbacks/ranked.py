@@ -1,0 +1,41 @@
+"""`RankedRewards`: loss, rewards and order within ranked lists, exact over lists for any batch size and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dpo_lightning.callbacks.means import MeansCallback
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.metrics import ranked_rewards
+from dpo_lightning.rankings import RankedOutput
+
+
+class RankedRewards(MeansCallback):
+    """Loss, rewards of the first and the last answer, and how many pairs within a list are in their order.
+
+    Every list counts the same, whatever its length.
+    """
+
+    names = (
+        "loss",
+        "rewards/best",
+        "rewards/worst",
+        "rewards/margins",
+        "rewards/accuracies",
+        "rewards/ties",
+    )
+    shown = ("loss", "rewards/margins", "rewards/accuracies")
+
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Values per list."""
+        output = outputs.get("preference")
+        if not isinstance(output, RankedOutput):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("RankedRewards measures ranked lists, and these rows are none", "trainer.callbacks"),
+                fix="leave it out: every module brings its own measures",
+            )
+        return {"loss": output.losses, **ranked_rewards(output)}, batch.indices >= 0
