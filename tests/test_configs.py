@@ -11,17 +11,29 @@ from command_runs import CONFIGS, ON_CPU, QUIET, ROOT, run, watch_loading
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dpo_lightning import DPOModule, PreferenceDataModule, SFTDataModule, SFTModule
+from dpo_lightning import (
+    DPOModule,
+    ListwiseDPOModule,
+    PreferenceDataModule,
+    RankedDataModule,
+    SFTDataModule,
+    SFTModule,
+)
 from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.parsing import restrict_imports
 
 FILES = sorted(path.name for path in CONFIGS.glob("**/*.yaml"))
 OVERLAYS = ["smoke.yaml"]
 RECIPES = [name for name in FILES if name not in OVERLAYS]
-KINDS = {"dpo": (DPOModule, PreferenceDataModule), "sft": (SFTModule, SFTDataModule)}
+KINDS = {
+    "dpo": (DPOModule, PreferenceDataModule),
+    "dpo-listwise": (ListwiseDPOModule, RankedDataModule),
+    "sft": (SFTModule, SFTDataModule),
+}
 ANSWERS = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/ties"}
 LOGPS = {"logps/chosen", "logps/rejected", "logps/margins", "logps/accuracies", "logps/ref_accuracies"}
-MEASURED = {"dpo": {"loss"} | ANSWERS | LOGPS, "sft": {"loss"}}
+ORDER = {"rewards/best", "rewards/worst", "rewards/margins", "rewards/accuracies", "rewards/ties"}
+MEASURED = {"dpo": {"loss"} | ANSWERS | LOGPS, "dpo-listwise": {"loss"} | ORDER, "sft": {"loss"}}
 SAMPLES = "eval/samples/text_summary"
 
 
@@ -56,12 +68,13 @@ def trial(name, folder, model):
 
 
 def kind_of(name):
-    return name.partition(".")[0].partition("-")[0]
+    """The longest of the kinds that the name begins with."""
+    return max((kind for kind in KINDS if name.startswith(kind)), key=len)
 
 
 def test_every_file_is_known():
     """A new recipe is counted here, and thereby instantiated and run below."""
-    assert FILES == ["dpo-lora.yaml", "dpo.yaml", "sft.yaml", "smoke.yaml"]
+    assert FILES == ["dpo-listwise.yaml", "dpo-lora.yaml", "dpo.yaml", "sft.yaml", "smoke.yaml"]
     assert {kind_of(name) for name in RECIPES} == set(KINDS)
 
 
@@ -126,7 +139,7 @@ def test_curves_have_the_names_of_the_field(trials, name):
     events.Reload()
     measured, shown = MEASURED[kind_of(name)], set(events.Tags()["scalars"]) - {"epoch"}
     assert {f"train/{part}" for part in measured} <= shown
-    held_out = {f"eval/{part}" for part in measured} if kind_of(name) == "dpo" else set()
+    held_out = set() if kind_of(name) == "sft" else {f"eval/{part}" for part in measured}
     assert held_out == {tag for tag in shown if tag.startswith("eval/")}
     for tag in shown:
         steps = [event.step for event in events.Scalars(tag)]
@@ -137,7 +150,7 @@ def test_curves_have_the_names_of_the_field(trials, name):
         assert events.Scalars(tag)[-1].value == pytest.approx(metrics[tag], rel=1e-6), tag
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if kind_of(name) == "dpo"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if kind_of(name) != "sft"])
 def test_samples_are_text_in_tensorboard(trials, name):
     """Prompt, policy and reference side by side, two prompts."""
     folder, _ = trials[name]
@@ -147,7 +160,8 @@ def test_samples_are_text_in_tensorboard(trials, name):
     table = events.Tensors(SAMPLES)[-1].tensor_proto.string_val[0].decode()
     head, rule, *rows = table.split("\n")
     assert (head, rule) == ("| prompt | policy | reference |", "|---|---|---|")
-    prompts = [row["prompt"] for row in json.loads((ROOT / "data/preference_eval.json").read_text(encoding="utf-8"))]
+    file = ROOT / yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["data"]["init_args"]["eval"]
+    prompts = [row["prompt"] for row in json.loads(file.read_text(encoding="utf-8"))]
     assert len(rows) == 2
     assert all(row.split(" | ")[0].removeprefix("| ") in prompts for row in rows)
 
@@ -160,6 +174,13 @@ def test_the_summary_says_what_metrics_json_holds(trials, name):
     assert f"summary after 2 steps, {folder}" in ran.out
     assert f"training loss       {metrics['train/loss']:.4f}" in ran.out
     if kind_of(name) == "sft":
+        return
+    if kind_of(name) == "dpo-listwise":
+        order = metrics["eval/rewards/accuracies"]
+        assert metrics["eval/lists"] == 4
+        assert f"held-out order      {order:.3f} of a list's pairs by implicit reward (4 lists" in ran.out
+        assert f"held-out loss       {metrics['eval/loss']:.4f}" in ran.out
+        assert "self-check: passed (starting loss 2.484907, margins 0" in ran.out  # (ln 3! + ln 4!) / 2
         return
     low, high = metrics["eval/rewards/accuracies_ci95"]
     assert metrics["eval/pairs"] == 8  # two batches of four

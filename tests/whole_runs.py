@@ -21,7 +21,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import SGD, AdamW
 
-from dpo_lightning import DPOModule, PreferenceDataModule, SFTDataModule, SFTModule
+from dpo_lightning import (
+    DPOModule,
+    ListwiseDPOModule,
+    PreferenceDataModule,
+    RankedDataModule,
+    SFTDataModule,
+    SFTModule,
+)
 from dpo_lightning.models import CausalLM
 
 LEARNING_RATE = 1e-3
@@ -53,6 +60,17 @@ def sft_rows(count: int, first: int = 0) -> list[dict[str, str]]:
     """Demonstrations whose completions have very unequal lengths."""
     rows = preference_rows(count, first)
     return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+
+
+def ranked_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Lists of two to four answers of unequal lengths, no two alike."""
+    return [
+        {
+            "prompt": f"Question {i}: {words(i, 2 + i % 4)}?",
+            "responses": [" " + words(k + 2 * i, 1 + (k + 3 * i) % 6) + ".!?;"[k] for k in range(2 + i % 3)],
+        }
+        for i in range(first, first + count)
+    ]
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Any]) -> str:
@@ -95,7 +113,17 @@ def sft(model: Any, **options: Any) -> SFTModule:
     return SFTModule(**{**defaults, **options})
 
 
-KINDS = {"dpo": (dpo, PreferenceDataModule, preference_rows), "sft": (sft, SFTDataModule, sft_rows)}
+def listwise(model: Any, **options: Any) -> ListwiseDPOModule:
+    """A run on ranked lists."""
+    defaults = {"policy": CausalLM(str(model)), "learning_rate": LEARNING_RATE, "optimizer": PLAIN_ADAMW}
+    return ListwiseDPOModule(**{**defaults, **options})
+
+
+KINDS = {
+    "dpo": (dpo, PreferenceDataModule, preference_rows),
+    "listwise": (listwise, RankedDataModule, ranked_rows),
+    "sft": (sft, SFTDataModule, sft_rows),
+}
 """Module, data module and rows of each kind of run."""
 
 
@@ -188,7 +216,7 @@ def odd_run(kind: str, model: Any, folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def odd_runs_on_two_ranks(model: Any, folder: Path) -> dict[str, Any]:
-    """`odd_run` of both kinds in two processes, joined by gloo."""
+    """`odd_run` of every kind in two processes, joined by gloo."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
