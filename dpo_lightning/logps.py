@@ -104,6 +104,8 @@ def scored_positions(model: nn.Module, batch: Batch, head: Head | None = None) -
         "attention_mask": batch.mask,
         "use_cache": False,
     }
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        inputs["output_router_logits"] = False  # the model would balance by the mask below; see `routers`
     if batch.trees:  # a mask of four dimensions is handed on as it is, and then not looked at
         inputs |= {"attention_mask": batch.mask[:1, None, None, :1], "trees": Forest.of(batch.trees, *batch.mask.shape)}
     if head is not None and head.repeatable():

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from dpo_lightning.console import say
+from dpo_lightning.dropout import without_dropout as without_dropout
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kernels import install
 from dpo_lightning.model_folder import (
@@ -84,6 +84,9 @@ class CausalLM:
 
     compile: bool = False
     """Compile the decoder layers with `torch.compile`: 10 to 30 s at the start, then faster, and less memory."""
+
+    router_aux_loss_coef: float | None = None
+    """Of experts: what the load-balancing loss is multiplied by. Left out, the model's config tells; 0 is none."""
 
     def build(self) -> nn.Module:
         """Load the weights and attach the adapter.
@@ -263,23 +266,6 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
             fix="use the adapter with the base model that it was trained on",
         )
     return policy
-
-
-def without_dropout(model: nn.Module) -> int:
-    """Set every dropout of a model to 0 and return how many were not.
-
-    The model stays in train mode, which gradient checkpointing needs. Attention kernels read a plain attribute.
-    """
-    silenced = 0
-    for module in model.modules():
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            module.p = 0.0
-            silenced += 1
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float) and value > 0:
-                setattr(module, name, 0.0)
-                silenced += 1
-    return silenced
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None:

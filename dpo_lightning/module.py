@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from dpo_lightning.allocator import settle_memory
+from dpo_lightning.callbacks.router import RouterBalance
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import causal_lm, find_head
 from dpo_lightning.kernels import compile_layers, takes_trees
 from dpo_lightning.models import CausalLM
+from dpo_lightning.routers import RouterLoss, router_coefficient
+from dpo_lightning.types import Batch
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 """Called with parameters and learning rate; an `lr` among an optimizer's own options therefore has no place."""
@@ -30,6 +33,7 @@ class PolicyModule(LightningModule):
     """A trainable policy. The weights are loaded in `configure_model`, never while a config is parsed."""
 
     policy: nn.Module
+    routers: RouterLoss | None = None
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class PolicyModule(LightningModule):
 
     def not_given(self, *callbacks: Callback) -> list[Callback]:
         """Those of whose kind the trainer has none: lightning would put ours in the place of the trainer's own."""
+        callbacks = (*callbacks, RouterBalance())
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in given)]
 
@@ -92,8 +97,10 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         """Load the policy once, before Lightning restores a checkpoint."""
         if "policy" not in self._modules:
+            coefficient = router_coefficient(self.builder.router_aux_loss_coef, self.builder.config())
             self.policy = self.builder.build().train()  # transformers hands models over in eval mode
             self.head = find_head(self.policy)
+            self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
             if self.builder.compile:
                 compile_layers(causal_lm(self.policy))
 
@@ -118,13 +125,21 @@ class PolicyModule(LightningModule):
             for optimizer in self.trainer.optimizers:
                 without_fusing(optimizer)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the routers of a mixture of experts be watched."""
+        if self.routers is not None:
+            self.routers.watch(batch.mask)
+
     def accumulate(self, losses: Tensor, weights: Tensor) -> Tensor:
         """A loss whose gradient becomes the weighted mean over everything that one optimizer step sees.
 
         Micro-batches, ranks and a last, shorter window hold unequal numbers of pairs or tokens, so a mean of means is
         wrong. What is returned is the weighted *sum*; Lightning's division by the accumulation and the ranks'
-        average are undone here, and `on_before_optimizer_step` divides by the weight of the whole window.
+        average are undone here, and `on_before_optimizer_step` divides by the weight of the whole window. The router
+        loss of a mixture of experts is added here, to every kind of training alike.
         """
+        if self.routers is not None:
+            losses = self.routers.added(losses, weights)
         self._window_weight = self._window_weight.to(weights.device) + weights.detach().sum()
         total = torch.where(weights > 0, losses * weights, 0).sum()
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size

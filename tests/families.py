@@ -38,8 +38,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 4}),
     "granite": ("Granite", {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.5}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2}
+        | dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
 }
 """Families that take every layout."""
+
+EXPERTS = ("mixtral", "qwen2_moe", "olmoe")
+"""Those of them that are mixtures of experts."""
 
 PAIRS = [
     pair([11, 12, 13, 14, 15, 16, 17], [21, 22, 23, 24, 0], [31, 32, 0]),

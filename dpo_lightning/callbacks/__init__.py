@@ -9,6 +9,7 @@ _HOME = {
     "PreferenceAccuracy": "pairwise",
     "RankedRewards": "ranked",
     "RewardMargins": "pairwise",
+    "RouterBalance": "router",
     "Samples": "samples",
     "SelfCheck": "self_check",
     "TokenLoss": "token_loss",
