@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import whole_runs as runs
+from command_runs import CONFIGS, ON_CPU, QUIET, run
 from families import make
 from layouts import LAYOUTS, ORIGIN, answer, visible
 from lightning.pytorch import Trainer
@@ -214,3 +215,18 @@ def test_measures_of_the_other_kind_are_refused(tiny_llama, tmp_path):
     with pytest.raises(UserError, match="RankedRewards measures ranked lists") as told:
         runs.fit(runs.dpo(tiny_llama), data, tmp_path, callbacks=[RankedRewards()])
     assert told.value.code == ExitCode.CONFIG
+
+
+def test_a_loss_and_rows_of_pairs_are_refused_on_the_command_line(tiny_llama, tmp_path):
+    """And the other way round: no loss of lists for pairs."""
+    options = (*QUIET, *ON_CPU, "--model.policy.path", tiny_llama, "--output_dir", tmp_path / "run")
+    for config, flags, part in (
+        ("dpo-listwise.yaml", ("--model.loss", "DPOLoss"), "DPOLoss"),
+        ("dpo.yaml", ("--model.loss", "PlackettLuceLoss"), "PlackettLuceLoss"),
+        ("dpo-listwise.yaml", ("--data", "PreferenceDataModule"), "ListwiseDPOModule takes RankedDataModule"),
+        ("dpo.yaml", ("--data", "RankedDataModule"), "DPOModule takes PreferenceDataModule"),
+    ):
+        ran = run("fit", "--config", CONFIGS / config, *options, *flags)
+        assert ran.code == ExitCode.CONFIG
+        assert part in ran.err
+    assert not (tmp_path / "run").exists()

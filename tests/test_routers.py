@@ -189,9 +189,7 @@ def test_micro_batches_are_averaged_by_their_weights(folder, tmp_path):
 @pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"lora": Lora(r=2)}])
 def test_it_runs_in_packed_rows(policy, folder, tmp_path, capsys):
     """With a frozen copy, and with a reference that runs through the policy's own layers."""
-    module, memory, _ = train(
-        "dpo", folder, tmp_path, router_aux_loss_coef=0.1, collator=PackedSharedPrefix(), **policy
-    )
+    _, memory, _ = train("dpo", folder, tmp_path, router_aux_loss_coef=0.1, collator=PackedSharedPrefix(), **policy)
     assert len(memory.curve("train/aux_loss")) == 2
     told = capsys.readouterr().out
     assert "router loss: 0.1 x the load-balancing loss (given)" in told
