@@ -57,7 +57,7 @@ def flat(batches):
 @pytest.mark.parametrize("kind", runs.KINDS)
 def test_no_batch_has_more_tokens_than_the_budget(kind, collator, tiny_llama, tmp_path, capsys):
     """In the layout that the model takes, held-out rows as well."""
-    most = {"dpo": 200, "sft": 90}[kind]
+    most = {"dpo": 200, "listwise": 300, "sft": 90}[kind]
     seen, _, data = fit(kind, tiny_llama, tmp_path, max_tokens=most, collator=collator, max_epochs=2)
     assert sorted(flat(seen.rows)) == sorted([*range(10)] * 2)
     assert sorted(flat(seen.held_out)) == sorted([*range(5)] * 2)
@@ -74,7 +74,7 @@ def test_no_batch_has_more_tokens_than_the_budget(kind, collator, tiny_llama, tm
 @pytest.mark.parametrize("kind", runs.KINDS)
 def test_batches_by_tokens_give_the_gradient_of_one_batch(kind, tiny_llama, tmp_path):
     """Pairs, or tokens, count the same, however many of them a micro-batch holds."""
-    most = {"dpo": 160, "sft": 90}[kind]
+    most = {"dpo": 160, "listwise": 240, "sft": 90}[kind]
     seen, many, _ = fit(kind, tiny_llama, tmp_path, max_tokens=most, accumulate_grad_batches=10)
     assert len({len(batch) for batch in seen.rows}) > 1
     alone, one, _ = fit(kind, tiny_llama, tmp_path, batch_size=10)
