@@ -179,7 +179,8 @@ def check_columns(loss: PairwiseLoss, rows: Sequence[EncodedPair]) -> None:
     name = type(loss).__name__
     if "margin" in loss.statistics:
         bad = [row for row in rows if row.margin is None or row.margin < 0]
-        problems = [Problem(f"{name} needs a margin of 0 or more, here {row.margin}", str(row.origin)) for row in bad]
+        what = f"{name} needs a margin of 0 or more, here "
+        problems = [Problem(what + ("none" if row.margin is None else f"{row.margin}"), str(row.origin)) for row in bad]
         fix = "a column `margin` (--data.columns.margin NAME): by how much the chosen answer was found better"
     else:
         problems = [
