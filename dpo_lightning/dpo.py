@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -13,14 +12,14 @@ from dpo_lightning.callbacks.pairwise import PreferenceAccuracy, RewardMargins
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedPair
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PairwiseLoss
 from dpo_lightning.losses.running import RunningMean
 from dpo_lightning.models import CausalLM, without_dropout
 from dpo_lightning.module import OptimizerFactory, PolicyModule
+from dpo_lightning.needs import check_columns, check_wanted, tell_columns
 from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.references import KEY, AdapterDisabled, ReferenceFree, ReferencePolicy, default_reference
+from dpo_lightning.references import KEY, AdapterDisabled, ReferencePolicy, default_reference
 from dpo_lightning.scoring import Scoring
 from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
 
@@ -69,8 +68,9 @@ class DPOModule(PolicyModule):
         """Settle memory, and see that the rows have what the loss needs."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        for rows in getattr(data, "encoded", {}).values():
+        for name, rows in getattr(data, "encoded", {}).items():
             check_columns(self.loss, rows)
+            tell_columns(self.loss, name, rows)
 
     def configure_model(self) -> None:
         """Load the policy, and bind the reference to it before a checkpoint can move it."""
@@ -151,43 +151,3 @@ class DPOModule(PolicyModule):
             )
         if isinstance(self.reference, Precomputed):
             self.reference.moved = True
-
-
-def check_wanted(loss: PairwiseLoss, reference: ReferencePolicy | None) -> None:
-    """Refuse a reference that the loss would not ask, and a loss whose reference is none.
-
-    Raises:
-        UserError: that is so.
-    """
-    if reference is None or loss.reference_free == isinstance(reference, ReferenceFree):
-        return
-    name, given = type(loss).__name__, type(reference).__name__
-    what = (
-        f"{name} asks no reference, and {given} would be held in vain"
-        if loss.reference_free
-        else (f"{name} measures the policy against a reference, and {given} is none")
-    )
-    raise UserError(ExitCode.CONFIG, Problem(what, KEY), fix=f"leave --{KEY} out")
-
-
-def check_columns(loss: PairwiseLoss, rows: Sequence[EncodedPair]) -> None:
-    """Refuse rows without a margin for a loss that needs one, and weights for one that cannot count pairs unequally.
-
-    Raises:
-        UserError: that is so, naming the rows.
-    """
-    name = type(loss).__name__
-    if "margin" in loss.statistics:
-        bad = [row for row in rows if row.margin is None or row.margin < 0]
-        what = f"{name} needs a margin of 0 or more, here "
-        problems = [Problem(what + ("none" if row.margin is None else f"{row.margin}"), str(row.origin)) for row in bad]
-        fix = "a column `margin` (--data.columns.margin NAME): by how much the chosen answer was found better"
-    else:
-        problems = [
-            Problem(f"{name} compares pairs with one another: a weight of {row.weight} has no meaning", str(row.origin))
-            for row in ([] if loss.weighted else rows)
-            if row.weight != 1
-        ]
-        fix = "another loss, or rows without `weight`"
-    if problems:
-        raise UserError(ExitCode.DATA, problems, fix)

@@ -12,7 +12,7 @@ FLOORS = (
     "types examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
     "kernels heads models model_folder library_noise precision references generation "
-    "artefact precomputed provenance scoring",
+    "artefact precomputed provenance scoring needs",
     "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
     "cli commands __main__ __init__",
 )
