@@ -13,6 +13,7 @@ from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.console import say
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.needs import check_wanted
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferencePolicy
 
@@ -87,6 +88,7 @@ class PrecomputeCLI(PreferenceCLI):
         self.reference = precomputed(self.model.given_reference)
         self.reference.path = config.out or self.reference.path
         self.reference.share = share(config.shard) if config.shard else None
+        check_wanted(self.model.loss, self.reference)
         self.model.given_reference = self.reference
 
     def after_precompute(self) -> None:
