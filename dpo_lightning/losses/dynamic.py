@@ -19,8 +19,8 @@ class BetaDPOLoss(PreferenceLoss):
     """DPO with a beta per micro-batch: larger where its pairs are further apart than usual.
 
     The mean of the micro-batch's kept pairs decides, so that two ranks or accumulation differ from one batch. What is
-    usual, `M0`, is the same on all ranks and moves after each optimizer step. Of the paper's random choice of pairs near
-    `M0`, the likeliest one is taken: a run can then be repeated and gone on with exactly.
+    usual, `M0`, is the same on all ranks and moves after each optimizer step. Of the paper's random choice of pairs
+    near `M0`, the likeliest one is taken: a run can then be repeated and gone on with exactly.
 
     Paper: Wu et al. 2024, arXiv:2407.08639, eq. 7 to 10.
     Loss: `-log sigmoid(b h)`, `b = beta (1 + alpha (mean M - M0))`, `M = beta h`; b is at least 1e-3, without gradient.

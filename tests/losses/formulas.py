@@ -317,7 +317,7 @@ FORMULAS = {
             "beta": BETA,
             "alpha": st.floats(0, 2),
             "momentum": st.floats(0, 0.99),
-            "keep": st.sampled_from([0.25, 0.5, 0.75, 1]),
+            "keep": st.sampled_from([0.25, 0.5, 0.75, 1.0]),
         },
     ),
     CalDPOLoss: (lambda p, beta: minus_ls(p.h) + squares(p, beta), {"beta": BETA}),

@@ -25,10 +25,10 @@ def test_no_loss_is_without_a_formula():
 
 @pytest.mark.parametrize("kind", FORMULAS, ids=lambda kind: kind.__name__)
 def test_a_formula_written_a_second_time(kind):
-    """Some hundred batches of up to four pairs each."""
+    """Sixty batches of up to four pairs each."""
     formula, options = FORMULAS[kind]
 
-    @settings(max_examples=100)
+    @settings(max_examples=60)
     @given(pairs(), st.fixed_dictionaries(options))
     def check(p, chosen):
         losses = kind(**chosen)(p.tensors()).losses.numpy()
@@ -38,7 +38,7 @@ def test_a_formula_written_a_second_time(kind):
     check()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     pairs(),
     st.lists(st.sampled_from(list(FORMULAS)), min_size=1, max_size=4),
