@@ -31,7 +31,7 @@ from dpo_lightning.losses import (
     WPOLoss,
 )
 
-STEPS, FEW, BATCH = 8, 3, 2
+STEPS, BATCH = 8, 2
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 LOGPS = ("logps/chosen", "logps/rejected")
 ENDS_WITH_EOS = (
@@ -71,15 +71,15 @@ def sides(tmp_path_factory):
     }
 
 
-def ours(model, rows, loss, folder, steps=STEPS):
+def ours(model, rows, loss, folder):
     """What our module logs at every step."""
     data = PreferenceDataModule(runs.write_rows(folder, "train", rows), batch_size=BATCH, shuffle=False, max_length=128)
-    memory, _ = runs.fit(runs.dpo(model, loss=loss), data, folder, max_steps=steps)
-    assert len(memory.steps) == steps
+    memory, _ = runs.fit(runs.dpo(model, loss=loss), data, folder)
+    assert len(memory.steps) == STEPS
     return memory, data.encoded["train"]
 
 
-def theirs(model, rows, folder, steps=STEPS, **options):
+def theirs(model, rows, folder, **options):
     """What TRL's trainer logs at every step, and the ids that it trained on."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +88,7 @@ def theirs(model, rows, folder, steps=STEPS, **options):
     config = DPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=BATCH,
-        max_steps=steps,
+        max_steps=STEPS,
         learning_rate=runs.LEARNING_RATE,
         lr_scheduler_type="constant",
         optim="adamw_torch",
@@ -194,16 +194,19 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 @pytest.mark.parametrize(("side", "name"), [(("raw", "chat")[i % 2], name) for i, name in enumerate(OTHERS)])
 def test_the_family_trains_as_trl_does(sides, tmp_path, side, name):
-    """Three steps of every other loss type and option of TRL's; elsewhere our rewards are what the loss compares."""
+    """Every other loss type and option of TRL's; where rewards differ, ours are what the loss compares.
+
+    Some are steep, so that float32's rounding grows over the steps.
+    """
     model, rows = sides[side]
     loss, options, metrics = OTHERS[name]
-    memory, _ = ours(model, rows, loss, tmp_path, FEW)
-    history, _ = theirs(model, rows, tmp_path, FEW, **({"loss_type": [name], "beta": 0.3} | options))
+    memory, _ = ours(model, rows, loss, tmp_path)
+    history, _ = theirs(model, rows, tmp_path, **({"loss_type": [name], "beta": 0.3} | options))
     expected = [entry["loss"] for entry in history]
-    assert memory.curve("train/loss") == [pytest.approx(x, rel=0, abs=1e-5 * max(1, x)) for x in expected]
-    assert len(set(expected)) == FEW
+    assert memory.curve("train/loss") == [pytest.approx(x, rel=0, abs=3e-5 * max(1, x)) for x in expected]
+    assert len(set(expected)) == STEPS
     for metric in metrics:
-        assert memory.curve(f"train/{metric}") == pytest.approx([entry[metric] for entry in history], abs=1e-4), metric
+        assert memory.curve(f"train/{metric}") == pytest.approx([entry[metric] for entry in history], abs=5e-4), metric
 
 
 def test_no_loss_type_of_trls_is_left_out():
