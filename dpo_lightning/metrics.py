@@ -55,15 +55,19 @@ class Means(Metric):
         super().__init__()
         self.names = names
         self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Mapping[str, Tensor], weights: Tensor) -> None:
-        """Add values `[item]` under every name; an item of weight 0 does not count, whatever its value."""
+        """Add values `[item]` under every name; an item of weight 0 does not count, whatever its value.
+
+        Weights are `[item]`, or `[name item]` where items count otherwise under some names.
+        """
         table = torch.stack([values[name] for name in self.names]).to(self.sums)
-        counted = weights.to(self.sums)
+        counted = weights.to(self.sums).expand_as(table)
         self.sums += torch.where(counted > 0, table * counted, 0).sum(dim=1)
-        self.weight += counted.sum()
+        self.weight += counted.sum(dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean under every name; NaN where nothing was added."""
-        return {name: (total / self.weight).float() for name, total in zip(self.names, self.sums, strict=True)}
+        """The mean under every name under which something was added."""
+        rows = zip(self.names, self.sums, self.weight, strict=True)
+        return {name: (total / weight).float() for name, total, weight in rows if weight > 0}

@@ -101,10 +101,18 @@ def test_a_counted_nan_is_shown():
     assert math.isnan(mean_of({"x": torch.tensor([1.0, math.nan])}, [2])["x"])
 
 
-def test_nothing_added_is_nan_and_no_error():
+def test_nothing_added_has_no_mean_and_is_no_error():
+    """It would be a NaN, which ends a run."""
     means = Means(("x",))
     means.update({"x": torch.tensor([3.0])}, torch.tensor([0.0]))
-    assert means.compute()["x"].isnan()
+    assert means.compute() == {}
+
+
+def test_weights_may_differ_by_name():
+    means = Means(("x", "y", "z"))
+    for value, weights in ((1.0, [[2.0], [1.0], [0.0]]), (4.0, [[1.0], [1.0], [0.0]])):
+        means.update(dict.fromkeys("xyz", torch.tensor([value])), torch.tensor(weights))
+    assert means.compute() == {"x": 2.0, "y": 2.5}
 
 
 def test_a_reset_forgets():

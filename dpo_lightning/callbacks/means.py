@@ -40,7 +40,7 @@ class MeansCallback(Callback):
 
     @abstractmethod
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """The values under every name and their weights, each `[item]`; a filler has weight 0."""
+        """The values `[item]` under every name, and weights `[item]` or `[name item]`; a filler has weight 0."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step of a resumed run, which was logged before."""
@@ -54,7 +54,7 @@ class MeansCallback(Callback):
         stepped = trainer.global_step != self._logged_step
         if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer)
-            for name in self.shown:
+            for name in [name for name in self.shown if f"train/{name}" in self.logged]:
                 short = name.rpartition("/")[2]
                 pl_module.log(short, self.logged[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
 
@@ -103,8 +103,8 @@ class MeansCallback(Callback):
         self.evaluated, self.evaluated_step = self.rows(trainer), trainer.global_step
 
     def rows(self, trainer: Trainer) -> int:
-        """Weight of the last evaluation over all ranks."""
-        return round(float(trainer.strategy.reduce(self._evaluation.weight.clone(), reduce_op="sum")))
+        """Weight of the last evaluation over all ranks, under the last name."""
+        return round(float(trainer.strategy.reduce(self._evaluation.weight[-1].clone(), reduce_op="sum")))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an evaluation."""

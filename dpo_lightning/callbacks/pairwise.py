@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -15,7 +16,10 @@ from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
 class RewardMargins(MeansCallback):
-    """Loss, implicit rewards of both answers, their margin, and the answers' log-probabilities."""
+    """Loss, implicit rewards of both answers, their margin, and the answers' log-probabilities.
+
+    The loss is the mean that is trained, with the rows' weights; everything else counts every pair once.
+    """
 
     names = (
         "loss",
@@ -32,7 +36,8 @@ class RewardMargins(MeansCallback):
         """Values per pair."""
         output, logps = compared(outputs)
         values = {"loss": output.losses, **reward_margins(output, logps)}
-        return values, batch.indices >= 0
+        pairs = (batch.indices >= 0).to(batch.weights)
+        return values, torch.stack([batch.weights if name == "loss" else pairs for name in self.names])
 
 
 class PreferenceAccuracy(MeansCallback):
