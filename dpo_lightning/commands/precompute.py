@@ -14,7 +14,7 @@ from dpo_lightning.console import say
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferencePolicy
+from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferencePolicy
 
 NAME = "precompute"
 
@@ -102,7 +102,7 @@ class PrecomputeCLI(PreferenceCLI):
 
 def precomputed(given: ReferencePolicy | None) -> Precomputed:
     """The file's kind of the reference that a config names."""
-    if given is None or isinstance(given, AdapterDisabled):
+    if given is None or isinstance(given, (AdapterDisabled, FrozenAdapter)):
         return Precomputed()
     if isinstance(given, FrozenCopy):
         return Precomputed(model=given.path)
