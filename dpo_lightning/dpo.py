@@ -89,6 +89,7 @@ class DPOModule(PolicyModule):
                 "reference to be one function at the start"
             )
         reference, reason = self.given_reference, ""
+        self.given_reference = None  # under two names, its state would be saved twice
         if reference is None:
             reference, reason = default_reference(self.policy, self.builder, reference_free=self.loss.reference_free)
         reference.bind(self.policy, self.builder)

@@ -82,7 +82,7 @@ class Synced(ReferencePolicy):
         if not self._told:
             self._told = True
             say(
-                f"reference: moved towards the policy by {self.alpha} after step {step}, and every {self.every} steps on"
+                f"reference: moved towards the policy by {self.alpha} after step {step}; again every {self.every} steps"
             )
 
     def get_extra_state(self) -> dict[str, Tensor]:

@@ -96,9 +96,7 @@ def test_a_start_that_is_drawn_anew_is_refused(tiny_llama, file, tmp_path):
     ckpt = tmp_path / "first/checkpoints/step=1.ckpt"
     torch.manual_seed(1)
     with pytest.raises(UserError, match="its weights are the same"):
-        runs.fit(
-            adapters.module(tiny_llama, adapters.STRANGE["random"]), file, tmp_path / "second", steps=2, ckpt=ckpt
-        )
+        runs.fit(adapters.module(tiny_llama, adapters.STRANGE["random"]), file, tmp_path / "second", steps=2, ckpt=ckpt)
 
 
 def test_pissa_goes_on_where_it_was(tiny_llama, file, tmp_path):
@@ -116,6 +114,7 @@ def test_pissa_goes_on_where_it_was(tiny_llama, file, tmp_path):
     assert not torch.equal(made.compare(pairs)[1].policy_chosen, resumed.compare(pairs)[1].policy_chosen)
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 @pytest.mark.parametrize("kind", ["whole", "new", "trained"])
 def test_a_compiled_model_is_probed_without_a_graph(kind, tiny_llama, tmp_path):
     """A graph of a few tokens would cost some ten seconds."""

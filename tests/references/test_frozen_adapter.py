@@ -153,9 +153,7 @@ def test_under_checkpointing_a_reference_pass_computes_once_and_complains_of_not
     folder = tiny_gpt2
     if kind == "trained":
         folder = adapters.trained(tmp_path / "trained", tiny_gpt2, {})
-    made = runs.ready(
-        folder, given and given(), lora=Lora(r=2) if kind == "new" else None, gradient_checkpointing=True
-    )
+    made = runs.ready(folder, given and given(), lora=Lora(r=2) if kind == "new" else None, gradient_checkpointing=True)
     pairs, calls = runs.batch(made, file), []
     with made.reference.activated(made.policy) as model:
         (layer,) = [part for name, part in model.named_modules() if name.endswith("h.0.mlp")]
