@@ -227,7 +227,7 @@ def known_names(parser: Any) -> Known:
         "data": TextDataModule.__subclasses__(),
         "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
         "model.loss": [getattr(losses, name) for name in losses.__all__ if not isabstract(getattr(losses, name))],
-        "model.reference": ReferencePolicy.__subclasses__(),
+        "model.reference": ReferencePolicy.kinds(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }
     parts = owners | {"model.policy": [CausalLM], "model.policy.lora": [Lora]}

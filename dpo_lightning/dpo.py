@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import AdamW, Optimizer
 
 from dpo_lightning.callbacks.pairwise import PreferenceAccuracy, RewardMargins
@@ -42,8 +44,8 @@ class DPOModule(PolicyModule):
             policy: the model to train.
             loss: the preference loss with its hyperparameters.
             reference: what the policy is measured against. Left out, it follows from the policy and the loss: the
-                adapter switched off for a new LoRA, a frozen copy of the start for everything else, none for a loss
-                without a reference.
+                adapter switched off for a new LoRA, a frozen copy of an adapter that was trained before (or begins by
+                moving the base), a frozen copy of a whole model, none for a loss without a reference.
             learning_rate: handed to the optimizer.
             optimizer: class of the optimizer and its other options.
             lr_scheduler: class of a scheduler that is stepped once per optimizer step.
@@ -80,7 +82,6 @@ class DPOModule(PolicyModule):
             self.reference.look_up(self.policy, Scoring.of(self.trainer, self.tokenizer))
 
     def _load(self) -> None:
-        reference = self.given_reference or default_reference(self.builder, reference_free=self.loss.reference_free)
         super().configure_model()
         silenced = without_dropout(self.policy)
         if silenced:
@@ -88,6 +89,10 @@ class DPOModule(PolicyModule):
                 f"dropout: {silenced} of the policy's dropouts are off, as DPO needs the policy and its "
                 "reference to be one function at the start"
             )
+        reference, reason = self.given_reference, ""
+        self.given_reference = None  # under two names, its state would be saved twice
+        if reference is None:
+            reference, reason = default_reference(self.policy, self.builder, reference_free=self.loss.reference_free)
         reference.bind(self.policy, self.builder)
         if "kl" in self.loss.statistics and not reference.live:
             raise UserError(
@@ -96,9 +101,12 @@ class DPOModule(PolicyModule):
                 fix=f"leave --{KEY} out",
             )
         self.reference = reference
-        follows = f"{type(self.loss).__name__} asks none" if self.loss.reference_free else "follows from the policy"
-        chosen = "" if self.given_reference else f" ({follows})"
-        say(f"reference: {type(reference).__name__}{chosen}")
+        say(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
+
+    def on_train_start(self) -> None:
+        """Let every process begin with the same reference, as it does with the same policy."""
+        super().on_train_start()
+        self.reference.align()
 
     def takes_trees(self) -> bool:
         """Both models see the same batch."""
@@ -127,6 +135,17 @@ class DPOModule(PolicyModule):
             if isinstance(part, RunningMean):
                 part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Let the reference know of the step: once, whatever is accumulated, and before a checkpoint is written."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.reference.after_step(self.policy, self.trainer.global_step + 1)
+
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """What callbacks measure."""
         output, logps = self.compare(batch, "eval")
@@ -136,18 +155,11 @@ class DPOModule(PolicyModule):
     predict_step = validation_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the reference's digest."""
+        """Add what tells the reference that the run began with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["reference_digest"] = self.reference.digest(self.policy)
+        checkpoint |= self.reference.anchor(self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on against another reference than the run began with."""
         super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("reference_digest") != self.reference.digest(self.policy):
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem("the checkpoint was trained against another reference", "ckpt_path"),
-                fix="give --model.policy.path (and --model.reference) of the run that wrote it",
-            )
-        if isinstance(self.reference, Precomputed):
-            self.reference.moved = True
+        self.reference.check_anchor(self.policy, checkpoint)

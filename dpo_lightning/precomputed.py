@@ -21,7 +21,10 @@ from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
 from dpo_lightning.model_folder import looks_like_hub_id
 from dpo_lightning.models import CausalLM
 from dpo_lightning.provenance import SHOWN, Provenance
-from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter
+from dpo_lightning.references import KEY as REFERENCE
+from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter, off_start, without_adapter
+from dpo_lightning.references.disabled import TOLERANCE as ROUNDING
+from dpo_lightning.references.disabled import told
 from dpo_lightning.scoring import Keys, Scoring, pair_keys, scored
 from dpo_lightning.types import Batch, SequenceLogps, Statistic
 
@@ -65,6 +68,7 @@ class Precomputed(ReferencePolicy):
         self._lengths: dict[str, Tensor] = {}
         self._starts: dict[str, Tensor] = {}
         self._values = torch.zeros(0)
+        self._below = False
 
     @property
     def starts_equal(self) -> bool:
@@ -74,11 +78,24 @@ class Precomputed(ReferencePolicy):
     @property
     def live(self) -> bool:
         """Only below a new adapter, whose base is there all the time."""
-        return self.model is None and has_new_adapter(self._builder)
+        return self._below
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
         """Remember where the policy came from; `look_up` does the rest, once the rows are known."""
         self._builder = builder
+        self._below = self.model is None and has_new_adapter(policy, builder)
+        off = off_start(policy) if self._below else 0.0
+        if not off <= ROUNDING:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"no folder holds the policy's start, to which a file could be bound: {told(off)}", REFERENCE),
+                fix="--model.reference FrozenAdapter",
+            )
+
+    def check_anchor(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+        """Compare, and know from then on that the policy has moved."""
+        super().check_anchor(policy, checkpoint)
+        self.moved = True
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -89,7 +106,7 @@ class Precomputed(ReferencePolicy):
                 Problem("a precomputed reference has log-probabilities and no model", "model.reference"),
                 fix="--model.reference FrozenCopy",
             )
-        with policy.disable_adapter():  # type: ignore[operator]
+        with without_adapter(policy):
             yield policy
 
     def forward(
@@ -226,7 +243,7 @@ class Precomputed(ReferencePolicy):
         """The reference, on its device, without dropout and gradient."""
         model = policy if self.model is None else self._other().build()
         run.placed(model)
-        below: Any = model.disable_adapter() if self.live else nullcontext()  # type: ignore[operator]
+        below = without_adapter(model) if self.live else nullcontext()
         with below, undisturbed(model):
             yield model
 

@@ -15,7 +15,7 @@ from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.needs import check_wanted
 from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferencePolicy
+from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferencePolicy
 
 NAME = "precompute"
 
@@ -104,7 +104,7 @@ class PrecomputeCLI(PreferenceCLI):
 
 def precomputed(given: ReferencePolicy | None) -> Precomputed:
     """The file's kind of the reference that a config names."""
-    if given is None or isinstance(given, AdapterDisabled):
+    if given is None or isinstance(given, (AdapterDisabled, FrozenAdapter)):
         return Precomputed()
     if isinstance(given, FrozenCopy):
         return Precomputed(model=given.path)
