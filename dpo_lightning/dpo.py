@@ -16,6 +16,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedPair
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PairwiseLoss
+from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.losses.running import RunningMean
 from dpo_lightning.models import CausalLM, without_dropout
 from dpo_lightning.module import OptimizerFactory, PolicyModule
@@ -25,8 +26,94 @@ from dpo_lightning.scoring import Scoring
 from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
 
 
-class DPOModule(PolicyModule):
+class ReferencedModule(PolicyModule):
+    """What DPO and KTO share: a loss that measures the policy against a reference, and its state."""
+
+    loss: PolicyLoss
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        loss: PolicyLoss,
+        reference: ReferencePolicy | None,
+        learning_rate: float,
+        optimizer: OptimizerFactory,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        """Describe the run; see `DPOModule`."""
+        super().__init__(policy, learning_rate, optimizer, lr_scheduler)
+        if isinstance(reference, AdapterDisabled) and policy.lora is None:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("AdapterDisabled needs a new adapter to switch off", "model.reference"),
+                fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
+            )
+        check_wanted(loss, reference)
+        self.loss, self.loss_state = loss, loss.state
+        self.given_reference = reference
+        self.reference: ReferencePolicy
+
+    def configure_model(self) -> None:
+        """Load the policy, and bind the reference to it before a checkpoint can move it."""
+        if "policy" not in self._modules:
+            self._load()
+        if isinstance(self.reference, Precomputed):
+            self.reference.look_up(self.policy, Scoring.of(self.trainer, self.tokenizer))
+
+    def _load(self) -> None:
+        reference = self.given_reference or default_reference(self.builder, reference_free=self.loss.reference_free)
+        super().configure_model()
+        silenced = without_dropout(self.policy)
+        if silenced:
+            say(
+                f"dropout: {silenced} of the policy's dropouts are off, as the policy and its reference "
+                "have to be one function at the start"
+            )
+        reference.bind(self.policy, self.builder)
+        if "kl" in self.loss.statistics and not reference.live:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{type(self.loss).__name__} needs the reference's whole vocabulary, not its sums", KEY),
+                fix=f"leave --{KEY} out",
+            )
+        self.reference = reference
+        follows = f"{type(self.loss).__name__} asks none" if self.loss.reference_free else "follows from the policy"
+        chosen = "" if self.given_reference else f" ({follows})"
+        say(f"reference: {type(reference).__name__}{chosen}")
+
+    def takes_trees(self) -> bool:
+        """Both models see the same batch."""
+        return super().takes_trees() and self.reference.takes_trees()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn summed gradients into the mean, and let the loss's state count the step."""
+        super().on_before_optimizer_step(optimizer)
+        for part in self.loss_state.modules() if self.loss_state is not None else ():
+            if isinstance(part, RunningMean):
+                part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the reference's digest."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reference_digest"] = self.reference.digest(self.policy)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on against another reference than the run began with."""
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("reference_digest") != self.reference.digest(self.policy):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("the checkpoint was trained against another reference", "ckpt_path"),
+                fix="give --model.policy.path (and --model.reference) of the run that wrote it",
+            )
+        if isinstance(self.reference, Precomputed):
+            self.reference.moved = True
+
+
+class DPOModule(ReferencedModule):
     """Train a policy to prefer chosen over rejected answers (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    loss: PairwiseLoss
 
     def __init__(
         self,
@@ -49,17 +136,7 @@ class DPOModule(PolicyModule):
             optimizer: class of the optimizer and its other options.
             lr_scheduler: class of a scheduler that is stepped once per optimizer step.
         """
-        super().__init__(policy, learning_rate, optimizer, lr_scheduler)
-        if isinstance(reference, AdapterDisabled) and policy.lora is None:
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem("AdapterDisabled needs a new adapter to switch off", "model.reference"),
-                fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
-            )
-        check_wanted(loss, reference)
-        self.loss, self.loss_state = loss, loss.state
-        self.given_reference = reference
-        self.reference: ReferencePolicy
+        super().__init__(policy, loss, reference, learning_rate, optimizer, lr_scheduler)
 
     def configure_callbacks(self) -> list[Callback]:
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
@@ -71,38 +148,6 @@ class DPOModule(PolicyModule):
         data = getattr(self.trainer, "datamodule", None)
         for rows in getattr(data, "encoded", {}).values():
             check_columns(self.loss, rows)
-
-    def configure_model(self) -> None:
-        """Load the policy, and bind the reference to it before a checkpoint can move it."""
-        if "policy" not in self._modules:
-            self._load()
-        if isinstance(self.reference, Precomputed):
-            self.reference.look_up(self.policy, Scoring.of(self.trainer, self.tokenizer))
-
-    def _load(self) -> None:
-        reference = self.given_reference or default_reference(self.builder, reference_free=self.loss.reference_free)
-        super().configure_model()
-        silenced = without_dropout(self.policy)
-        if silenced:
-            say(
-                f"dropout: {silenced} of the policy's dropouts are off, as DPO needs the policy and its "
-                "reference to be one function at the start"
-            )
-        reference.bind(self.policy, self.builder)
-        if "kl" in self.loss.statistics and not reference.live:
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem(f"{type(self.loss).__name__} needs the reference's whole vocabulary, not its sums", KEY),
-                fix=f"leave --{KEY} out",
-            )
-        self.reference = reference
-        follows = f"{type(self.loss).__name__} asks none" if self.loss.reference_free else "follows from the policy"
-        chosen = "" if self.given_reference else f" ({follows})"
-        say(f"reference: {type(reference).__name__}{chosen}")
-
-    def takes_trees(self) -> bool:
-        """Both models see the same batch."""
-        return super().takes_trees() and self.reference.takes_trees()
 
     def compare(self, batch: PreferenceBatch, rows: str = "train") -> tuple[PreferenceOutput, PairLogps]:
         """Loss and log-probabilities of each pair; `rows` is the part of the data that its indices count in."""
@@ -120,13 +165,6 @@ class DPOModule(PolicyModule):
         self.loss.observe(output, logps)
         return {"loss": loss, "preference": output, "logps": logps}
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn summed gradients into the mean, and let the loss's state count the step."""
-        super().on_before_optimizer_step(optimizer)
-        for part in self.loss_state.modules() if self.loss_state is not None else ():
-            if isinstance(part, RunningMean):
-                part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
-
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """What callbacks measure."""
         output, logps = self.compare(batch, "eval")
@@ -135,25 +173,8 @@ class DPOModule(PolicyModule):
     test_step = validation_step
     predict_step = validation_step
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the reference's digest."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["reference_digest"] = self.reference.digest(self.policy)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on against another reference than the run began with."""
-        super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("reference_digest") != self.reference.digest(self.policy):
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem("the checkpoint was trained against another reference", "ckpt_path"),
-                fix="give --model.policy.path (and --model.reference) of the run that wrote it",
-            )
-        if isinstance(self.reference, Precomputed):
-            self.reference.moved = True
-
-
-def check_wanted(loss: PairwiseLoss, reference: ReferencePolicy | None) -> None:
+def check_wanted(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
     """Refuse a reference that the loss would not ask, and a loss whose reference is none.
 
     Raises:
