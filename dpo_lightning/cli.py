@@ -23,8 +23,10 @@ from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
+from dpo_lightning.data.unpaired import UnpairedDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.kto import KTOModule
 from dpo_lightning.library_noise import quiet
 from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.module import PolicyModule
@@ -37,6 +39,9 @@ from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
 
 PROGRAM = "python -m dpo_lightning"
+
+PAIRED = ((DPOModule, PreferenceDataModule), (SFTModule, SFTDataModule), (KTOModule, UnpairedDataModule))
+"""Each module and the data that it takes."""
 
 BYTES_PER_TRAINED_VALUE = 16
 """A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
@@ -128,7 +133,7 @@ class PreferenceCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse rows of another kind than the model trains on."""
-        for kind, data in ((DPOModule, PreferenceDataModule), (SFTModule, SFTDataModule)):
+        for kind, data in PAIRED:
             if isinstance(self.model, kind) and not isinstance(self.datamodule, data):
                 raise UserError(
                     ExitCode.CONFIG,
@@ -223,7 +228,7 @@ def config_paths(args: list[str]) -> list[str]:
 def known_names(parser: Any) -> Known:
     """Every key of the trainer and of this package's classes, and the names of the classes."""
     owners: dict[str, list[Any]] = {
-        "model": [DPOModule, SFTModule],
+        "model": [kind for kind, _ in PAIRED],
         "data": TextDataModule.__subclasses__(),
         "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
         "model.loss": [getattr(losses, name) for name in losses.__all__ if not isabstract(getattr(losses, name))],
@@ -290,4 +295,4 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     return 0
 
 
-__all__ = ["DPOModule", "PreferenceCLI", "SFTModule", "main"]
+__all__ = ["DPOModule", "KTOModule", "PreferenceCLI", "SFTModule", "main"]

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
 from dpo_lightning.logps import token_logps
 from dpo_lightning.masks import Forest, causal_mask
-from dpo_lightning.types import PreferenceBatch
+from dpo_lightning.types import Batch
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 NAME = "dpo_lightning"
 """As transformers knows it: `model.config._attn_implementation`."""
@@ -176,10 +178,10 @@ def undisturbed(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def on_device(batch: PreferenceBatch, model: Any) -> PreferenceBatch:
+def on_device(batch: AnyBatch, model: Any) -> AnyBatch:
     """A batch where the model is."""
     tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
-    return batch._replace(**{name: part.to(model.device) for name, part in tensors.items()})
+    return batch._replace(**{name: part.to(model.device) for name, part in tensors.items()})  # type: ignore[return-value]
 
 
 def probe(vocabulary: int) -> tuple[list[EncodedPair], list[int]]:

@@ -8,10 +8,11 @@ from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedPair
 from dpo_lightning.losses import PairwiseLoss
+from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.references import KEY, ReferenceFree, ReferencePolicy
 
 
-def check_wanted(loss: PairwiseLoss, reference: ReferencePolicy | None) -> None:
+def check_wanted(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
     """Refuse a reference that the loss would not ask, and a loss whose reference is none.
 
     Raises:
@@ -55,6 +56,8 @@ def tell_columns(loss: PairwiseLoss, name: str, rows: Sequence[EncodedPair]) -> 
     """Say what becomes of the columns `weight` and `margin`."""
     weights = [row.weight for row in rows]
     if name == "train" and set(weights) != {1.0}:
-        say(f"note: pairs count by their `weight`, {min(weights):g} to {max(weights):g}, in training; measures do not")
+        say(
+            f"note: pairs count by their `weight`, {min(weights):g} to {max(weights):g}, in the loss; other measures count each once"
+        )
     if "margin" not in loss.statistics and any(row.margin is not None for row in rows):
         say(f"note: {name}: {type(loss).__name__} does not use the column `margin`")

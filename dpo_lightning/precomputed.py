@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from dpo_lightning.artefact import KEY, Artefact, TokenTable, read
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedPair
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
 from dpo_lightning.model_folder import looks_like_hub_id
@@ -25,7 +24,7 @@ from dpo_lightning.references import KEY as REFERENCE
 from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter, off_start, without_adapter
 from dpo_lightning.references.disabled import TOLERANCE as ROUNDING
 from dpo_lightning.references.disabled import told
-from dpo_lightning.scoring import Keys, Scoring, pair_keys, scored
+from dpo_lightning.scoring import AnyRow, Keys, Scoring, pair_keys, scored
 from dpo_lightning.types import Batch, SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
@@ -62,7 +61,7 @@ class Precomputed(ReferencePolicy):
         """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
         self.moved = False
         """Whether the policy may have left its start, and can no longer tell what the reference would say."""
-        self._rows: dict[str, Sequence[EncodedPair]] = {}
+        self._rows: dict[str, Sequence[AnyRow]] = {}
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
         self._sums: dict[str, Tensor] = {}
         self._lengths: dict[str, Tensor] = {}
@@ -125,7 +124,7 @@ class Precomputed(ReferencePolicy):
         counted = torch.zeros_like(lengths).index_add(
             0, batch.sequence_ids, torch.ones_like(batch.targets, dtype=lengths.dtype)
         )
-        strange = (counted != lengths) & (batch.indices >= 0).repeat(2)
+        strange = (counted != lengths) & (batch.indices >= 0).repeat(self._sums[rows].shape[1])
         found = SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
         if "tokens" not in statistics:
             return found
@@ -194,7 +193,7 @@ class Precomputed(ReferencePolicy):
     def _fill(
         self,
         artefact: Artefact,
-        pairs: Mapping[Keys, EncodedPair],
+        pairs: Mapping[Keys, AnyRow],
         policy: nn.Module,
         run: Scoring,
         share: tuple[int, int],
@@ -262,7 +261,7 @@ class Precomputed(ReferencePolicy):
             )
         sums, lengths = table.sums()
         for name, pairs in keys.items():
-            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64).reshape(-1, 2)
+            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64)
             self._sums[name], self._lengths[name] = sums[places], lengths[places]
             self._starts[name] = table.offsets[:-1][places]
         self._values = table.values

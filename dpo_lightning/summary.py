@@ -12,10 +12,18 @@ from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.callbacks.pairwise import PreferenceAccuracy
 from dpo_lightning.callbacks.samples import Samples
 from dpo_lightning.callbacks.token_loss import TokenLoss
+from dpo_lightning.callbacks.unpaired import UnpairedRewards
 from dpo_lightning.console import say
 from dpo_lightning.intervals import wilson
 
 FILE = "metrics.json"
+
+COUNTED: dict[type[MeansCallback], str] = {
+    PreferenceAccuracy: "eval/pairs",
+    TokenLoss: "eval/tokens",
+    UnpairedRewards: "eval/answers",
+}
+"""The measures that count what was evaluated, and what they count."""
 
 
 def summarize(trainer: Trainer) -> None:
@@ -30,15 +38,14 @@ def summarize(trainer: Trainer) -> None:
         if isinstance(callback, MeansCallback):
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
-    rows = max((c.evaluated for c in callbacks if isinstance(c, (PreferenceAccuracy, TokenLoss))), default=0)
-    metrics["eval/tokens" if any(isinstance(c, TokenLoss) for c in callbacks) else "eval/pairs"] = rows
+    counted = [(name, c.evaluated) for c in callbacks for kind, name in COUNTED.items() if isinstance(c, kind)]
+    name, rows = max(counted, key=lambda one: one[1], default=("eval/pairs", 0))
+    metrics[name] = rows
     lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
     if "eval/rewards/accuracies" in metrics and rows:
         low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
         metrics["eval/rewards/accuracies_ci95"] = [low, high]
-        lines += preference_lines(metrics, rows)
-    elif "eval/loss" in metrics:
-        lines.append(f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)")
+    lines += held_out_lines(metrics, rows)
     if "train/loss" in metrics:
         lines.append(f"  training loss       {metrics['train/loss']:.4f} over the last logged steps")
     for callback in callbacks:
@@ -48,6 +55,17 @@ def summarize(trainer: Trainer) -> None:
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     for line in lines:
         say(line)
+
+
+def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """What an evaluation found, of whatever kind of rows; nothing without one."""
+    if "eval/rewards/accuracies_ci95" in metrics:
+        return preference_lines(metrics, rows)
+    if "eval/desirable" in metrics:
+        return unpaired_lines(metrics, rows)
+    if "eval/loss" in metrics:
+        return [f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)"]
+    return []
 
 
 def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
@@ -62,6 +80,26 @@ def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
         f"  margin              {metrics['eval/rewards/margins']:.4f} reward, {metrics['eval/logps/margins']:.3f} nats",
         f"  held-out loss       {metrics['eval/loss']:.4f}",
     ]
+
+
+def unpaired_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """Rewards of good and bad answers in words."""
+    good = round(metrics["eval/desirable"] * rows)
+    told = {"good": ("chosen", good), "bad": ("rejected", rows - good)}
+    rewards = [
+        f"{metrics[f'eval/rewards/{name}']:.4f} of {count} {kind} answers"
+        for kind, (name, count) in told.items()
+        if count
+    ]
+    known = metrics.get("eval/kl")  # only some losses ask it
+    divergence = "" if known is None else f" (divergence {known:.4f} nats)"
+    lines = [
+        f"  held-out rewards    {', '.join(rewards)}",
+        f"  held-out loss       {metrics['eval/loss']:.4f}{divergence}",
+    ]
+    if "eval/rewards/margins" in metrics:
+        lines.insert(1, f"  margin              {metrics['eval/rewards/margins']:.4f} reward")
+    return lines
 
 
 def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:

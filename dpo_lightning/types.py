@@ -82,7 +82,36 @@ class SFTBatch(NamedTuple):
         return len(self.indices)
 
 
-Batch: TypeAlias = PreferenceBatch | SFTBatch
+class UnpairedBatch(NamedTuple):
+    """`B` judged answers as sequences `0..B-1`; where a loss asks for it, a mismatched one to each prompt after them.
+
+    The other attributes are those of `PreferenceBatch`.
+
+    Attributes:
+        weights: how much each answer counts in the loss; 0 for one that only fills up.
+        good: True for an answer that was judged good.
+        answers: sequences per row: 1, or 2 with the mismatched ones, which are `B..2B-1`.
+    """
+
+    input_ids: Int[Tensor, "row position"]
+    position_ids: Int[Tensor, "row position"]
+    mask: Bool[Tensor, "row position"]
+    places: Int[Tensor, " scored"]
+    targets: Int[Tensor, " scored"]
+    sequence_ids: Int[Tensor, " scored"]
+    trees: tuple[Tree, ...]
+    indices: Int[Tensor, " answer"]
+    weights: Float[Tensor, " answer"]
+    good: Bool[Tensor, " answer"]
+    answers: int
+
+    @property
+    def num_sequences(self) -> int:
+        """One or two per row."""
+        return self.answers * len(self.indices)
+
+
+Batch: TypeAlias = PreferenceBatch | SFTBatch | UnpairedBatch
 
 
 class TokenLogps(NamedTuple):
@@ -168,6 +197,15 @@ class PairLogps(NamedTuple):
         return self.chosen_logratios - self.rejected_logratios
 
     @property
+    def each(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
+        """Log-ratios, the policy's sums and lengths of every answer, chosen ones first."""
+        return (
+            torch.cat([self.chosen_logratios, self.rejected_logratios]),
+            torch.cat([self.policy_chosen, self.policy_rejected]),
+            torch.cat([self.chosen_lengths, self.rejected_lengths]),
+        )
+
+    @property
     def counts(self) -> Float[Tensor, " pair"]:
         """The weights, 1 where none were given."""
         return torch.ones_like(self.chosen_lengths) if self.weights is None else self.weights
@@ -199,3 +237,8 @@ class PreferenceOutput(NamedTuple):
     losses: Float[Tensor, " pair"]
     chosen_rewards: Float[Tensor, " pair"]
     rejected_rewards: Float[Tensor, " pair"]
+
+    @property
+    def margins(self) -> Float[Tensor, " pair"]:
+        """By how much the chosen answer is rewarded more."""
+        return self.chosen_rewards - self.rejected_rewards

@@ -9,11 +9,11 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "types examples errors console",
+    "types judged examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
     "kernels heads models model_folder library_noise precision references generation "
     "artefact precomputed provenance scoring needs",
-    "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
+    "module referenced sft dpo kto data.datamodule data.unpaired run_folder resume parsing summary callbacks",
     "cli commands __main__ __init__",
 )
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}
@@ -179,7 +179,7 @@ def test_a_sound_toy_package_passes(tmp_path):
         ("data/utils.py", "", "data.utils: a name that says nothing"),
         ("dpo.py", "raise NotImplementedError\n", "dpo: NotImplementedError"),
         ("dpo.py", "# TODO\n", "dpo: TODO"),
-        ("kto.py", "", "kto: is on no floor"),
+        ("ppo.py", "", "ppo: is on no floor"),
     ],
 )
 def test_a_violation_is_found(tmp_path, name, source, complaint):

@@ -129,7 +129,7 @@ def test_many_pairs_lose_no_digits():
     means = Means(("x",))
     for count in (2**24, 1, 1, 1):
         means.update({"x": torch.ones(1)}, torch.tensor([float(count)]))
-    assert float(means.weight) == float(means.sums) == 2**24 + 3
+    assert float(means.weights) == float(means.sums) == 2**24 + 3
 
 
 def test_a_tie_is_no_win_and_is_told():

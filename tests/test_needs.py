@@ -39,7 +39,7 @@ def test_what_columns_do_is_said(capsys):
     tell_columns(DPOLoss(), "train", rows)
     tell_columns(ODPOLoss(), "eval", rows)
     assert capsys.readouterr().out.splitlines() == [
-        "note: pairs count by their `weight`, 0.5 to 2, in training; measures do not",
+        "note: pairs count by their `weight`, 0.5 to 2, in the loss; other measures count each once",
         "note: train: DPOLoss does not use the column `margin`",
     ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -32,12 +31,11 @@ class RewardMargins(MeansCallback):
     )
     shown = ("loss", "rewards/margins")
 
-    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Values per pair."""
         output, logps = compared(outputs)
         values = {"loss": output.losses, **reward_margins(output, logps)}
-        pairs = (batch.indices >= 0).to(batch.weights)
-        return values, torch.stack([batch.weights if name == "loss" else pairs for name in self.names])
+        return values, {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}
 
 
 class PreferenceAccuracy(MeansCallback):

@@ -36,7 +36,16 @@ class PredictionWriter(Callback):
 
     @staticmethod
     def columns(outputs: Any, items: int) -> dict[str, torch.Tensor]:
-        """Names and values per item, of preference pairs or of demonstrations."""
+        """Names and values per item, of preference pairs, judged answers or demonstrations."""
+        if "judged" in outputs:
+            output, logps = outputs["judged"], outputs["logps"]
+            return {
+                "loss": output.losses,
+                "label": logps.good,
+                "reward": output.rewards,
+                "logps": logps.policy,
+                "reference_logps": logps.reference,
+            }
         if "preference" not in outputs:
             return {"logps": outputs["logps"].sums, "tokens": outputs["logps"].lengths}
         output, logps = outputs["preference"], outputs["logps"]

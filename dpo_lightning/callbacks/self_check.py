@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
+from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
+from dpo_lightning.types import Batch, PairLogps, PreferenceBatch, PreferenceOutput, UnpairedBatch
 
 LOSS_TOLERANCE = 1e-6
 PRECOMPUTED_LOSS_TOLERANCE = 1e-4
@@ -59,7 +59,8 @@ class SelfCheck(Callback):
         real = batch.indices >= 0
         if not real.any():  # a rank without a row of its own
             return
-        output, logps = PreferenceOutput(*(part[real] for part in outputs["preference"])), outputs["logps"].select(real)
+        found, logps = outputs["judged" if "judged" in outputs else "preference"], outputs["logps"].select(real)
+        output = found._replace(**{name: part[real] for name, part in found._asdict().items()})
         nearness = pl_module.reference.nearness
         problems = list(self.check_start(output, logps, pl_module.loss, nearness))
         if problems:
@@ -74,7 +75,9 @@ class SelfCheck(Callback):
         say(f"self-check: passed (starting loss {start:.6f}, {margins}, tokens sound)")
 
     @staticmethod
-    def check_start(output: PreferenceOutput, logps: PairLogps, loss: Any, nearness: float = 0.0) -> Iterator[Problem]:
+    def check_start(
+        output: PreferenceOutput | UnpairedOutput, logps: PairLogps | UnpairedLogps, loss: Any, nearness: float = 0.0
+    ) -> Iterator[Problem]:
         """The loss has its own starting value, and rewards are 0: exactly, or as near as a reference can be."""
         equal = loss(logps.at_start())
         off = float((output.losses - equal.losses).abs().max())
@@ -88,31 +91,30 @@ class SelfCheck(Callback):
                 "self-check",
             )
         if nearness:
-            apart = torch.cat([logps.chosen_logratios, logps.rejected_logratios]).abs()
-            sums = torch.cat([logps.policy_chosen, logps.policy_rejected]).abs()
-            lengths = torch.cat([logps.chosen_lengths, logps.rejected_lengths])
-            if not (apart <= nearness * (sums + lengths)).all():
+            logratios, sums, lengths = logps.each
+            apart = logratios.abs()
+            if not (apart <= nearness * (sums.abs() + lengths)).all():
                 yield Problem(
                     f"log-probabilities are up to {float(apart.max()):.3g} nats from the reference's at the start",
                     "self-check",
                 )
             return
-        margin = float((output.chosen_rewards - output.rejected_rewards).abs().max())
+        margin = float(output.margins.abs().max())
         if margin != 0:  # NaN as well
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod
-    def check_tokens(batch: PreferenceBatch, module: Any, rows: Any) -> Iterator[Problem]:
+    def check_tokens(batch: PreferenceBatch | UnpairedBatch, module: Any, rows: Any) -> Iterator[Problem]:
         """Every sequence of a batch: BOS, prompt, scored tokens and EOS."""
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         bos = module.tokenizer.bos_token_id
-        pairs = len(batch.indices)
+        rows_here = len(batch.indices)
         prompts = []
         for number, (ids, targets) in enumerate(sequences(batch)):
-            index = int(batch.indices[number % pairs])
+            index = int(batch.indices[number % rows_here])
             known = rows is not None and index >= 0
             where = str(rows[index].origin) if known else f"row {index}"
-            cut = known and rows[index].answers[number // pairs].cut
+            cut = known and rows[index].answers[number // rows_here].cut
             if bos is not None and ids[:2] == [bos, bos]:
                 yield Problem("the text begins with two BOS tokens", where)
             if not targets:
@@ -124,11 +126,11 @@ class SelfCheck(Callback):
                 if run[-1] not in stops or sum(id_ in stops for id_ in run) != 1:
                     ends = sum(id_ in stops for id_ in run)
                     yield Problem(f"an answer scores EOS {ends} times, or not at its end", where)
-        if len(prompts) == batch.num_sequences and prompts[:pairs] != prompts[pairs:]:
-            yield Problem("chosen and rejected follow different prompt tokens", "self-check")
+        if len(prompts) == batch.num_sequences and prompts != prompts[:rows_here] * (len(prompts) // rows_here):
+            yield Problem("the answers to a prompt follow different prompt tokens", "self-check")
 
 
-def sequences(batch: PreferenceBatch) -> list[tuple[list[int], dict[int, int]]]:
+def sequences(batch: Batch) -> list[tuple[list[int], dict[int, int]]]:
     """The ids of each sequence, and what some of its positions have to predict.
 
     Read back from the tensors that the model is given, in whatever layout.

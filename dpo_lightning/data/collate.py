@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT
-from dpo_lightning.types import PreferenceBatch, SFTBatch, Tree
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT, EncodedUnpaired
+from dpo_lightning.types import PreferenceBatch, SFTBatch, Tree, UnpairedBatch
+
+Encoded: TypeAlias = EncodedPair | EncodedSFT | EncodedUnpaired
 
 
 class Joined(NamedTuple):
@@ -67,12 +69,26 @@ class Collator(ABC):
         groups = [[Joined.of(k, row.prompt_ids, row.completion)] for k, row in enumerate(rows)]
         return SFTBatch(**self.tensors(groups), indices=torch.tensor(indices))
 
+    def judged(self, rows: Sequence[EncodedUnpaired], indices: Sequence[int]) -> UnpairedBatch:
+        """Collate judged answers and what is mismatched with their prompts, as `pairs` does."""
+        groups = [
+            [Joined.of(k + side * len(rows), row.prompt_ids, answer) for side, answer in enumerate(row.answers)]
+            for k, row in enumerate(rows)
+        ]
+        return UnpairedBatch(
+            **self.tensors(groups),
+            indices=torch.tensor(indices),
+            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
+            good=torch.tensor([row.good for row in rows]),
+            answers=len(rows[0].answers),
+        )
+
     @abstractmethod
     def tensors(self, groups: Sequence[Sequence[Joined]]) -> dict[str, Any]:
         """Every field of a batch but `indices`, from the sequences of each row of the data set."""
 
     @abstractmethod
-    def tokens(self, row: EncodedPair | EncodedSFT) -> int:
+    def tokens(self, row: Encoded) -> int:
         """How many tokens a model computes for a row, padding to other rows left aside."""
 
     def width(self, longest: int) -> int:
@@ -90,7 +106,7 @@ class Padded(Collator):
     side: Literal["right", "left"] = "right"
     """The side that is padded; positions are counted from each sequence's first token either way."""
 
-    def tokens(self, row: EncodedPair | EncodedSFT) -> int:
+    def tokens(self, row: Encoded) -> int:
         """Every answer takes as much as the longest."""
         return len(row.answers) * row.length
 
@@ -117,7 +133,7 @@ class Trees(Collator):
     def arrange(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
         """The row and the first position of each tree."""
 
-    def tokens(self, row: EncodedPair | EncodedSFT) -> int:
+    def tokens(self, row: Encoded) -> int:
         """Trunks once and all branches."""
         answers = [Joined.of(number, (), answer) for number, answer in enumerate(row.answers)]
         trees = [

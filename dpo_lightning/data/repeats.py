@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Hashable, Sequence
+from typing import TypeAlias
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Message, Origin, PreferenceExample, SFTExample, Text
+from dpo_lightning.examples import Message, Origin, PreferenceExample, SFTExample, Text, UnpairedExample
+
+Example: TypeAlias = PreferenceExample | SFTExample | UnpairedExample
 
 CONTRADICTIONS = "contradictions"
 LEAK = "leak"
@@ -57,9 +60,24 @@ def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
             notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
 
 
-def shared_prompts(
-    train: Sequence[PreferenceExample | SFTExample], held_out: Sequence[PreferenceExample | SFTExample]
-) -> list[tuple[PreferenceExample | SFTExample, Origin]]:
+def check_judged(examples: Sequence[UnpairedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note judgements that are there twice; an answer that is judged both ways is bad unless allowed."""
+    seen: dict[Hashable, Origin] = {}
+    for example in examples:
+        answer = key(example.prompt), _tools(example), key(example.completion)
+        turned = seen.get((*answer, not example.good))
+        first = seen.setdefault((*answer, example.good), example.origin)
+        if first is not example.origin:
+            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
+        if turned and CONTRADICTIONS in allow:
+            notes.add(example.origin, CONTRADICTING, other=turned)
+        elif turned:
+            what = f"the same answer is judged the other way than in {turned}"
+            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
+            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+
+
+def shared_prompts(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Origin]]:
     """Held-out rows whose prompt is in the training rows too, with the first line of it there."""
     seen: dict[Hashable, Origin] = {}
     for example in train:
@@ -84,7 +102,7 @@ def shown(text: Text) -> str:
     return text if isinstance(text, str) else str(text[-1].get("content") or "") if text else ""
 
 
-def _asked(example: PreferenceExample | SFTExample) -> Hashable:
+def _asked(example: Example) -> Hashable:
     """The prompt, the same as a string and as one user turn; of a row that has none, the answers."""
     prompt = example.prompt
     if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
@@ -96,5 +114,5 @@ def _asked(example: PreferenceExample | SFTExample) -> Hashable:
     return "", key(example.completion)
 
 
-def _tools(example: PreferenceExample | SFTExample) -> str:
+def _tools(example: Example) -> str:
     return json.dumps(example.tools, sort_keys=True, default=str) if example.tools else ""

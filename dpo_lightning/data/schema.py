@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dpo_lightning.data import preference_rows, sft_rows
+from dpo_lightning.data import preference_rows, sft_rows, unpaired_rows
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.columns import (
     check_same_columns,
@@ -19,20 +19,21 @@ from dpo_lightning.data.preference_rows import PairReader
 from dpo_lightning.data.repeats import (
     CONTRADICTING,
     LEAK,
+    Example,
     check_allowances,
     check_demonstrations,
+    check_judged,
     check_pairs,
     shared_prompts,
     shown,
 )
 from dpo_lightning.data.sft_rows import LAYOUTS, DemonstrationReader, layout_of
 from dpo_lightning.data.sources import Row, read_files
+from dpo_lightning.data.unpaired_rows import VERDICTS, JudgedReader, SplitReader
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import PreferenceExample, SFTExample
+from dpo_lightning.examples import PreferenceExample, SFTExample, UnpairedExample
 
 LEAST_ROWS = 2
-VERDICTS = frozenset({"true", "false", "0", "1", "-1", "good", "bad", "yes", "no"})
-"""What a `label` says that judges one answer by itself; other labels are names of kinds."""
 
 
 def preference_examples(
@@ -106,9 +107,55 @@ def sft_examples(
     return examples, [*notes.lines(), *unused(rows, reader.used)]
 
 
+def unpaired_examples(
+    paths: str | Sequence[str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = False,
+    allow: Collection[str] = (),
+) -> tuple[list[UnpairedExample], list[str]]:
+    """Read answers that were judged one by one, and the warnings about them (each with a count and the first lines).
+
+    Rows are `prompt, completion, label` (strings or messages), or pairs, whose answers are then judged by themselves.
+
+    Args:
+        paths: a file or hub set, or several of one format.
+        columns: our column name -> the file's.
+        strict: treat warnings about rows as errors.
+        allow: `contradictions` lets answers pass that are judged both ways.
+
+    Raises:
+        UserError: 64 for options, 65 naming every bad row, 66 for a source that is not there.
+    """
+    check_allowances(allow)
+    bad = BadRows()
+    notes = Notes(bad, strict=strict)
+    rows = _rows(paths, columns, unpaired_rows.USED, (*unpaired_rows.FORMAT, "chosen", "rejected"), bad)
+    names = names_in(rows)
+    paired = "label" not in names and "chosen" in names and "rejected" in names
+    missing = [name for name in unpaired_rows.FORMAT if name not in names]
+    if paired:
+        split = SplitReader(PairReader(bad, notes, "prompt" not in names, columns or {}))
+        examples = [example for row in rows for example in split.read(row)]
+    elif missing:
+        raise missing_columns(missing, rows, columns)
+    else:
+        reader = JudgedReader(bad, notes, columns or {})
+        examples = [example for row in rows if (example := reader.read(row))]
+        reader.check_scale()
+    _check_kinds(examples, bad)
+    check_judged(examples, allow, bad, notes)
+    bad.raise_if_any()
+    if len({example.good for example in examples}) == 1:
+        what = f"all {len(examples):,} answers are {'good' if examples[0].good else 'bad'}"
+        raise UserError(ExitCode.DATA, Problem(what, str(examples[0].origin)), fix="give good and bad answers")
+    read = preference_rows.USED if paired else (*unpaired_rows.FORMAT, "tools", "group", "weight")
+    return examples, [*notes.lines(), *unused(rows, read)]
+
+
 def check_leak(
-    train: Sequence[PreferenceExample | SFTExample],
-    held_out: Sequence[PreferenceExample | SFTExample],
+    train: Sequence[Example],
+    held_out: Sequence[Example],
     *,
     allow: Collection[str] = (),
 ) -> list[str]:
@@ -142,6 +189,8 @@ def check_leak(
         notes = Notes(bad, strict=False)
         pairs = [example for example in (*train, *held_out) if isinstance(example, PreferenceExample)]
         check_pairs(pairs, allow, bad, notes)
+        judged = [example for example in (*train, *held_out) if isinstance(example, UnpairedExample)]
+        check_judged(judged, allow, bad, notes)
         bad.raise_if_any()
         warnings += [line for line in notes.lines() if line.startswith(CONTRADICTING)]
     return warnings
@@ -177,7 +226,8 @@ def _refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Coll
             raise UserError(
                 ExitCode.DATA,
                 Problem("this is unpaired data (completion and label)", str(row.origin), f"label: {label}"),
-                fix="give pairs (prompt, chosen, rejected); for SFT keep the good rows without the label",
+                fix="--config configs/kto.yaml (--data UnpairedDataModule); or give pairs (prompt, chosen, rejected); "
+                "for SFT keep the good rows without the label",
             )
 
 

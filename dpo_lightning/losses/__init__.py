@@ -21,13 +21,16 @@ from dpo_lightning.losses.mixture import WeightedSum
 from dpo_lightning.losses.reference_free import AlphaPOLoss, CPOLoss, ORPOLoss, SimPOLoss
 from dpo_lightning.losses.token_level import LDDPOLoss, TDPO1Loss, TDPO2Loss, WPOLoss
 from dpo_lightning.losses.transport import AOTLoss, AOTUnpairedLoss
+from dpo_lightning.losses.unpaired import APOZeroUnpairedLoss, BCOLoss, KTOLoss, UnpairedLoss
 
 __all__ = [
     "AOTLoss",
     "AOTUnpairedLoss",
     "APODownLoss",
     "APOZeroLoss",
+    "APOZeroUnpairedLoss",
     "AlphaPOLoss",
+    "BCOLoss",
     "BCOPairLoss",
     "BetaDPOLoss",
     "CPOLoss",
@@ -39,6 +42,7 @@ __all__ = [
     "EXOLoss",
     "HingeLoss",
     "IPOLoss",
+    "KTOLoss",
     "LDDPOLoss",
     "LNDPOLoss",
     "MarginLoss",
@@ -54,6 +58,7 @@ __all__ = [
     "SimPOLoss",
     "TDPO1Loss",
     "TDPO2Loss",
+    "UnpairedLoss",
     "WPOLoss",
     "WeightedSum",
 ]

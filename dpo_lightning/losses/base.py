@@ -14,8 +14,8 @@ from dpo_lightning.types import PairLogps, PreferenceOutput, Statistic
 
 
 @dataclass(frozen=True)
-class PairwiseLoss(ABC):
-    """Root of the family: its hyperparameters are fields, `__call__` is its formula."""
+class PolicyLoss:
+    """Root of all families: hyperparameters are fields, checked when they are given."""
 
     def __post_init__(self) -> None:
         """Refuse values for which the formula has no meaning; a subclass adds its own and calls this."""
@@ -48,16 +48,21 @@ class PairwiseLoss(ABC):
         return False
 
     @property
-    def weighted(self) -> bool:
-        """Whether pairs may count unequally: not where a loss compares pairs with one another."""
-        return True
-
-    @property
     def state(self) -> nn.Module | None:
         """Buffers that training moves; they are checkpointed and the same on every rank."""
         return None
 
-    def observe(self, output: PreferenceOutput, logps: PairLogps) -> None:  # noqa: B027 - most have nothing to do
+
+@dataclass(frozen=True)
+class PairwiseLoss(PolicyLoss, ABC):
+    """Root of the losses of pairs: `__call__` is the formula."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether pairs may count unequally: not where a loss compares pairs with one another."""
+        return True
+
+    def observe(self, output: PreferenceOutput, logps: PairLogps) -> None:
         """Note what a training step showed, for a loss with state. It takes effect after the optimizer's step."""
 
     @abstractmethod

@@ -235,7 +235,7 @@ class OtherPrompt(Padded):
 def test_prompts_that_differ_between_the_sides_are_named(tiny_llama, file, tmp_path):
     data = PreferenceDataModule(train=str(file), batch_size=2, max_length=128, collator=OtherPrompt())
     message = problems(runs.module(tiny_llama), file, tmp_path, ExitCode.DATA, data=data)
-    assert "chosen and rejected follow different prompt tokens" in message
+    assert "the answers to a prompt follow different prompt tokens" in message
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
