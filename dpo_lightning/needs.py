@@ -56,8 +56,7 @@ def tell_columns(loss: PairwiseLoss, name: str, rows: Sequence[EncodedPair]) -> 
     """Say what becomes of the columns `weight` and `margin`."""
     weights = [row.weight for row in rows]
     if name == "train" and set(weights) != {1.0}:
-        say(
-            f"note: pairs count by their `weight`, {min(weights):g} to {max(weights):g}, in the loss; other measures count each once"
-        )
+        span = f"{min(weights):g} to {max(weights):g}"
+        say(f"note: pairs count by their `weight`, {span}, in the loss; other measures count each once")
     if "margin" not in loss.statistics and any(row.margin is not None for row in rows):
         say(f"note: {name}: {type(loss).__name__} does not use the column `margin`")

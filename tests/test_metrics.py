@@ -110,8 +110,9 @@ def test_nothing_added_has_no_mean_and_is_no_error():
 
 def test_weights_may_differ_by_name():
     means = Means(("x", "y", "z"))
-    for value, weights in ((1.0, [[2.0], [1.0], [0.0]]), (4.0, [[1.0], [1.0], [0.0]])):
-        means.update(dict.fromkeys("xyz", torch.tensor([value])), torch.tensor(weights))
+    for value, weights in ((1.0, (2.0, 1.0, 0.0)), (4.0, (1.0, 1.0, 0.0))):
+        each = {name: torch.tensor([weight]) for name, weight in zip("xyz", weights, strict=True)}
+        means.update(dict.fromkeys("xyz", torch.tensor([value])), each)
     assert means.compute() == {"x": 2.0, "y": 2.5}
 
 
