@@ -22,8 +22,18 @@ GOOD, BAD = thumb(True, "Name a colour.", "Blue."), thumb(False, "Name an animal
 
 @pytest.mark.parametrize(
     ("good", "bad"),
-    [(True, False), (1, 0), (1, -1), (1.0, -1.0), ("true", "FALSE"), ("1", "0"), ("+1", "-1"), ("1.0", "0.0")]
-    + [("good", "bad"), (" Yes ", "no")],
+    [
+        (True, False),
+        (1, 0),
+        (1, -1),
+        (1.0, -1.0),
+        ("true", "FALSE"),
+        ("1", "0"),
+        ("+1", "-1"),
+        ("1.0", "0.0"),
+        ("good", "bad"),
+        (" Yes ", "no"),
+    ],
 )
 def test_labels(tmp_path: Path, good: object, bad: object) -> None:
     path = jsonl(tmp_path, [thumb(good, "a"), thumb(bad, "b"), thumb(good, "c")])
@@ -131,10 +141,8 @@ def test_a_repeated_judgement_is_noted(tmp_path: Path) -> None:
 
 def test_a_prompt_in_both_sets(tmp_path: Path) -> None:
     """With a leak allowed, what the sets judge differently still counts."""
-    train, held_out = (
-        jsonl(tmp_path, rows, name)
-        for rows, name in (([GOOD, BAD], "a.jsonl"), ([thumb(), BAD | {"label": 1}, thumb(0, "q")], "b.jsonl"))
-    )
+    rows = {"a.jsonl": [GOOD, BAD], "b.jsonl": [thumb(), BAD | {"label": 1}, thumb(0, "q")]}
+    train, held_out = (jsonl(tmp_path, rows[name], name) for name in rows)
     sets = [unpaired_examples(path)[0] for path in (train, held_out)]
     refusal(lambda: check_leak(*sets), ExitCode.DATA, "1 of 3 held-out rows", f"{held_out}:2", f"{train}:2")
     refusal(lambda: check_leak(*sets, allow=["leak"]), ExitCode.DATA, "judged the other way", f"{held_out}:2")
