@@ -151,12 +151,11 @@ def test_a_row_of_weight_two_is_two_rows(name, tiny_llama, tmp_path, start):
     data.prepare("fit", kto(tiny_llama, losses()[name]))
     rows = data.encoded["train"][:4]
     ends = []
-    for change in (
-        lambda row, k: [row] * (2, 1, 0, 1)[k],
-        lambda row, k: [replace(row, weight=(2.0, 1.0, 0.0, 1.0)[k])],
-    ):
+    repeated = [rows[0], rows[0], rows[1], rows[3]]
+    weighed = [replace(row, weight=weight) for row, weight in zip(rows, (2.0, 1.0, 0.0, 1.0), strict=True)]
+    for given in (repeated, weighed):
         module = kto(tiny_llama, losses()[name])
-        data.encoded["train"] = [new for k, row in enumerate(rows) for new in change(row, k)]
+        data.encoded["train"] = given
         runs.fit(module, data, tmp_path, max_epochs=3)
         ends.append((runs.weights(module), module.loss_state))
     assert_same_weights(ends[0][0], ends[1][0], start)

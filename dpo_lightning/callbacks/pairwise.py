@@ -56,11 +56,11 @@ class PreferenceAccuracy(MeansCallback):
 
 
 def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
-    """What a step on pairs returns; a step of SFT has none."""
+    """What a step on pairs returns; other steps have none."""
     if "preference" not in outputs:
         raise UserError(
             ExitCode.CONFIG,
-            Problem("RewardMargins and PreferenceAccuracy measure pairs, and SFT has none", "trainer.callbacks"),
-            fix="--trainer.callbacks TokenLoss",
+            Problem("RewardMargins and PreferenceAccuracy measure pairs, and there are none", "trainer.callbacks"),
+            fix="--trainer.callbacks TokenLoss for SFT, UnpairedRewards for KTO",
         )
     return outputs["preference"], outputs["logps"]

@@ -134,7 +134,7 @@ def test_what_starts_apart_is_named(wrong, tiny_llama, file, tmp_path):
 
 
 def test_dropout_that_was_left_on_is_named(tiny_gpt2, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_lightning.dpo.without_dropout", lambda model: 0)
+    monkeypatch.setattr("dpo_lightning.referenced.without_dropout", lambda model: 0)
     message = problems(runs.module(tiny_gpt2), file, tmp_path, ExitCode.MODEL)
     assert "a margin is" in message
 

@@ -141,10 +141,8 @@ def test_a_repeated_judgement_is_noted(tmp_path: Path) -> None:
 
 def test_a_prompt_in_both_sets(tmp_path: Path) -> None:
     """With a leak allowed, what the sets judge differently still counts."""
-    train, held_out = (
-        jsonl(tmp_path, rows, name)
-        for rows, name in (([GOOD, BAD], "a.jsonl"), ([thumb(), BAD | {"label": 1}, thumb(0, "q")], "b.jsonl"))
-    )
+    rows = {"a.jsonl": [GOOD, BAD], "b.jsonl": [thumb(), BAD | {"label": 1}, thumb(0, "q")]}
+    train, held_out = (jsonl(tmp_path, rows[name], name) for name in rows)
     sets = [unpaired_examples(path)[0] for path in (train, held_out)]
     refusal(lambda: check_leak(*sets), ExitCode.DATA, "1 of 3 held-out rows", f"{held_out}:2", f"{train}:2")
     refusal(lambda: check_leak(*sets, allow=["leak"]), ExitCode.DATA, "judged the other way", f"{held_out}:2")
