@@ -122,9 +122,13 @@ def test_what_is_frozen_in_the_policy_stays_frozen_and_is_not_copied(folders, fi
 def test_the_policy_is_itself_again_after_an_error(folders):
     made = runs.ready(folders["plain"])
     before = [id(value) for value in made.policy.parameters()]
-    with pytest.raises(RuntimeError, match="while it is asked"), made.reference.activated(made.policy):
+    switched = made.reference.activated(made.policy)
+    with switched:
         assert [id(value) for value in made.policy.parameters()] != before
-        raise RuntimeError("while it is asked")
+    assert [id(value) for value in made.policy.parameters()] == before
+    switched = made.reference.activated(made.policy)
+    switched.__enter__()
+    assert not switched.__exit__(RuntimeError, RuntimeError("while it is asked"), None)
     assert [id(value) for value in made.policy.parameters()] == before
 
 
