@@ -16,6 +16,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kernels import install
 from dpo_lightning.model_folder import (
     KEY,
+    adapter_base,
     check_folder,
     count_values,
     loaded,
@@ -26,7 +27,10 @@ from dpo_lightning.model_folder import (
 )
 
 ORIGIN_FILE = "dpo_lightning.json"
-"""Beside an adapter: the digest of the base that it was trained on."""
+"""Beside the weights: how they were made, and below an adapter the digest of the base that it was trained on."""
+
+TRAINED = "default"
+"""peft's name of the adapter that is trained; others, such as a reference's, are no part of the result."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +115,7 @@ class CausalLM:
     def base_path(self) -> str:
         """The path or hub id of the whole model."""
         adapter = self.adapter_folder()
-        if adapter is None:
-            return self.path
-        base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise UserError(
-                ExitCode.MODEL,
-                Problem("the adapter does not name its base model", f"{adapter}/adapter_config.json"),
-                fix="write the base model's folder into base_model_name_or_path",
-            )
-        check_folder(base)
-        return base
+        return self.path if adapter is None else adapter_base(adapter)
 
     def trained_values(self) -> int:
         """Weights that a full fine-tuning trains; 0 where an adapter is trained or the model is not on disk yet."""
@@ -240,8 +234,8 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     """An adapter that was trained before, to be trained further."""
     from peft import PeftModel, get_peft_model_state_dict
 
-    origin = folder / ORIGIN_FILE
-    if origin.exists() and base.is_dir() and read_json(origin).get("base_digest") != weights_digest(base):
+    origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).exists() else {}
+    if "base_digest" in origin and base.is_dir() and origin["base_digest"] != weights_digest(base):
         raise UserError(
             ExitCode.MODEL,
             Problem("the adapter was trained on another base model", str(folder), str(base)),
@@ -283,12 +277,11 @@ def without_dropout(model: nn.Module) -> int:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None:
-    """Write a model or an adapter in the Hugging Face layout, with its tokenizer and template."""
+    """Write a model or the adapter that was trained in the Hugging Face layout, with its tokenizer and template."""
     if hasattr(model, "peft_config"):
-        base = Path(base_path)
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else base_path
-        model.save_pretrained(folder, safe_serialization=True)
+        base, config = Path(base_path), model.peft_config[TRAINED]
+        config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else base_path
+        model.save_pretrained(folder, safe_serialization=True, selected_adapters=[TRAINED])
         if base.is_dir():
             (folder / ORIGIN_FILE).write_text(
                 json.dumps({"base_digest": weights_digest(base)}) + "\n", encoding="utf-8"
