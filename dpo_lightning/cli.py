@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
+from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.batching import told_steps
@@ -26,10 +27,11 @@ from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, T
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.library_noise import quiet
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models import CausalLM, Lora, Quantization
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
 from dpo_lightning.precision import choose_precision
+from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.resume import check_checkpoint, dropped_options
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
@@ -230,7 +232,7 @@ def known_names(parser: Any) -> Known:
         "model.reference": ReferencePolicy.__subclasses__(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }
-    parts = owners | {"model.policy": [CausalLM], "model.policy.lora": [Lora]}
+    parts = owners | {"model.policy": [CausalLM], LORA: [Lora], QUANTIZATION: [Quantization]}
     keys = [action.dest for action in parser._actions if action.dest != "help"]
     keys += [f"{key}.{name}" for key, kinds in parts.items() for kind in kinds for name in signature(kind).parameters]
     return Known(keys, {key: [kind.__name__ for kind in kinds] for key, kinds in owners.items()})
