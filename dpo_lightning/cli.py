@@ -20,7 +20,7 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
 from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
-from dpo_lightning.console import is_first_process, say
+from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
@@ -213,13 +213,6 @@ def check_trainer(trainer: Any) -> None:
                 Problem(f"{name}={value} is less than {least}", f"trainer.{name}"),
                 fix=f"--trainer.{name} {least} or more",
             )
-
-
-def config_paths(args: list[str]) -> list[str]:
-    """The files that `--config` names."""
-    following = zip(args, [*args[1:], ""], strict=True)
-    paths = [value for flag, value in following if flag in ("-c", "--config")]
-    return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
 
 
 def known_names(parser: Any) -> Known:

@@ -11,7 +11,7 @@ import dpo_lightning
 FLOORS = (
     "types examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "kernels heads models adapters quantization model_folder library_noise precision references generation "
+    "kernels heads models adapters quantization memory model_folder library_noise precision references generation "
     "artefact precomputed provenance scoring",
     "module sft dpo data.datamodule run_folder resume parsing summary callbacks",
     "cli commands __main__ __init__",

@@ -228,7 +228,7 @@ def test_a_file_of_a_reference_in_other_bits_is_refused(tiny_llama, file, tmp_pa
         if quantization is None:
             runs.fit(made, file, tmp_path, enable_checkpointing=False)
             continue
-        with pytest.raises(UserError, match=r"quantization: the file has none, this run has 4 bits nf4"):
+        with pytest.raises(UserError, match="quantization: the file has none, this run"):
             runs.fit(made, file, tmp_path, enable_checkpointing=False)
 
 
@@ -291,7 +291,7 @@ def test_an_old_or_missing_bitsandbytes_is_one_error(version, tiny_llama, monkey
         return version if name == "bitsandbytes" else real(name)
 
     monkeypatch.setattr(metadata, "version", changed)
-    with pytest.raises(UserError, match="quantized weights need bitsandbytes>=0.50.2") as refusal:
+    with pytest.raises(UserError, match=r"quantized weights need bitsandbytes>=0\.50\.2") as refusal:
         CausalLM(str(tiny_llama), lora=Lora(r=2), quantization=FOUR).build()
     assert (version or "not installed") in str(refusal.value)
     assert "pip install 'bitsandbytes>=0.50.2'" in refusal.value.fix
@@ -374,6 +374,8 @@ def test_a_step_of_the_real_model_in_four_bits(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(root)
     before = score(base, pairs).sums
     plain = PeftModel.from_pretrained(base, str(folder)).eval()
-    moved, there = score(made.policy, pairs).sums - started, score(plain, pairs).sums - before
-    assert float(there.abs().min()) > 0.5
-    torch.testing.assert_close(there, moved, rtol=0.5, atol=0)  # the same step, from a slightly other model
+    there = dict(plain.named_parameters())
+    assert all(torch.equal(there[name], value) for name, value in made.policy.named_parameters() if value.requires_grad)
+    for ends, starts in ((score(made.policy, pairs).sums, started), (score(plain, pairs).sums, before)):
+        chosen, rejected = (ends - starts).chunk(2)
+        assert float((chosen - rejected).min()) > 1  # what was learnt below 4 bits holds on the whole base
