@@ -25,7 +25,7 @@ COMMANDS = {
     ),
     "doctor": (
         "dpo_lightning.commands.doctor:main",
-        "versions, devices, precision; what is missing and its cure",
+        "what this machine lacks and its cure; with --config, what a run will hold",
     ),
 }
 LIGHTNING = ("fit", "validate", "test", "predict")

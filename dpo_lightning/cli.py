@@ -18,8 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
+from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
-from dpo_lightning.console import is_first_process, say
+from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
@@ -28,10 +29,11 @@ from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kto import KTOModule
 from dpo_lightning.library_noise import quiet
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models import CausalLM, Lora, Quantization
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
 from dpo_lightning.precision import choose_precision
+from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.resume import check_checkpoint, dropped_options
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
@@ -218,13 +220,6 @@ def check_trainer(trainer: Any) -> None:
             )
 
 
-def config_paths(args: list[str]) -> list[str]:
-    """The files that `--config` names."""
-    following = zip(args, [*args[1:], ""], strict=True)
-    paths = [value for flag, value in following if flag in ("-c", "--config")]
-    return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
-
-
 def known_names(parser: Any) -> Known:
     """Every key of the trainer and of this package's classes, and the names of the classes."""
     owners: dict[str, list[Any]] = {
@@ -235,7 +230,7 @@ def known_names(parser: Any) -> Known:
         "model.reference": ReferencePolicy.kinds(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }
-    parts = owners | {"model.policy": [CausalLM], "model.policy.lora": [Lora]}
+    parts = owners | {"model.policy": [CausalLM], LORA: [Lora], QUANTIZATION: [Quantization]}
     keys = [action.dest for action in parser._actions if action.dest != "help"]
     keys += [f"{key}.{name}" for key, kinds in parts.items() for kind in kinds for name in signature(kind).parameters]
     return Known(keys, {key: [kind.__name__ for kind in kinds] for key, kinds in owners.items()})

@@ -40,6 +40,12 @@ def check_folder(path: str) -> Path | None:
             Problem("the model brings code of its own (`auto_map`), which is never run", f"{folder}/config.json"),
             fix="use a model whose architecture transformers knows",
         )
+    if "quantization_config" in config:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the weights are stored quantized: what is trained on them fits no other", f"{folder}/config.json"),
+            fix="give the whole weights; --model.policy.quantization.bits 4 quantizes them while they are loaded",
+        )
     check_weights(folder)
     return folder
 

@@ -151,8 +151,8 @@ class Precomputed(ReferencePolicy):
         if run.rows.keys() == self._rows.keys() and all(run.rows[name] is rows for name, rows in self._rows.items()):
             return
         with torch.device("cpu"):  # while a model is built, tensors would be made on its device
-            provenance = self._provenance(run)
-            half = run.precision not in FULL or provenance.dtype != "float32"
+            provenance, builder = self._provenance(run), self._other()
+            half = run.precision not in FULL or not builder.exact
             # Sums depend on the shape of the batch: hardly in float32, by up to about 1 nat in half precision.
             self._nearness = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
             self._digest = provenance.model_digest()
@@ -188,7 +188,7 @@ class Precomputed(ReferencePolicy):
     def _other(self) -> CausalLM:
         if self.model is None:
             return self._builder
-        return CausalLM(self.model, self._builder.dtype, self._builder.attention)
+        return replace(self._builder, path=self.model, lora=None, gradient_checkpointing=False, compile=False)
 
     def _fill(
         self,

@@ -76,7 +76,7 @@ def kind_of(name):
 
 def test_every_file_is_known():
     """A new recipe is counted here, and thereby instantiated and run below."""
-    assert FILES == ["dpo-lora.yaml", "dpo.yaml", "kto.yaml", "sft.yaml", "smoke.yaml"]
+    assert FILES == ["dpo-lora.yaml", "dpo-qlora.yaml", "dpo.yaml", "kto.yaml", "sft.yaml", "smoke.yaml"]
     assert {kind_of(name) for name in RECIPES} == set(KINDS)
 
 

@@ -11,9 +11,10 @@ import dpo_lightning
 FLOORS = (
     "types judged examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "kernels heads models model_folder library_noise precision references generation "
+    "kernels heads models adapters quantization memory model_folder library_noise precision references generation "
     "artefact precomputed provenance scoring needs stages merging",
-    "module referenced sft dpo kto data.datamodule data.unpaired run_folder new_folder resume parsing summary callbacks",
+    "module referenced sft dpo kto data.datamodule data.unpaired run_folder new_folder resume parsing summary "
+    "callbacks",
     "cli commands __main__ __init__",
 )
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}

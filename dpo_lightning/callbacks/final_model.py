@@ -107,6 +107,8 @@ def card(trainer: Trainer, module: Any, stages: Sequence[Stage] = ()) -> str:
     lines += ["| | |", "|---|---|", f"| policy | `{builder.path}` |"]
     if builder.lora is not None:
         lines.append(f"| LoRA | {described(builder.lora)} |")
+    if builder.quantization is not None:
+        lines.append(f"| the base while training | {builder.quantization} |")
     if getattr(module, "loss", None) is not None:
         lines.append(f"| loss | {described(module.loss)} |")
         other = getattr(module.reference, "path", None)

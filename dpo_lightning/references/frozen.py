@@ -53,7 +53,7 @@ class FrozenCopy(HeldStart):
         if self.path is None:
             model = copy.deepcopy(policy)
         else:
-            other = CausalLM(self.path, builder.dtype, builder.attention)
+            other = CausalLM(self.path, builder.dtype, builder.attention, quantization=builder.quantization)
             check_same_tokenizer(builder, other)
             model = other.build()
         without_dropout(model)
