@@ -65,6 +65,14 @@ def odd_run(loss: Any, model: Any, folder: Path, ranks: int) -> dict[str, Any]:
     return {"weights": runs.weights(module), "logged": memory.steps, "mean": mean}
 
 
+def assert_same_weights(one: Any, other: Any, start: Any, moved: float = 1e-3) -> None:
+    """Equal within float32's rounding, after steps that moved them a hundred times as far."""
+    assert one.keys() == other.keys() == start.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-5, atol=3e-6)
+    assert max(float((value - start[name]).abs().max()) for name, value in one.items()) > moved
+
+
 def losses() -> dict[str, Any]:
     """The family, each with a state of its own."""
     return {"kto": KTO, "apo": APOZeroUnpairedLoss(0.3, 1.5, 0.5), "bco": BCOLoss(0.3)}
