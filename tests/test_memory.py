@@ -112,15 +112,23 @@ def test_a_configuration_without_weights_is_enough(tmp_path):
     assert qlora.total() < 16e9
 
 
-BASE = {"model": CausalLM("?"), "reference": "copy", "sequences": 8, "max_length": 256}
+@pytest.fixture(scope="module")
+def middling(tmp_path_factory):
+    """A configuration in which weights and activations both count; it has no weights."""
+    from transformers import LlamaConfig
+
+    place = tmp_path_factory.mktemp("middling")
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
+    LlamaConfig(vocab_size=8000, **wide).save_pretrained(place)
+    return place
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize(
     "less",
     [
-        {"lora": Lora(r=2)},
-        {"lora": Lora(r=2), "quantization": Quantization(double_quant=True)},
+        {"lora": Lora(r=2), "reference": ""},
+        {"lora": Lora(r=2), "reference": "", "quantization": Quantization(double_quant=True)},
         {"gradient_checkpointing": True},
         {"reference": ""},
         {"sequences": 2},
@@ -131,9 +139,9 @@ BASE = {"model": CausalLM("?"), "reference": "copy", "sequences": 8, "max_length
     ],
     ids=str,
 )
-def test_every_knob_takes_less(less, precision, tiny_llama):
+def test_every_knob_takes_less(less, precision, middling):
     of_model = {name: less[name] for name in less if name in CausalLM.__dataclass_fields__}
-    whole = Run(**BASE | {"model": CausalLM(str(tiny_llama))}, precision=precision)
+    whole = Run(CausalLM(str(middling)), precision, reference="copy", sequences=8, max_length=256)
     rest = {name: less[name] for name in less if name not in of_model}
     other = replace(whole, model=replace(whole.model, **of_model), **rest)
     assert 0 < other.total() < whole.total()

@@ -38,7 +38,7 @@ def test_the_lines_add_up(told, recipe, monkeypatch):
     assert total == pytest.approx(sum(found.values()), abs=0.005)
     assert {"weights", "gradients", "optimizer", "reference", "activations", "logits"} <= found.keys()
     assert ("adapter" in found) == ("lora" in recipe)
-    assert "what saves memory" in ran.out
+    assert ("what saves memory" in ran.out) == (recipe != "dpo-qlora.yaml")  # there, a tiny model is the least part
     assert set(loaded) <= {"AutoConfig"}
     assert re.search(r"^this machine: [\d.]+ GiB of ", ran.out, re.MULTILINE)
 
