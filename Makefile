@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev sft dpo infer tensorboard test lint lock clean
+.PHONY: help setup setup-dev sft dpo kto infer tensorboard test lint lock clean
 MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
@@ -47,7 +47,7 @@ help: ## show this help
 ## MODEL: model folder or name to start from (infer: to answer with; otherwise outputs/dpo/final_model)
 ## DATA: training file
 ## OUT: folder of the run
-## BETA: strength of the preference loss (dpo)
+## BETA: strength of the preference loss (dpo, kto)
 ## LR: learning rate
 ## EPOCHS: number of epochs
 ## INSTRUCTION: what to ask (infer), in single quotes
@@ -66,7 +66,7 @@ setup-dev:
 # The embedded model is fetched only where no other is named.
 $(EMBEDDED_MODEL): | setup
 	"$(PY)" -m dpo_lightning fetch-model
-sft dpo: setup $(if $(MODEL),,$(EMBEDDED_MODEL))
+sft dpo kto: setup $(if $(MODEL),,$(EMBEDDED_MODEL))
 
 sft: ## supervised fine-tuning: configs/sft.yaml
 	$(if $(BETA),$(error BETA means nothing to sft: leave it out))
@@ -74,6 +74,9 @@ sft: ## supervised fine-tuning: configs/sft.yaml
 
 # The recipe's cap on the steps belongs to its example: it goes where other data or a number of epochs is named.
 dpo: ## preference tuning: configs/dpo.yaml
+	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(if $(DATA)$(EPOCHS),--trainer.max_steps=-1) $(ARGS)
+
+kto: ## tuning on answers that were judged one by one: configs/kto.yaml
 	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(if $(DATA)$(EPOCHS),--trainer.max_steps=-1) $(ARGS)
 
 infer: setup ## answer one INSTRUCTION with MODEL

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 OURS, THEIRS = "#0b6e99", "#b8b8b8"
 
@@ -71,7 +72,9 @@ def growths(figure: Figure, figures: Mapping[str, Any]) -> None:
         axes.set_xlabel(what if what == "pairs" else f"{what} (tokens)")
         axes.set_xticks(found["sizes"], [str(size) for size in found["sizes"]], minor=False)
         axes.minorticks_off()
-        axes.legend(title="exponent")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend(title="exponent", loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.supylabel("seconds per step")
 
 

@@ -8,27 +8,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
     from dpo_lightning.data.ranked_datamodule import RankedDataModule
+    from dpo_lightning.data.unpaired import UnpairedDataModule
     from dpo_lightning.dpo import DPOModule
+    from dpo_lightning.kto import KTOModule
     from dpo_lightning.listwise import ListwiseDPOModule
     from dpo_lightning.sft import SFTModule
 
 __version__ = "0.1.0"
 __all__ = [
     "DPOModule",
+    "KTOModule",
     "ListwiseDPOModule",
     "PreferenceDataModule",
     "RankedDataModule",
     "SFTDataModule",
     "SFTModule",
+    "UnpairedDataModule",
 ]
 
 _HOME = {
     "DPOModule": "dpo_lightning.dpo",
+    "KTOModule": "dpo_lightning.kto",
     "SFTModule": "dpo_lightning.sft",
     "ListwiseDPOModule": "dpo_lightning.listwise",
     "PreferenceDataModule": "dpo_lightning.data.datamodule",
     "RankedDataModule": "dpo_lightning.data.ranked_datamodule",
     "SFTDataModule": "dpo_lightning.data.datamodule",
+    "UnpairedDataModule": "dpo_lightning.data.unpaired",
 }
 
 

@@ -18,13 +18,14 @@ COMMANDS = {
     "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
     "precompute": ("dpo_lightning.commands.precompute:main", "the reference's log-probabilities, once for many runs"),
     "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),
+    "export": ("dpo_lightning.commands.export:main", "one whole model out of an adapter and its base"),
     "fetch-model": (
         "dpo_lightning.commands.fetch_model:main",
         "get the small instruct model that the examples use",
     ),
     "doctor": (
         "dpo_lightning.commands.doctor:main",
-        "versions, devices, precision; what is missing and its cure",
+        "what this machine lacks and its cure; with --config, what a run will hold",
     ),
 }
 LIGHTNING = ("fit", "validate", "test", "predict")

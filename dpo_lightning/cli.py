@@ -18,20 +18,24 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
+from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
-from dpo_lightning.console import is_first_process, say
+from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
 from dpo_lightning.data.ranked_datamodule import RankedDataModule
+from dpo_lightning.data.unpaired import UnpairedDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.kto import KTOModule
 from dpo_lightning.library_noise import quiet
 from dpo_lightning.listwise import ListwiseDPOModule
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models import CausalLM, Lora, Quantization
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
 from dpo_lightning.precision import choose_precision
+from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.resume import check_checkpoint, dropped_options
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
@@ -40,8 +44,13 @@ from dpo_lightning.summary import summarize
 
 PROGRAM = "python -m dpo_lightning"
 
-KINDS = ((ListwiseDPOModule, RankedDataModule), (DPOModule, PreferenceDataModule), (SFTModule, SFTDataModule))
-"""Each module and the rows that it takes; the first that fits counts."""
+PAIRED = (
+    (DPOModule, PreferenceDataModule),
+    (KTOModule, UnpairedDataModule),
+    (ListwiseDPOModule, RankedDataModule),
+    (SFTModule, SFTDataModule),
+)
+"""Each module and the data that it takes."""
 
 BYTES_PER_TRAINED_VALUE = 16
 """A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
@@ -133,13 +142,13 @@ class PreferenceCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse rows of another kind than the model trains on."""
-        wanted = next((data for kind, data in KINDS if isinstance(self.model, kind)), TextDataModule)
-        if not isinstance(self.datamodule, wanted):
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem(f"{type(self.model).__name__} takes {wanted.__name__}", "data", type(self.datamodule).__name__),
-                fix=f"--data {wanted.__name__}, or the whole recipe of the model in configs/",
-            )
+        for kind, data in PAIRED:
+            if isinstance(self.model, kind) and not isinstance(self.datamodule, data):
+                raise UserError(
+                    ExitCode.CONFIG,
+                    Problem(f"{kind.__name__} takes {data.__name__}", "data", type(self.datamodule).__name__),
+                    fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
+                )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Let the folder go in the end."""
@@ -218,24 +227,17 @@ def check_trainer(trainer: Any) -> None:
             )
 
 
-def config_paths(args: list[str]) -> list[str]:
-    """The files that `--config` names."""
-    following = zip(args, [*args[1:], ""], strict=True)
-    paths = [value for flag, value in following if flag in ("-c", "--config")]
-    return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
-
-
 def known_names(parser: Any) -> Known:
     """Every key of the trainer and of this package's classes, and the names of the classes."""
     owners: dict[str, list[Any]] = {
-        "model": [kind for kind, _ in KINDS],
+        "model": [kind for kind, _ in PAIRED],
         "data": TextDataModule.__subclasses__(),
         "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
         "model.loss": [getattr(losses, name) for name in losses.__all__ if not isabstract(getattr(losses, name))],
-        "model.reference": ReferencePolicy.__subclasses__(),
+        "model.reference": ReferencePolicy.kinds(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }
-    parts = owners | {"model.policy": [CausalLM], "model.policy.lora": [Lora]}
+    parts = owners | {"model.policy": [CausalLM], LORA: [Lora], QUANTIZATION: [Quantization]}
     keys = [action.dest for action in parser._actions if action.dest != "help"]
     keys += [f"{key}.{name}" for key, kinds in parts.items() for kind in kinds for name in signature(kind).parameters]
     return Known(keys, {key: [kind.__name__ for kind in kinds] for key, kinds in owners.items()})
@@ -295,4 +297,4 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     return 0
 
 
-__all__ = ["DPOModule", "PreferenceCLI", "SFTModule", "main"]
+__all__ = ["DPOModule", "KTOModule", "PreferenceCLI", "SFTModule", "main"]

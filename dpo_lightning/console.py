@@ -21,6 +21,13 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
+def config_paths(args: list[str]) -> list[str]:
+    """The files that `--config` names."""
+    following = zip(args, [*args[1:], ""], strict=True)
+    paths = [value for flag, value in following if flag in ("-c", "--config")]
+    return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
+
+
 class ShortParser(argparse.ArgumentParser):
     """An argparse parser that says what is wrong in two lines, without the usage."""
 

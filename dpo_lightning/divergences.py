@@ -12,8 +12,8 @@ from torch.nn.functional import logsigmoid
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
-LARGEST_EXPONENT = 60.0
-"""exp of it, squared and times a large beta, is still a number in float32."""
+LARGEST_EXPONENT = 40.0
+"""The square of its exp is still a number in float32, which IPO needs."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,20 @@ class RankedExample:
 
 
 @dataclass(frozen=True, slots=True)
+class UnpairedExample:
+    """One judgement: `completion` was found good or bad as an answer to `prompt`; texts are those of `SFTExample`."""
+
+    origin: Origin
+    prompt: Text
+    completion: Text
+    good: bool
+    tools: tuple[Mapping[str, Any], ...] = ()
+    group: str = ""
+    weight: float = 1.0
+    """How much the answer counts in the loss."""
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedAnswer:
     """Token ids that follow a prompt, and which of them are scored (the assistant's own, its EOS included).
 
@@ -143,5 +157,27 @@ class EncodedRanking:
         return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
 
 
-Example: TypeAlias = PreferenceExample | SFTExample | RankedExample
-Encoded: TypeAlias = EncodedPair | EncodedSFT | EncodedRanking
+@dataclass(frozen=True, slots=True)
+class EncodedUnpaired:
+    """A prompt and an answer that was judged; where a loss asks for it, another prompt's answer as well."""
+
+    origin: Origin
+    prompt_ids: Sequence[int]
+    completion: EncodedAnswer
+    good: bool
+    weight: float = 1.0
+    mismatched: EncodedAnswer | None = None
+
+    @property
+    def answers(self) -> tuple[EncodedAnswer, ...]:
+        """The judged answer, then the mismatched one."""
+        return (self.completion,) if self.mismatched is None else (self.completion, self.mismatched)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longer answer."""
+        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
+
+
+Example: TypeAlias = PreferenceExample | SFTExample | RankedExample | UnpairedExample
+Encoded: TypeAlias = EncodedPair | EncodedSFT | EncodedRanking | EncodedUnpaired

@@ -90,7 +90,7 @@ def find_head(policy: nn.Module) -> SplitHead | None:
     )
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, 8), generator=draw, device="cpu").to(model.device)
-    with undisturbed(model):
+    with undisturbed(model), torch.compiler.set_stance("force_eager"):  # a trial is not worth a graph
         hidden = head.hidden(input_ids=ids, use_cache=False)
         # Logits of a size that no cap or scale leaves alone, so that one which is not known here shows.
         hidden = hidden * (LARGE / output(hidden).abs().max().clamp(min=1e-6)).to(hidden.dtype)

@@ -8,7 +8,6 @@ from torch.optim import AdamW
 
 from dpo_lightning.callbacks.ranked import RankedRewards
 from dpo_lightning.callbacks.self_check import SelfCheck
-from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import ListwiseLoss, PlackettLuceLoss
@@ -16,14 +15,16 @@ from dpo_lightning.models import CausalLM
 from dpo_lightning.module import OptimizerFactory
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.rankings import GroupLogps, RankedOutput
+from dpo_lightning.referenced import ReferencedModule
 from dpo_lightning.references import KEY, ReferencePolicy
 from dpo_lightning.types import RankedBatch
 
 
-class ListwiseDPOModule(DPOModule):
-    """Train a policy to rank answers as the rows do; references and checkpoints are those of `DPOModule`."""
+class ListwiseDPOModule(ReferencedModule):
+    """Train a policy to rank answers as the rows do (Rafailov et al. 2023, arXiv:2305.18290, appendix A.3)."""
 
-    loss: ListwiseLoss  # type: ignore[assignment]  # a step asks nothing of a loss that lists do not have
+    loss: ListwiseLoss
+    measured = "ranked"
 
     def __init__(
         self,
@@ -34,12 +35,22 @@ class ListwiseDPOModule(DPOModule):
         optimizer: OptimizerFactory = AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        """Describe the run; the arguments are those of `DPOModule`, but for a loss of lists."""
-        super().__init__(policy, loss, reference, learning_rate, optimizer, lr_scheduler)  # type: ignore[arg-type]
+        """Describe the run.
+
+        Args:
+            policy: the model to train.
+            loss: the loss of ranked lists with its hyperparameters.
+            reference: what the policy is measured against. Left out, it follows from the policy: the adapter switched
+                off for a new LoRA, a frozen copy of the start for everything else. A file holds none of lists.
+            learning_rate: handed to the optimizer.
+            optimizer: class of the optimizer and its other options.
+            lr_scheduler: class of a scheduler that is stepped once per optimizer step.
+        """
+        super().__init__(policy, loss, reference, learning_rate, optimizer, lr_scheduler)
         check_live(reference)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The measure and the self-check that every run has."""
+        """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
         return self.not_given(RankedRewards(), SelfCheck())
 
     def configure_model(self) -> None:
@@ -47,7 +58,7 @@ class ListwiseDPOModule(DPOModule):
         check_live(self.given_reference)  # `precompute` puts one there
         super().configure_model()
 
-    def compare(self, batch: RankedBatch, rows: str = "train") -> tuple[RankedOutput, GroupLogps]:  # type: ignore[override]
+    def compare(self, batch: RankedBatch, rows: str = "train") -> tuple[RankedOutput, GroupLogps]:
         """Loss per list and log-probabilities of its answers; `rows` is the part of the data that indices count in."""
         wanted = self.loss.statistics
         policy = score(self.policy, batch, self.head, wanted)
@@ -64,6 +75,6 @@ def check_live(reference: ReferencePolicy | None) -> None:
     if isinstance(reference, Precomputed):
         raise UserError(
             ExitCode.CONFIG,
-            Problem("Precomputed finds rows by their two answers, and lists have any number of them", KEY),
+            Problem("Precomputed finds the same number of answers for every row, and lists have any", KEY),
             fix=f"leave --{KEY} out, or --{KEY} FrozenCopy",
         )

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
     from dpo_lightning.rankings import RankedOutput
     from dpo_lightning.types import PairLogps, PreferenceOutput
 
@@ -64,27 +65,45 @@ def ranked_rewards(output: RankedOutput) -> dict[str, Tensor]:
     }
 
 
+def unpaired_rewards(output: UnpairedOutput, logps: UnpairedLogps) -> dict[str, Tensor]:
+    """Values of judged answers `[answer]`, under TRL's names; `rewards/chosen` and the like are of the good ones."""
+    kl = torch.zeros_like(output.losses) if logps.kl is None else logps.kl.clamp(min=0).expand_as(output.losses)
+    kinds = {
+        f"{name}/{kind}": value
+        for name, value in (("rewards", output.rewards), ("logps", logps.policy))
+        for kind in ("chosen", "rejected")
+    }
+    return {"loss": output.losses, "kl": kl, "desirable": logps.good.float(), **kinds}
+
+
 class Means(Metric):
     """Weighted means of named values: sums and weights are kept, so batches and ranks of any size mix exactly."""
 
     full_state_update = False
     sums: Tensor
-    weight: Tensor
+    weights: Tensor
 
     def __init__(self, names: tuple[str, ...]) -> None:
         """Average the values of these `names`."""
         super().__init__()
         self.names = names
         self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weights", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, values: Mapping[str, Tensor], weights: Tensor) -> None:
-        """Add values `[item]` under every name; an item of weight 0 does not count, whatever its value."""
+    def update(self, values: Mapping[str, Tensor], weights: Tensor | Mapping[str, Tensor]) -> None:
+        """Add values `[item]` under every name; an item of weight 0 does not count, whatever its value.
+
+        Args:
+            values: under each name.
+            weights: of the items, or of the items under each name, where not every item counts under all.
+        """
         table = torch.stack([values[name] for name in self.names]).to(self.sums)
-        counted = weights.to(self.sums)
+        each = [weights if isinstance(weights, Tensor) else weights[name] for name in self.names]
+        counted = torch.stack([own.to(self.sums) for own in each])
         self.sums += torch.where(counted > 0, table * counted, 0).sum(dim=1)
-        self.weight += counted.sum()
+        self.weights += counted.sum(dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean under every name; NaN where nothing was added."""
-        return {name: (total / self.weight).float() for name, total in zip(self.names, self.sums, strict=True)}
+        """The mean under every name under which something was added."""
+        rows = zip(self.names, self.sums, self.weights, strict=True)
+        return {name: (total / weight).float() for name, total, weight in rows if weight > 0}

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,55 @@ def check_folder(path: str) -> Path | None:
             Problem("the model brings code of its own (`auto_map`), which is never run", f"{folder}/config.json"),
             fix="use a model whose architecture transformers knows",
         )
+    if "quantization_config" in config:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the weights are stored quantized: what is trained on them fits no other", f"{folder}/config.json"),
+            fix="give the whole weights; --model.policy.quantization.bits 4 quantizes them while they are loaded",
+        )
     check_weights(folder)
     return folder
+
+
+def adapter_base(adapter: Path) -> str:
+    """The path or hub id of the whole model that an adapter belongs to.
+
+    Raises:
+        UserError: it names none, the one that it names is not there or is an adapter itself, or the adapter began by a
+            decomposition of the base that is drawn anew whenever it is loaded.
+    """
+    path = adapter / "adapter_config.json"
+    config = read_json(path)
+    base, start = config.get("base_model_name_or_path"), config.get("init_lora_weights")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the adapter does not name its base model", str(path)),
+            fix="write the base model's folder into base_model_name_or_path",
+        )
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the adapter began by a random decomposition, which no one can repeat", str(path), start),
+            fix="convert it where it was trained, by `path_initial_model_for_weight_conversion` of peft's "
+            "save_pretrained, or begin with `pissa`, which is exact",
+        )
+    try:
+        below = check_folder(base)
+    except UserError as error:
+        if error.code != ExitCode.INPUT_MISSING:
+            raise
+        what = Problem("there is no such model folder: the adapter's base", str(path), base)
+        fix = "write where the base model lies into base_model_name_or_path"
+        raise UserError(ExitCode.INPUT_MISSING, what, fix) from None
+    if below is not None and (below / "adapter_config.json").exists():
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the adapter's base is an adapter itself, which peft cannot put together", str(path), base),
+            fix=f"python -m dpo_lightning export --model {shlex.quote(base)} --out MERGED, "
+            "then write MERGED into base_model_name_or_path",
+        )
+    return base
 
 
 def looks_like_hub_id(path: str) -> bool:
@@ -182,13 +230,13 @@ def count_values(folder: Path) -> int:
     return sum(math.prod(entry["shape"]) for entry in entries)
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, files: str = "model*.safetensors") -> str:
     """A fingerprint of a folder's weights: headers, sizes and samples of every safetensors file.
 
     It tells one base model from another without reading gigabytes; it is no proof against forgery.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in sorted(folder.glob(files)):
         size = path.stat().st_size
         digest.update(read_header(path))
         with path.open("rb") as file:

@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from dpo_lightning.adapters import ORIGIN_FILE, Lora, attach_lora, load_adapter, save_adapter
 from dpo_lightning.console import say
-from dpo_lightning.dropout import without_dropout as without_dropout
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kernels import install
 from dpo_lightning.model_folder import (
     KEY,
+    adapter_base,
     check_folder,
     count_values,
     loaded,
-    no_weights,
-    read_header,
-    read_json,
-    weights_digest,
 )
-
-ORIGIN_FILE = "dpo_lightning.json"
-"""Beside an adapter: the digest of the base that it was trained on."""
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A new low-rank adapter (Hu et al. 2021, arXiv:2106.09685); the names are peft's."""
-
-    r: int = 16
-    """Rank."""
-
-    lora_alpha: int = 32
-    """The update is scaled by `lora_alpha / r`."""
-
-    lora_dropout: float = 0.05
-    """Dropout before the adapter, in SFT. DPO switches it off: policy and reference have to start as one function."""
-
-    target_modules: str | list[str] = "all-linear"
-    """Modules that get an adapter; `all-linear` is every linear layer but the output head."""
-
-    modules_to_save: list[str] | None = None
-    """Modules that are trained whole beside the adapter, e.g. `[embed_tokens, lm_head]`."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name, good, reason in (
-            ("r", self.r >= 1, "must be at least 1"),
-            ("lora_alpha", self.lora_alpha > 0, "must be greater than 0"),
-            ("lora_dropout", 0 <= self.lora_dropout < 1, "must lie in [0, 1)"),
-        ):
-            if not good:
-                raise UserError(
-                    ExitCode.CONFIG,
-                    Problem(f"{name}={getattr(self, name)} {reason}", f"model.policy.lora.{name}"),
-                    fix=f"give --model.policy.lora.{name} another value",
-                )
+from dpo_lightning.quantization import Quantization, compute_in, loading, steady
 
 
 @dataclass(frozen=True)
@@ -79,6 +38,9 @@ class CausalLM:
     lora: Lora | None = None
     """Train a new adapter instead of all weights."""
 
+    quantization: Quantization | None = None
+    """Hold the frozen base below an adapter in 4 or 8 bits, and a live reference likewise."""
+
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: about a third slower, a fraction of the memory."""
 
@@ -95,16 +57,52 @@ class CausalLM:
             UserError: the folder is not a whole model of this kind, or its adapter belongs to another base.
         """
         adapter = self.adapter_folder()
-        model = load_base(self.base_path(), self.dtype, self.attention)
+        model = load_base(self.base_path(), self.dtype, self.attention, self.quantization)
         if adapter is not None:
             if self.lora is not None:
                 say("note: the policy is an adapter folder: its own adapter is trained further, `lora` is not used")
             model = load_adapter(model, adapter, Path(self.base_path()))
         elif self.lora is not None:
             model = attach_lora(model, self.lora)
+        if self.quantization is not None:
+            compute_in(model, self.quantization)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         return model
+
+    def __post_init__(self) -> None:
+        """Refuse what quantized weights do not go with.
+
+        Raises:
+            UserError: the rest of the model would not be in float32, or the adapter is made of the weights.
+        """
+        if self.quantization is None:
+            return
+        for what, where, bad, fix in (
+            (
+                f"dtype={self.dtype}: what is not quantized stays in float32, which norms and small steps need",
+                "dtype",
+                self.dtype != "float32",
+                "leave dtype out; --trainer.precision says what is computed in",
+            ),
+            (
+                f"{self.lora and self.lora.init_lora_weights} begins with whole weights, which are quantized here",
+                "lora.init_lora_weights",
+                self.lora is not None and self.lora.from_base,
+                "--model.policy.lora.init_lora_weights true, or leave --model.policy.quantization out",
+            ),
+        ):
+            if bad:
+                raise UserError(ExitCode.CONFIG, Problem(what, f"model.policy.{where}"), fix=fix)
+
+    def under(self, precision: str) -> CausalLM:
+        """The same, with what follows from `--trainer.precision` settled."""
+        return self if self.quantization is None else replace(self, quantization=self.quantization.under(precision))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weights' own part of a product is that of float32."""
+        return self.dtype == "float32" and (self.quantization is None or self.quantization.exact)
 
     def adapter_folder(self) -> Path | None:
         """The folder, where it holds an adapter and not a whole model."""
@@ -114,17 +112,7 @@ class CausalLM:
     def base_path(self) -> str:
         """The path or hub id of the whole model."""
         adapter = self.adapter_folder()
-        if adapter is None:
-            return self.path
-        base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise UserError(
-                ExitCode.MODEL,
-                Problem("the adapter does not name its base model", f"{adapter}/adapter_config.json"),
-                fix="write the base model's folder into base_model_name_or_path",
-            )
-        check_folder(base)
-        return base
+        return self.path if adapter is None else adapter_base(adapter)
 
     def trained_values(self) -> int:
         """Weights that a full fine-tuning trains; 0 where an adapter is trained or the model is not on disk yet."""
@@ -178,10 +166,11 @@ class CausalLM:
         return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
-def load_base(path: str, dtype: str, attention: str) -> Any:
+def load_base(path: str, dtype: str, attention: str, quantization: Quantization | None = None) -> Any:
     """A whole model whose every weight came from its files."""
     from transformers import AutoModelForCausalLM
 
+    quantized = {} if quantization is None else loading(quantization)
     model, info = loaded(
         AutoModelForCausalLM.from_pretrained,
         path,
@@ -191,6 +180,7 @@ def load_base(path: str, dtype: str, attention: str) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused below, with their names
+        **quantized,
     )
     problems = [
         Problem(f"{len(keys)} {kind} weights, first: {sorted(map(str, keys))[0]}", KEY, path)
@@ -207,79 +197,22 @@ def load_base(path: str, dtype: str, attention: str) -> Any:
             problems,
             fix="use a folder whose config.json belongs to its weights (copy it again)",
         )
+    if quantization is not None:
+        steady(model)
+        model.requires_grad_(False)
     reason = install(model) if attention == "auto" else ""
     if reason:
         say(f"layout: padded rows ({reason})")
     return model
 
 
-def attach_lora(model: Any, lora: Lora) -> nn.Module:
-    """A fresh adapter on a whole model; at first it changes nothing."""
-    from peft import LoraConfig, get_peft_model
-
-    options = asdict(lora)
-    known = [name for name, _ in model.named_modules()]
-    unknown = [name for name in lora.modules_to_save or () if not any(part.endswith(name) for part in known)]
-    if unknown:  # peft says nothing and trains nothing
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem(f"the model has no module {', '.join(unknown)}", "model.policy.lora.modules_to_save"),
-            fix="name modules of the model, such as embed_tokens or lm_head",
-        )
-    # A trained copy of a tied embedding has to stay tied to the head, or one of the two is lost when saved.
-    tied = bool(getattr(model.config, "tie_word_embeddings", False) and lora.modules_to_save)
-    try:
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", ensure_weight_tying=tied, **options))
-    except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem(f"the adapter does not fit the model: {str(error).splitlines()[0]}", "model.policy.lora"),
-            fix=f"the model's linear layers are {', '.join(names)}",
-        ) from None
-
-
-def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
-    """An adapter that was trained before, to be trained further."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    origin = folder / ORIGIN_FILE
-    if origin.exists() and base.is_dir() and read_json(origin).get("base_digest") != weights_digest(base):
-        raise UserError(
-            ExitCode.MODEL,
-            Problem("the adapter was trained on another base model", str(folder), str(base)),
-            fix="give it the base that it was trained on, in base_model_name_or_path of its adapter_config.json",
-        )
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise no_weights(folder, weights.name)
-    stored = set(json.loads(read_header(weights))) - {"__metadata__"}
-    policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
-    wanted = set(get_peft_model_state_dict(policy))
-    # peft stores a tied head under its plain name, and loads it back there.
-    strange = wanted - stored | stored - wanted - set(policy.state_dict())
-    if strange:
-        first = sorted(strange)[0]
-        raise UserError(
-            ExitCode.MODEL,
-            Problem(f"{len(strange)} adapter weights do not match the model, first: {first}", str(weights)),
-            fix="use the adapter with the base model that it was trained on",
-        )
-    return policy
-
-
 def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None:
-    """Write a model or an adapter in the Hugging Face layout, with its tokenizer and template."""
+    """Write a model or the adapter that was trained in the Hugging Face layout, with its tokenizer and template."""
     if hasattr(model, "peft_config"):
-        base = Path(base_path)
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = str(base.resolve()) if base.is_dir() else base_path
-        model.save_pretrained(folder, safe_serialization=True)
-        if base.is_dir():
-            (folder / ORIGIN_FILE).write_text(
-                json.dumps({"base_digest": weights_digest(base)}) + "\n", encoding="utf-8"
-            )
-        (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty card
+        save_adapter(model, folder, base_path)
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+__all__ = ["ORIGIN_FILE", "CausalLM", "Lora", "Quantization", "load_base", "save_model"]

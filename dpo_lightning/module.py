@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import causal_lm, find_head
 from dpo_lightning.kernels import compile_layers, takes_trees
 from dpo_lightning.models import CausalLM
+from dpo_lightning.quantization import KEY as QUANTIZATION
+from dpo_lightning.quantization import quantization_states
 from dpo_lightning.routers import RouterLoss, router_coefficient
 from dpo_lightning.types import Batch
 
@@ -59,9 +62,20 @@ class PolicyModule(LightningModule):
             )
         if learning_rate > 1e-2 and policy.lora is None:
             say(f"warning: learning_rate={learning_rate} is very large for training all weights")
+        self._check_trainable(policy)
         self.builder, self.learning_rate = policy, learning_rate
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._window_weight = torch.zeros(())
+
+    @staticmethod
+    def _check_trainable(policy: CausalLM) -> None:
+        adapted = policy.lora is not None or (Path(policy.path) / "adapter_config.json").is_file()
+        if policy.quantization is not None and not adapted:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("quantized weights cannot be trained themselves, only an adapter on them", QUANTIZATION),
+                fix="--model.policy.lora.r 16, or an adapter folder as --model.policy.path",
+            )
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -97,6 +111,9 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         """Load the policy once, before Lightning restores a checkpoint."""
         if "policy" not in self._modules:
+            if self._trainer is not None:
+                self.builder = self.builder.under(self.trainer.precision)
+                check_precision(self.builder, self.trainer.precision)
             coefficient = router_coefficient(self.builder.router_aux_loss_coef, self.builder.config())
             self.policy = self.builder.build().train()  # transformers hands models over in eval mode
             self.head = find_head(self.policy)
@@ -112,6 +129,8 @@ class PolicyModule(LightningModule):
         """The optimizer over what is trained, with its scheduler."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = self.optimizer(trained, self.learning_rate)
+        if getattr(optimizer, "is_paged", False) and self.device.type == "cpu":
+            say("optimizer: its states are not paged, as they lie in the memory of the CPU anyway")
         if self.lr_scheduler is None:
             return optimizer
         return {
@@ -169,7 +188,7 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained; frozen base weights come from their own folder again."""
-        frozen = self._frozen()
+        frozen = self._frozen().keys() | {f"policy.{name}" for name in quantization_states(self.policy)}
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: value for name, value in state if name not in frozen}
 
@@ -181,6 +200,22 @@ class PolicyModule(LightningModule):
         """What is not trained; tied weights stand under each of their names, as they do in a state dict."""
         named = self.policy.named_parameters(remove_duplicate=False)
         return {f"policy.{name}": value for name, value in named if not value.requires_grad}
+
+
+def check_precision(policy: CausalLM, precision: str) -> None:
+    """Refuse magnitudes in half precision, in which a usual step is rounded away.
+
+    Raises:
+        UserError: that is so.
+    """
+    if policy.lora is not None and policy.lora.use_dora and precision in ("bf16-true", "16-true"):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(
+                f"use_dora: with {precision} its magnitudes would be rounded back at every step", "trainer.precision"
+            ),
+            fix=f"--trainer.precision {precision.replace('true', 'mixed')}, which keeps an adapter in float32",
+        )
 
 
 def without_fusing(optimizer: Optimizer) -> None:

@@ -183,6 +183,12 @@ def missing_options(key: str, reason: str) -> UserError:
 def unknown_class(key: str, name: str, known: Known) -> UserError:
     """The error for a class that is not there, with the nearest one or those that the key takes."""
     classes = known.classes.get(key, ())
+    if name in classes:
+        return UserError(
+            ExitCode.CONFIG,
+            Problem("this class is for another module", key, name),
+            fix="the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for judged answers)",
+        )
     lower = {kind.lower(): kind for kind in classes or chain(*known.classes.values())}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     listed = f"--{key} takes {', '.join(classes)}" if classes else HELP

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from dpo_lightning.artefact import KEY, Artefact, TokenTable, read
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedPair
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
 from dpo_lightning.model_folder import looks_like_hub_id
 from dpo_lightning.models import CausalLM
 from dpo_lightning.provenance import SHOWN, Provenance
-from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter
-from dpo_lightning.scoring import Keys, Scoring, pair_keys, scored
+from dpo_lightning.references import KEY as REFERENCE
+from dpo_lightning.references import ReferencePolicy, check_same_tokenizer, has_new_adapter, off_start, without_adapter
+from dpo_lightning.references.disabled import TOLERANCE as ROUNDING
+from dpo_lightning.references.disabled import told
+from dpo_lightning.scoring import AnyRow, Keys, Scoring, pair_keys, scored
 from dpo_lightning.types import Batch, SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
@@ -59,12 +61,13 @@ class Precomputed(ReferencePolicy):
         """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
         self.moved = False
         """Whether the policy may have left its start, and can no longer tell what the reference would say."""
-        self._rows: dict[str, Sequence[EncodedPair]] = {}
+        self._rows: dict[str, Sequence[AnyRow]] = {}
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
         self._sums: dict[str, Tensor] = {}
         self._lengths: dict[str, Tensor] = {}
         self._starts: dict[str, Tensor] = {}
         self._values = torch.zeros(0)
+        self._below = False
 
     @property
     def starts_equal(self) -> bool:
@@ -74,11 +77,24 @@ class Precomputed(ReferencePolicy):
     @property
     def live(self) -> bool:
         """Only below a new adapter, whose base is there all the time."""
-        return self.model is None and has_new_adapter(self._builder)
+        return self._below
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
         """Remember where the policy came from; `look_up` does the rest, once the rows are known."""
         self._builder = builder
+        self._below = self.model is None and has_new_adapter(policy, builder)
+        off = off_start(policy) if self._below else 0.0
+        if not off <= ROUNDING:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"no folder holds the policy's start, to which a file could be bound: {told(off)}", REFERENCE),
+                fix="--model.reference FrozenAdapter",
+            )
+
+    def check_anchor(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+        """Compare, and know from then on that the policy has moved."""
+        super().check_anchor(policy, checkpoint)
+        self.moved = True
 
     @contextmanager
     def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -89,7 +105,7 @@ class Precomputed(ReferencePolicy):
                 Problem("a precomputed reference has log-probabilities and no model", "model.reference"),
                 fix="--model.reference FrozenCopy",
             )
-        with policy.disable_adapter():  # type: ignore[operator]
+        with without_adapter(policy):
             yield policy
 
     def forward(
@@ -108,7 +124,7 @@ class Precomputed(ReferencePolicy):
         counted = torch.zeros_like(lengths).index_add(
             0, batch.sequence_ids, torch.ones_like(batch.targets, dtype=lengths.dtype)
         )
-        strange = (counted != lengths) & (batch.indices >= 0).repeat(2)
+        strange = (counted != lengths) & (batch.indices >= 0).repeat(self._sums[rows].shape[1])
         found = SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
         if "tokens" not in statistics:
             return found
@@ -135,8 +151,8 @@ class Precomputed(ReferencePolicy):
         if run.rows.keys() == self._rows.keys() and all(run.rows[name] is rows for name, rows in self._rows.items()):
             return
         with torch.device("cpu"):  # while a model is built, tensors would be made on its device
-            provenance = self._provenance(run)
-            half = run.precision not in FULL or provenance.dtype != "float32"
+            provenance, builder = self._provenance(run), self._other()
+            half = run.precision not in FULL or not builder.exact
             # Sums depend on the shape of the batch: hardly in float32, by up to about 1 nat in half precision.
             self._nearness = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
             self._digest = provenance.model_digest()
@@ -172,12 +188,12 @@ class Precomputed(ReferencePolicy):
     def _other(self) -> CausalLM:
         if self.model is None:
             return self._builder
-        return CausalLM(self.model, self._builder.dtype, self._builder.attention)
+        return replace(self._builder, path=self.model, lora=None, gradient_checkpointing=False, compile=False)
 
     def _fill(
         self,
         artefact: Artefact,
-        pairs: Mapping[Keys, EncodedPair],
+        pairs: Mapping[Keys, AnyRow],
         policy: nn.Module,
         run: Scoring,
         share: tuple[int, int],
@@ -226,7 +242,7 @@ class Precomputed(ReferencePolicy):
         """The reference, on its device, without dropout and gradient."""
         model = policy if self.model is None else self._other().build()
         run.placed(model)
-        below: Any = model.disable_adapter() if self.live else nullcontext()  # type: ignore[operator]
+        below = without_adapter(model) if self.live else nullcontext()
         with below, undisturbed(model):
             yield model
 
@@ -245,7 +261,7 @@ class Precomputed(ReferencePolicy):
             )
         sums, lengths = table.sums()
         for name, pairs in keys.items():
-            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64).reshape(-1, 2)
+            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64)
             self._sums[name], self._lengths[name] = sums[places], lengths[places]
             self._starts[name] = table.offsets[:-1][places]
         self._values = table.values

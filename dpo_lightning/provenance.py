@@ -63,6 +63,9 @@ class Provenance:
     precision: str
     """Precision that they compute in, as `--trainer.precision` has it."""
 
+    quantization: str
+    """How the base's weights are quantized, or `none`."""
+
     @classmethod
     def of(cls, model: CausalLM, tokenizer: Any, data: Any, precision: str) -> Provenance:
         """Look at a run.
@@ -85,6 +88,7 @@ class Provenance:
             special_tokens=data.special_tokens,
             dtype=model.dtype,
             precision=precision,
+            quantization=str(model.under(precision).quantization or "none"),
         )
 
     def digest(self) -> str:

@@ -42,9 +42,10 @@ class GroupLogps(NamedTuple):
         low, high = (torch.where(self.mask, self.logratios, end) for end in (torch.inf, -torch.inf))
         return high.amax(1) - low.amin(1)
 
-    def answers(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
-        """What policy and reference give every answer, and its length."""
-        return self.policy[self.mask], self.reference[self.mask], self.lengths[self.mask]
+    @property
+    def each(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
+        """Log-ratios, the policy's sums and lengths of every answer, list after list."""
+        return self.logratios[self.mask], self.policy[self.mask], self.lengths[self.mask]
 
     def detach(self) -> GroupLogps:
         """The same numbers without their graph."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +167,26 @@ def dropped_options(files: Sequence[Mapping[str, Any]], config: Any) -> Iterator
                 continue
             kept = now.get("init_args") or {}
             lost = [f"{option}={value}" for option, value in options.items() if option not in kept]
-            if before != short(now.class_path) and lost:
-                now = short(now.class_path)
-                yield f"--model.{name} {now} takes the place of {before}; dropped from the file: {', '.join(lost)}"
+            if before == short(now.class_path):
+                continue
+            after = short(now.class_path)
+            if lost:
+                yield f"--model.{name} {after} takes the place of {before}; dropped from the file: {', '.join(lost)}"
+            own = own_defaults(now.class_path)
+            stayed = [
+                f"{option}={value} ({after} by itself has {own[option]})"
+                for option, value in options.items()
+                if option in own and kept.get(option) == value != own[option]
+            ]
+            if stayed:
+                yield f"--model.{name} {after} runs with what the file has for {before}: {', '.join(stayed)}"
+
+
+def own_defaults(class_path: str) -> dict[str, Any]:
+    """The values that a class gives its options."""
+    module, _, name = class_path.rpartition(".")
+    parameters = signature(getattr(import_module(module), name)).parameters.values()
+    return {option.name: option.default for option in parameters if option.default is not option.empty}
 
 
 def short(class_path: str) -> str:

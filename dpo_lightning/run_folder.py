@@ -184,12 +184,13 @@ class RunFolder:
         )
 
 
-def check_space(path: Path, needed: int) -> None:
+def check_space(path: Path, needed: int, key: str = KEY) -> None:
     """Refuse to start where the disk cannot hold what the run will write.
 
     Args:
         path: the run's folder, there already or not.
         needed: bytes.
+        key: the option that names the folder.
     """
     above = path
     while not above.exists():
@@ -198,6 +199,6 @@ def check_space(path: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             ExitCode.OUTPUT,
-            Problem(f"{free / 1e9:.1f} GB are free, the run writes up to {needed / 1e9:.1f} GB", KEY, str(path)),
-            fix="make room, or --output_dir on another disk",
+            Problem(f"{free / 1e9:.1f} GB are free, the run writes up to {needed / 1e9:.1f} GB", key, str(path)),
+            fix=f"make room, or --{key} on another disk",
         )

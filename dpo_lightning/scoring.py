@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +14,23 @@ from torch import Tensor, nn
 from dpo_lightning.artefact import content_key
 from dpo_lightning.data.collate import Collator, layout_for
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedPair
+from dpo_lightning.examples import EncodedPair, EncodedUnpaired
 from dpo_lightning.heads import SplitHead, causal_lm
 from dpo_lightning.kernels import on_device, takes_trees
 from dpo_lightning.logps import token_logps
 
-Keys = tuple[bytes, bytes]
-"""Content keys of a pair's chosen and rejected answer."""
+AnyRow: TypeAlias = EncodedPair | EncodedUnpaired
+"""What a reference can be asked about."""
+
+Keys = tuple[bytes, ...]
+"""Content keys of a row's answers: chosen and rejected of a pair, the judged one and the mismatched one."""
 
 
 @dataclass(frozen=True)
 class Scoring:
     """The rows of a run, and how it computes."""
 
-    rows: Mapping[str, Sequence[EncodedPair]]
+    rows: Mapping[str, Sequence[AnyRow]]
     """Encoded pairs of `train` and `eval`, in the order that a batch's indices count."""
 
     data: Any
@@ -84,25 +88,29 @@ class Scoring:
         """How rows become batches for a model: as the data has it where the model takes that."""
         return layout_for(self.data.collator, takes_trees=takes_trees(causal_lm(model)))
 
-    def batches(self, rows: Sequence[EncodedPair], layout: Collator) -> list[list[int]]:
+    def batches(self, rows: Sequence[AnyRow], layout: Collator) -> list[list[int]]:
         """Places of rows in their order, by the batch: as many rows or tokens as training has."""
         return list(self.data.order(rows, layout))
 
 
-def pair_keys(row: EncodedPair) -> Keys:
-    """What a pair is to a model."""
-    return content_key(row.prompt_ids, row.chosen), content_key(row.prompt_ids, row.rejected)
+def pair_keys(row: AnyRow) -> Keys:
+    """What a row is to a model."""
+    return tuple(content_key(row.prompt_ids, answer) for answer in row.answers)
 
 
 def scored(
-    model: nn.Module, head: SplitHead | None, layout: Collator, rows: Sequence[EncodedPair], run: Scoring
+    model: nn.Module,
+    head: SplitHead | None,
+    layout: Collator,
+    rows: Sequence[AnyRow],
+    run: Scoring,
 ) -> dict[bytes, Tensor]:
     """Log-probabilities of every scored token of some pairs, float32 on the CPU, by the content of the answer.
 
     Raises:
         UserError: one of them is no number.
     """
-    batch = on_device(layout.pairs(rows, range(len(rows))), model)
+    batch = on_device(run.data.lay_out(layout, list(zip(rows, range(len(rows)), strict=True))), model)
     with run.autocast():
         tokens = token_logps(model, batch, head)
     lengths = torch.bincount(tokens.sequence_ids, minlength=batch.num_sequences)
@@ -114,5 +122,5 @@ def scored(
                 Problem("a reference log-probability is no number", str(rows[number % len(rows)].origin)),
                 fix="--trainer.precision 32-true, or a sound model",
             )
-    chosen, rejected = zip(*(pair_keys(row) for row in rows), strict=True)
-    return dict(zip((*chosen, *rejected), values, strict=True))
+    sides = zip(*(pair_keys(row) for row in rows), strict=True)  # first answers come first
+    return dict(zip(chain(*sides), values, strict=True))

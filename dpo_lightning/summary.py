@@ -13,12 +13,19 @@ from dpo_lightning.callbacks.pairwise import PreferenceAccuracy
 from dpo_lightning.callbacks.ranked import RankedRewards
 from dpo_lightning.callbacks.samples import Samples
 from dpo_lightning.callbacks.token_loss import TokenLoss
+from dpo_lightning.callbacks.unpaired import UnpairedRewards
 from dpo_lightning.console import say
 from dpo_lightning.intervals import wilson
 
 FILE = "metrics.json"
-UNITS = {TokenLoss: "tokens", RankedRewards: "lists", PreferenceAccuracy: "pairs"}
-"""What each measure counts."""
+
+COUNTED: dict[type[MeansCallback], str] = {
+    PreferenceAccuracy: "eval/pairs",
+    RankedRewards: "eval/lists",
+    TokenLoss: "eval/tokens",
+    UnpairedRewards: "eval/answers",
+}
+"""The measures that count what was evaluated, and what they count."""
 
 
 def summarize(trainer: Trainer) -> None:
@@ -33,8 +40,14 @@ def summarize(trainer: Trainer) -> None:
         if isinstance(callback, MeansCallback):
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
+    counted = [(name, c.evaluated) for c in callbacks for kind, name in COUNTED.items() if isinstance(c, kind)]
+    name, rows = max(counted, key=lambda one: one[1], default=("eval/pairs", 0))
+    metrics[name] = rows
     lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
-    lines += held_out_lines(metrics, [callback for callback in callbacks if isinstance(callback, tuple(UNITS))])
+    if name == "eval/pairs" and "eval/rewards/accuracies" in metrics and rows:
+        low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
+        metrics["eval/rewards/accuracies_ci95"] = [low, high]
+    lines += held_out_lines(metrics, rows)
     if "train/loss" in metrics:
         lines.append(f"  training loss       {metrics['train/loss']:.4f} over the last logged steps")
     for callback in callbacks:
@@ -46,16 +59,14 @@ def summarize(trainer: Trainer) -> None:
         say(line)
 
 
-def held_out_lines(metrics: dict[str, Any], measures: list[Any]) -> list[str]:
-    """The evaluation in words; what it counted is added to the metrics."""
-    unit = next((name for kind, name in UNITS.items() if any(isinstance(one, kind) for one in measures)), "pairs")
-    rows = metrics[f"eval/{unit}"] = max((one.evaluated for one in measures), default=0)
-    if unit == "lists" and rows:
-        return ranking_lines(metrics, rows)
-    if "eval/rewards/accuracies" in metrics and rows:
-        low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
-        metrics["eval/rewards/accuracies_ci95"] = [low, high]
+def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """What an evaluation found, of whatever kind of rows; nothing without one."""
+    if "eval/rewards/accuracies_ci95" in metrics:
         return preference_lines(metrics, rows)
+    if "eval/rewards/best" in metrics:
+        return ranking_lines(metrics, rows)
+    if "eval/desirable" in metrics:
+        return unpaired_lines(metrics, rows)
     if "eval/loss" in metrics:
         return [f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)"]
     return []
@@ -83,6 +94,26 @@ def ranking_lines(metrics: dict[str, Any], lists: int) -> list[str]:
         f"  margin              {metrics['eval/rewards/margins']:.4f} reward, from the first answer to the last",
         f"  held-out loss       {metrics['eval/loss']:.4f}",
     ]
+
+
+def unpaired_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """Rewards of good and bad answers in words."""
+    good = round(metrics["eval/desirable"] * rows)
+    told = {"good": ("chosen", good), "bad": ("rejected", rows - good)}
+    rewards = [
+        f"{metrics[f'eval/rewards/{name}']:.4f} of {count} {kind} answers"
+        for kind, (name, count) in told.items()
+        if count
+    ]
+    known = metrics.get("eval/kl")  # only some losses ask it
+    divergence = "" if known is None else f" (divergence {known:.4f} nats)"
+    lines = [
+        f"  held-out rewards    {', '.join(rewards)}",
+        f"  held-out loss       {metrics['eval/loss']:.4f}{divergence}",
+    ]
+    if "eval/rewards/margins" in metrics:
+        lines.insert(1, f"  margin              {metrics['eval/rewards/margins']:.4f} reward")
+    return lines
 
 
 def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:

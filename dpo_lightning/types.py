@@ -116,7 +116,40 @@ class RankedBatch(NamedTuple):
         return [(row, rank) for row, numbers in enumerate(table) for rank in range(len(numbers))]
 
 
-Batch: TypeAlias = PreferenceBatch | SFTBatch | RankedBatch
+class UnpairedBatch(NamedTuple):
+    """`B` judged answers as sequences `0..B-1`; where a loss asks for it, a mismatched one to each prompt after them.
+
+    The other attributes are those of `PreferenceBatch`.
+
+    Attributes:
+        weights: how much each answer counts in the loss; 0 for one that only fills up.
+        good: True for an answer that was judged good.
+        answers: sequences per row: 1, or 2 with the mismatched ones, which are `B..2B-1`.
+    """
+
+    input_ids: Int[Tensor, "row position"]
+    position_ids: Int[Tensor, "row position"]
+    mask: Bool[Tensor, "row position"]
+    places: Int[Tensor, " scored"]
+    targets: Int[Tensor, " scored"]
+    sequence_ids: Int[Tensor, " scored"]
+    trees: tuple[Tree, ...]
+    indices: Int[Tensor, " answer"]
+    weights: Float[Tensor, " answer"]
+    good: Bool[Tensor, " answer"]
+    answers: int
+
+    @property
+    def num_sequences(self) -> int:
+        """One or two per row."""
+        return self.answers * len(self.indices)
+
+    def owners(self) -> list[tuple[int, int]]:
+        """The row of each sequence, and which of its answers it is: the judged one or the mismatched one."""
+        return [(row, side) for side in range(self.answers) for row in range(len(self.indices))]
+
+
+Batch: TypeAlias = PreferenceBatch | SFTBatch | UnpairedBatch | RankedBatch
 
 
 class TokenLogps(NamedTuple):
@@ -201,11 +234,12 @@ class PairLogps(NamedTuple):
         """The difference of the log-ratios, `h` in the formulas."""
         return self.chosen_logratios - self.rejected_logratios
 
-    def answers(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
-        """What policy and reference give every answer, and its length."""
+    @property
+    def each(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
+        """Log-ratios, the policy's sums and lengths of every answer, chosen ones first."""
         return (
+            torch.cat([self.chosen_logratios, self.rejected_logratios]),
             torch.cat([self.policy_chosen, self.policy_rejected]),
-            torch.cat([self.reference_chosen, self.reference_rejected]),
             torch.cat([self.chosen_lengths, self.rejected_lengths]),
         )
 
@@ -244,5 +278,5 @@ class PreferenceOutput(NamedTuple):
 
     @property
     def margins(self) -> Float[Tensor, " pair"]:
-        """By how much the chosen answer is ahead."""
+        """By how much the chosen answer is rewarded more."""
         return self.chosen_rewards - self.rejected_rewards

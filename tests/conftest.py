@@ -16,7 +16,7 @@ import torch._dynamo
 import torchmetrics  # noqa: F401
 
 SHAPED = tuple(
-    f"dpo_lightning.{name}" for name in ("types", "masks", "attention", "logps", "heads", "losses", "metrics")
+    f"dpo_lightning.{name}" for name in ("types", "judged", "masks", "attention", "logps", "heads", "losses", "metrics")
 )
 """The modules whose public signatures hold tensors: shapes and types are checked at every call."""
 

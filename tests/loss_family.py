@@ -111,10 +111,19 @@ OF_MARGIN = (
     "robust",
     "hinge",
     "ipo sum",
+    "ipo mean",
+    "ln-dpo",
     "discopop",
     "exo",
+    "aot",
+    "aot unpaired",
+    "r-dpo",
+    "odpo",
+    "beta-dpo",
+    "tdpo 1",
+    "tdpo 2",
 )
-"""Losses of the difference of both log-ratios alone."""
+"""Losses in which one pair of equally long answers has a part by the difference of both log-ratios alone."""
 
 
 def pairs(policy, reference, lengths=None, dtype=torch.float64, collision=-0.25, kl=None, margins=None):

@@ -13,11 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dpo_lightning import (
     DPOModule,
+    KTOModule,
     ListwiseDPOModule,
     PreferenceDataModule,
     RankedDataModule,
     SFTDataModule,
     SFTModule,
+    UnpairedDataModule,
 )
 from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.parsing import restrict_imports
@@ -28,12 +30,26 @@ RECIPES = [name for name in FILES if name not in OVERLAYS]
 KINDS = {
     "dpo": (DPOModule, PreferenceDataModule),
     "dpo-listwise": (ListwiseDPOModule, RankedDataModule),
+    "kto": (KTOModule, UnpairedDataModule),
     "sft": (SFTModule, SFTDataModule),
 }
 ANSWERS = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/ties"}
 LOGPS = {"logps/chosen", "logps/rejected", "logps/margins", "logps/accuracies", "logps/ref_accuracies"}
 ORDER = {"rewards/best", "rewards/worst", "rewards/margins", "rewards/accuracies", "rewards/ties"}
-MEASURED = {"dpo": {"loss"} | ANSWERS | LOGPS, "dpo-listwise": {"loss"} | ORDER, "sft": {"loss"}}
+JUDGED = {"kl", "desirable", "logps/chosen", "logps/rejected"} | {
+    f"rewards/{name}" for name in ("chosen", "rejected", "margins")
+}
+MEASURED = {
+    "dpo": {"loss"} | ANSWERS | LOGPS,
+    "dpo-listwise": {"loss"} | ORDER,
+    "kto": {"loss"} | JUDGED,
+    "sft": {"loss"},
+}
+ROWS = {
+    "dpo": "data/preference_eval.json",
+    "dpo-listwise": "data/ranked_eval.json",
+    "kto": "data/thumbs_eval.json",
+}
 SAMPLES = "eval/samples/text_summary"
 
 
@@ -74,7 +90,15 @@ def kind_of(name):
 
 def test_every_file_is_known():
     """A new recipe is counted here, and thereby instantiated and run below."""
-    assert FILES == ["dpo-listwise.yaml", "dpo-lora.yaml", "dpo.yaml", "sft.yaml", "smoke.yaml"]
+    assert FILES == [
+        "dpo-listwise.yaml",
+        "dpo-lora.yaml",
+        "dpo-qlora.yaml",
+        "dpo.yaml",
+        "kto.yaml",
+        "sft.yaml",
+        "smoke.yaml",
+    ]
     assert {kind_of(name) for name in RECIPES} == set(KINDS)
 
 
@@ -139,7 +163,7 @@ def test_curves_have_the_names_of_the_field(trials, name):
     events.Reload()
     measured, shown = MEASURED[kind_of(name)], set(events.Tags()["scalars"]) - {"epoch"}
     assert {f"train/{part}" for part in measured} <= shown
-    held_out = set() if kind_of(name) == "sft" else {f"eval/{part}" for part in measured}
+    held_out = {f"eval/{part}" for part in measured} if kind_of(name) in ROWS else set()
     assert held_out == {tag for tag in shown if tag.startswith("eval/")}
     for tag in shown:
         steps = [event.step for event in events.Scalars(tag)]
@@ -150,7 +174,7 @@ def test_curves_have_the_names_of_the_field(trials, name):
         assert events.Scalars(tag)[-1].value == pytest.approx(metrics[tag], rel=1e-6), tag
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if kind_of(name) != "sft"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if kind_of(name) in ROWS])
 def test_samples_are_text_in_tensorboard(trials, name):
     """Prompt, policy and reference side by side, two prompts."""
     folder, _ = trials[name]
@@ -160,8 +184,7 @@ def test_samples_are_text_in_tensorboard(trials, name):
     table = events.Tensors(SAMPLES)[-1].tensor_proto.string_val[0].decode()
     head, rule, *rows = table.split("\n")
     assert (head, rule) == ("| prompt | policy | reference |", "|---|---|---|")
-    file = ROOT / yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["data"]["init_args"]["eval"]
-    prompts = [row["prompt"] for row in json.loads(file.read_text(encoding="utf-8"))]
+    prompts = [row["prompt"] for row in json.loads((ROOT / ROWS[kind_of(name)]).read_text(encoding="utf-8"))]
     assert len(rows) == 2
     assert all(row.split(" | ")[0].removeprefix("| ") in prompts for row in rows)
 
@@ -181,6 +204,14 @@ def test_the_summary_says_what_metrics_json_holds(trials, name):
         assert f"held-out order      {order:.3f} of a list's pairs by implicit reward (4 lists" in ran.out
         assert f"held-out loss       {metrics['eval/loss']:.4f}" in ran.out
         assert "self-check: passed (starting loss 2.484907, margins 0" in ran.out  # (ln 3! + ln 4!) / 2
+        return
+    if kind_of(name) == "kto":
+        assert metrics["eval/answers"] == 16  # two batches of eight
+        good = round(16 * metrics["eval/desirable"])
+        assert f"held-out rewards    {metrics['eval/rewards/chosen']:.4f} of {good} good answers" in ran.out
+        assert f"{metrics['eval/rewards/rejected']:.4f} of {16 - good} bad answers" in ran.out
+        assert f"loss       {metrics['eval/loss']:.4f} (divergence {metrics['eval/kl']:.4f} nats)" in ran.out
+        assert "self-check: passed (starting loss 0.500000, margins 0" in ran.out
         return
     low, high = metrics["eval/rewards/accuracies_ci95"]
     assert metrics["eval/pairs"] == 8  # two batches of four

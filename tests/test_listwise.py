@@ -24,7 +24,7 @@ from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.rankings import GroupLogps
 from dpo_lightning.references import FrozenCopy
-from dpo_lightning.types import Tree
+from dpo_lightning.types import PreferenceBatch, Tree
 
 LISTS = [
     EncodedRanking(ORIGIN, [11, 12, 13, 14, 15, 16], (answer(21, 22, 23, 0), answer(31, 0), answer(21, 22, 0))),
@@ -133,6 +133,8 @@ class Shifted(FrozenCopy):
 
     def forward(self, policy, batch, rows="train", statistics=()):
         found = super().forward(policy, batch, rows, statistics)
+        if isinstance(batch, PreferenceBatch):  # the anchor's texts
+            return found
         sums = found.sums.clone()
         sums[batch.answers[:, 1]] += 1.0
         return found._replace(sums=sums)
@@ -154,7 +156,7 @@ class OtherPrompt(PackedSharedPrefix):
 
 
 def test_answers_that_follow_different_prompts_are_refused(tiny_llama, tmp_path):
-    with pytest.raises(UserError, match="the answers of a row follow different prompt tokens") as told:
+    with pytest.raises(UserError, match="the answers to a prompt follow different prompt tokens") as told:
         runs.fit(runs.listwise(tiny_llama), data_of(tmp_path, collator=OtherPrompt()), tmp_path)
     assert told.value.code == ExitCode.DATA
 
@@ -197,17 +199,17 @@ def test_predictions_have_a_number_per_answer(tiny_llama, tmp_path):
 
 
 def test_a_file_of_log_probabilities_is_refused(tiny_llama):
-    with pytest.raises(UserError, match="Precomputed finds rows by their two answers") as told:
+    with pytest.raises(UserError, match="Precomputed finds the same number of answers") as told:
         runs.listwise(tiny_llama, reference=Precomputed())
     assert told.value.code == ExitCode.CONFIG
     made = runs.listwise(tiny_llama)
     made.given_reference = Precomputed()  # as `precompute` does
-    with pytest.raises(UserError, match="Precomputed finds rows"):
+    with pytest.raises(UserError, match="Precomputed finds the same number"):
         made.configure_model()
 
 
 def test_measures_of_the_other_kind_are_refused(tiny_llama, tmp_path):
-    with pytest.raises(UserError, match="measure pairs, and a list has none") as told:
+    with pytest.raises(UserError, match="measure pairs, and there are none") as told:
         runs.fit(runs.listwise(tiny_llama), data_of(tmp_path), tmp_path, callbacks=[RewardMargins()])
     assert told.value.code == ExitCode.CONFIG
     pairs = runs.write_rows(tmp_path, "pairs", runs.preference_rows(4))

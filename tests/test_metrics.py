@@ -101,10 +101,19 @@ def test_a_counted_nan_is_shown():
     assert math.isnan(mean_of({"x": torch.tensor([1.0, math.nan])}, [2])["x"])
 
 
-def test_nothing_added_is_nan_and_no_error():
+def test_nothing_added_has_no_mean_and_is_no_error():
+    """It would be a NaN, which ends a run."""
     means = Means(("x",))
     means.update({"x": torch.tensor([3.0])}, torch.tensor([0.0]))
-    assert means.compute()["x"].isnan()
+    assert means.compute() == {}
+
+
+def test_weights_may_differ_by_name():
+    means = Means(("x", "y", "z"))
+    for value, weights in ((1.0, (2.0, 1.0, 0.0)), (4.0, (1.0, 1.0, 0.0))):
+        each = {name: torch.tensor([weight]) for name, weight in zip("xyz", weights, strict=True)}
+        means.update(dict.fromkeys("xyz", torch.tensor([value])), each)
+    assert means.compute() == {"x": 2.0, "y": 2.5}
 
 
 def test_a_reset_forgets():
@@ -121,7 +130,7 @@ def test_many_pairs_lose_no_digits():
     means = Means(("x",))
     for count in (2**24, 1, 1, 1):
         means.update({"x": torch.ones(1)}, torch.tensor([float(count)]))
-    assert float(means.weight) == float(means.sums) == 2**24 + 3
+    assert float(means.weights) == float(means.sums) == 2**24 + 3
 
 
 def test_a_tie_is_no_win_and_is_told():

@@ -1,4 +1,4 @@
-"""Eight steps of training against TRL 1.16's own DPOTrainer, and against a loop of plain PyTorch."""
+"""Steps of training against TRL 1.16's own DPOTrainer, and against a loop of plain PyTorch."""
 
 from functools import partial
 
@@ -9,7 +9,27 @@ import whole_runs as runs
 from torch.nn.functional import softplus
 
 from dpo_lightning import PreferenceDataModule
-from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, RobustLoss
+from dpo_lightning.divergences import AlphaDivergence, ForwardKL, JensenShannon
+from dpo_lightning.losses import (
+    AOTLoss,
+    AOTUnpairedLoss,
+    APODownLoss,
+    APOZeroLoss,
+    BCOPairLoss,
+    DiscoPOPLoss,
+    DPOLoss,
+    EXOLoss,
+    HingeLoss,
+    IPOLoss,
+    LDDPOLoss,
+    LNDPOLoss,
+    NCALoss,
+    RobustLoss,
+    SFTLoss,
+    SPPOLoss,
+    WeightedSum,
+    WPOLoss,
+)
 
 STEPS, BATCH = 8, 2
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
@@ -122,6 +142,83 @@ def test_training_as_trl_does(sides, tmp_path, side, loss, options):
     assert abs(expected[-1] - expected[0]) > 0.01
     for name in LOGPS if isinstance(loss, IPOLoss) else LOGPS + REWARDS:
         assert memory.curve(f"train/{name}") == pytest.approx([entry[name] for entry in history], abs=1e-4), name
+
+
+MPO = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.3}
+MIXED = {"loss_type": ["ipo", "sigmoid"], "loss_weights": [0.5, 2.0], "beta": 0.3}
+OTHERS = {
+    "exo_pair": (EXOLoss(0.3, label_smoothing=0.1), {"label_smoothing": 0.1}, LOGPS + REWARDS),
+    "nca_pair": (NCALoss(0.3), {}, LOGPS + REWARDS),
+    "bco_pair": (BCOPairLoss(0.3, shift=False), {}, LOGPS + REWARDS),
+    "sppo_hard": (SPPOLoss(0.3), {}, LOGPS + REWARDS),
+    "aot": (AOTLoss(0.3, 0.1), {"label_smoothing": 0.1}, LOGPS + REWARDS),
+    "aot_unpaired": (AOTUnpairedLoss(0.3, 0.1), {"label_smoothing": 0.1}, LOGPS + REWARDS),
+    "apo_zero": (APOZeroLoss(0.3), {}, LOGPS + REWARDS),
+    "apo_down": (APODownLoss(0.3), {}, LOGPS + REWARDS),
+    "discopop": (DiscoPOPLoss(0.3, tau=0.2), {"discopop_tau": 0.2}, LOGPS + REWARDS),
+    "sft": (SFTLoss(), {}, LOGPS),
+    "sigmoid_norm": (LNDPOLoss(0.3), {}, LOGPS),
+    "ld_alpha": (LDDPOLoss(0.3, 0.4), {"loss_type": ["sigmoid"], "ld_alpha": 0.4}, REWARDS),
+    "wpo": (WPOLoss(DPOLoss(0.3)), {"loss_type": ["sigmoid"], "use_weighting": True}, LOGPS + REWARDS),
+    "wpo of ipo": (WPOLoss(IPOLoss(0.3)), {"loss_type": ["ipo"], "use_weighting": True}, LOGPS),
+    "forward_kl": (
+        DPOLoss(0.3, divergence=ForwardKL()),
+        {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},
+        LOGPS,
+    ),
+    "js_divergence": (
+        LNDPOLoss(0.3, divergence=JensenShannon()),
+        {"loss_type": ["sigmoid_norm"], "f_divergence_type": "js_divergence"},
+        LOGPS,
+    ),
+    "alpha_divergence": (
+        RobustLoss(0.3, 0.2, divergence=AlphaDivergence(0.25)),
+        {
+            "loss_type": ["robust"],
+            "label_smoothing": 0.2,
+            "f_divergence_type": "alpha_divergence",
+            "f_alpha_divergence_coef": 0.25,
+        },
+        LOGPS,
+    ),
+    "mpo": (
+        WeightedSum([DPOLoss(0.3), BCOPairLoss(0.3, shift=False), SFTLoss()], [0.8, 0.2, 1.0]),
+        MPO,
+        LOGPS + REWARDS,
+    ),
+    "ipo beside dpo": (WeightedSum([IPOLoss(0.3), DPOLoss(0.3)], [0.5, 2.0]), MIXED, LOGPS),
+}
+"""Ours, TRL's options (a name is a loss type where none is given), and the metrics that mean the same in both."""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.parametrize(("side", "name"), [(("raw", "chat")[i % 2], name) for i, name in enumerate(OTHERS)])
+def test_the_family_trains_as_trl_does(sides, tmp_path, side, name):
+    """Every other loss type and option of TRL's; where rewards differ, ours are what the loss compares.
+
+    Some are steep, so that float32's rounding grows over the steps.
+    """
+    model, rows = sides[side]
+    loss, options, metrics = OTHERS[name]
+    memory, _ = ours(model, rows, loss, tmp_path)
+    history, _ = theirs(model, rows, tmp_path, **({"loss_type": [name], "beta": 0.3} | options))
+    expected = [entry["loss"] for entry in history]
+    assert memory.curve("train/loss") == [pytest.approx(x, rel=0, abs=3e-5 * max(1, x)) for x in expected]
+    assert len(set(expected)) == STEPS
+    for metric in metrics:
+        assert memory.curve(f"train/{metric}") == pytest.approx([entry[metric] for entry in history], abs=5e-4), metric
+
+
+def test_no_loss_type_of_trls_is_left_out():
+    """The fifteen that its trainer names when it is given another."""
+    import inspect
+    import re
+
+    from trl import DPOTrainer
+
+    named = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer._compute_loss)))
+    assert len(named) == 15
+    assert named == {name for name in OTHERS if name in named} | {"sigmoid", "hinge", "ipo", "robust"}
 
 
 def cdpo(a, r, nw, nl):

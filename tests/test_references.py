@@ -11,7 +11,7 @@ from torch import nn
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.models import CausalLM, Lora, save_model
-from dpo_lightning.references import AdapterDisabled, FrozenCopy, default_reference
+from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,10 @@ def test_a_frozen_copy_serves_a_new_adapter_as_well(dropping, file):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_an_sft_adapter_starts_from_itself_and_not_from_its_base(sft_adapter, tiny_llama, file, mixed):
-    made = runs.ready(sft_adapter)
-    assert isinstance(made.reference, FrozenCopy)
+@pytest.mark.parametrize("given", [None, FrozenCopy])
+def test_an_sft_adapter_starts_from_itself_and_not_from_its_base(sft_adapter, tiny_llama, file, given, mixed):
+    made = runs.ready(sft_adapter, given and given())
+    assert isinstance(made.reference, given or FrozenAdapter)
     pairs = runs.batch(made, file)
     base = CausalLM(str(tiny_llama)).build()
     assert not torch.allclose(score(made.policy, pairs).sums, score(base, pairs).sums, atol=0.1)
@@ -98,7 +99,7 @@ def test_switching_a_trained_adapter_off_is_refused(sft_adapter):
     with pytest.raises(UserError, match=r"leave --model.reference out") as raised:
         runs.ready(sft_adapter, AdapterDisabled(), lora=Lora())
     assert raised.value.code == ExitCode.CONFIG
-    assert isinstance(default_reference(CausalLM(str(sft_adapter), lora=Lora())), FrozenCopy)
+    assert isinstance(runs.ready(sft_adapter, lora=Lora()).reference, FrozenAdapter)
 
 
 def test_switching_off_without_an_adapter_is_refused(tiny_llama):
@@ -197,6 +198,7 @@ STARTS = {
     "full": {},
     "new adapter": {"lora": Lora(r=2, modules_to_save=["embed_tokens"])},
     "new adapter, frozen copy": {"lora": Lora(r=2), "reference": FrozenCopy},
+    "sft adapter, frozen copy": {"reference": FrozenCopy},
 }
 
 
@@ -210,11 +212,13 @@ STARTS = {
         ("new adapter", "bf16-true"),
         ("new adapter, frozen copy", "32-true"),
         ("sft adapter", "32-true"),
+        ("sft adapter", "bf16-true"),
+        ("sft adapter, frozen copy", "32-true"),
     ],
 )
 def test_a_resumed_run_keeps_its_reference(start, precision, tiny_llama, sft_adapter, file, tmp_path):
     options = dict(STARTS.get(start, {}))
-    reference, folder = options.pop("reference", None), sft_adapter if start == "sft adapter" else tiny_llama
+    reference, folder = options.pop("reference", None), sft_adapter if start.startswith("sft") else tiny_llama
     made = runs.module(folder, reference and reference(), **options)
     runs.fit(made, file, tmp_path / "first", steps=2, precision=precision)
     pairs = runs.batch(made, file)

@@ -247,7 +247,21 @@ def test_options_that_a_switch_drops_are_named(bench, flags, said):
     assert "beta" not in warning  # it is carried over
 
 
-@pytest.mark.parametrize("flags", [[], ["--model.loss", "DPOLoss"], ["--model.loss", "RobustLoss"]])
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("SimPOLoss", "SimPOLoss runs with what the file has for DPOLoss: beta=0.1 (SimPOLoss by itself has 2.0)"),
+        ("RobustLoss", "the file has for DPOLoss: label_smoothing=0.0 (RobustLoss by itself has 0.1)"),
+    ],
+)
+def test_an_option_that_is_carried_over_to_a_class_with_another_default_is_named(bench, loss, said):
+    """The parser keeps it: SimPO with the beta of DPO would hardly train, robust DPO without smoothing is DPO."""
+    ran = bench.fit("--model.loss", loss, "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert said in ran.out
+
+
+@pytest.mark.parametrize("flags", [[], ["--model.loss", "DPOLoss"], ["--model.loss", "AOTLoss"]])
 def test_nothing_is_said_where_nothing_is_dropped(bench, flags):
     ran = bench.fit(*flags, "--model.loss.beta", "0.3", "--trainer.max_steps", "1")
     assert ran.code == 0, ran

@@ -7,9 +7,11 @@ import tiny
 import torch
 import whole_runs as runs
 from families import EXPERTS, PAIRS, make
+from kto_runs import judged_rows, kto
 from layouts import LAYOUTS
 from torch.optim import SGD
 
+from dpo_lightning import UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.heads import find_head
@@ -19,6 +21,8 @@ from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.routers import RouterLoss, router_coefficient
 
 NUMBERS = range(len(PAIRS))
+KINDS = {**runs.KINDS, "kto": (kto, UnpairedDataModule, judged_rows)}
+LAID_OUT = {"dpo": "pairs", "kto": "judged", "listwise": "rankings", "sft": "demonstrations"}
 
 
 def save(folder, family="qwen2_moe", **options):
@@ -134,7 +138,7 @@ def test_passes_without_a_gradient_are_not_counted():
 
 
 def train(kind, model, folder, batch_size=2, accumulate=1, rows=4, collator=None, **policy):
-    make_module, data_module, make_rows = runs.KINDS[kind]
+    make_module, data_module, make_rows = KINDS[kind]
     module = make_module(model, policy=CausalLM(str(model), **policy), optimizer=SGD, learning_rate=runs.SGD_RATE)
     file = runs.write_rows(folder, "train", make_rows(rows))
     held_out = runs.write_rows(folder, "eval", make_rows(2, 50))
@@ -147,7 +151,7 @@ def routers_of(weights):
     return torch.cat([value.flatten() for name, value in weights.items() if "mlp.gate" in name])
 
 
-@pytest.mark.parametrize("kind", runs.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_coefficient_moves_the_routers(kind, folder, tmp_path):
     """TRL's was always 0: a step with it differs from one without by the coefficient times the gradient."""
     moved, logged = {}, {}
@@ -160,9 +164,9 @@ def test_the_coefficient_moves_the_routers(kind, folder, tmp_path):
     assert logged[0.5]["train/aux_loss"] == logged[1.0]["train/aux_loss"] > 1
     assert not any(name.startswith("eval/aux") for step in logged.values() for name in step)
     assert logged[0.0]["train/loss"] == logged[1.0]["train/loss"]
-    batch = Padded().demonstrations if kind == "sft" else Padded().pairs if kind == "dpo" else Padded().rankings
     rows = train(kind, folder, tmp_path, 4)[2]
-    value, gradient = own(CausalLM(str(folder)).build(), batch(rows, range(4)))
+    batch = getattr(Padded(), LAID_OUT[kind])(rows, range(4))
+    value, gradient = own(CausalLM(str(folder)).build(), batch)
     assert logged[1.0]["train/aux_loss"] == pytest.approx(float(value), rel=1e-5)
     assert gradient.abs().max() > 1e-4
     for coefficient in (0.5, 1.0):

@@ -215,8 +215,8 @@ def odd_run(kind: str, model: Any, folder: Path, ranks: int) -> dict[str, Any]:
     return {"weights": weights(module), "logged": memory.steps}
 
 
-def odd_runs_on_two_ranks(model: Any, folder: Path) -> dict[str, Any]:
-    """`odd_run` of every kind in two processes, joined by gloo."""
+def odd_runs_on_two_ranks(model: Any, folder: Path, script: str = __file__) -> dict[str, Any]:
+    """`odd_run` of every kind in two processes, joined by gloo; or what a script runs and leaves in `two.pt`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -224,7 +224,7 @@ def odd_runs_on_two_ranks(model: Any, folder: Path) -> dict[str, Any]:
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     ranks = [  # lightning starts no second process where LOCAL_RANK is set
         subprocess.Popen(
-            [sys.executable, __file__, str(model), str(folder), str(rank)],
+            [sys.executable, script, str(model), str(folder), str(rank)],
             env={**env, "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,

@@ -13,6 +13,7 @@ _HOME = {
     "Samples": "samples",
     "SelfCheck": "self_check",
     "TokenLoss": "token_loss",
+    "UnpairedRewards": "unpaired",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
 from dpo_lightning.models import save_model
+from dpo_lightning.stages import Stage, chain, folder_digest, record, recorded, section
 
 FOLDER = "final_model"
 VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
@@ -21,6 +23,17 @@ VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
 
 class FinalModel(Callback):
     """Write `final_model/` into the run's folder when training ends, and its metrics once they are known."""
+
+    def __init__(self) -> None:
+        """Know of no stage yet."""
+        self.earlier: list[Stage] = []
+        self.start = ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Look at what made the model that the run begins with, while it lies there as it was loaded."""
+        if trainer.is_global_zero:
+            path = pl_module.builder.path
+            self.earlier, self.start = chain(path), folder_digest(path)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save beside the target and rename, so that a folder with this name is always whole."""
@@ -31,7 +44,9 @@ class FinalModel(Callback):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_model(pl_module.policy, pl_module.tokenizer, partial, pl_module.builder.base_path())
-        (partial / "README.md").write_text(card(trainer, pl_module), encoding="utf-8")
+        stages = [*self.earlier, stage(trainer, pl_module, self.start, folder_digest(partial))]
+        record(partial, stages)
+        (partial / "README.md").write_text(card(trainer, pl_module, stages), encoding="utf-8")
         for file in partial.iterdir():  # some writers give no one else the right to read
             shutil.copymode(partial / "README.md", file)
         if folder.exists():  # a continued run: the older result stays readable until the new one is whole
@@ -53,11 +68,34 @@ class FinalModel(Callback):
             and pl_module.trainer.global_step
             and target.exists()
         ):
-            target.write_text(card(trainer, pl_module), encoding="utf-8")
+            target.write_text(card(trainer, pl_module, recorded(target.parent)), encoding="utf-8")
 
 
-def card(trainer: Trainer, module: Any) -> str:
-    """The model card: base, data, loss, metrics and versions of this run."""
+def stage(trainer: Trainer, module: Any, start: str, digest: str) -> Stage:
+    """What this run did, for the record that the next stage inherits."""
+    settings = {}
+    if getattr(module, "loss", None) is not None:
+        reference, other = module.reference, getattr(module.reference, "path", None)
+        settings["loss"] = described(module.loss)
+        settings["reference"] = type(reference).__name__ + (f" {other}" if other else "")
+        settings["reference digest"] = reference.digest(module.policy)[:16]
+    settings |= {"learning rate": str(module.learning_rate), "precision": str(trainer.precision)}
+    files = data_files(trainer)
+    data = {name: {path: file_hash(path) for path in paths} for name, paths in files.items()}
+    policy = asdict(module.builder)
+    if module.builder.adapter_folder() is not None:
+        policy["lora"] = None  # its own adapter was trained further
+    return Stage(type(module).__name__, policy, start, digest, trainer.global_step, settings, data)
+
+
+def data_files(trainer: Trainer) -> dict[str, list[str]]:
+    """The files of the run's data by name, `train` and `eval`."""
+    files = getattr(getattr(trainer, "datamodule", None), "files", {})
+    return {name: [paths] if isinstance(paths, str) else list(paths) for name, paths in files.items() if paths}
+
+
+def card(trainer: Trainer, module: Any, stages: Sequence[Stage] = ()) -> str:
+    """The model card: base, data, loss, metrics and versions of this run, and the stages that came to it."""
     builder = module.builder
     head = ["---", f"base_model: {builder.base_path()}", "pipeline_tag: text-generation"]
     head += ["library_name: " + ("peft" if hasattr(module.policy, "peft_config") else "transformers"), "---"]
@@ -69,19 +107,21 @@ def card(trainer: Trainer, module: Any) -> str:
     lines += ["| | |", "|---|---|", f"| policy | `{builder.path}` |"]
     if builder.lora is not None:
         lines.append(f"| LoRA | {described(builder.lora)} |")
+    if builder.quantization is not None:
+        lines.append(f"| the base while training | {builder.quantization} |")
     if getattr(module, "loss", None) is not None:
         lines.append(f"| loss | {described(module.loss)} |")
         other = getattr(module.reference, "path", None)
         lines.append(f"| reference | {type(module.reference).__name__}{f' `{other}`' if other else ''} |")
     lines.append(f"| learning rate | {module.learning_rate} |")
     lines.append(f"| precision | {trainer.precision} |")
-    for name, paths in getattr(getattr(trainer, "datamodule", None), "files", {}).items():
-        for path in [paths] if isinstance(paths, str) else paths or []:
+    for name, paths in data_files(trainer).items():
+        for path in paths:
             lines.append(f"| {name} data | `{path}` {file_hash(path)} |")
     metrics = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("eval/")}
     lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     lines += [f"| {name} | {package_version(name)} |" for name in VERSIONS]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + (section(stages) if stages else "")
 
 
 def described(options: Any) -> str:

@@ -18,7 +18,7 @@ class MeansCallback(Callback):
     """Base of the measures. A subclass names its values and reads them from a step's `outputs`."""
 
     names: tuple[str, ...] = ()
-    """Names without the stage's prefix (`train/`, `eval/`, `test/`)."""
+    """Names without the stage's prefix (`train/`, `eval/`, `test/`); under the last one every row counts once."""
 
     shown: tuple[str, ...] = ()
     """Which of them stand beside the progress bar."""
@@ -39,8 +39,14 @@ class MeansCallback(Callback):
         self._window, self._evaluation = Means(names), Means(names)
 
     @abstractmethod
-    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def values(
+        self, outputs: Mapping[str, Any], batch: Any
+    ) -> tuple[Mapping[str, Tensor], Tensor | Mapping[str, Tensor]]:
         """The values under every name and their weights, each `[item]`; a filler has weight 0."""
+
+    def told(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged of the means: all of them, unless a subclass has others that follow from them."""
+        return means
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step of a resumed run, which was logged before."""
@@ -55,8 +61,8 @@ class MeansCallback(Callback):
         if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log(trainer)
             for name in self.shown:
-                short = name.rpartition("/")[2]
-                pl_module.log(short, self.logged[f"train/{name}"], prog_bar=True, logger=False, batch_size=1)
+                value = self.logged.get(f"train/{name}", math.nan)  # nothing of its kind was in these steps
+                pl_module.log(name.rpartition("/")[2], value, prog_bar=True, logger=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the steps since the last line, so that none goes unseen and no model is saved that is none."""
@@ -65,7 +71,8 @@ class MeansCallback(Callback):
 
     def _log(self, trainer: Trainer) -> None:
         self._logged_step = trainer.global_step
-        self.logged = {f"train/{name}": float(value) for name, value in self._window.compute().items()}
+        means = {name: float(value) for name, value in self._window.compute().items()}
+        self.logged = {f"train/{name}": value for name, value in self.told(means).items()}
         self._window.reset()
         for logger in trainer.loggers:
             logger.log_metrics(self.logged, trainer.global_step)
@@ -93,7 +100,8 @@ class MeansCallback(Callback):
         means = self._evaluation.compute()  # gathers the ranks' sums
         if self._evaluation.update_called is False:
             return
-        values = {f"{stage}/{name}": float(value) for name, value in means.items()}
+        told = self.told({name: float(value) for name, value in means.items()})
+        values = {f"{stage}/{name}": value for name, value in told.items()}
         fitting = trainer.state.fn == "fit"
         pl_module.log_dict(values, batch_size=1, logger=not fitting)
         if fitting:  # lightning would log them one step before the training steps that they follow
@@ -103,8 +111,8 @@ class MeansCallback(Callback):
         self.evaluated, self.evaluated_step = self.rows(trainer), trainer.global_step
 
     def rows(self, trainer: Trainer) -> int:
-        """Weight of the last evaluation over all ranks."""
-        return round(float(trainer.strategy.reduce(self._evaluation.weight.clone(), reduce_op="sum")))
+        """Weight of the last evaluation over all ranks, under the last name."""
+        return round(float(trainer.strategy.reduce(self._evaluation.weights[-1].clone(), reduce_op="sum")))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an evaluation."""

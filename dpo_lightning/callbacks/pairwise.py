@@ -15,7 +15,10 @@ from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
 class RewardMargins(MeansCallback):
-    """Loss, implicit rewards of both answers, their margin, and the answers' log-probabilities."""
+    """Loss, implicit rewards of both answers, their margin, and the answers' log-probabilities.
+
+    The loss is the mean that is trained, with the rows' weights; everything else counts every pair once.
+    """
 
     names = (
         "loss",
@@ -28,11 +31,11 @@ class RewardMargins(MeansCallback):
     )
     shown = ("loss", "rewards/margins")
 
-    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Values per pair."""
         output, logps = compared(outputs)
         values = {"loss": output.losses, **reward_margins(output, logps)}
-        return values, batch.indices >= 0
+        return values, {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}
 
 
 class PreferenceAccuracy(MeansCallback):
@@ -53,12 +56,11 @@ class PreferenceAccuracy(MeansCallback):
 
 
 def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
-    """What a step on pairs returns; a step of SFT or on lists has none."""
-    if not isinstance(outputs.get("preference"), PreferenceOutput):
-        other, fix = ("a list has", "RankedRewards") if "preference" in outputs else ("SFT has", "TokenLoss")
+    """What a step on pairs returns; other steps have none."""
+    if "preference" not in outputs:
         raise UserError(
             ExitCode.CONFIG,
-            Problem(f"RewardMargins and PreferenceAccuracy measure pairs, and {other} none", "trainer.callbacks"),
-            fix=f"--trainer.callbacks {fix}",
+            Problem("RewardMargins and PreferenceAccuracy measure pairs, and there are none", "trainer.callbacks"),
+            fix="--trainer.callbacks TokenLoss for SFT, UnpairedRewards for KTO, RankedRewards for lists",
         )
     return outputs["preference"], outputs["logps"]

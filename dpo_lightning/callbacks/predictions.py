@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
-from dpo_lightning.rankings import RankedOutput
+from dpo_lightning.rankings import GroupLogps, RankedOutput
 
 FILE = "predictions.jsonl"
 
@@ -37,28 +37,34 @@ class PredictionWriter(Callback):
 
     @staticmethod
     def columns(outputs: Any) -> dict[str, list[Any]]:
-        """Names and values per item: of pairs, of ranked lists (a number per answer, best first), of demonstrations."""
-        if "preference" not in outputs:
-            return {"logps": outputs["logps"].sums.tolist(), "tokens": outputs["logps"].lengths.tolist()}
-        output, logps = outputs["preference"], outputs["logps"]
-        if isinstance(output, RankedOutput):
-            listed = {"rewards": output.rewards, "logps": logps.policy, "reference_logps": logps.reference}
-            cut = {
-                name: [row[own].tolist() for row, own in zip(rows, output.mask, strict=True)]
-                for name, rows in listed.items()
+        """Names and values per item: of pairs, judged answers, ranked lists (a number per answer) or demonstrations."""
+        logps = outputs["logps"]
+        if "ranked" in outputs:
+            return ranked_columns(outputs["ranked"], logps)
+        if "judged" in outputs:
+            output = outputs["judged"]
+            columns = {
+                "loss": output.losses,
+                "label": logps.good,
+                "reward": output.rewards,
+                "logps": logps.policy,
+                "reference_logps": logps.reference,
             }
-            return {"loss": output.losses.tolist(), **cut}
-        pairs = {
-            "loss": output.losses,
-            "chosen_reward": output.chosen_rewards,
-            "rejected_reward": output.rejected_rewards,
-            "margin": output.chosen_rewards - output.rejected_rewards,
-            "chosen_logps": logps.policy_chosen,
-            "rejected_logps": logps.policy_rejected,
-            "reference_chosen_logps": logps.reference_chosen,
-            "reference_rejected_logps": logps.reference_rejected,
-        }
-        return {name: values.tolist() for name, values in pairs.items()}
+        elif "preference" in outputs:
+            output = outputs["preference"]
+            columns = {
+                "loss": output.losses,
+                "chosen_reward": output.chosen_rewards,
+                "rejected_reward": output.rejected_rewards,
+                "margin": output.margins,
+                "chosen_logps": logps.policy_chosen,
+                "rejected_logps": logps.policy_rejected,
+                "reference_chosen_logps": logps.reference_chosen,
+                "reference_rejected_logps": logps.reference_rejected,
+            }
+        else:
+            columns = {"logps": logps.sums, "tokens": logps.lengths}
+        return {name: values.tolist() for name, values in columns.items()}
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the ranks' rows and write them."""
@@ -79,3 +85,12 @@ class PredictionWriter(Callback):
                 file.write(json.dumps({"file": origin.file, "line": origin.line, **row}, ensure_ascii=False) + "\n")
         partial.replace(path)
         say(f"predictions: {path}")
+
+
+def ranked_columns(output: RankedOutput, logps: GroupLogps) -> dict[str, list[Any]]:
+    """Names and values per list; all but the loss have a number per answer, best first."""
+    listed = {"rewards": output.rewards, "logps": logps.policy, "reference_logps": logps.reference}
+    cut = {
+        name: [row[own].tolist() for row, own in zip(rows, output.mask, strict=True)] for name, rows in listed.items()
+    }
+    return {"loss": output.losses.tolist(), **cut}

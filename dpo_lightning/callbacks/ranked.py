@@ -10,7 +10,6 @@ from torch import Tensor
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.metrics import ranked_rewards
-from dpo_lightning.rankings import RankedOutput
 
 
 class RankedRewards(MeansCallback):
@@ -31,11 +30,11 @@ class RankedRewards(MeansCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Values per list."""
-        output = outputs.get("preference")
-        if not isinstance(output, RankedOutput):
+        if "ranked" not in outputs:
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("RankedRewards measures ranked lists, and these rows are none", "trainer.callbacks"),
                 fix="leave it out: every module brings its own measures",
             )
+        output = outputs["ranked"]
         return {"loss": output.losses, **ranked_rewards(output)}, batch.indices >= 0

@@ -10,8 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
 from dpo_lightning.rankings import GroupLogps, RankedOutput
-from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput, RankedBatch
+from dpo_lightning.types import Batch, PairLogps, PreferenceBatch, PreferenceOutput, RankedBatch, UnpairedBatch
 
 LOSS_TOLERANCE = 1e-6
 PRECOMPUTED_LOSS_TOLERANCE = 1e-4
@@ -59,7 +60,7 @@ class SelfCheck(Callback):
         real = batch.indices >= 0
         if not real.any():  # a rank without a row of its own
             return
-        output, logps = outputs["preference"], outputs["logps"].select(real)
+        output, logps = outputs[pl_module.measured], outputs["logps"].select(real)
         output = output._make(part[real] for part in output)
         nearness = pl_module.reference.nearness
         problems = list(self.check_start(output, logps, pl_module.loss, nearness))
@@ -76,7 +77,10 @@ class SelfCheck(Callback):
 
     @staticmethod
     def check_start(
-        output: PreferenceOutput | RankedOutput, logps: PairLogps | GroupLogps, loss: Any, nearness: float = 0.0
+        output: PreferenceOutput | UnpairedOutput | RankedOutput,
+        logps: PairLogps | UnpairedLogps | GroupLogps,
+        loss: Any,
+        nearness: float = 0.0,
     ) -> Iterator[Problem]:
         """The loss has its own starting value, and rewards are 0: exactly, or as near as a reference can be."""
         equal = loss(logps.at_start())
@@ -91,8 +95,8 @@ class SelfCheck(Callback):
                 "self-check",
             )
         if nearness:
-            sums, others, lengths = logps.answers()
-            apart = (sums - others).abs()
+            logratios, sums, lengths = logps.each
+            apart = logratios.abs()
             if not (apart <= nearness * (sums.abs() + lengths)).all():
                 yield Problem(
                     f"log-probabilities are up to {float(apart.max()):.3g} nats from the reference's at the start",
@@ -104,7 +108,7 @@ class SelfCheck(Callback):
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod
-    def check_tokens(batch: PreferenceBatch | RankedBatch, module: Any, rows: Any) -> Iterator[Problem]:
+    def check_tokens(batch: PreferenceBatch | UnpairedBatch | RankedBatch, module: Any, rows: Any) -> Iterator[Problem]:
         """Every sequence of a batch: BOS, prompt, scored tokens and EOS."""
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         bos = module.tokenizer.bos_token_id
@@ -126,10 +130,10 @@ class SelfCheck(Callback):
                     ends = sum(id_ in stops for id_ in run)
                     yield Problem(f"an answer scores EOS {ends} times, or not at its end", where)
         if any(len(asked) > 1 for asked in prompts.values()):
-            yield Problem("the answers of a row follow different prompt tokens", "self-check")
+            yield Problem("the answers to a prompt follow different prompt tokens", "self-check")
 
 
-def sequences(batch: PreferenceBatch | RankedBatch) -> list[tuple[list[int], dict[int, int]]]:
+def sequences(batch: Batch) -> list[tuple[list[int], dict[int, int]]]:
     """The ids of each sequence, and what some of its positions have to predict.
 
     Read back from the tensors that the model is given, in whatever layout.

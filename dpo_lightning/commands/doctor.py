@@ -1,4 +1,4 @@
-"""`doctor`: versions, devices, precision; what is missing and its cure."""
+"""`doctor`: versions, devices, precision; what is missing and its cure; with `--config`, a run's memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dpo_lightning.commands.fetch_model import damage
-from dpo_lightning.console import ShortParser
+from dpo_lightning.console import ShortParser, config_paths
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.model_folder import EMBEDDED
 
@@ -57,7 +57,12 @@ class Finding:
 
 def main(argv: list[str]) -> int:
     """Print what this machine has and lacks; 0 if everything required is there, else 69."""
+    if config_paths(argv):
+        from dpo_lightning.commands.estimate import main as estimate
+
+        return estimate(argv)
     parser = ShortParser(prog="python -m dpo_lightning doctor", description=__doc__)
+    parser.add_argument("--config", help="a recipe, and any options of fit: tell what the run would hold in memory")
     parser.parse_args(argv)
     findings = []
     for finding in _examine():
@@ -126,9 +131,13 @@ def _machine() -> Iterator[Finding]:
     if share:
         threads = max(1, int(quota))
         yield Finding("note", "more threads than granted cores slow a run", f"export OMP_NUM_THREADS={threads}")
+    yield Finding("ok", f"{machine_memory() / 2**30:.1f} GiB of memory")
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this process may take."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = min(total, _cgroup("memory") or total)
-    yield Finding("ok", f"{memory / 2**30:.1f} GiB of memory")
+    return min(total, _cgroup("memory") or total)
 
 
 def _cgroup(resource: Literal["cpu", "memory"]) -> float:

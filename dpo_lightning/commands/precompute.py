@@ -11,10 +11,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from dpo_lightning import cli
 from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.console import say
-from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.needs import check_wanted
 from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferencePolicy
+from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferencePolicy
 
 NAME = "precompute"
 
@@ -77,16 +78,17 @@ class PrecomputeCLI(PreferenceCLI):
     def after_instantiate_classes(self) -> None:
         """Put a precomputed reference in the place of a live one."""
         super().after_instantiate_classes()
-        if not isinstance(self.model, DPOModule):
+        if not isinstance(self.model, ReferencedModule):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{type(self.model).__name__} has no reference", "model"),
-                fix="--config configs/dpo.yaml, or another recipe of DPOModule",
+                fix="--config configs/dpo.yaml, or another recipe with a reference",
             )
         config = self.config[NAME]
         self.reference = precomputed(self.model.given_reference)
         self.reference.path = config.out or self.reference.path
         self.reference.share = share(config.shard) if config.shard else None
+        check_wanted(self.model.loss, self.reference)
         self.model.given_reference = self.reference
 
     def after_precompute(self) -> None:
@@ -102,7 +104,7 @@ class PrecomputeCLI(PreferenceCLI):
 
 def precomputed(given: ReferencePolicy | None) -> Precomputed:
     """The file's kind of the reference that a config names."""
-    if given is None or isinstance(given, AdapterDisabled):
+    if given is None or isinstance(given, (AdapterDisabled, FrozenAdapter)):
         return Precomputed()
     if isinstance(given, FrozenCopy):
         return Precomputed(model=given.path)

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Encoded, EncodedAnswer, EncodedPair, EncodedRanking, EncodedSFT
-from dpo_lightning.types import PreferenceBatch, RankedBatch, SFTBatch, Tree
+from dpo_lightning.examples import Encoded, EncodedAnswer, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
+from dpo_lightning.types import PreferenceBatch, RankedBatch, SFTBatch, Tree, UnpairedBatch
 
 
 class Joined(NamedTuple):
@@ -66,6 +66,20 @@ class Collator(ABC):
         """Collate demonstrations, as `pairs` does."""
         groups = [[Joined.of(k, row.prompt_ids, row.completion)] for k, row in enumerate(rows)]
         return SFTBatch(**self.tensors(groups), indices=torch.tensor(indices))
+
+    def judged(self, rows: Sequence[EncodedUnpaired], indices: Sequence[int]) -> UnpairedBatch:
+        """Collate judged answers and what is mismatched with their prompts, as `pairs` does."""
+        groups = [
+            [Joined.of(k + side * len(rows), row.prompt_ids, answer) for side, answer in enumerate(row.answers)]
+            for k, row in enumerate(rows)
+        ]
+        return UnpairedBatch(
+            **self.tensors(groups),
+            indices=torch.tensor(indices),
+            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
+            good=torch.tensor([row.good for row in rows]),
+            answers=len(rows[0].answers),
+        )
 
     def rankings(self, rows: Sequence[EncodedRanking], indices: Sequence[int]) -> RankedBatch:
         """Collate ranked lists, as `pairs` does."""

@@ -39,6 +39,7 @@ ALIASES = {
         "거절",
     ),
     "completion": ANSWERS,
+    "label": ("labels", "thumb", "verdict", "feedback", "liked", "desirable", "평가"),
     "messages": ("conversation", "dialog", "chat", "turns"),
     "instruction": ("prompt", *QUESTIONS),
     "output": ANSWERS,

@@ -19,7 +19,8 @@ from dpo_lightning.data.batching import BatchOrder, FixedBatches, Rows, TokenBat
 from dpo_lightning.data.collate import Collator, Padded, layout_for
 from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
-from dpo_lightning.data.schema import check_leak, preference_examples, sft_examples
+from dpo_lightning.data.repeats import check_leak
+from dpo_lightning.data.schema import preference_examples, sft_examples
 from dpo_lightning.data.tokenization import Encoder, Overlong
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedPair, EncodedSFT, PreferenceExample, SFTExample

@@ -8,7 +8,16 @@ from itertools import combinations
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Example, Message, Origin, PreferenceExample, RankedExample, SFTExample, Text
+from dpo_lightning.examples import (
+    Example,
+    Message,
+    Origin,
+    PreferenceExample,
+    RankedExample,
+    SFTExample,
+    Text,
+    UnpairedExample,
+)
 
 CONTRADICTIONS = "contradictions"
 LEAK = "leak"
@@ -78,6 +87,68 @@ def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
         first = seen.setdefault((key(example.prompt), _tools(example), key(example.completion)), example.origin)
         if first is not example.origin:
             notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
+
+
+def check_judged(examples: Sequence[UnpairedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note judgements that are there twice; an answer that is judged both ways is bad unless allowed."""
+    seen: dict[Hashable, Origin] = {}
+    for example in examples:
+        answer = key(example.prompt), _tools(example), key(example.completion)
+        turned = seen.get((*answer, not example.good))
+        first = seen.setdefault((*answer, example.good), example.origin)
+        if first is not example.origin:
+            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
+        if turned and CONTRADICTIONS in allow:
+            notes.add(example.origin, CONTRADICTING, other=turned)
+        elif turned:
+            what = f"the same answer is judged the other way than in {turned}"
+            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
+            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+
+
+def check_leak(
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    allow: Collection[str] = (),
+) -> list[str]:
+    """Refuse held-out rows whose prompt is trained on, and pairs that one set ranks the other way round.
+
+    Args:
+        train: the training rows.
+        held_out: the rows of the evaluation.
+        allow: `leak` and `contradictions` let these pass with a warning.
+
+    Returns:
+        The warnings about what was allowed.
+
+    Raises:
+        UserError: 65 with the count, and the first lines of both sets.
+    """
+    check_allowances(allow)
+    warnings: list[str] = []
+    shared = shared_prompts(train, held_out)
+    if shared:
+        count = f"{len(shared):,} of {len(held_out):,} held-out rows have a prompt that is trained on"
+        if LEAK not in allow:
+            places = [
+                Problem(f"the prompt is also that of {origin}", str(example.origin), shown(example.prompt))
+                for example, origin in shared
+            ]
+            first = Problem(count, where=str(shared[0][0].origin))
+            raise UserError(ExitCode.DATA, [first, *places], fix=f"split by prompt, or --data.allow {LEAK}")
+        warnings.append(f"{count} ({shared[0][0].origin} = {shared[0][1]}, ...)")
+        bad = BadRows()
+        notes = Notes(bad, strict=False)
+        pairs = [example for example in (*train, *held_out) if isinstance(example, PreferenceExample)]
+        check_pairs(pairs, allow, bad, notes)
+        lists = [example for example in (*train, *held_out) if isinstance(example, RankedExample)]
+        check_rankings(lists, allow, bad, notes)
+        judged = [example for example in (*train, *held_out) if isinstance(example, UnpairedExample)]
+        check_judged(judged, allow, bad, notes)
+        bad.raise_if_any()
+        warnings += [line for line in notes.lines() if line.startswith(CONTRADICTING)]
+    return warnings
 
 
 def shared_prompts(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Origin]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dpo_lightning.data import preference_rows, ranked_rows, sft_rows
+from dpo_lightning.data import preference_rows, ranked_rows, sft_rows, unpaired_rows
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.columns import (
     check_same_columns,
@@ -18,23 +18,20 @@ from dpo_lightning.data.columns import (
 from dpo_lightning.data.preference_rows import PairReader
 from dpo_lightning.data.ranked_rows import RankingReader
 from dpo_lightning.data.repeats import (
-    CONTRADICTING,
-    LEAK,
     check_allowances,
     check_demonstrations,
+    check_judged,
     check_pairs,
     check_rankings,
-    shared_prompts,
     shown,
 )
 from dpo_lightning.data.sft_rows import LAYOUTS, DemonstrationReader, layout_of
 from dpo_lightning.data.sources import Row, read_files
+from dpo_lightning.data.unpaired_rows import VERDICTS, JudgedReader, SplitReader
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Example, PreferenceExample, RankedExample, SFTExample
+from dpo_lightning.examples import PreferenceExample, RankedExample, SFTExample, UnpairedExample
 
 LEAST_ROWS = 2
-VERDICTS = frozenset({"true", "false", "0", "1", "-1", "good", "bad", "yes", "no"})
-"""What a `label` says that judges one answer by itself; other labels are names of kinds."""
 
 
 def preference_examples(
@@ -135,47 +132,50 @@ def ranked_examples(
     return examples, [*notes.lines(), *unused(rows, ranked_rows.USED)]
 
 
-def check_leak(
-    train: Sequence[Example],
-    held_out: Sequence[Example],
+def unpaired_examples(
+    paths: str | Sequence[str],
     *,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = False,
     allow: Collection[str] = (),
-) -> list[str]:
-    """Refuse held-out rows whose prompt is trained on, and pairs that one set ranks the other way round.
+) -> tuple[list[UnpairedExample], list[str]]:
+    """Read answers that were judged one by one, and the warnings about them (each with a count and the first lines).
+
+    Rows are `prompt, completion, label` (strings or messages), or pairs, whose answers are then judged by themselves.
 
     Args:
-        train: the training rows.
-        held_out: the rows of the evaluation.
-        allow: `leak` and `contradictions` let these pass with a warning.
-
-    Returns:
-        The warnings about what was allowed.
+        paths: a file or hub set, or several of one format.
+        columns: our column name -> the file's.
+        strict: treat warnings about rows as errors.
+        allow: `contradictions` lets answers pass that are judged both ways.
 
     Raises:
-        UserError: 65 with the count, and the first lines of both sets.
+        UserError: 64 for options, 65 naming every bad row, 66 for a source that is not there.
     """
     check_allowances(allow)
-    warnings: list[str] = []
-    shared = shared_prompts(train, held_out)
-    if shared:
-        count = f"{len(shared):,} of {len(held_out):,} held-out rows have a prompt that is trained on"
-        if LEAK not in allow:
-            places = [
-                Problem(f"the prompt is also that of {origin}", str(example.origin), shown(example.prompt))
-                for example, origin in shared
-            ]
-            first = Problem(count, where=str(shared[0][0].origin))
-            raise UserError(ExitCode.DATA, [first, *places], fix=f"split by prompt, or --data.allow {LEAK}")
-        warnings.append(f"{count} ({shared[0][0].origin} = {shared[0][1]}, ...)")
-        bad = BadRows()
-        notes = Notes(bad, strict=False)
-        pairs = [example for example in (*train, *held_out) if isinstance(example, PreferenceExample)]
-        check_pairs(pairs, allow, bad, notes)
-        lists = [example for example in (*train, *held_out) if isinstance(example, RankedExample)]
-        check_rankings(lists, allow, bad, notes)
-        bad.raise_if_any()
-        warnings += [line for line in notes.lines() if line.startswith(CONTRADICTING)]
-    return warnings
+    bad = BadRows()
+    notes = Notes(bad, strict=strict)
+    rows = _rows(paths, columns, unpaired_rows.USED, (*unpaired_rows.FORMAT, "chosen", "rejected"), bad)
+    names = names_in(rows)
+    paired = "label" not in names and "chosen" in names and "rejected" in names
+    missing = [name for name in unpaired_rows.FORMAT if name not in names]
+    if paired:
+        split = SplitReader(PairReader(bad, notes, "prompt" not in names, columns or {}))
+        examples = [example for row in rows for example in split.read(row)]
+    elif missing:
+        raise missing_columns(missing, rows, columns)
+    else:
+        reader = JudgedReader(bad, notes, columns or {})
+        examples = [example for row in rows if (example := reader.read(row))]
+        reader.check_scale()
+    _check_kinds(examples, bad)
+    check_judged(examples, allow, bad, notes)
+    bad.raise_if_any()
+    if len({example.good for example in examples}) == 1:
+        what = f"all {len(examples):,} answers are {'good' if examples[0].good else 'bad'}"
+        raise UserError(ExitCode.DATA, Problem(what, str(examples[0].origin)), fix="give good and bad answers")
+    read = preference_rows.USED if paired else (*unpaired_rows.FORMAT, "tools", "group", "weight")
+    return examples, [*notes.lines(), *unused(rows, read)]
 
 
 def _rows(
@@ -208,7 +208,8 @@ def _refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Coll
             raise UserError(
                 ExitCode.DATA,
                 Problem("this is unpaired data (completion and label)", str(row.origin), f"label: {label}"),
-                fix="give pairs (prompt, chosen, rejected); for SFT keep the good rows without the label",
+                fix="--config configs/kto.yaml (--data UnpairedDataModule); or give pairs (prompt, chosen, rejected); "
+                "for SFT keep the good rows without the label",
             )
 
 

@@ -13,12 +13,14 @@ from dpo_lightning.examples import (
     EncodedPair,
     EncodedRanking,
     EncodedSFT,
+    EncodedUnpaired,
     Message,
     Origin,
     PreferenceExample,
     RankedExample,
     SFTExample,
     Text,
+    UnpairedExample,
 )
 
 Overlong = Literal["error", "drop", "truncate"]
@@ -35,6 +37,7 @@ class Counts:
     dropped: int = 0
     shortened_prompts: int = 0
     cut_answers: int = 0
+    cut_mismatches: int = 0
     crossing: int = 0
     last_turn_only: int = 0
     too_long: list[Problem] = field(default_factory=list)
@@ -45,6 +48,7 @@ class Counts:
             "dropped: longer than max_length": self.dropped,
             "lost the start of the prompt to max_length": self.shortened_prompts,
             "have an answer cut at max_length, without its EOS": self.cut_answers,
+            "have a mismatched answer cut at max_length": self.cut_mismatches,
             "merge prompt and answer in a token: the answer begins at the last common token": self.crossing,
             "have a template that rewrites earlier turns: only the last answer is learned": self.last_turn_only,
         }
@@ -108,6 +112,17 @@ class Encoder:
             fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
             if fitted is not None:
                 encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, *fitted.answers))
+        self._finish(len(encoded))
+        return encoded
+
+    def judged(self, examples: Sequence[UnpairedExample]) -> list[EncodedUnpaired]:
+        """Encode judged answers, as `pairs` does."""
+        encoded = []
+        for example in examples:
+            fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
+            if fitted is not None:
+                (answer,) = fitted.answers
+                encoded.append(EncodedUnpaired(example.origin, fitted.prompt_ids, answer, example.good, example.weight))
         self._finish(len(encoded))
         return encoded
 

@@ -22,13 +22,16 @@ from dpo_lightning.losses.mixture import WeightedSum
 from dpo_lightning.losses.reference_free import AlphaPOLoss, CPOLoss, ORPOLoss, SimPOLoss
 from dpo_lightning.losses.token_level import LDDPOLoss, TDPO1Loss, TDPO2Loss, WPOLoss
 from dpo_lightning.losses.transport import AOTLoss, AOTUnpairedLoss
+from dpo_lightning.losses.unpaired import APOZeroUnpairedLoss, BCOLoss, KTOLoss, UnpairedLoss
 
 __all__ = [
     "AOTLoss",
     "AOTUnpairedLoss",
     "APODownLoss",
     "APOZeroLoss",
+    "APOZeroUnpairedLoss",
     "AlphaPOLoss",
+    "BCOLoss",
     "BCOPairLoss",
     "BetaDPOLoss",
     "CPOLoss",
@@ -40,6 +43,7 @@ __all__ = [
     "EXOLoss",
     "HingeLoss",
     "IPOLoss",
+    "KTOLoss",
     "LDDPOLoss",
     "LNDPOLoss",
     "ListwiseLoss",
@@ -57,6 +61,7 @@ __all__ = [
     "SimPOLoss",
     "TDPO1Loss",
     "TDPO2Loss",
+    "UnpairedLoss",
     "WPOLoss",
     "WeightedSum",
 ]

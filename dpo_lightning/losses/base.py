@@ -15,8 +15,8 @@ from dpo_lightning.types import PairLogps, PreferenceOutput, Statistic
 
 
 @dataclass(frozen=True)
-class Loss(ABC):
-    """Root of all losses: hyperparameters are fields, `__call__` is the formula."""
+class PolicyLoss:
+    """Root of all families: hyperparameters are fields, checked when they are given."""
 
     def __post_init__(self) -> None:
         """Refuse values for which the formula has no meaning; a subclass adds its own and calls this."""
@@ -49,26 +49,22 @@ class Loss(ABC):
         return False
 
     @property
-    def weighted(self) -> bool:
-        """Whether pairs may count unequally: not where a loss compares pairs with one another."""
-        return True
-
-    @property
     def state(self) -> nn.Module | None:
         """Buffers that training moves; they are checkpointed and the same on every rank."""
         return None
 
-    def observe(self, output: Any, logps: Any) -> None:  # noqa: B027 - most have nothing to do
+    def observe(self, output: Any, logps: Any) -> None:
         """Note what a training step showed, for a loss with state. It takes effect after the optimizer's step."""
-
-    @abstractmethod
-    def __call__(self, logps: Any) -> Any:
-        """Map log-probabilities to losses and implicit rewards."""
 
 
 @dataclass(frozen=True)
-class PairwiseLoss(Loss):
-    """Root of the family of pairs."""
+class PairwiseLoss(PolicyLoss, ABC):
+    """Root of the losses of pairs: `__call__` is the formula."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether pairs may count unequally: not where a loss compares pairs with one another."""
+        return True
 
     @abstractmethod
     def __call__(self, logps: PairLogps) -> PreferenceOutput:

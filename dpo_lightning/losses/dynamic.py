@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dpo_lightning.losses.base import PreferenceLoss
@@ -16,12 +18,12 @@ from dpo_lightning.types import PairLogps, PreferenceOutput
 class BetaDPOLoss(PreferenceLoss):
     """DPO with a beta per micro-batch: larger where its pairs are further apart than usual.
 
-    The mean of a micro-batch decides, so that two ranks or accumulation differ from one batch. What is usual, `M0`, is
-    the same on all ranks and moves after each optimizer step. Of the paper's random choice of pairs near `M0`, the
-    likeliest one is taken: a run can then be repeated and gone on with exactly.
+    The mean of the micro-batch's kept pairs decides, so that two ranks or accumulation differ from one batch. What is
+    usual, `M0`, is the same on all ranks and moves after each optimizer step. Of the paper's random choice of pairs
+    near `M0`, the likeliest one is taken: a run can then be repeated and gone on with exactly.
 
     Paper: Wu et al. 2024, arXiv:2407.08639, eq. 7 to 10.
-    Loss: `-log sigmoid(b h)`, `b = beta (1 + alpha (mean M - M0))`, `M = beta h`; b has no gradient.
+    Loss: `-log sigmoid(b h)`, `b = beta (1 + alpha (mean M - M0))`, `M = beta h`; b is at least 1e-3, without gradient.
     TRL: none.
     Use: where pairs differ much in quality.
     Typical: beta 0.1, alpha 0.6, keep 0.8; learning rate 5e-7.
@@ -57,17 +59,17 @@ class BetaDPOLoss(PreferenceLoss):
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Losses and rewards per pair; ln 2 where policy and reference agree."""
-        margins, counts = self.beta * logps.margins.detach(), logps.counts
-        mean = (counts * margins).sum() / counts.sum().clamp(min=torch.finfo(counts.dtype).tiny)
-        beta = (self.beta * (1 + self.alpha * (mean - self.usual.value))).clamp(min=1e-3)
-        losses = -logsigmoid(beta * logps.margins)
-        return self.output(losses * self.kept(margins - self.usual.value, counts), logps)
+        distances = self.beta * logps.margins.detach() - self.usual.value
+        kept = self.kept(distances, logps.counts)
+        counts = torch.where(kept, logps.counts, 0)
+        total = torch.where(counts.sum() > 0, counts.sum(), 1)
+        beta = (self.beta * (1 + self.alpha * (counts * distances).sum() / total)).clamp(min=1e-3)
+        # The mean over a micro-batch is then one over the pairs that are kept.
+        scale = torch.where(kept, logps.counts.sum() / total, 0)
+        return self.output(-logsigmoid(beta * logps.margins) * scale, logps)
 
-    def kept(self, distances: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """1 for pairs that are kept, scaled up so that the mean is that of the kept ones, else 0."""
-        if self.keep == 1:
-            return torch.ones_like(distances)
+    def kept(self, distances: Float[Tensor, " pair"], counts: Float[Tensor, " pair"]) -> Bool[Tensor, " pair"]:
+        """Which pairs are kept: those nearest to what is usual, at least one, never one without weight."""
         far = torch.where(counts > 0, distances.abs(), torch.inf)
         rank = far.argsort(stable=True).argsort(stable=True)
-        kept = (rank < (self.keep * (counts > 0).sum()).ceil()).to(counts)
-        return kept * counts.sum() / (kept * counts).sum().clamp(min=torch.finfo(counts.dtype).tiny)
+        return (rank < (self.keep * (counts > 0).sum()).ceil()) & (counts > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from dpo_lightning.losses.base import PairwiseLoss
@@ -25,8 +26,8 @@ def chosen_nll(logps: PairLogps, normalization: NLLNormalization) -> Tensor:
         return nll
     if normalization == "sequence_mean":
         return nll / logps.chosen_lengths.clamp(min=1)
-    counts = logps.counts
-    return nll * counts.sum() / (counts * logps.chosen_lengths).sum().clamp(min=1)
+    tokens = (logps.counts * logps.chosen_lengths).sum()
+    return nll * logps.counts.sum() / torch.where(tokens > 0, tokens, 1)
 
 
 @dataclass(frozen=True)

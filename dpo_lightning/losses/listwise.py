@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from dpo_lightning.losses.base import Loss
+from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.rankings import GroupLogps, RankedOutput
 
 
 @dataclass(frozen=True)
-class ListwiseLoss(Loss):
-    """Root of the losses of ranked lists."""
+class ListwiseLoss(PolicyLoss, ABC):
+    """Root of the losses of ranked lists: `__call__` is the formula."""
 
     @abstractmethod
     def __call__(self, logps: GroupLogps) -> RankedOutput:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch.nn.functional import logsigmoid
 
 from dpo_lightning.losses.base import MarginLoss, PreferenceLoss
@@ -168,7 +169,9 @@ class ODPOLoss(PreferenceLoss):
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Losses and rewards per pair."""
         assert logps.given_margins is not None  # named in `statistics`
-        offset = logps.given_margins.log() if self.scaling == "log" else logps.given_margins
+        offset = logps.given_margins
+        if self.scaling == "log":
+            offset = offset.clamp(min=torch.finfo(offset.dtype).tiny).log()
         return self.output(-logsigmoid(self.beta * logps.margins - self.alpha * offset), logps)
 
 

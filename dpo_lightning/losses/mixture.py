@@ -14,7 +14,7 @@ from dpo_lightning.types import PairLogps, PreferenceOutput, Statistic
 
 @dataclass(frozen=True)
 class WeightedSum(PairwiseLoss):
-    """A weighted sum of losses, each with its own options; rewards are those of the first that is not `SFTLoss`.
+    """A weighted sum of losses, each with its own options; rewards are those of its first part that compares answers.
 
     Paper: Wang et al. 2024 (MPO), arXiv:2411.10442, eq. 1.
     Loss: `sum_i w_i loss_i`; rewards are not multiplied.
@@ -38,38 +38,41 @@ class WeightedSum(PairwiseLoss):
         self.require("weights", sum(self.weights) > 0, "must not all be 0")
 
     @property
+    def parts(self) -> list[tuple[float, PairwiseLoss]]:
+        """What is not switched off."""
+        return [(weight, loss) for weight, loss in zip(self.weights, self.losses, strict=True) if weight]
+
+    @property
     def statistics(self) -> frozenset[Statistic]:
         """All that a part needs."""
-        return frozenset().union(*(loss.statistics for loss in self.losses))
+        return frozenset().union(*(loss.statistics for _, loss in self.parts))
 
     @property
     def reference_free(self) -> bool:
         """Where every part is."""
-        return all(loss.reference_free for loss in self.losses)
+        return all(loss.reference_free for _, loss in self.parts)
 
     @property
     def weighted(self) -> bool:
         """Where every part is."""
-        return all(loss.weighted for loss in self.losses)
+        return all(loss.weighted for _, loss in self.parts)
 
     @property
     def state(self) -> nn.Module | None:
         """The states of the parts."""
-        states = {str(place): loss.state for place, loss in enumerate(self.losses) if loss.state is not None}
+        states = {str(place): loss.state for place, (_, loss) in enumerate(self.parts) if loss.state is not None}
         return nn.ModuleDict(states) if states else None
 
     def observe(self, output: PreferenceOutput, logps: PairLogps) -> None:
         """Let each part note its own rewards."""
-        for loss in self.losses:
+        for _, loss in self.parts:
             if loss.state is not None:
                 with torch.no_grad():
                     loss.observe(loss(logps), logps)
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """The weighted sum of losses per pair, and rewards."""
-        outputs = [loss(logps) for loss in self.losses]
-        parts = zip(self.weights, outputs, strict=True)
-        total = torch.stack([weight * output.losses for weight, output in parts if weight]).sum(0)
-        named = zip(self.losses, outputs, strict=True)
-        first = next((output for loss, output in named if not isinstance(loss, SFTLoss)), outputs[0])
+        outputs = [(weight, loss, loss(logps)) for weight, loss in self.parts]
+        total = torch.stack([weight * output.losses for weight, _, output in outputs]).sum(0)
+        first = next((output for _, loss, output in outputs if not isinstance(loss, SFTLoss)), outputs[0][2])
         return first._replace(losses=total)

@@ -42,7 +42,8 @@ class SimPOLoss(ReferenceFreeLoss):
 
     Paper: Meng et al. 2024, arXiv:2405.14734, eq. 6.
     Loss: `-log sigmoid(beta (mw - ml) - gamma)`, m the mean log-probability of an answer's tokens.
-    TRL: `simpo` of its CPOTrainer with `cpo_alpha=0`; the authors' code asks for `gamma / beta`.
+    TRL: `simpo` of its CPOTrainer with `cpo_alpha=0`, whose `simpo_gamma` is gamma; the authors' code asks for
+        `gamma / beta`.
     Use: where no reference fits into memory, and length must not pay.
     Typical: beta 2 to 10, gamma 0.3 to 0.5 of beta; learning rate 3e-7 to 1e-6, more breaks the model.
     """
@@ -70,7 +71,7 @@ class AlphaPOLoss(ReferenceFreeLoss):
 
     Paper: Gupta et al. 2025, arXiv:2501.03884, eq. 6.
     Loss: `-log sigmoid(rw - rl - gamma)` with `r = beta (1 - exp(-alpha m)) / alpha`.
-    TRL: `alphapo` of its CPOTrainer.
+    TRL: `alphapo` of its CPOTrainer, whose `alpha` is the same.
     Use: in place of SimPO, where likelihoods fall too far.
     Typical: beta 2.5 to 10, alpha -0.25 to 0.25, gamma 0.1 to 1; learning rate 3e-7 to 1e-6.
     """
@@ -107,7 +108,7 @@ class CPOLoss(ReferenceFreeLoss):
 
     Paper: Xu et al. 2024, arXiv:2401.08417, eq. 5.
     Loss: `-log sigmoid(beta (log pi(yw) - log pi(yl))) - w log pi(yw)`.
-    TRL: `sigmoid` of its CPOTrainer, whose `cpo_alpha` is `nll_weight` by the `token_mean`, prompt included there.
+    TRL: `sigmoid` of its CPOTrainer, whose `cpo_alpha` is `nll_weight` by the `token_mean`.
     Use: translation, and other tasks where chosen answers are to be imitated as well.
     Typical: beta 0.1; learning rate 1e-6 to 1e-4 with an adapter.
     """

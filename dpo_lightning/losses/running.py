@@ -33,8 +33,8 @@ class RunningMean(nn.Module):
         self._window = torch.zeros(2, dtype=torch.float64)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> RunningMean:
-        super()._apply(fn, recurse)
-        self.value, self.weight = self.value.float(), self.weight.double()  # half-precision weights are none of ours
+        # Only to another device: half-precision weights would round what was counted.
+        self.value, self.weight = (buffer.to(fn(buffer).device) for buffer in (self.value, self.weight))
         return self
 
     def add(self, values: Float[Tensor, " pair"], weights: Float[Tensor, " pair"]) -> None:

@@ -113,6 +113,7 @@ class TDPO1Loss(PreferenceLoss):
     Paper: Zeng et al. 2024, arXiv:2404.11999, eq. 12.
     Loss: `-log sigmoid(beta h - beta (Kl - Kw))`, `K = sum_t KL(ref || pi)` along an answer.
     TRL: none.
+    Rewards: `beta (a + Kw)` and `beta (r + Kl)`, what the loss compares.
     Use: where DPO makes answers uniform; it needs the reference's whole vocabulary, so a live reference.
     Typical: beta 0.1; learning rate 5e-7.
     """
@@ -122,15 +123,16 @@ class TDPO1Loss(PreferenceLoss):
         """The divergence along both answers."""
         return frozenset({"kl"})
 
-    def offset(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """What is taken off the margin."""
-        return rejected - chosen
+    def corrections(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to both log-ratios, from the divergence along both answers."""
+        return chosen, rejected
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Losses and rewards per pair; ln 2 where policy and reference agree."""
         assert logps.kl is not None  # named in `statistics`
-        h = logps.margins - self.offset(*logps.kl.chunk(2))
-        return self.output(-logsigmoid(self.beta * h), logps)
+        on_chosen, on_rejected = self.corrections(*logps.kl.chunk(2))
+        scores = logps.chosen_logratios + on_chosen, logps.rejected_logratios + on_rejected
+        return self.output(-logsigmoid(self.beta * (scores[0] - scores[1])), logps, scores)
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,6 @@ class TDPO2Loss(TDPO1Loss):
         super().__post_init__()
         self.require("alpha", self.alpha >= 0, "must be 0 or more")
 
-    def offset(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """What is taken off the margin."""
-        return self.alpha * (rejected - chosen.detach())
+    def corrections(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to both log-ratios; the chosen one gets no gradient from it."""
+        return self.alpha * chosen.detach(), self.alpha * rejected

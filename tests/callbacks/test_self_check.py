@@ -134,7 +134,7 @@ def test_what_starts_apart_is_named(wrong, tiny_llama, file, tmp_path):
 
 
 def test_dropout_that_was_left_on_is_named(tiny_gpt2, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_lightning.dpo.without_dropout", lambda model: 0)
+    monkeypatch.setattr("dpo_lightning.referenced.without_dropout", lambda model: 0)
     message = problems(runs.module(tiny_gpt2), file, tmp_path, ExitCode.MODEL)
     assert "a margin is" in message
 
@@ -235,7 +235,7 @@ class OtherPrompt(Padded):
 def test_prompts_that_differ_between_the_sides_are_named(tiny_llama, file, tmp_path):
     data = PreferenceDataModule(train=str(file), batch_size=2, max_length=128, collator=OtherPrompt())
     message = problems(runs.module(tiny_llama), file, tmp_path, ExitCode.DATA, data=data)
-    assert "the answers of a row follow different prompt tokens" in message
+    assert "the answers to a prompt follow different prompt tokens" in message
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

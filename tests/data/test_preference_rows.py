@@ -27,6 +27,17 @@ def first(folder: Path, row: dict[str, Any], other: dict[str, Any]) -> tuple[Pre
 
 
 @pytest.mark.parametrize(
+    ("columns", "weight", "margin"),
+    [({}, 1.0, None), ({"weight": 0, "margin": 0}, 0.0, 0.0), ({"weight": "2.5", "margin": -1}, 2.5, -1.0)],
+)
+def test_weights_and_margins(tmp_path: Path, columns: dict[str, Any], weight: float, margin: float | None) -> None:
+    """A weight of 0 is a weight; what CSV writes as text is a number; a margin may have any sign."""
+    example, warnings = first(tmp_path, PAIR | columns, OTHER | columns)
+    assert (example.weight, example.margin) == (weight, margin)
+    assert not warnings
+
+
+@pytest.mark.parametrize(
     ("row", "prompt", "chosen", "rejected"),
     [
         ({"prompt": [U], "chosen": [A], "rejected": [B]}, (U,), (A,), (B,)),
@@ -106,6 +117,12 @@ REFUSED = [
     ),
     ({"tools": "no"}, "tools is text that is not JSON"),
     ({"group": [1]}, "group is a list"),
+    ({"weight": -0.5}, "'weight' is negative"),
+    ({"weight": None}, "'weight' is no finite number"),
+    ({"weight": True}, "'weight' is no finite number"),
+    ({"margin": "much"}, "'margin' is no finite number"),
+    ({"margin": "inf"}, "'margin' is no finite number"),
+    ({"margin": [1]}, "'margin' is no finite number"),
     ({"prompt": [U]}, "the row is messages, where"),
 ]
 

@@ -6,8 +6,7 @@ import pytest
 from row_files import assistant, refusal, user
 
 from dpo_lightning.data.bad_rows import BadRows, Notes
-from dpo_lightning.data.repeats import check_demonstrations, check_pairs, shared_prompts
-from dpo_lightning.data.schema import check_leak
+from dpo_lightning.data.repeats import check_demonstrations, check_leak, check_pairs, shared_prompts
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.examples import Origin, PreferenceExample, SFTExample, Text
 

@@ -1,9 +1,8 @@
-"""What has to hold for the losses, whatever they are given; and formulas written a second time."""
+"""What has to hold for the losses, whatever they are given."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_family import COMPARING, FAMILY, OF_MARGIN, pairs
 
@@ -20,27 +19,6 @@ def of(numbers, nw=1, nl=1):
     """One pair in float64 from four log-probabilities."""
     w, l, rw, rl = numbers  # noqa: E741 - the paper's letters
     return pairs(([w], [l]), ([rw], [rl]), ([nw], [nl]))
-
-
-def minus_ls(x):
-    return np.logaddexp(0.0, -x)
-
-
-@given(four_logps, betas, smoothings, lengths, lengths)
-def test_formulas_written_a_second_time(numbers, beta, e, nw, nl):
-    """The formulas of the papers in float64 numpy, at random inputs."""
-    w, l, rw, rl = numbers  # noqa: E741 - the paper's letters
-    h, logps = (w - rw) - (l - rl), of(numbers, nw, nl)
-    expected = {
-        DPOLoss(beta): minus_ls(beta * h),
-        DPOLoss(beta, e): (1 - e) * minus_ls(beta * h) + e * minus_ls(-beta * h),
-        RobustLoss(beta, e): ((1 - e) * minus_ls(beta * h) - e * minus_ls(-beta * h)) / (1 - 2 * e),
-        HingeLoss(beta): max(0.0, 1 - beta * h),
-        IPOLoss(beta, "mean"): ((w - rw) / nw - (l - rl) / nl - 0.5 / beta) ** 2,
-        IPOLoss(beta, "sum"): (h - 0.5 / beta) ** 2,
-    }
-    for loss, value in expected.items():
-        assert float(loss(logps).losses) == pytest.approx(value, rel=1e-9, abs=1e-9), loss
 
 
 @given(four_logps, betas, lengths, lengths)
@@ -69,6 +47,7 @@ def test_swapping_the_answers(numbers, beta, e):
     assert float(debiased) == pytest.approx(float(dpo(there).losses), rel=1e-9, abs=1e-9)
 
 
+@settings(max_examples=25)
 @given(four_logps, st.floats(-50, 50), st.floats(-50, 50), lengths, lengths)
 def test_what_policy_and_reference_share_cancels(numbers, on_chosen, on_rejected, nw, nl):
     """The same constant on policy and reference changes nothing: the prompt's share of a log-probability."""

@@ -1,0 +1,137 @@
+"""`doctor --config`: what a run would hold in memory, and which option saves how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from dpo_lightning import cli
+from dpo_lightning.adapters import Lora
+from dpo_lightning.cli import PreferenceCLI, check_trainer
+from dpo_lightning.console import say
+from dpo_lightning.dpo import DPOModule
+from dpo_lightning.errors import UserError
+from dpo_lightning.memory import Run, is_adapter
+from dpo_lightning.precision import choose_precision
+from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.quantization import Quantization
+from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferenceFree
+
+GIB = 2**30
+LEAST_SAVED = 0.01
+"""Part of the total below which an option is not worth a line."""
+
+
+class EstimateCLI(PreferenceCLI):
+    """The options of `fit`, of which nothing is loaded, run or written."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the precision; where the config's device is not here, as on its usual kind."""
+        config = self.config[self.subcommand]
+        check_trainer(config.trainer)
+        if config.trainer.precision is None:
+            try:
+                config.trainer.precision, _ = choose_precision(str(config.trainer.accelerator))
+            except UserError:
+                config.trainer.precision = "bf16-mixed"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None: its device need not be here."""
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Print the tables."""
+        run = planned(self.model, self.datamodule, self.config[subcommand])
+        for line in report(run):
+            say(line)
+
+
+def planned(module: Any, data: Any, config: Any) -> Run:
+    """What a config says about memory."""
+    paired = isinstance(module, DPOModule)
+    reference, other = "", None
+    given = module.given_reference if paired else None
+    fresh = module.builder.lora is not None and not is_adapter(module.builder)
+    if paired and given is None and not module.loss.reference_free:
+        reference = "" if fresh else "copy"
+    elif given is not None and not isinstance(given, (AdapterDisabled, ReferenceFree, Precomputed)):
+        other = given.path if isinstance(given, FrozenCopy) else None
+        reference = "model" if other else "copy"
+    optimizer = config.model.init_args.get("optimizer")
+    name = optimizer if isinstance(optimizer, str) else (optimizer or {}).get("class_path", "torch.optim.AdamW")
+    precision = str(config.trainer.precision)
+    return Run(
+        module.builder.under(precision),
+        precision,
+        name,
+        reference,
+        other,
+        sequences=data.batch_size * (2 if paired else 1),
+        max_length=data.max_length,
+        max_tokens=data.max_tokens,
+    )
+
+
+def knobs(run: Run) -> Iterator[tuple[str, Run]]:
+    """Flags that save memory, each with the run that it would make."""
+    model = run.model
+    adapted = run.adapts
+    lora = model if adapted else replace(model, lora=Lora())
+    held = "" if run.reference == "copy" and not adapted else run.reference
+    if not adapted:
+        yield "--model.policy.lora.r 16", replace(run, model=lora, reference=held)
+    if model.quantization is None:
+        whole = replace(lora, dtype="float32", quantization=Quantization(double_quant=True).under(run.precision))
+        beside = "" if adapted else " --model.policy.lora.r 16"
+        if model.lora is None or not model.lora.from_base:
+            yield f"--model.policy.quantization.bits 4{beside}", replace(run, model=whole, reference=held)
+    if not model.gradient_checkpointing:
+        checkpointing = replace(model, gradient_checkpointing=True)
+        yield "--model.policy.gradient_checkpointing true", replace(run, model=checkpointing)
+    if run.reference:
+        yield "--model.reference Precomputed", replace(run, reference="")
+    if "8bit" not in run.optimizer:
+        yield "--model.optimizer bitsandbytes.optim.AdamW8bit", replace(run, optimizer="AdamW8bit")
+    if run.max_tokens:
+        yield f"--data.max_tokens {run.max_tokens // 2}", replace(run, max_tokens=run.max_tokens // 2)
+    elif run.sequences > 2:
+        yield "--data.batch_size 1 (and more accumulate_grad_batches)", replace(run, sequences=2)
+    if not run.max_tokens and run.max_length > 1:
+        half = run.max_length // 2
+        yield f"--data.max_length {half}", replace(run, max_length=half)
+
+
+def report(run: Run) -> Iterator[str]:
+    """The estimate, what the machine has, and what each option saves."""
+    total = run.total()
+    yield f"memory of this run, precision {run.precision} (an estimate: nothing was loaded)"
+    for part in run.parts():
+        yield f"  {part.name:<12} {part.bytes / GIB:9.3f} GiB  {part.note}"
+    yield f"  {'total':<12} {total / GIB:9.3f} GiB"
+    name, there = machine()
+    room = "" if there >= total else ": this is too little"
+    yield f"this machine: {there / GIB:.1f} GiB of {name}{room}"
+    saved = [(total - other.total(), flag) for flag, other in knobs(run)]
+    worth = sorted((pair for pair in saved if pair[0] >= LEAST_SAVED * total), reverse=True)
+    if worth:
+        yield "what saves memory, each by itself:"
+    for bytes_, flag in worth:
+        yield f"  {bytes_ / GIB:9.3f} GiB  {flag}"
+
+
+def machine() -> tuple[str, float]:
+    """The memory that a run would have: of the smallest GPU, else of the machine."""
+    import torch
+
+    from dpo_lightning.commands.doctor import machine_memory
+
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        return "GPU memory", min(torch.cuda.get_device_properties(i).total_memory for i in devices)
+    return "memory", machine_memory()
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    return cli.main(["fit", *argv], EstimateCLI)

@@ -1,0 +1,161 @@
+"""`export`: one whole model out of an adapter and its base, for tools that know of no adapters."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_lightning.console import ShortParser, say
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.new_folder import NewFolder
+from dpo_lightning.run_folder import check_space
+
+if TYPE_CHECKING:
+    from dpo_lightning.merging import Agreement
+    from dpo_lightning.models import CausalLM
+    from dpo_lightning.stages import Stage
+
+PROGRAM = "python -m dpo_lightning"
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""What llama.cpp's converter calls them."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    options = ShortParser(f"{PROGRAM} export", description=__doc__)
+    options.add_argument("--model", required=True, help="adapter folder, model folder or hub id")
+    options.add_argument("--out", required=True, help="the new model's folder")
+    options.add_argument(
+        "--dtype", choices=BYTES, default="float32", help="weights that are written; merged as float32"
+    )
+    options.add_argument("--max_shard_size", default="5GB", help="weights are split into files of this size")
+    options.add_argument("--fresh", action="store_true", help="move a folder that is already there aside")
+    return options
+
+
+def main(argv: list[str]) -> int:
+    """Merge, write, and compare what was written with the adapter model."""
+    args = parser().parse_args(argv)
+
+    from safetensors import SafetensorError
+
+    from dpo_lightning.library_noise import quiet
+    from dpo_lightning.merging import check_mergeable, shard_size
+    from dpo_lightning.model_folder import check_folder, count_values
+    from dpo_lightning.models import CausalLM
+
+    quiet()
+    size = shard_size(args.max_shard_size)
+    builder = CausalLM(args.model, attention="eager")
+    base, adapter = builder.base_path(), builder.adapter_folder()
+    folder = check_folder(base)
+    out = NewFolder(args.out, "out")
+    out.check([part for part in (folder, adapter) if part is not None], fresh=args.fresh)
+    check_mergeable(builder)
+    if folder is not None:
+        check_space(out.path, BYTES[args.dtype] * count_values(folder), "out")
+    try:
+        with out.written() as partial:
+            make(builder, partial, args.dtype, size, out.path.name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            ExitCode.IO,
+            Problem(f"the folder cannot be written: {reason}", "out", args.out),
+            fix="make room, or --out elsewhere",
+        ) from error
+    tell_next(out.path, args.dtype)
+    return 0
+
+
+def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None:
+    """Write the model into an empty folder.
+
+    Raises:
+        UserError: what is read back is not the function of the adapter model.
+    """
+    from dpo_lightning.merging import agreement, cast, merged, probe, write
+    from dpo_lightning.models import CausalLM
+    from dpo_lightning.stages import Stage, chain, folder_digest, record
+
+    stages, tokenizer = chain(builder.path), builder.tokenizer()
+    tell_source(builder, stages, dtype)
+    model: Any = builder.build()
+    expected = probe(model)
+    if builder.adapter_folder() is not None:
+        model = merged(model)
+        require(agreement(expected, probe(model), "float32"), "merged in float32")
+    write(model, tokenizer, folder, dtype, size)
+    cast(model, "float32")
+    written = probe(model)
+    require(agreement(expected, written, dtype), f"rounded to {dtype}")
+    del model  # two are never held
+    found = probe(CausalLM(str(folder), attention="eager").build())
+    require(agreement(written, found, "float32"), "read back from its files")
+    whole = agreement(expected, found, dtype)
+    say(f"check: logits of the written model, read back, differ by {whole} ({expected[..., 0].numel()} positions)")
+    policy = {"path": builder.path, "base": builder.base_path()}
+    settings = {"weights": dtype, "largest difference of a logit": str(whole)}
+    stages.append(Stage("export", policy, folder_digest(builder.path), folder_digest(folder), settings=settings))
+    record(folder, stages)
+    (folder / "README.md").write_text(card(builder, name, stages), encoding="utf-8")
+
+
+def tell_source(builder: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
+    """Say what is going to be done with what."""
+    base = builder.base_path()
+    if builder.adapter_folder() is None:
+        say(f"model: {builder.path} is a whole model: there is nothing to merge, it is written anew as {dtype}")
+    else:
+        say(f"model: the adapter {builder.path}, merged in float32 into {base}, written as {dtype}")
+        if any(stage.policy.get("quantization") for stage in stages):
+            say(
+                "note: the adapter was trained on quantized weights. It is merged into the unquantized ones of its "
+                "base, so that nothing of it is rounded away; answers differ from those in training by what "
+                "quantization took"
+            )
+    stored = str(getattr(builder.config(), "dtype", None)).removeprefix("torch.")
+    if dtype == "float32" and stored in ("bfloat16", "float16"):
+        say(f"note: the base is stored as {stored}; --dtype {stored} makes the folder half as large, and rounds")
+
+
+def require(agreement: Agreement, when: str) -> None:
+    """Refuse a model that is another function than the one that was to be exported.
+
+    Raises:
+        UserError: its logits differ by more than rounding.
+    """
+    if not agreement.holds:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem(f"the model is another one when it is {when}: its logits differ by {agreement}"),
+            fix="use the folder as it is, or --dtype float32 where it was rounded; nothing was written",
+        )
+
+
+def card(builder: CausalLM, name: str, stages: Sequence[Stage]) -> str:
+    """The model card: what it was made of, and every stage before."""
+    from dpo_lightning.stages import section
+
+    base, adapter = builder.base_path(), builder.adapter_folder()
+    made = f"the adapter `{builder.path}`, merged into `{base}`" if adapter else f"`{builder.path}`, written anew"
+    head = ["---", f"base_model: {base}", "pipeline_tag: text-generation", "library_name: transformers", "---"]
+    return "\n".join([*head, "", f"# {name}", "", f"Exported by `dpo_lightning`: {made}.", section(stages)])
+
+
+def tell_next(folder: Path, dtype: str) -> None:
+    """What was made, and what is done with it."""
+    size = sum(entry.stat().st_size for entry in folder.iterdir())
+    files = len(list(folder.glob("*.safetensors")))
+    where = shlex.quote(str(folder))
+    say(f"exported: {folder} ({size / 1e9:.2f} GB, {dtype}, weights in {files} file{'s' * (files > 1)})")
+    say(f"next: {PROGRAM} infer --model {where} --instruction 'What does a mutex do?'")
+    gguf = shlex.quote(f"{folder}.gguf")
+    say(
+        "GGUF, by llama.cpp's own converter (not run here): "
+        f"python llama.cpp/convert_hf_to_gguf.py {where} --outfile {gguf} --outtype {OUTTYPES[dtype]}"
+    )

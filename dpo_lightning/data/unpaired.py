@@ -1,0 +1,65 @@
+"""`UnpairedDataModule`: answers that were judged one by one, beside each another row's where the loss asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from dpo_lightning.data.collate import Collator
+from dpo_lightning.data.datamodule import TextDataModule
+from dpo_lightning.data.mismatches import mismatches
+from dpo_lightning.data.schema import unpaired_examples
+from dpo_lightning.data.tokenization import Encoder
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.examples import EncodedAnswer, EncodedUnpaired, UnpairedExample
+from dpo_lightning.losses.unpaired import UnpairedLoss
+from dpo_lightning.types import Batch
+
+
+class UnpairedDataModule(TextDataModule):
+    """Judged answers: `prompt, completion, label` as strings or messages; of pairs, each answer by itself."""
+
+    asks_kl = False
+    """Whether rows get a mismatched answer; the module's loss decides."""
+
+    def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
+        """Read, check and encode rows, as the module's loss needs them."""
+        loss = getattr(module, "loss", None)
+        if not isinstance(loss, UnpairedLoss):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"UnpairedDataModule is for a KTOModule, not for a {type(module).__name__}", "data"),
+                fix="--config configs/kto.yaml, or PreferenceDataModule",
+            )
+        if loss.asks_kl != self.asks_kl:  # rows that were encoded for another loss
+            self.encoded, self.asks_kl = {}, loss.asks_kl
+        super().prepare(stage, module, world_size)
+
+    def read(self, paths: str | list[str]) -> tuple[list[UnpairedExample], list[str]]:
+        """Rows as judged answers."""
+        return unpaired_examples(paths, columns=self.columns, strict=self.strict, allow=self.allow)
+
+    def encode(self, encoder: Encoder, examples: Sequence[UnpairedExample]) -> list[EncodedUnpaired]:
+        """Judged answers as ids. What is mismatched is settled here, before rows are shared out to ranks."""
+        rows = encoder.judged(examples)
+        if not self.asks_kl:
+            return rows
+        others = [rows[other].completion for other in mismatches(rows)]
+        fitted = [fit(row, other, self.max_length) for row, other in zip(rows, others, strict=True)]
+        encoder.counts.cut_mismatches = sum(len(a.ids) > len(b.ids) for a, b in zip(others, fitted, strict=True))
+        return [replace(row, mismatched=other) for row, other in zip(rows, fitted, strict=True)]
+
+    @staticmethod
+    def lay_out(layout: Collator, items: Sequence[tuple[EncodedUnpaired, int]]) -> Batch:
+        """An `UnpairedBatch`."""
+        rows, indices = zip(*items, strict=True)
+        return layout.judged(rows, indices)
+
+
+def fit(row: EncodedUnpaired, answer: EncodedAnswer, max_length: int) -> EncodedAnswer:
+    """Another row's answer after this row's prompt, cut at `max_length`."""
+    room = max_length - len(row.prompt_ids)
+    if len(answer.ids) <= room:
+        return answer
+    return replace(answer, ids=answer.ids[:room], scored=answer.scored[:room], cut=True)

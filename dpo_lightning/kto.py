@@ -1,0 +1,93 @@
+"""`KTOModule`: answers that were judged good or bad by themselves, with any unpaired loss."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LRSchedulerCallable
+from torch import Tensor
+from torch.optim import AdamW
+
+from dpo_lightning.callbacks.self_check import SelfCheck
+from dpo_lightning.callbacks.unpaired import UnpairedRewards
+from dpo_lightning.console import say
+from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
+from dpo_lightning.logps import score
+from dpo_lightning.losses.unpaired import KTOLoss, UnpairedLoss, WeighedLoss
+from dpo_lightning.models import CausalLM
+from dpo_lightning.module import OptimizerFactory
+from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.references import ReferencePolicy
+from dpo_lightning.types import UnpairedBatch
+
+BALANCE = (1.0, 4 / 3)
+"""Weighted good answers to weighted bad ones, as KTO's authors recommend (Ethayarajh et al. 2024)."""
+
+
+class KTOModule(ReferencedModule):
+    """Train a policy towards good answers and away from bad ones (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+
+    loss: UnpairedLoss
+    measured = "judged"
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        loss: UnpairedLoss = KTOLoss(),  # noqa: B008 - frozen, and the config shows it as the default
+        reference: ReferencePolicy | None = None,
+        learning_rate: float = 5e-7,
+        optimizer: OptimizerFactory = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Describe the run.
+
+        Args:
+            policy: the model to train.
+            loss: the loss of judged answers with its hyperparameters.
+            reference: what the policy is measured against. Left out, it follows from the policy: the adapter switched
+                off for a new LoRA, a frozen copy of the start for everything else.
+            learning_rate: handed to the optimizer.
+            optimizer: class of the optimizer and its other options.
+            lr_scheduler: class of a scheduler that is stepped once per optimizer step.
+        """
+        super().__init__(policy, loss, reference, learning_rate, optimizer, lr_scheduler)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
+        return self.not_given(UnpairedRewards(), SelfCheck())
+
+    def setup(self, stage: str) -> None:
+        """Settle memory, and tell how the kinds of answers weigh."""
+        super().setup(stage)
+        rows = getattr(getattr(self.trainer, "datamodule", None), "encoded", {}).get("train", ())
+        good = sum(row.good for row in rows)
+        if stage == "fit" and rows and isinstance(self.loss, WeighedLoss):
+            tell_balance(self.loss, good, len(rows) - good)
+
+    def compare(self, batch: UnpairedBatch, rows: str = "train") -> tuple[UnpairedOutput, UnpairedLogps]:
+        """Loss and log-probabilities of each answer; `rows` is the part of the data that its indices count in."""
+        policy, reference = score(self.policy, batch, self.head), self.reference(self.policy, batch, rows)
+        own = slice(len(batch.indices))
+        kl = None
+        if self.loss.asks_kl:
+            others = slice(len(batch.indices), None)
+            kl = self.mean(policy.sums[others].detach() - reference.sums[others], batch.weights)
+        logps = UnpairedLogps(policy.sums[own], reference.sums[own], policy.lengths[own], batch.good, batch.weights, kl)
+        return self.loss(logps), logps
+
+    def mean(self, values: Tensor, weights: Tensor) -> Tensor:
+        """The weighted mean over the micro-batch of all ranks; 0 where nothing counts."""
+        sums = torch.stack([torch.where(weights > 0, values * weights, 0).sum(), weights.sum()])
+        total, weight = self.trainer.strategy.reduce(sums, reduce_op="sum").unbind()
+        return total / torch.where(weight > 0, weight, 1)
+
+
+def tell_balance(loss: WeighedLoss, good: int, bad: int) -> None:
+    """Say how much the kinds of answers weigh, where that is not what the authors of KTO recommend."""
+    least, most = BALANCE
+    weights = loss.desirable_weight * good, loss.undesirable_weight * bad
+    if not least * weights[1] <= weights[0] <= most * weights[1]:
+        say(
+            f"note: {good} good answers weigh {weights[0]:g}, {bad} bad ones {weights[1]:g}; KTO's authors recommend "
+            "1 to 4/3 times as much (--model.loss.desirable_weight, --model.loss.undesirable_weight)"
+        )

@@ -1,0 +1,162 @@
+"""Merging: every kind of low-rank adapter, every tie of embeddings, and nothing lost between training and the file."""
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.merging import agreement, check_mergeable, merged, probe, shard_size, write
+from dpo_lightning.models import CausalLM
+
+
+def base(folder, **options):
+    """A tiny model's folder."""
+    return tiny.save(folder / "base", tiny.make_llama(**options), tiny.make_chat_tokenizer())
+
+
+def trained(base, folder, config):
+    """An adapter that peft made and a few steps moved: its logits as they were trained, and its folder."""
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    ids = torch.randint(tiny.VOCAB, (2, 24))
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], 1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-model(input_ids=ids).logits.float().softmax(-1)[..., :40].sum(-1).log().mean()).backward()
+        optimizer.step()
+    model.eval().save_pretrained(folder / "adapter")
+    return probe(model), folder / "adapter"
+
+
+KINDS = {
+    "plain": {"target_modules": "all-linear"},
+    "rslora": {"target_modules": "all-linear", "use_rslora": True},
+    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "pissa": {"target_modules": "all-linear", "init_lora_weights": "pissa"},
+    "olora": {"target_modules": "all-linear", "init_lora_weights": "olora"},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "embedding and head": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "embedding, tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "whole head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "whole embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "whole both": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "whole, tied": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4, 5]},
+}
+STAY_TIED = {"plain", "rslora", "dora", "pissa", "olora", "whole, tied", "embedding, tied", "tokens"}
+"""Kinds that leave a tied embedding and its head equal."""
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:.*ensure_weight_tying.*")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_written_model_is_what_was_trained(kind, tied, tmp_path, capsys):
+    """Merging in place changes both ends of a tie, where peft is left alone with it."""
+    folder = base(tmp_path, tie_word_embeddings=tied)
+    expected, adapter = trained(folder, tmp_path, LoraConfig(r=2, task_type="CAUSAL_LM", **KINDS[kind]))
+    untouched = probe(AutoModelForCausalLM.from_pretrained(folder))
+    assert (expected - untouched).abs().max() > 0.1
+    builder = CausalLM(str(adapter), attention="eager")
+    model = merged(builder.build())
+    out = tmp_path / "out"
+    write(model, builder.tokenizer(), out, "float32", "5GB")
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert (probe(loaded) - expected).abs().max() < 1e-4
+    stays = tied and kind in STAY_TIED
+    assert loaded.config.tie_word_embeddings == stays
+    stored = CausalLM(str(out)).build()
+    assert (stored.lm_head.weight is stored.model.embed_tokens.weight) == stays
+    assert ("written as two" in capsys.readouterr().out) == (tied and not stays)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_plain_peft_would_lose_it(tmp_path):
+    """Why ties are cut before: an adapter of a tied head that is merged in place changes the embedding as well."""
+    folder = base(tmp_path)
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["lm_head"])
+    expected, adapter = trained(folder, tmp_path, config)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter))
+    assert (probe(plain.merge_and_unload()) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_and_no_more(dtype, tmp_path):
+    folder = base(tmp_path)
+    expected, adapter = trained(folder, tmp_path, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
+    builder = CausalLM(str(adapter), attention="eager")
+    write(merged(builder.build()), builder.tokenizer(), tmp_path / "out", dtype, "5GB")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert loaded.dtype == getattr(torch, dtype)
+    near = agreement(expected, probe(loaded.float()), dtype)
+    assert near.holds
+    assert near.difference > 1e-4
+    assert not agreement(expected, probe(AutoModelForCausalLM.from_pretrained(folder)), dtype).holds
+
+
+def test_what_is_no_number_does_not_agree():
+    logits = torch.ones(1, 1, 2)
+    assert agreement(logits, logits, "float32").holds
+    assert not agreement(logits, logits * torch.nan, "float32").holds
+    assert not agreement(logits * 1e-3, logits * 1e-3 + 2e-4, "float32").holds
+
+
+def refused(act):
+    with pytest.raises(UserError) as raised:
+        act()
+    assert raised.value.code == ExitCode.MODEL
+    assert raised.value.fix
+    return str(raised.value)
+
+
+def test_a_quantized_base_is_refused(tmp_path):
+    """Merging into four bits rounds the adapter away."""
+    folder = base(tmp_path)
+    _, adapter = trained(folder, tmp_path, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        text.replace("{", '{"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true},', 1)
+    )
+    said = refused(lambda: check_mergeable(CausalLM(str(adapter))))
+    assert "weights are quantized" in said
+    assert "adapter_config.json" in said
+    assert "weights are quantized" in refused(lambda: check_mergeable(CausalLM(str(folder))))
+
+
+def test_a_learned_prompt_is_refused(tmp_path):
+    folder = base(tmp_path)
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    model.save_pretrained(tmp_path / "adapter")
+    assert "learned prompt" in refused(lambda: check_mergeable(CausalLM(str(tmp_path / "adapter"))))
+
+
+def test_what_peft_cannot_merge_is_refused(tmp_path):
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear", lora_bias=True)
+    _, adapter = trained(base(tmp_path), tmp_path, config)
+    policy = CausalLM(str(adapter), attention="eager").build()
+    assert "the base layer has no bias" in refused(lambda: merged(policy))
+
+
+def test_a_start_that_no_one_can_repeat_is_refused(tmp_path):
+    """A random decomposition of the base is drawn anew at loading: another model, and peft says nothing."""
+    folder = base(tmp_path)
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights="pissa_niter_4")
+    expected, adapter = trained(folder, tmp_path, config)
+    torch.manual_seed(9)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter))
+    assert (probe(plain) - expected).abs().max() > 0.1
+    assert "random decomposition" in refused(CausalLM(str(adapter)).build)
+
+
+@pytest.mark.parametrize("text", ["5GB", "200MB", "1KB"])
+def test_sizes_of_shards(text):
+    assert shard_size(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "5", "0GB", "-1GB", "5gb", "5 GB", "many"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UserError, match="this is no size"):
+        shard_size(text)

@@ -1,0 +1,52 @@
+"""What a loss needs of rows and reference: refused or said before a weight is loaded."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.losses import AOTLoss, DPOLoss, ODPOLoss, SimPOLoss, WeightedSum
+from dpo_lightning.needs import check_columns, check_wanted, tell_columns
+from dpo_lightning.references import FrozenCopy, ReferenceFree
+
+ANSWER = EncodedAnswer((1, 2), (True, True))
+PLAIN = EncodedPair(Origin("rows.jsonl", 1), (3,), ANSWER, ANSWER)
+OTHER = replace(PLAIN, origin=Origin("rows.jsonl", 7))
+MIXTURE = WeightedSum([DPOLoss(), AOTLoss()], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("margin", [None, -0.5])
+def test_a_margin_that_is_missing_or_negative_is_named(margin):
+    rows = [replace(PLAIN, margin=1.0), replace(OTHER, margin=margin)]
+    with pytest.raises(UserError, match=re.escape("rows.jsonl:7")) as caught:
+        check_columns(ODPOLoss(), rows)
+    assert caught.value.code == ExitCode.DATA
+    assert "rows.jsonl:1" not in str(caught.value)
+    check_columns(DPOLoss(), rows)
+
+
+@pytest.mark.parametrize("loss", [AOTLoss(), MIXTURE])
+def test_weights_for_a_loss_that_compares_pairs_are_refused(loss):
+    with pytest.raises(UserError, match=re.escape("a weight of 0.0 has no meaning")):
+        check_columns(loss, [PLAIN, replace(OTHER, weight=0.0)])
+    check_columns(loss, [PLAIN, OTHER])
+
+
+def test_what_columns_do_is_said(capsys):
+    rows = [replace(PLAIN, weight=0.5, margin=1.0), replace(OTHER, weight=2.0)]
+    tell_columns(DPOLoss(), "train", rows)
+    tell_columns(ODPOLoss(), "eval", rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "note: pairs count by their `weight`, 0.5 to 2, in the loss; other measures count each once",
+        "note: train: DPOLoss does not use the column `margin`",
+    ]
+
+
+def test_a_reference_that_is_not_asked_and_one_that_is_none_are_refused():
+    for loss, reference in ((SimPOLoss(), FrozenCopy()), (DPOLoss(), ReferenceFree())):
+        with pytest.raises(UserError, match=type(reference).__name__):
+            check_wanted(loss, reference)
+    for loss, reference in ((SimPOLoss(), ReferenceFree()), (DPOLoss(), FrozenCopy()), (SimPOLoss(), None)):
+        check_wanted(loss, reference)
