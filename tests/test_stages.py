@@ -143,7 +143,7 @@ def test_the_card_of_the_third_stage_tells_all_three(file, demonstrations, tiny_
     assert stages[0].data == {"train": {demonstrations: file_hash(demonstrations)}}
     assert stages[2].data == {"train": {str(file): file_hash(str(file))}}
     assert "reference" not in stages[0].settings
-    assert stages[2].settings["reference"] == "FrozenCopy"
+    assert stages[2].settings["reference"] == "FrozenAdapter"
     assert stages[2].settings["loss"].startswith("DPOLoss(beta=")
     assert stages[2].settings["reference digest"] == made.reference.digest(made.policy)[:16]
     lines = (last / "README.md").read_text().partition("## Stages")[2].splitlines()
