@@ -50,7 +50,7 @@ def assert_same(one, other):
 
 
 def test_two_ranks_are_one(tiny_llama, tmp_path):
-    """7 training and 3 eval rows, 4 a step: weights, state and every metric of every loss that no micro-batch defines."""
+    """7 training and 3 eval rows, 4 a step: weights, state and metrics of every loss that no micro-batch defines."""
     both = loss_runs.on_two_ranks(tiny_llama, tmp_path)
     assert both.keys() == EXACT.keys()
     start = dict(steps.ready(tiny_llama).policy.named_parameters())
