@@ -121,6 +121,14 @@ def test_the_yaml_of_the_page_trains(number, bench, monkeypatch):
     assert "self-check: passed" in ran.out
 
 
+def test_a_divergence_is_named_by_its_flag(bench):
+    """As the page has it, with an option of its own."""
+    flags = "--model.loss.divergence", "AlphaDivergence", "--model.loss.divergence.alpha", "0.25"
+    ran = bench.fit(*flags, "--trainer.max_steps", "1", out="alpha")
+    assert ran.code == 0, ran
+    assert "AlphaDivergence" in (bench.folder / "alpha" / "config.yaml").read_text(encoding="utf-8")
+
+
 def test_there_are_three_of_them(maker):
     assert [("BCOPairLoss" in block, "SFTLoss" in block, "your_package" in block) for block in YAML] == [
         (True, True, False),
