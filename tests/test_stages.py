@@ -156,7 +156,7 @@ def test_the_card_of_the_third_stage_tells_all_three(file, demonstrations, tiny_
             assert digest[:16] in line
     assert "r=3, lora_alpha=32" in told[0]
     assert "new adapter" not in told[1] + told[2]
-    assert "FrozenCopy" in told[1]
+    assert "FrozenAdapter" in told[1]
 
 
 def test_weights_that_were_changed_since_are_told(file, tiny_llama, tmp_path, capsys):
