@@ -214,10 +214,11 @@ def test_the_summary_says_what_metrics_json_holds(trials, name):
         assert "self-check: passed (starting loss 0.500000, margins 0" in ran.out
         return
     low, high = metrics["eval/rewards/accuracies_ci95"]
-    assert metrics["eval/pairs"] == 8  # two batches of four
+    pairs = 2 * yaml.safe_load((CONFIGS / name).read_text())["data"]["init_args"]["batch_size"]  # two batches
+    assert metrics["eval/pairs"] == pairs
     assert 0 <= low <= metrics["eval/rewards/accuracies"] <= high <= 1
     assert f"held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward" in ran.out
-    assert f"95 % interval {low:.3f} to {high:.3f}, 8 pairs" in ran.out
+    assert f"95 % interval {low:.3f} to {high:.3f}, {pairs} pairs" in ran.out
     assert f"held-out loss       {metrics['eval/loss']:.4f}" in ran.out
     for line in ("  prompt  ", "  policy  ", "  reference  "):
         assert line in ran.out

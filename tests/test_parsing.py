@@ -32,7 +32,7 @@ FLAGS = {
     "no choice of the trainer": (["--trainer.precision", "7"], "16-mixed", "at trainer.precision\n  | 7"),
     "a word for a seed": (["--seed_everything", "x"], "expected bool or int at seed_everything\n  | x"),
     "a flag without its value": (["--data.batch_size"], "expected one argument at data"),
-    "no such loss": (["--model.loss", "ORPOLoss"], "no such class at model.loss\n  | ORPOLoss", "IPOLoss"),
+    "no such loss": (["--model.loss", "IPPOLoss"], "no such class at model.loss\n  | IPPOLoss", "IPOLoss"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
     "no such model": (["--model", "PPO"], "no such class at model\n  | PPO", "DPOModule, SFTModule"),
     "no such data": (["--data", "Rows"], "no such class at data\n  | Rows", "PreferenceDataModule, SFTDataModule"),

@@ -21,7 +21,7 @@ from dpo_lightning.model_folder import EMBEDDED, check_folder
 from dpo_lightning.models import CausalLM, Lora, Quantization, save_model
 from dpo_lightning.module import PolicyModule
 from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.references import AdapterDisabled, FrozenCopy
+from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
 
 FOUR, DOUBLE, EIGHT = Quantization(), Quantization(double_quant=True), Quantization(bits=8)
 EVERY = pytest.mark.parametrize("quantization", [FOUR, DOUBLE, Quantization(quant_type="fp4"), EIGHT], ids=str)
@@ -147,7 +147,7 @@ def test_checkpointing_changes_no_number(quantization, tiny_llama, file):
 
 @BOTH
 def test_both_models_are_quantized(quantization, tiny_llama, file, tmp_path):
-    """Below a new adapter, as a frozen copy of an adapter that was trained before, and as another model."""
+    """Below a new adapter and one that was trained before, as a frozen copy, and as another model."""
     new = ready(tiny_llama, quantization)
     assert isinstance(new.reference, AdapterDisabled)
     assert len(quantized_layers(new.policy, quantization)) == 14
@@ -155,15 +155,17 @@ def test_both_models_are_quantized(quantization, tiny_llama, file, tmp_path):
         assert len(quantized_layers(model, quantization)) == 14
     before = adapter_folder(tiny_llama, file, tmp_path / "adapter")
     further = ready(before, quantization, lora=None)
-    named = ready(tiny_llama, quantization, reference=FrozenCopy(str(tiny_llama)))
-    for made, equal in ((further, True), (named, True)):  # a named model is the base, as the policy still is
+    assert isinstance(further.reference, FrozenAdapter)
+    copied = ready(before, quantization, lora=None, reference=FrozenCopy())
+    named = ready(tiny_llama, quantization, reference=FrozenCopy(str(tiny_llama)))  # the base, as the policy still is
+    for made in (further, copied, named):
         assert len(quantized_layers(made.policy, quantization)) == 14
         with made.reference.activated(made.policy) as model:
-            assert model is not made.policy
+            assert (model is made.policy) == (made is further)
             assert len(quantized_layers(model, quantization)) == 14
-            assert not any(value.requires_grad for value in model.parameters())
+            assert made is further or not any(value.requires_grad for value in model.parameters())
         losses = made.compare(runs.batch(made, file))[0].losses
-        assert torch.equal(losses, torch.full_like(losses, runs.LN2)) == equal
+        assert torch.equal(losses, torch.full_like(losses, runs.LN2))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])

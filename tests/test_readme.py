@@ -160,7 +160,7 @@ def test_every_flag_of_the_readme_exists(place, monkeypatch):
     options = ("--config", "configs/dpo.yaml", "--model.policy.lora.r", "8", "--output_dir", "x")
     printed = run("fit", *options, "--print_config")
     known = {spoken(key) for key, _ in flat(yaml.safe_load(printed.out))}
-    known |= {"model.loss", "model.loss.target", "model.reference.path"}
+    known |= {"model.loss", "model.loss.target", "model.loss.divergence", "model.reference.path"}
     flags = set(re.findall(r"--((?:model|data|trainer)\.[\w.]*\w)", README))
     assert len(flags) >= 12
     assert flags <= known

@@ -141,7 +141,7 @@ def train(kind, model, folder, batch_size=2, accumulate=1, rows=4, collator=None
     make_module, data_module, make_rows = KINDS[kind]
     module = make_module(model, policy=CausalLM(str(model), **policy), optimizer=SGD, learning_rate=runs.SGD_RATE)
     file = runs.write_rows(folder, "train", make_rows(rows))
-    held_out = runs.write_rows(folder, "eval", make_rows(2, 50))
+    held_out = runs.write_rows(folder, "eval", make_rows(4, 50))
     data = data_module(file, held_out, batch_size=batch_size, max_length=64, shuffle=False, collator=collator)
     memory, _ = runs.fit(module, data, folder, accumulate_grad_batches=accumulate)
     return module, memory, data.encoded["train"]

@@ -143,7 +143,7 @@ def test_the_card_of_the_third_stage_tells_all_three(file, demonstrations, tiny_
     assert stages[0].data == {"train": {demonstrations: file_hash(demonstrations)}}
     assert stages[2].data == {"train": {str(file): file_hash(str(file))}}
     assert "reference" not in stages[0].settings
-    assert stages[2].settings["reference"] == "FrozenCopy"
+    assert stages[2].settings["reference"] == "FrozenAdapter"
     assert stages[2].settings["loss"].startswith("DPOLoss(beta=")
     assert stages[2].settings["reference digest"] == made.reference.digest(made.policy)[:16]
     lines = (last / "README.md").read_text().partition("## Stages")[2].splitlines()
@@ -156,7 +156,7 @@ def test_the_card_of_the_third_stage_tells_all_three(file, demonstrations, tiny_
             assert digest[:16] in line
     assert "r=3, lora_alpha=32" in told[0]
     assert "new adapter" not in told[1] + told[2]
-    assert "FrozenCopy" in told[1]
+    assert "FrozenAdapter" in told[1]
 
 
 def test_weights_that_were_changed_since_are_told(file, tiny_llama, tmp_path, capsys):

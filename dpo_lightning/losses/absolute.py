@@ -15,7 +15,7 @@ from dpo_lightning.types import PairLogps, PreferenceOutput
 class NCALoss(PreferenceLoss):
     """Noise contrastive alignment: chosen answers are told from both the reference's and the rejected ones.
 
-    Paper: Chen et al. 2024, arXiv:2402.05369, algorithm 1 with two responses.
+    Paper: Chen et al. 2024, arXiv:2402.05369, for two responses.
     Loss: `-log sigmoid(beta a) - 1/2 log sigmoid(-beta a) - 1/2 log sigmoid(-beta r)`.
     TRL: `nca_pair`.
     Use: where the likelihood of chosen answers must not fall, as in mathematics and code.
@@ -36,7 +36,7 @@ class BCOPairLoss(PreferenceLoss):
     The mean moves after each optimizer step, over all of its pairs on all ranks, so that it does not depend on how a
     batch is cut; the authors' code moves it within the forward pass of each micro-batch.
 
-    Paper: Jung et al. 2024, arXiv:2404.04656, eq. 9.
+    Paper: Jung et al. 2024, arXiv:2404.04656.
     Loss: `-log sigmoid(beta a - delta) - log sigmoid(-(beta r - delta))`, delta the running mean of rewards.
     TRL: `bco_pair`, which has had delta 0 since 0.29; that is `shift: false`.
     Use: as one part of a weighted sum (MPO), and where rewards drift as a whole.
@@ -122,7 +122,7 @@ class CalDPOLoss(PreferenceLoss):
     """Calibrated DPO: DPO without a beta, and log-ratios that are regressed to the scale of true rewards.
 
     Paper: Xiao et al. 2024, arXiv:2412.14516, eq. 10.
-    Loss: `-log sigmoid(h) + (a - 1/(2 beta))^2 + (r + 1/(2 beta))^2`.
+    Loss: `-log sigmoid(h) + (a - 1/(2 beta))^2 + (r + 1/(2 beta))^2`; the authors' script halves the squares.
     TRL: none.
     Use: where the likelihood of chosen answers falls under DPO.
     Typical: beta 0.001 to 0.1; learning rate 5e-7.

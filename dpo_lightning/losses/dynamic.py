@@ -20,9 +20,10 @@ class BetaDPOLoss(PreferenceLoss):
 
     The mean of the micro-batch's kept pairs decides, so that two ranks or accumulation differ from one batch. What is
     usual, `M0`, is the same on all ranks and moves after each optimizer step. Of the paper's random choice of pairs
-    near `M0`, the likeliest one is taken: a run can then be repeated and gone on with exactly.
+    near `M0`, the likeliest one is taken: a run can then be repeated and gone on with exactly. The authors' code takes
+    margins in nats, so that its `a` of 0.6 is an alpha of 6 at beta 0.1, and moves `M0` before it is used.
 
-    Paper: Wu et al. 2024, arXiv:2407.08639, eq. 7 to 10.
+    Paper: Wu et al. 2024, arXiv:2407.08639.
     Loss: `-log sigmoid(b h)`, `b = beta (1 + alpha (mean M - M0))`, `M = beta h`; b is at least 1e-3, without gradient.
     TRL: none.
     Use: where pairs differ much in quality.

@@ -12,7 +12,7 @@ from dpo_lightning.types import PairLogps, PreferenceOutput
 class HingeLoss(MarginLoss):
     """SLiC's hinge, normalised by the reference as in RSO; beta is the reciprocal of the margin.
 
-    Paper: Liu et al. 2023 (RSO), arXiv:2309.06657, eq. 12, after Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425.
+    Paper: Liu et al. 2023 (RSO), arXiv:2309.06657, after Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425.
     Loss: `max(0, 1 - beta h)`.
     TRL: `hinge`.
     Use: where pairs that are apart far enough should have no influence any more.

@@ -37,7 +37,7 @@ class SFTLoss(PairwiseLoss):
     By `token_mean`, a pair's share depends on the lengths in its micro-batch: two ranks or accumulation differ a little
     from one batch.
 
-    Paper: Pang et al. 2024 (iterative RPO), arXiv:2404.19733, eq. 2; Liu et al. 2024 (RPO), arXiv:2405.16436, eq. 9.
+    Paper: Pang et al. 2024 (iterative RPO), arXiv:2404.19733; Liu et al. 2024 (RPO), arXiv:2405.16436.
     Loss: `-log pi(yw)`, divided by what `normalization` says.
     TRL: `sft`, which is `token_mean`.
     Use: beside a preference loss in a `WeightedSum`: with weight 1 it is iterative RPO, with 0.005 RPO, both on DPO.

@@ -44,7 +44,7 @@ class DPOLoss(MarginLoss):
 class RobustLoss(MarginLoss):
     """DPO debiased for randomly flipped preferences. A loss may be negative.
 
-    Paper: Chowdhury et al. 2024, arXiv:2403.00409, eq. 14.
+    Paper: Chowdhury et al. 2024, arXiv:2403.00409.
     Loss: `[-(1-e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e)`.
     TRL: `robust`.
     Use: where the share of flipped preferences is known.
@@ -60,7 +60,7 @@ class RobustLoss(MarginLoss):
         self.require("label_smoothing", 0 <= self.label_smoothing < 0.5, "must lie in [0, 0.5)")
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
-        """Losses and rewards per pair."""
+        """Losses and rewards per pair; ln 2 where policy and reference agree."""
         chosen, rejected = self.scores(logps)
         e, h = self.label_smoothing, self.beta * (chosen - rejected)
         losses = (-(1 - e) * logsigmoid(h) + e * logsigmoid(-h)) / (1 - 2 * e)
@@ -91,7 +91,7 @@ class LNDPOLoss(MarginLoss):
 class DPOPLoss(PreferenceLoss):
     """DPO-Positive (Smaug): a chosen answer that becomes less likely than it was costs extra.
 
-    Paper: Pal et al. 2024, arXiv:2402.13228, eq. 3.
+    Paper: Pal et al. 2024, arXiv:2402.13228.
     Loss: `-log sigmoid(beta (h - lambda max(0, -a)))`.
     TRL: none.
     Use: where both answers are nearly the same text and the likelihood of both falls.
@@ -117,7 +117,7 @@ class DPOPLoss(PreferenceLoss):
 class RDPOLoss(PreferenceLoss):
     """Length-regularised DPO: a longer chosen answer has to be preferred by less.
 
-    Paper: Park et al. 2024, arXiv:2403.19159, eq. 9.
+    Paper: Park et al. 2024, arXiv:2403.19159.
     Loss: `-log sigmoid(beta h + alpha (nw - nl))`.
     TRL: none.
     Use: where answers grow longer and no better.
@@ -133,7 +133,7 @@ class RDPOLoss(PreferenceLoss):
         self.require("alpha", self.alpha >= 0, "must be 0 or more")
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
-        """Losses and rewards per pair; ln 2 where policy and reference agree and both are as long."""
+        """Losses and rewards per pair; ln(1 + exp(alpha (nl - nw))) where policy and reference agree."""
         longer = logps.chosen_lengths - logps.rejected_lengths
         return self.output(-logsigmoid(self.beta * logps.margins + self.alpha * longer), logps)
 
@@ -142,7 +142,7 @@ class RDPOLoss(PreferenceLoss):
 class ODPOLoss(PreferenceLoss):
     """DPO with an offset: the better the chosen answer was found, the larger the margin has to be.
 
-    Paper: Amini et al. 2024, arXiv:2402.10571, eq. 7.
+    Paper: Amini et al. 2024, arXiv:2402.10571.
     Loss: `-log sigmoid(beta h - alpha f(margin))`, the margin a column of the rows.
     TRL: none.
     Use: where rows tell by how much, and not only which.
@@ -167,7 +167,7 @@ class ODPOLoss(PreferenceLoss):
         return frozenset({"margin"})
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
-        """Losses and rewards per pair."""
+        """Losses and rewards per pair; ln(1 + exp(alpha f(margin))) where policy and reference agree."""
         assert logps.given_margins is not None  # named in `statistics`
         offset = logps.given_margins
         if self.scaling == "log":
@@ -223,7 +223,7 @@ class EXOLoss(MarginLoss):
         self.require("label_smoothing", 0 < self.label_smoothing < 0.5, "must lie in (0, 0.5)")
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
-        """Losses and rewards per pair."""
+        """Losses and rewards per pair; -ln 2 - (ln e + ln(1-e)) / 2 where policy and reference agree."""
         chosen, rejected = self.scores(logps)
         h = self.beta * (chosen - rejected)
         kept, flipped = math.log1p(-self.label_smoothing), math.log(self.label_smoothing)
@@ -235,7 +235,7 @@ class EXOLoss(MarginLoss):
 class ChiPOLoss(PreferenceLoss):
     """Chi-squared preference optimization: a one-line change of DPO with a guarantee against over-optimization.
 
-    Paper: Huang et al. 2024, arXiv:2407.13399, eq. 9 (algorithm 1).
+    Paper: Huang et al. 2024, arXiv:2407.13399, algorithm 1.
     Loss: `-log sigmoid(clip(beta (phi(a) - phi(r)), -2R, 2R))`, `phi(z) = exp(z) + z`.
     TRL: none.
     Use: for long training on few pairs, where DPO drifts away.

@@ -16,7 +16,7 @@ from dpo_lightning.types import PairLogps, PreferenceOutput, Statistic
 class WeightedSum(PairwiseLoss):
     """A weighted sum of losses, each with its own options; rewards are those of its first part that compares answers.
 
-    Paper: Wang et al. 2024 (MPO), arXiv:2411.10442, eq. 1.
+    Paper: Wang et al. 2024 (MPO), arXiv:2411.10442.
     Loss: `sum_i w_i loss_i`; rewards are not multiplied.
     TRL: several names in `loss_type` with `loss_weights`, which share one beta there.
     Use: MPO is DPO 0.8, BCO 0.2, SFT 1; iterative RPO is DPO 1, SFT 1.
@@ -71,7 +71,7 @@ class WeightedSum(PairwiseLoss):
                     loss.observe(loss(logps), logps)
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
-        """The weighted sum of losses per pair, and rewards."""
+        """Losses per pair, and rewards; the weighted sum of the parts' where policy and reference agree."""
         outputs = [(weight, loss, loss(logps)) for weight, loss in self.parts]
         total = torch.stack([weight * output.losses for weight, _, output in outputs]).sum(0)
         first = next((output for _, loss, output in outputs if not isinstance(loss, SFTLoss)), outputs[0][2])

@@ -69,7 +69,7 @@ class SimPOLoss(ReferenceFreeLoss):
 class AlphaPOLoss(ReferenceFreeLoss):
     """SimPO with another shape of the reward; alpha 0 is SimPO.
 
-    Paper: Gupta et al. 2025, arXiv:2501.03884, eq. 6.
+    Paper: Gupta et al. 2025, arXiv:2501.03884.
     Loss: `-log sigmoid(rw - rl - gamma)` with `r = beta (1 - exp(-alpha m)) / alpha`.
     TRL: `alphapo` of its CPOTrainer, whose `alpha` is the same.
     Use: in place of SimPO, where likelihoods fall too far.
@@ -106,7 +106,7 @@ class AlphaPOLoss(ReferenceFreeLoss):
 class CPOLoss(ReferenceFreeLoss):
     """Contrastive preference optimization: DPO without a reference, held by the likelihood of chosen answers.
 
-    Paper: Xu et al. 2024, arXiv:2401.08417, eq. 5.
+    Paper: Xu et al. 2024, arXiv:2401.08417; its preference term is eq. 3.
     Loss: `-log sigmoid(beta (log pi(yw) - log pi(yl))) - w log pi(yw)`.
     TRL: `sigmoid` of its CPOTrainer, whose `cpo_alpha` is `nll_weight` by the `token_mean`.
     Use: translation, and other tasks where chosen answers are to be imitated as well.
@@ -139,7 +139,7 @@ class CPOLoss(ReferenceFreeLoss):
 class ORPOLoss(ReferenceFreeLoss):
     """Odds ratio preference optimization: supervised fine-tuning and preference in one stage.
 
-    Paper: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7; the paper's lambda is beta.
+    Paper: Hong et al. 2024, arXiv:2403.07691, eq. 4 and 7; the paper's lambda is beta.
     Loss: `-mw - beta log sigmoid(log odds(mw) - log odds(ml))`, m the mean log-probability of an answer's tokens.
     TRL: its ORPOTrainer, which learns the prompt as well; here the likelihood is that of the answer alone.
     Use: from a base model, without a stage of SFT before.

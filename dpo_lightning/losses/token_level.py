@@ -22,7 +22,7 @@ class LDDPOLoss(PreferenceLoss):
 
     Positions are those of scored tokens, and policy and reference are treated alike, so that the loss begins at ln 2.
 
-    Paper: Liu et al. 2024, arXiv:2409.06411, eq. 10.
+    Paper: Liu et al. 2024, arXiv:2409.06411.
     Loss: `-log sigmoid(beta h)` of log-probabilities `sum of the first min(nw, nl) tokens + alpha * sum of the rest`.
     TRL: `ld_alpha` with `sigmoid`, so since 0.29; before, it changed the policy's side alone.
     Use: where answers grow longer and no better.
@@ -57,7 +57,7 @@ class LDDPOLoss(PreferenceLoss):
 class WPOLoss(PairwiseLoss):
     """Weighted preference optimization: pairs count by how likely the policy is to write them itself.
 
-    Paper: Zhou et al. 2024, arXiv:2406.11827, eq. 2 with the alignment of eq. 3.
+    Paper: Zhou et al. 2024, arXiv:2406.11827, eq. 2 with aligned weights.
     Loss: `w(yw) w(yl)` times the inner loss, `w = exp(mean_t [log pi(y_t) - log sum_v pi(v)^2])`, without gradient.
     TRL: `use_weighting`.
     Use: on pairs that another model wrote.
@@ -92,7 +92,7 @@ class WPOLoss(PairwiseLoss):
         self.loss.observe(output, logps)
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
-        """Losses per pair, times the weights of both answers; the inner loss's rewards."""
+        """Losses per pair, times the weights of both answers; the inner loss's, weighted, where both models agree."""
         output = self.loss(logps)
         return output._replace(losses=output.losses * self.weights(logps))
 
@@ -110,7 +110,7 @@ class WPOLoss(PairwiseLoss):
 class TDPO1Loss(PreferenceLoss):
     """Token-level DPO: the margin is corrected by how far the policy's distributions went from the reference's.
 
-    Paper: Zeng et al. 2024, arXiv:2404.11999, eq. 12.
+    Paper: Zeng et al. 2024, arXiv:2404.11999.
     Loss: `-log sigmoid(beta h - beta (Kl - Kw))`, `K = sum_t KL(ref || pi)` along an answer.
     TRL: none.
     Rewards: `beta (a + Kw)` and `beta (r + Kl)`, what the loss compares.
@@ -139,7 +139,7 @@ class TDPO1Loss(PreferenceLoss):
 class TDPO2Loss(TDPO1Loss):
     """Token-level DPO whose correction pulls at the rejected answer alone, and by a strength of its own.
 
-    Paper: Zeng et al. 2024, arXiv:2404.11999, eq. 17.
+    Paper: Zeng et al. 2024, arXiv:2404.11999.
     Loss: `-log sigmoid(beta h - alpha beta (Kl - Kw))`, with no gradient through `Kw`.
     TRL: none.
     Use: in place of TDPO1, as its authors advise.

@@ -18,7 +18,7 @@ class AOTUnpairedLoss(PreferenceLoss):
 
     It depends on what a micro-batch holds: it is another loss on two ranks, with accumulation, and DPO at one pair.
 
-    Paper: Melnyk et al. 2024, arXiv:2406.05882, eq. 9.
+    Paper: Melnyk et al. 2024, arXiv:2406.05882.
     Loss: `-(1-e) log sigmoid(beta d) - e log sigmoid(-beta d)`, `d = sort(a) - sort(r)` over the micro-batch.
     TRL: `aot_unpaired` (called `aot_pair` before 2026).
     Use: where chosen and rejected answers belong to different prompts; with 16 or more pairs a micro-batch.
@@ -60,7 +60,7 @@ class AOTLoss(AOTUnpairedLoss):
 
     It depends on what a micro-batch holds: it is another loss on two ranks, with accumulation, and DPO at one pair.
 
-    Paper: Melnyk et al. 2024, arXiv:2406.05882, eq. 8.
+    Paper: Melnyk et al. 2024, arXiv:2406.05882.
     Loss: as unpaired, `d = sort(log pi(yw) - log pi(yl)) - sort(log ref(yw) - log ref(yl))` over the micro-batch.
     TRL: `aot`.
     Use: in place of DPO with 16 or more pairs a micro-batch.

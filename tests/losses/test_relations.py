@@ -221,6 +221,17 @@ def test_where_sum_and_mean_disagree_the_loss_decides():
     assert [wins(loss) for loss in (DPOLoss(), IPOLoss(normalization="sum"), HingeLoss())] == [False] * 3
 
 
+def test_the_weights_of_wpo_have_no_gradient():
+    """The gradient is that of the inner loss times both weights."""
+    gradients = []
+    for loss in (DPOLoss(0.3), WPOLoss(DPOLoss(0.3))):
+        leaf = torch.tensor([-8.0], dtype=torch.float64, requires_grad=True)
+        loss(plain_pairs((leaf, [-4.0]), ([-9.0], [-3.0]), ([8], [2]))).losses.sum().backward()
+        gradients.append(float(leaf.grad))
+    weight = math.exp((-1 + 0.25) + (-2 + 0.25))
+    assert gradients[1] == pytest.approx(weight * gradients[0], rel=1e-9)
+
+
 def test_rewards_of_a_mixture_are_not_multiplied():
     """swift multiplies them by the sum of weights, TRL's `sft` once zeroed them; what is switched off does not lead."""
     logps = plain_pairs(([-8.0], [-4.0]), ([-9.0], [-4.5]), ([8], [2]))
