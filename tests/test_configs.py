@@ -55,6 +55,10 @@ def trial(name, folder, model):
     return folder, ran
 
 
+def batch_size(name):
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["data"]["init_args"]["batch_size"]
+
+
 def kind_of(name):
     return name.partition(".")[0].partition("-")[0]
 
@@ -162,10 +166,11 @@ def test_the_summary_says_what_metrics_json_holds(trials, name):
     if kind_of(name) == "sft":
         return
     low, high = metrics["eval/rewards/accuracies_ci95"]
-    assert metrics["eval/pairs"] == 8  # two batches of four
+    pairs = 2 * batch_size(name)  # two batches
+    assert metrics["eval/pairs"] == pairs
     assert 0 <= low <= metrics["eval/rewards/accuracies"] <= high <= 1
     assert f"held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward" in ran.out
-    assert f"95 % interval {low:.3f} to {high:.3f}, 8 pairs" in ran.out
+    assert f"95 % interval {low:.3f} to {high:.3f}, {pairs} pairs" in ran.out
     assert f"held-out loss       {metrics['eval/loss']:.4f}" in ran.out
     for line in ("  prompt  ", "  policy  ", "  reference  "):
         assert line in ran.out
