@@ -274,15 +274,13 @@ class Run:
         """The estimate, line by line."""
         shapes, trained = self.shapes, sum(self.shapes.trained)
         kind = self.model.quantization or self.model.dtype
-        named = {"copy": "a frozen copy", "adapter": "of the adapter alone", "model": str(self.other)}.get(
-            self.reference, "none is held"
-        )
+        held = {"": "none is held", "copy": "a frozen copy", "adapter": "of the adapter alone"}
         yield Part("weights", self.weights(shapes), f"{spoken(shapes.values)} values, {kind}")
         if self.adapts:
             yield Part("adapter", trained * self.trained_width(), f"{spoken(trained)} values")
         yield Part("gradients", self.gradients(), f"of {spoken(trained)} trained values")
         yield Part("optimizer", self.states(), self.optimizer.rpartition(".")[2])
-        yield Part("reference", self.held_reference(), named)
+        yield Part("reference", self.held_reference(), held.get(self.reference, str(self.other)))
         again = ", layers computed again" if self.model.gradient_checkpointing else ""
         yield Part("activations", self.activations(), f"of {self.tokens} tokens at the most{again}")
         yield Part("copies", self.copies(), "of weights, in what is computed in")

@@ -11,7 +11,7 @@ from dpo_lightning.adapters import Lora
 from dpo_lightning.cli import PreferenceCLI, check_trainer
 from dpo_lightning.console import say
 from dpo_lightning.errors import UserError
-from dpo_lightning.memory import Run, is_adapter
+from dpo_lightning.memory import Held, Run, is_adapter
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.quantization import Quantization
 from dpo_lightning.referenced import ReferencedModule
