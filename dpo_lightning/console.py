@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 def config_paths(args: list[str]) -> list[str]:
     """The files that `--config` names."""
-    following = zip(args, [*args[1:], ""], strict=True)
+    following = zip(args, [*args, ""][1:], strict=True)
     paths = [value for flag, value in following if flag in ("-c", "--config")]
     return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
 

@@ -1,4 +1,9 @@
-"""What a run will hold in memory, told from a model's configuration before anything of it is loaded."""
+"""What a run will hold in memory, told from a model's configuration before anything of it is loaded.
+
+Weights, gradients and optimizer states are exact; activations follow a rule for Llama-like layers. For six runs of the
+embedded model on a CPU (whole, LoRA, 4 bits; fp32 and bf16; 256 to 2048 tokens) the total was 0.99 to 1.36 times the
+largest resident memory of the process. On a GPU nothing was measured.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +38,9 @@ BUFFERS = 6
 
 PROGRAM = 750 * 2**20
 """Python with its libraries, before anything is loaded; a GPU's own context is about as large."""
+
+
+Held = Literal["", "copy", "adapter", "model"]
 
 
 class Part(NamedTuple):
@@ -136,8 +144,8 @@ class Run:
     optimizer: str = "AdamW"
     """Name of its class."""
 
-    reference: str = ""
-    """`copy` of the policy, `model` that was named; nothing else is held."""
+    reference: Held = ""
+    """`copy` of the policy or of its `adapter`'s start, `model` that was named; nothing else is held."""
 
     other: str | None = None
     """The path of the named model."""
@@ -216,7 +224,7 @@ class Run:
         if self.reference == "model" and self.other:
             return self.weights(shapes_of(replace(self.model, path=self.other, lora=None)))
         adapter = sum(self.shapes.trained) * self.trained_width() if self.adapts else 0
-        return self.weights(self.shapes) + adapter if self.reference == "copy" else 0
+        return {"copy": self.weights(self.shapes) + adapter, "adapter": adapter}.get(self.reference, 0)
 
     def layer_activations(self) -> float:
         """Bytes that one decoder layer keeps of a micro-batch for its backward pass."""
@@ -264,20 +272,15 @@ class Run:
 
     def parts(self) -> Iterator[Part]:
         """The estimate, line by line."""
-        shapes, adapter = self.shapes, sum(self.shapes.trained) * self.trained_width() if self.adapts else 0
-        quantization = self.model.quantization
-        yield Part(
-            "weights", self.weights(shapes), f"{spoken(shapes.values)} values, {quantization or self.model.dtype}"
-        )
+        shapes, trained = self.shapes, sum(self.shapes.trained)
+        kind = self.model.quantization or self.model.dtype
+        held = {"": "none is held", "copy": "a frozen copy", "adapter": "of the adapter alone"}
+        yield Part("weights", self.weights(shapes), f"{spoken(shapes.values)} values, {kind}")
         if self.adapts:
-            yield Part("adapter", adapter, f"{spoken(sum(shapes.trained))} values")
-        yield Part("gradients", self.gradients(), f"of {spoken(sum(shapes.trained))} trained values")
+            yield Part("adapter", trained * self.trained_width(), f"{spoken(trained)} values")
+        yield Part("gradients", self.gradients(), f"of {spoken(trained)} trained values")
         yield Part("optimizer", self.states(), self.optimizer.rpartition(".")[2])
-        yield Part(
-            "reference",
-            self.held_reference(),
-            {"copy": "a frozen copy", "model": str(self.other)}.get(self.reference, "none is held"),
-        )
+        yield Part("reference", self.held_reference(), held.get(self.reference, str(self.other)))
         again = ", layers computed again" if self.model.gradient_checkpointing else ""
         yield Part("activations", self.activations(), f"of {self.tokens} tokens at the most{again}")
         yield Part("copies", self.copies(), "of weights, in what is computed in")

@@ -83,6 +83,10 @@ def trial(name, folder, model):
     return folder, ran
 
 
+def batch_size(name):
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["data"]["init_args"]["batch_size"]
+
+
 def kind_of(name):
     """The longest of the kinds that the name begins with."""
     return max((kind for kind in KINDS if name.startswith(kind)), key=len)
@@ -214,7 +218,7 @@ def test_the_summary_says_what_metrics_json_holds(trials, name):
         assert "self-check: passed (starting loss 0.500000, margins 0" in ran.out
         return
     low, high = metrics["eval/rewards/accuracies_ci95"]
-    pairs = 2 * yaml.safe_load((CONFIGS / name).read_text())["data"]["init_args"]["batch_size"]  # two batches
+    pairs = 2 * batch_size(name)  # two batches
     assert metrics["eval/pairs"] == pairs
     assert 0 <= low <= metrics["eval/rewards/accuracies"] <= high <= 1
     assert f"held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward" in ran.out

@@ -37,6 +37,9 @@ SHORT = {
 }
 """What each command gets added here, so that it takes a moment."""
 
+BITS = ("--model.policy.quantization.bits", "4")
+"""An option that is left out has no keys of its own."""
+
 RECORDER = """#!/bin/sh
 for argument in "$@"; do printf '%s\\0' "$argument" >> "$RECORD"; done
 """
@@ -157,10 +160,10 @@ def test_the_python_of_the_readme_runs(place, monkeypatch, capsys):
 def test_every_flag_of_the_readme_exists(place, monkeypatch):
     """`--model.…`, `--data.…` and `--trainer.…`, wherever they stand."""
     monkeypatch.chdir(place)
-    options = ("--config", "configs/dpo.yaml", "--model.policy.lora.r", "8", "--output_dir", "x")
+    options = ("--config", "configs/dpo.yaml", "--model.policy.lora.r", "8", *BITS, "--output_dir", "x")
     printed = run("fit", *options, "--print_config")
     known = {spoken(key) for key, _ in flat(yaml.safe_load(printed.out))}
-    known |= {"model.loss", "model.loss.target", "model.loss.divergence", "model.reference.path"}
+    known |= {"model.optimizer", "model.loss", "model.loss.target", "model.loss.divergence", "model.reference.path"}
     flags = set(re.findall(r"--((?:model|data|trainer)\.[\w.]*\w)", README))
     assert len(flags) >= 12
     assert flags <= known

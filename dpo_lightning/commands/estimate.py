@@ -10,13 +10,12 @@ from dpo_lightning import cli
 from dpo_lightning.adapters import Lora
 from dpo_lightning.cli import PreferenceCLI, check_trainer
 from dpo_lightning.console import say
-from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import UserError
-from dpo_lightning.memory import Run, is_adapter
+from dpo_lightning.memory import Held, Run, is_adapter
 from dpo_lightning.precision import choose_precision
-from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.quantization import Quantization
-from dpo_lightning.references import AdapterDisabled, FrozenCopy, ReferenceFree
+from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
 
 GIB = 2**30
 LEAST_SAVED = 0.01
@@ -49,15 +48,8 @@ class EstimateCLI(PreferenceCLI):
 
 def planned(module: Any, data: Any, config: Any) -> Run:
     """What a config says about memory."""
-    paired = isinstance(module, DPOModule)
-    reference, other = "", None
-    given = module.given_reference if paired else None
-    fresh = module.builder.lora is not None and not is_adapter(module.builder)
-    if paired and given is None and not module.loss.reference_free:
-        reference = "" if fresh else "copy"
-    elif given is not None and not isinstance(given, (AdapterDisabled, ReferenceFree, Precomputed)):
-        other = given.path if isinstance(given, FrozenCopy) else None
-        reference = "model" if other else "copy"
+    compared = isinstance(module, ReferencedModule)
+    reference, other = held(module) if compared else ("", None)
     optimizer = config.model.init_args.get("optimizer")
     name = optimizer if isinstance(optimizer, str) else (optimizer or {}).get("class_path", "torch.optim.AdamW")
     precision = str(config.trainer.precision)
@@ -67,10 +59,23 @@ def planned(module: Any, data: Any, config: Any) -> Run:
         name,
         reference,
         other,
-        sequences=data.batch_size * (2 if paired else 1),
+        sequences=data.batch_size * (2 if compared else 1),
         max_length=data.max_length,
         max_tokens=data.max_tokens,
     )
+
+
+def held(module: ReferencedModule) -> tuple[Held, str | None]:
+    """What the reference holds in memory, and the model that was named for it."""
+    given, model = module.given_reference, module.builder
+    adapted = model.lora is not None or is_adapter(model)
+    start: Held = "adapter" if adapted else "copy"
+    if given is None:
+        begins_as_nothing = model.lora is not None and not is_adapter(model) and not model.lora.from_base
+        return ("" if module.loss.reference_free or begins_as_nothing else start), None
+    if isinstance(given, FrozenCopy):
+        return ("model" if given.path else "copy"), given.path
+    return (start if isinstance(given, (FrozenAdapter, Synced)) else ""), None
 
 
 def knobs(run: Run) -> Iterator[tuple[str, Run]]:
@@ -78,14 +83,14 @@ def knobs(run: Run) -> Iterator[tuple[str, Run]]:
     model = run.model
     adapted = run.adapts
     lora = model if adapted else replace(model, lora=Lora())
-    held = "" if run.reference == "copy" and not adapted else run.reference
+    below: Held = "" if run.reference == "copy" and not adapted else run.reference
     if not adapted:
-        yield "--model.policy.lora.r 16", replace(run, model=lora, reference=held)
+        yield "--model.policy.lora.r 16", replace(run, model=lora, reference=below)
     if model.quantization is None:
         whole = replace(lora, dtype="float32", quantization=Quantization(double_quant=True).under(run.precision))
         beside = "" if adapted else " --model.policy.lora.r 16"
         if model.lora is None or not model.lora.from_base:
-            yield f"--model.policy.quantization.bits 4{beside}", replace(run, model=whole, reference=held)
+            yield f"--model.policy.quantization.bits 4{beside}", replace(run, model=whole, reference=below)
     if not model.gradient_checkpointing:
         checkpointing = replace(model, gradient_checkpointing=True)
         yield "--model.policy.gradient_checkpointing true", replace(run, model=checkpointing)

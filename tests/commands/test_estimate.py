@@ -29,7 +29,7 @@ def numbers(ran):
     return {name: float(number) for name, number in re.findall(r"^  (\w+) +([\d.]+) GiB", ran.out, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("recipe", ["dpo.yaml", "dpo-lora.yaml", "dpo-qlora.yaml", "sft.yaml"])
+@pytest.mark.parametrize("recipe", ["dpo.yaml", "dpo-lora.yaml", "dpo-qlora.yaml", "kto.yaml", "sft.yaml"])
 def test_the_lines_add_up(told, recipe, monkeypatch):
     loaded = watch_loading(monkeypatch)
     ran = told(recipe=recipe)
@@ -68,6 +68,9 @@ def test_a_proposal_saves_what_it_says(told):
         (("--model.reference", "Precomputed"), "none is held"),
         (("--model.loss", "SimPOLoss"), "none is held"),
         (("--model.policy.lora.r", "2", "--model.reference", "FrozenCopy"), "a frozen copy"),
+        (("--model.policy.lora.r", "2", "--model.policy.lora.init_lora_weights", "pissa"), "of the adapter alone"),
+        (("--model.policy.lora.r", "2", "--model.reference", "Synced"), "of the adapter alone"),
+        (("--model.reference", "Synced"), "a frozen copy"),
     ],
 )
 def test_the_reference_is_the_one_that_the_run_would_have(told, flags, line):
