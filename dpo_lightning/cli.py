@@ -37,10 +37,11 @@ from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_im
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.resume import check_checkpoint, dropped_options
+from dpo_lightning.resume import check_checkpoint
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
+from dpo_lightning.switches import dropped_options, loss_defaults
 
 PROGRAM = "python -m dpo_lightning"
 
@@ -93,7 +94,7 @@ class PreferenceCLI(LightningCLI):
         for name in [name for content in self.config_files for name in content if name not in sections]:
             raise unknown_option(str(name), known.keys)  # an empty section would be passed over
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args([*args, *loss_defaults(self.config_files, args)])
         except ArgumentError as error:
             raise (user_error(error.__cause__) or parsing_error(str(error), known)) from None
 
@@ -212,18 +213,13 @@ def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, 
 
 def check_trainer(trainer: Any) -> None:
     """Refuse numbers of steps that are no numbers of steps."""
-    for name, least in (
-        ("accumulate_grad_batches", 1),
-        ("max_epochs", 1),
-        ("max_steps", 1),
-        ("log_every_n_steps", 1),
-    ):
+    for name in ("accumulate_grad_batches", "max_epochs", "max_steps", "log_every_n_steps"):
         value = trainer.get(name)
-        if isinstance(value, int) and value < least and not (value == -1 and name.startswith("max_")):
+        if isinstance(value, int) and value < 1 and not (value == -1 and name.startswith("max_")):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"{name}={value} is less than {least}", f"trainer.{name}"),
-                fix=f"--trainer.{name} {least} or more",
+                Problem(f"{name}={value} is less than 1", f"trainer.{name}"),
+                fix=f"--trainer.{name} 1 or more",
             )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
-from inspect import signature
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,46 +147,3 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def spoken(key: str) -> str:
     """The key as a user writes it on the command line."""
     return key.replace("init_args.", "")
-
-
-def dropped_options(files: Sequence[Mapping[str, Any]], config: Any) -> Iterator[str]:
-    """Options of a file that are gone because a later file or a flag named another class."""
-    for content in files:
-        model = content.get("model")
-        given = (model.get("init_args") or model) if isinstance(model, Mapping) else {}
-        for name in ("loss", "reference", "optimizer", "lr_scheduler"):
-            part = given.get(name)
-            if not isinstance(part, Mapping) or "class_path" not in part:
-                continue
-            before, options = short(part["class_path"]), part.get("init_args") or {}
-            now = config.model.init_args.get(name)
-            if now is None:
-                yield f"--model {short(config.model.class_path)} runs without the file's {name}: {before}"
-                continue
-            kept = now.get("init_args") or {}
-            lost = [f"{option}={value}" for option, value in options.items() if option not in kept]
-            if before == short(now.class_path):
-                continue
-            after = short(now.class_path)
-            if lost:
-                yield f"--model.{name} {after} takes the place of {before}; dropped from the file: {', '.join(lost)}"
-            own = own_defaults(now.class_path)
-            stayed = [
-                f"{option}={value} ({after} by itself has {own[option]})"
-                for option, value in options.items()
-                if option in own and kept.get(option) == value != own[option]
-            ]
-            if stayed:
-                yield f"--model.{name} {after} runs with what the file has for {before}: {', '.join(stayed)}"
-
-
-def own_defaults(class_path: str) -> dict[str, Any]:
-    """The values that a class gives its options."""
-    module, _, name = class_path.rpartition(".")
-    parameters = signature(getattr(import_module(module), name)).parameters.values()
-    return {option.name: option.default for option in parameters if option.default is not option.empty}
-
-
-def short(class_path: str) -> str:
-    """The name of a class without its module."""
-    return class_path.rpartition(".")[2]

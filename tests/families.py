@@ -77,7 +77,10 @@ def with_adapter(model: Any, **options: Any) -> Any:
     """The model with an adapter that changes what it says."""
     from peft import LoraConfig, get_peft_model
 
-    policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, **{"target_modules": "all-linear"} | options))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, **{"target_modules": "all-linear"} | options)
+        policy = get_peft_model(model, config)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in policy.named_parameters():

@@ -250,15 +250,28 @@ def test_options_that_a_switch_drops_are_named(bench, flags, said):
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        ("SimPOLoss", "SimPOLoss runs with what the file has for DPOLoss: beta=0.1 (SimPOLoss by itself has 2.0)"),
-        ("RobustLoss", "the file has for DPOLoss: label_smoothing=0.0 (RobustLoss by itself has 0.1)"),
+        ("SimPOLoss", "dropped from the file: label_smoothing=0.0, beta=0.1 (SimPOLoss has 2.0)"),
+        ("RobustLoss", "dropped from the file: label_smoothing=0.0 (RobustLoss has 0.1)"),
     ],
 )
-def test_an_option_that_is_carried_over_to_a_class_with_another_default_is_named(bench, loss, said):
-    """The parser keeps it: SimPO with the beta of DPO would hardly train, robust DPO without smoothing is DPO."""
+def test_a_loss_has_its_own_defaults_and_not_those_of_the_files_loss(bench, loss, said):
+    """The parser would keep them: SimPO with DPO's beta would hardly train, robust DPO without smoothing is DPO."""
     ran = bench.fit("--model.loss", loss, "--trainer.max_steps", "1")
     assert ran.code == 0, ran
     assert said in ran.out
+    written = (bench.folder / "run" / "config.yaml").read_text()
+    assert ("beta: 2.0" in written) == (loss == "SimPOLoss")
+
+
+def test_an_option_beside_the_loss_stays(bench):
+    """As a flag, and in a later file."""
+    ran = bench.fit("--model.loss", "SimPOLoss", "--model.loss.beta", "0.1", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert "beta: 0.1" in (bench.folder / "run" / "config.yaml").read_text()
+    overlay = "model:\n  init_args:\n    loss:\n      class_path: SimPOLoss\n      init_args: {beta: 0.1, gamma: 0.3}\n"
+    ran = bench.fit(*bench.overlay(overlay), "--trainer.max_steps", "1", "--fresh")
+    assert ran.code == 0, ran
+    assert "beta: 0.1" in (bench.folder / "run" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("flags", [[], ["--model.loss", "DPOLoss"], ["--model.loss", "AOTLoss"]])
