@@ -189,6 +189,9 @@ def unknown_class(key: str, name: str, known: Known) -> UserError:
             Problem("this class is for another module", key, name),
             fix="the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for judged answers)",
         )
+    if name == "None":
+        overlay = "a second --config with `init_args: {policy: {lora: null}}` below `model`"
+        return UserError(ExitCode.CONFIG, Problem("a flag cannot take this away", key, "null"), fix=overlay)
     lower = {kind.lower(): kind for kind in classes or chain(*known.classes.values())}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     listed = f"--{key} takes {', '.join(classes)}" if classes else HELP

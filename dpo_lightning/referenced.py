@@ -41,6 +41,8 @@ class ReferencedModule(PolicyModule):
     ) -> None:
         """Describe the run; see `DPOModule`."""
         super().__init__(policy, learning_rate, optimizer, lr_scheduler)
+        if not isinstance(loss, PolicyLoss):  # YAML's null
+            raise UserError(ExitCode.CONFIG, Problem("there is no loss", "model.loss", str(loss)), fix="name a loss")
         if isinstance(reference, AdapterDisabled) and policy.lora is None:
             raise UserError(
                 ExitCode.CONFIG,

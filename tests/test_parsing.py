@@ -33,6 +33,8 @@ FLAGS = {
     "a word for a seed": (["--seed_everything", "x"], "expected bool or int at seed_everything\n  | x"),
     "a flag without its value": (["--data.batch_size"], "expected one argument at data"),
     "no such loss": (["--model.loss", "IPPOLoss"], "no such class at model.loss\n  | IPPOLoss", "IPOLoss"),
+    "no loss at all": (["--model.loss", "null"], "there is no loss at model.loss", "name a loss"),
+    "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot take this away", "lora: null"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
     "no such model": (["--model", "PPO"], "no such class at model\n  | PPO", "DPOModule, SFTModule"),
     "no such data": (["--data", "Rows"], "no such class at data\n  | Rows", "PreferenceDataModule, SFTDataModule"),
