@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.model_folder import loaded, no_weights, read_header, read_json, weights_digest
+from dpo_lightning.model_folder import damaged, loaded, no_weights, read_header, read_json, weights_digest
 
 KEY = "model.policy.lora"
 ORIGIN_FILE = "dpo_lightning.json"
@@ -235,7 +235,8 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
         raise no_weights(folder, weights.name)
     stored = set(json.loads(read_header(weights))) - {"__metadata__"}
     policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
-    wanted = set(get_peft_model_state_dict(policy))
+    state = get_peft_model_state_dict(policy)
+    wanted = set(state)
     # peft stores a tied head under its plain name, and loads it back there.
     strange = wanted - stored | stored - wanted - set(policy.state_dict())
     if strange:
@@ -245,6 +246,9 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
             Problem(f"{len(strange)} adapter weights do not match the model, first: {first}", str(weights)),
             fix="use the adapter with the base model that it was trained on",
         )
+    broken = sorted(name for name in stored & wanted if not bool(torch.isfinite(state[name]).all()))
+    if broken:
+        raise damaged(weights, f"{len(broken)} of its weights are not finite, first: {broken[0]}")
     return policy
 
 

@@ -8,6 +8,7 @@ import tiny
 import torch
 from command_runs import Bench, refused
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -236,3 +237,19 @@ def test_a_refusal_names_the_models_own_layers(kind, layers, tmp_path):
 def test_only_embeddings_and_heads_are_kept_tied(whole, tied, tiny_llama):
     policy = CausalLM(str(tiny_llama), lora=Lora(r=2, modules_to_save=[whole])).build()
     assert policy.peft_config["default"].ensure_weight_tying == tied
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(value, tiny_llama, file, tmp_path):
+    made, _ = trained(tiny_llama, file, Lora(r=2), steps=1)
+    folder = saved(made, tmp_path / "saved", tiny_llama)
+    CausalLM(str(folder)).build()
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name][0, 0] = value
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not finite") as refusal:
+        CausalLM(str(folder)).build()
+    assert refusal.value.code == ExitCode.MODEL
+    assert name in str(refusal.value)
+    assert refusal.value.problems[0].where == str(folder / "adapter_model.safetensors")
