@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.model_folder import loaded, no_weights, read_header, read_json, weights_digest
+from dpo_lightning.model_folder import damaged, loaded, no_weights, read_header, read_json, weights_digest
 
 KEY = "model.policy.lora"
 ORIGIN_FILE = "dpo_lightning.json"
@@ -97,42 +97,110 @@ class Lora:
         """Whether that part is taken out of the base, which then is another one."""
         return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
+    @property
+    def needs_whole(self) -> bool:
+        """Whether it can begin on whole weights only: peft draws `orthogonal` in the number type of the base."""
+        return self.from_base or self.init_lora_weights == "orthogonal"
+
 
 def attach_lora(model: Any, lora: Lora) -> nn.Module:
     """A fresh adapter on a whole model; at first both together are the model."""
     from peft import LoraConfig, get_peft_model
 
     options = asdict(lora)
-    known = [name for name, _ in model.named_modules()]
-    unknown = [name for name in lora.modules_to_save or () if not any(part.endswith(name) for part in known)]
-    if unknown:  # peft says nothing and trains nothing
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem(f"the model has no module {', '.join(unknown)}", f"{KEY}.modules_to_save"),
-            fix="name modules of the model, such as embed_tokens or lm_head",
-        )
+    whole = saved_whole(model, lora)
     # A trained copy of a tied embedding has to stay tied to the head, or one of the two is lost when saved.
-    tied = bool(getattr(model.config, "tie_word_embeddings", False) and lora.modules_to_save)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = bool(getattr(model.config, "tie_word_embeddings", False)) and any(
+        part is end for part in whole for end in ends
+    )
+    layers, shared = linear_names(model), with_shared_weights(model)
     try:
         with torch.random.fork_rng(devices=[], enabled="niter" in str(lora.init_lora_weights)):
             if "niter" in str(lora.init_lora_weights):  # drawn, and the base changes with it: a run that goes on
                 torch.manual_seed(0)  # has to find the same base
             policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", ensure_weight_tying=tied, **options))
         check_shapes(policy, lora)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, re.error) as error:
         if "memory" in str(error).lower():
             raise
-        names = sorted({name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
         raise UserError(
             ExitCode.CONFIG,
             Problem(f"the adapter does not fit the model: {str(error).splitlines()[0]}", KEY),
-            fix=f"the model's linear layers are {', '.join(names)}",
+            fix=f"the model's linear layers are {', '.join(layers)}",
         ) from None
     if lora.takes_out:
+        check_taken_out(policy, lora, shared)
         TAKEN_OUT[policy] = {
             name: value.detach().clone() for name, value in policy.named_parameters() if ".lora_" in name
         }
     return policy
+
+
+def saved_whole(model: Any, lora: Lora) -> list[nn.Module]:
+    """The modules that `modules_to_save` names.
+
+    Raises:
+        UserError: a name is that of none, of which peft says nothing, and trains nothing.
+    """
+    found, unknown = [], []
+    for name in lora.modules_to_save or ():
+        parts = [part for path, part in model.named_modules() if name and f".{path}".endswith(f".{name}")]
+        found += parts
+        unknown += [] if parts else [name or "''"]
+    if unknown:
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"the model has no module {', '.join(unknown)}", f"{KEY}.modules_to_save"),
+            fix="name modules of the model, such as embed_tokens or lm_head",
+        )
+    return found
+
+
+def linear_names(model: Any) -> list[str]:
+    """Last names of the layers that an adapter can be given, without the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = [
+        name for name, part in model.named_modules() if isinstance(part, (nn.Linear, Conv1D)) and part is not head
+    ]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def with_shared_weights(model: nn.Module) -> set[int]:
+    """Ids of the modules that have a parameter in common with another one."""
+    owners: dict[int, set[int]] = {}
+    for part in model.modules():
+        for value in part.parameters(recurse=False):
+            owners.setdefault(id(value), set()).add(id(part))
+    return {owner for several in owners.values() if len(several) > 1 for owner in several}
+
+
+def check_taken_out(policy: nn.Module, lora: Lora, shared: set[int]) -> None:
+    """See that nothing is taken out of what another module has as well, or of embeddings, which are not put back.
+
+    Args:
+        policy: the base with its adapter.
+        lora: how it begins.
+        shared: ids of the modules with weights that are not theirs alone.
+
+    Raises:
+        UserError: with the layers' names.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    bases = {name: part.get_base_layer() for name, part in policy.named_modules() if isinstance(part, BaseTunerLayer)}
+    bad = {
+        name.rpartition(".")[2] for name, part in bases.items() if id(part) in shared or isinstance(part, nn.Embedding)
+    }
+    if bad:
+        what = f"{lora.init_lora_weights} would take its start out of {', '.join(sorted(bad))}: embeddings"
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"{what} and weights that two modules share have to stay whole", f"{KEY}.target_modules"),
+            fix=f"leave lm_head and embed_tokens out of target_modules, or --{KEY}.init_lora_weights true",
+        )
 
 
 def check_shapes(policy: nn.Module, lora: Lora) -> None:
@@ -167,7 +235,8 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
         raise no_weights(folder, weights.name)
     stored = set(json.loads(read_header(weights))) - {"__metadata__"}
     policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
-    wanted = set(get_peft_model_state_dict(policy))
+    state = get_peft_model_state_dict(policy)
+    wanted = set(state)
     # peft stores a tied head under its plain name, and loads it back there.
     strange = wanted - stored | stored - wanted - set(policy.state_dict())
     if strange:
@@ -177,6 +246,9 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
             Problem(f"{len(strange)} adapter weights do not match the model, first: {first}", str(weights)),
             fix="use the adapter with the base model that it was trained on",
         )
+    broken = sorted(name for name in stored & wanted if not bool(torch.isfinite(state[name]).all()))
+    if broken:
+        raise damaged(weights, f"{len(broken)} of its weights are not finite, first: {broken[0]}")
     return policy
 
 

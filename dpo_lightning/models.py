@@ -74,7 +74,7 @@ class CausalLM:
         """Refuse what quantized weights do not go with.
 
         Raises:
-            UserError: the rest of the model would not be in float32, or the adapter is made of the weights.
+            UserError: the rest of the model would not be in float32, or the adapter needs whole weights to begin.
         """
         if self.quantization is None:
             return
@@ -88,7 +88,7 @@ class CausalLM:
             (
                 f"{self.lora and self.lora.init_lora_weights} begins with whole weights, which are quantized here",
                 "lora.init_lora_weights",
-                self.lora is not None and self.lora.from_base,
+                self.lora is not None and self.lora.needs_whole,
                 "--model.policy.lora.init_lora_weights true, or leave --model.policy.quantization out",
             ),
         ):

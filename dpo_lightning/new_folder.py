@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,9 @@ from pathlib import Path
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
+MARK = ".written-by-dpo_lightning"
+"""A file in a folder that is being written: what lies beside it may be removed."""
+
 
 class NewFolder:
     """The folder that an option such as `--out` names. `check` changes nothing; `written` makes it."""
@@ -22,6 +26,16 @@ class NewFolder:
         if "\0" in path or not path.strip() or Path(path).name in ("", ".."):
             raise UserError(ExitCode.CONFIG, Problem("this is no folder name", key, path), fix=f"--{key} outputs/NAME")
         self.path, self.key = Path(path), key
+
+    @property
+    def partial(self) -> Path:
+        """Where it is written first."""
+        return self.path.resolve().parent / f".{self.path.name}.partial"
+
+    @property
+    def aside(self) -> Path:
+        """Where what bears the name now goes, if nothing is there."""
+        return self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
 
     def check(self, sources: Collection[Path], *, fresh: bool = False) -> None:
         """Refuse a folder that is used, that cannot be written, or that holds or lies in what is read.
@@ -50,6 +64,20 @@ class NewFolder:
             raise self._refusal(f"nothing can be written in {above}")
         if self.used() and not fresh:
             raise self._refusal("the folder is there already", "--fresh to move it aside")
+        for path in (self.partial, *([self.aside] if self.used() else [])):
+            over = len(os.fsencode(path.name)) - os.pathconf(above, "PC_NAME_MAX")
+            if over > 0:
+                raise self._refusal(f"the name is too long by {over} bytes: for a time it is {path.name}")
+        self._check_partial()
+
+    def _check_partial(self) -> None:
+        """See that what lies where the folder is written first was left by a process that was killed."""
+        partial, way = self.partial, f"move {self.partial} away"
+        if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+            raise self._refusal(f"a file or a link is where it is written first: {partial}", way)
+        marked = (partial / MARK).is_file() and not (partial / MARK).is_symlink()
+        if partial.is_dir() and any(partial.iterdir()) and not marked:
+            raise self._refusal(f"there are other files where it is written first: {partial}", way)
 
     def used(self) -> bool:
         """Whether anything lies in the folder."""
@@ -60,39 +88,62 @@ class NewFolder:
         """A hidden folder to write in, beside the name; it gets the name where the block ends well, or is removed.
 
         Raises:
-            UserError: another process is writing the same folder.
+            UserError: another process is writing the same folder, or something else is where it is written first.
         """
-        parent = self.path.resolve().parent
-        partial = parent / f".{self.path.name}.partial"
+        partial = self.partial
+        parent = partial.parent
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise self._refusal("another process is writing the folder", "wait for it") from None
+            lock = self._claim(partial)
+        except UserError:
+            remove_empty(made)
+            raise
         try:
             empty(partial)  # of what a process that was killed has left
             yield partial
             for entry in (*partial.iterdir(), partial):
                 sync(entry)
+            (partial / MARK).unlink()
+            sync(partial)
             self._take_name(partial)
             sync(parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            for folder in made:
-                if folder.exists() and not any(folder.iterdir()):
-                    folder.rmdir()
+            remove_empty(made)
             raise
         finally:
             os.close(lock)
+
+    def _claim(self, partial: Path) -> int:
+        """Make the folder, marked, and hold its lock."""
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+                raise self._refusal(f"{partial} cannot be made: {error.strerror}") from None
+            raise
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(lock), partial.lstat()):
+                raise BlockingIOError
+            self._check_partial()
+            (partial / MARK).touch()
+        except OSError as error:
+            os.close(lock)
+            if isinstance(error, (BlockingIOError, FileNotFoundError)):  # locked, or just renamed
+                raise self._refusal("another process is writing the folder", "wait for it") from None
+            raise
+        except UserError:
+            os.close(lock)
+            raise
+        return lock
 
     def _take_name(self, partial: Path) -> None:
         if not self.used():
             partial.rename(self.path.resolve())  # an empty folder is replaced
             return
-        aside = self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
+        aside = self.aside
         while aside.exists():
             aside = aside.with_name(f"{aside.name}.1")
         self.path.rename(aside)
@@ -105,12 +156,21 @@ class NewFolder:
 
 
 def empty(folder: Path) -> None:
-    """Remove all that a folder holds."""
+    """Remove all that a folder holds but the mark, without which what is left would be no one's."""
     for entry in folder.iterdir():
+        if entry.name == MARK:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def remove_empty(folders: Collection[Path]) -> None:
+    """Remove those in which nothing lies, the innermost first."""
+    for folder in folders:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def sync(path: Path) -> None:

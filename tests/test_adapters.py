@@ -8,6 +8,7 @@ import tiny
 import torch
 from command_runs import Bench, refused
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -173,3 +174,82 @@ def test_the_command_line_knows_the_starts(tiny_llama, tmp_path):
     assert ran.code == 0, ran
     assert "its start put back" in ran.out
     assert "self-check: passed" in ran.out
+
+
+@pytest.mark.parametrize("start", TAKEN_OUT)
+@pytest.mark.parametrize(
+    ("tied", "targets", "named"),
+    [
+        (True, ["q_proj", "lm_head"], "lm_head"),
+        (True, ["q_proj", "embed_tokens"], "embed_tokens"),
+        (False, ["q_proj", "embed_tokens"], "embed_tokens"),
+        (True, "(?!.*proj).*lm_head", "lm_head"),
+        (False, ["q_proj", "lm_head"], None),
+    ],
+)
+def test_nothing_is_taken_out_of_shared_weights_and_embeddings(start, tied, targets, named, tmp_path):
+    """The other module would lack it as well, and the saved adapter could not put it back."""
+    folder = tiny.save(tmp_path / "model", tiny.make_llama(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
+    builder = CausalLM(str(folder), lora=Lora(r=2, init_lora_weights=start, target_modules=targets))
+    if named is None:
+        builder.build()
+        return
+    with pytest.raises(UserError, match=f"out of {named}") as refusal:
+        builder.build()
+    assert refusal.value.code == ExitCode.CONFIG
+    assert refusal.value.problems[0].where == "model.policy.lora.target_modules"
+    assert "leave lm_head and embed_tokens out of target_modules" in refusal.value.fix
+    CausalLM(str(folder), lora=Lora(r=2, target_modules=targets)).build()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"target_modules": "("}, "does not fit the model"),
+        ({"target_modules": ["nothing"]}, "does not fit the model"),
+        ({"modules_to_save": [""]}, "no module ''"),
+        ({"modules_to_save": ["head"]}, "no module head"),
+        ({"modules_to_save": ["lm_head", "tokens"]}, "no module tokens"),
+    ],
+)
+def test_names_of_no_module_are_refused(options, complaint, tiny_llama):
+    with pytest.raises(UserError, match=complaint) as refusal:
+        CausalLM(str(tiny_llama), lora=Lora(r=2, **options)).build()
+    assert refusal.value.code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        (tiny.make_llama, "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        (tiny.make_gpt2, "c_attn, c_fc, c_proj"),
+    ],
+)
+def test_a_refusal_names_the_models_own_layers(kind, layers, tmp_path):
+    """Not what peft has put into it before it gave up."""
+    folder = tiny.save(tmp_path / "model", kind(), tiny.make_chat_tokenizer())
+    with pytest.raises(UserError) as refusal:
+        CausalLM(str(folder), lora=Lora(r=64, init_lora_weights="mica")).build()
+    assert refusal.value.fix == f"the model's linear layers are {layers}"
+
+
+@pytest.mark.parametrize(("whole", "tied"), [("norm", False), ("embed_tokens", True), ("lm_head", True)])
+def test_only_embeddings_and_heads_are_kept_tied(whole, tied, tiny_llama):
+    policy = CausalLM(str(tiny_llama), lora=Lora(r=2, modules_to_save=[whole])).build()
+    assert policy.peft_config["default"].ensure_weight_tying == tied
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(value, tiny_llama, file, tmp_path):
+    made, _ = trained(tiny_llama, file, Lora(r=2), steps=1)
+    folder = saved(made, tmp_path / "saved", tiny_llama)
+    CausalLM(str(folder)).build()
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name][0, 0] = value
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not finite") as refusal:
+        CausalLM(str(folder)).build()
+    assert refusal.value.code == ExitCode.MODEL
+    assert name in str(refusal.value)
+    assert refusal.value.problems[0].where == str(folder / "adapter_model.safetensors")

@@ -1,5 +1,8 @@
 """Merging: every kind of low-rank adapter, every tie of embeddings, and nothing lost between training and the file."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -119,10 +122,22 @@ def test_a_quantized_base_is_refused(tmp_path):
     (folder / "config.json").write_text(
         text.replace("{", '{"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true},', 1)
     )
+    for path in (adapter, folder):
+        said = refused(lambda path=path: check_mergeable(CausalLM(str(path))))
+        assert "weights are stored quantized" in said
+        assert str(folder / "config.json") in said
+
+
+def test_a_quantized_base_of_a_hub_is_refused(tmp_path, monkeypatch):
+    """Only its configuration, once it is fetched, tells of it."""
+    _, adapter = trained(base(tmp_path), tmp_path, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "some/model"}))
+    monkeypatch.setattr(CausalLM, "config", lambda _: SimpleNamespace(quantization_config={"load_in_4bit": True}))
     said = refused(lambda: check_mergeable(CausalLM(str(adapter))))
     assert "weights are quantized" in said
     assert "adapter_config.json" in said
-    assert "weights are quantized" in refused(lambda: check_mergeable(CausalLM(str(folder))))
+    assert "weights are quantized" in refused(lambda: check_mergeable(CausalLM("some/model")))
 
 
 def test_a_learned_prompt_is_refused(tmp_path):

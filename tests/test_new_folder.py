@@ -73,9 +73,59 @@ def test_a_failure_at_the_very_end_leaves_what_was_there(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_cleared(tmp_path):
     (tmp_path / ".out.partial/sub").mkdir(parents=True)
     (tmp_path / ".out.partial/half").write_text("x")
+    (tmp_path / ".out.partial" / new_folder.MARK).touch()
     with NewFolder(str(tmp_path / "out"), "out").written() as folder:
         (folder / "weights").write_text("x")
     assert contents(tmp_path) == ["out", "out/weights"]
+
+
+def test_a_folder_that_is_written_is_marked(tmp_path):
+    """So that what a killed process leaves can be told from a folder of the user's."""
+    with NewFolder(str(tmp_path / "out"), "out").written():
+        assert contents(tmp_path) == [".out.partial", f".out.partial/{new_folder.MARK}"]
+    assert contents(tmp_path) == ["out"]
+
+
+def write_in(out):
+    with out.written() as folder:
+        (folder / "weights").write_text("x")
+
+
+@pytest.mark.parametrize("act", [lambda out: out.check([]), write_in])
+@pytest.mark.parametrize("kind", ["folder", "link", "broken", "file", "linked mark"])
+def test_what_is_not_ours_is_left_alone(kind, act, tmp_path):
+    partial, theirs = tmp_path / ".out.partial", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "letter").write_text("x")
+    if kind == "folder":
+        theirs.rename(partial)
+    elif kind == "file":
+        partial.write_text("x")
+    elif kind == "linked mark":
+        partial.mkdir()
+        (partial / new_folder.MARK).symlink_to(theirs / "letter")
+    else:
+        (theirs / new_folder.MARK).touch()
+        partial.symlink_to(theirs if kind == "link" else tmp_path / "nowhere")
+    before = contents(tmp_path)
+    refused(lambda: act(NewFolder(str(tmp_path / "out"), "out")), ".out.partial")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("length", "used", "good"), [(246, False, True), (247, False, False), (240, True, False)])
+def test_a_name_whose_other_names_are_too_long(length, used, good, tmp_path):
+    """Refused before the work, not after it."""
+    out = NewFolder(str(tmp_path / "made" / ("x" * length)), "out")
+    if used:
+        (out.path / "old").mkdir(parents=True)
+    if good:
+        out.check([])
+        write_in(out)
+        return
+    refused(lambda: out.check([], fresh=True), "the name is too long by 1 bytes")
+    if not used:
+        refused(lambda: write_in(out), "File name too long")
+        assert contents(tmp_path) == []
 
 
 def test_two_do_not_write_at_once(tmp_path):

@@ -268,6 +268,7 @@ def test_quantized_weights_are_not_trained_themselves(quantization, tiny_llama, 
         ({"lora": Lora(init_lora_weights="pissa")}, "pissa begins with whole weights"),
         ({"lora": Lora(init_lora_weights="olora")}, "olora begins with whole weights"),
         ({"lora": Lora(init_lora_weights="mica")}, "mica begins with whole weights"),
+        ({"lora": Lora(init_lora_weights="orthogonal")}, "orthogonal begins with whole weights"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_by_name(options, complaint):

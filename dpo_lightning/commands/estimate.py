@@ -86,11 +86,10 @@ def knobs(run: Run) -> Iterator[tuple[str, Run]]:
     below: Held = "" if run.reference == "copy" and not adapted else run.reference
     if not adapted:
         yield "--model.policy.lora.r 16", replace(run, model=lora, reference=below)
-    if model.quantization is None:
+    if model.quantization is None and (model.lora is None or not model.lora.needs_whole):
         whole = replace(lora, dtype="float32", quantization=Quantization(double_quant=True).under(run.precision))
         beside = "" if adapted else " --model.policy.lora.r 16"
-        if model.lora is None or not model.lora.from_base:
-            yield f"--model.policy.quantization.bits 4{beside}", replace(run, model=whole, reference=below)
+        yield f"--model.policy.quantization.bits 4{beside}", replace(run, model=whole, reference=below)
     if not model.gradient_checkpointing:
         checkpointing = replace(model, gradient_checkpointing=True)
         yield "--model.policy.gradient_checkpointing true", replace(run, model=checkpointing)

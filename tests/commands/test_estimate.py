@@ -78,6 +78,13 @@ def test_the_reference_is_the_one_that_the_run_would_have(told, flags, line):
     assert found.endswith(line)
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora", "mica", "orthogonal"])
+def test_a_start_on_whole_weights_is_not_offered_quantized_ones(told, start):
+    ran = told("--model.policy.lora.init_lora_weights", start, recipe="dpo-lora.yaml")
+    assert "total" in numbers(ran)
+    assert "quantization.bits" not in ran.out
+
+
 def test_too_little_memory_is_said(told, monkeypatch):
     monkeypatch.setattr(estimate, "machine", lambda: ("memory", 2**20))
     assert "0.0 GiB of memory: this is too little" in told().out
