@@ -66,6 +66,11 @@ class PairwiseLoss(PolicyLoss, ABC):
         """Whether pairs may count unequally: not where a loss compares pairs with one another."""
         return True
 
+    @property
+    def margin_above_0(self) -> bool:
+        """Whether a margin of 0 has no meaning, where the column is needed at all."""
+        return False
+
     @abstractmethod
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Map the log-probabilities of `[pair]` answers to losses and implicit rewards `[pair]`."""

@@ -83,6 +83,11 @@ class WPOLoss(PairwiseLoss):
         return self.loss.reference_free
 
     @property
+    def margin_above_0(self) -> bool:
+        """As the inner loss."""
+        return self.loss.margin_above_0
+
+    @property
     def state(self) -> torch.nn.Module | None:
         """That of the inner loss."""
         return self.loss.state
