@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -88,9 +89,10 @@ def tell_balance(loss: WeighedLoss, rows: Sequence[EncodedUnpaired]) -> None:
     """Say how much the kinds of answers weigh, where that is not what the authors of KTO recommend."""
     least, most = BALANCE
     good, bad = ([row.weight for row in rows if row.good is kind] for kind in (True, False))
-    weights = loss.desirable_weight * sum(good), loss.undesirable_weight * sum(bad)
+    weights = loss.desirable_weight * math.fsum(good), loss.undesirable_weight * math.fsum(bad)
     if not least * weights[1] <= weights[0] <= most * weights[1]:
         say(
-            f"note: {len(good)} good answers weigh {weights[0]:g}, {len(bad)} bad ones {weights[1]:g}; KTO's authors recommend "
-            "1 to 4/3 times as much (--model.loss.desirable_weight, --model.loss.undesirable_weight)"
+            f"note: {len(good)} good answers weigh {weights[0]:g}, {len(bad)} bad ones {weights[1]:g}; "
+            "KTO's authors recommend 1 to 4/3 times as much "
+            "(--model.loss.desirable_weight, --model.loss.undesirable_weight)"
         )

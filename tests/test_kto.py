@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import kto_runs
 import pytest
@@ -216,6 +217,16 @@ def test_the_balance_of_kinds_is_told(capsys):
     out = capsys.readouterr().out
     assert "30 good answers weigh 30, 100 bad ones 50" in out
     assert "3 good answers weigh 3, 3 bad ones 1.5" in out
+
+
+def test_what_weights_do_is_told_once(tiny_llama, capsys):
+    """Set up again for the evaluation after training, a module has nothing new to say."""
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(encoded={"train": judged(1, 1, 0.5)}))
+    module = kto(tiny_llama)
+    module.trainer = trainer
+    for _ in range(2):
+        module.setup("validate")
+    assert capsys.readouterr().out.count("answers count by their `weight`, 0.5 to 1") == 1
 
 
 def judged(good, bad, weight=1.0):

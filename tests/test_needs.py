@@ -89,7 +89,7 @@ LOG = ODPOLoss(scaling="log")
 @pytest.mark.parametrize("loss", [LOG, WPOLoss(LOG), WeightedSum([DPOLoss(), LOG], [1.0, 1.0])])
 def test_a_margin_of_0_has_no_logarithm(loss):
     rows = [replace(PLAIN, margin=1.0), replace(OTHER, margin=0.0)]
-    with pytest.raises(UserError, match="needs a margin above 0, here 0.0 at rows.jsonl:7"):
+    with pytest.raises(UserError, match=re.escape("needs a margin above 0, here 0.0 at rows.jsonl:7")):
         check_columns(loss, rows)
     check_columns(ODPOLoss(), rows)
 

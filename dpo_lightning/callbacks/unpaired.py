@@ -43,10 +43,8 @@ class UnpairedRewards(MeansCallback):
             )
         real, good = batch.indices >= 0, batch.good
         of_kind = {"chosen": real & good, "rejected": real & ~good}
-        weights = {
-            name: batch.weights if name == "loss" else of_kind.get(name.rpartition("/")[2], real) for name in self.names
-        }
-        return unpaired_rewards(outputs["judged"], outputs["logps"]), weights
+        weights = {name: of_kind.get(name.rpartition("/")[2], real) for name in self.names}
+        return unpaired_rewards(outputs["judged"], outputs["logps"]), weights | {"loss": batch.weights}
 
     def told(self, means: dict[str, float]) -> dict[str, float]:
         """Add the margin, where there are answers of both kinds."""
