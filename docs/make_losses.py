@@ -17,7 +17,7 @@ import torch
 
 from dpo_lightning import divergences, losses
 from dpo_lightning.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon
-from dpo_lightning.losses.base import MarginLoss, PairwiseLoss
+from dpo_lightning.losses.base import MarginLoss, PairwiseLoss, PolicyLoss
 from dpo_lightning.types import PairLogps
 
 FOLDER = Path(__file__).parent
@@ -221,7 +221,7 @@ def takes(kind: type) -> Iterator[str]:
     """What else there is to know about a loss."""
     if issubclass(kind, MarginLoss):
         yield "- **Divergence**: any"
-    if issubclass(kind, PairwiseLoss) and instance(kind).state is not None:
+    if issubclass(kind, PolicyLoss) and instance(kind).state is not None:
         yield "- **State**: checkpointed, and the same on all ranks"
 
 

@@ -12,7 +12,6 @@ from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PairwiseLoss
 from dpo_lightning.models import CausalLM
 from dpo_lightning.module import OptimizerFactory
-from dpo_lightning.needs import check_columns, tell_columns
 from dpo_lightning.referenced import ReferencedModule
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
@@ -50,14 +49,6 @@ class DPOModule(ReferencedModule):
     def configure_callbacks(self) -> list[Callback]:
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
         return self.not_given(RewardMargins(), PreferenceAccuracy(), SelfCheck())
-
-    def setup(self, stage: str) -> None:
-        """Settle memory, and see that the rows have what the loss needs."""
-        super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        for name, rows in getattr(data, "encoded", {}).items():
-            check_columns(self.loss, rows)
-            tell_columns(self.loss, name, rows)
 
     def compare(self, batch: PreferenceBatch, rows: str = "train") -> tuple[PreferenceOutput, PairLogps]:
         """Loss and log-probabilities of each pair; `rows` is the part of the data that its indices count in."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
@@ -11,6 +14,7 @@ from torch.optim import AdamW
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.callbacks.unpaired import UnpairedRewards
 from dpo_lightning.console import say
+from dpo_lightning.examples import EncodedUnpaired
 from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
 from dpo_lightning.logps import score
 from dpo_lightning.losses.unpaired import KTOLoss, UnpairedLoss, WeighedLoss
@@ -60,9 +64,8 @@ class KTOModule(ReferencedModule):
         """Settle memory, and tell how the kinds of answers weigh."""
         super().setup(stage)
         rows = getattr(getattr(self.trainer, "datamodule", None), "encoded", {}).get("train", ())
-        good = sum(row.good for row in rows)
         if stage == "fit" and rows and isinstance(self.loss, WeighedLoss):
-            tell_balance(self.loss, good, len(rows) - good)
+            tell_balance(self.loss, rows)
 
     def compare(self, batch: UnpairedBatch, rows: str = "train") -> tuple[UnpairedOutput, UnpairedLogps]:
         """Loss and log-probabilities of each answer; `rows` is the part of the data that its indices count in."""
@@ -82,12 +85,14 @@ class KTOModule(ReferencedModule):
         return total / torch.where(weight > 0, weight, 1)
 
 
-def tell_balance(loss: WeighedLoss, good: int, bad: int) -> None:
+def tell_balance(loss: WeighedLoss, rows: Sequence[EncodedUnpaired]) -> None:
     """Say how much the kinds of answers weigh, where that is not what the authors of KTO recommend."""
     least, most = BALANCE
-    weights = loss.desirable_weight * good, loss.undesirable_weight * bad
+    good, bad = ([row.weight for row in rows if row.good is kind] for kind in (True, False))
+    weights = loss.desirable_weight * math.fsum(good), loss.undesirable_weight * math.fsum(bad)
     if not least * weights[1] <= weights[0] <= most * weights[1]:
         say(
-            f"note: {good} good answers weigh {weights[0]:g}, {bad} bad ones {weights[1]:g}; KTO's authors recommend "
-            "1 to 4/3 times as much (--model.loss.desirable_weight, --model.loss.undesirable_weight)"
+            f"note: {len(good)} good answers weigh {weights[0]:g}, {len(bad)} bad ones {weights[1]:g}; "
+            "KTO's authors recommend 1 to 4/3 times as much "
+            "(--model.loss.desirable_weight, --model.loss.undesirable_weight)"
         )

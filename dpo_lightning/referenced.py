@@ -17,7 +17,7 @@ from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.losses.running import RunningMean
 from dpo_lightning.models import CausalLM
 from dpo_lightning.module import OptimizerFactory, PolicyModule
-from dpo_lightning.needs import check_wanted
+from dpo_lightning.needs import check_columns, check_wanted, tell_columns
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.references import KEY, AdapterDisabled, ReferencePolicy, default_reference
 from dpo_lightning.scoring import Scoring
@@ -53,6 +53,17 @@ class ReferencedModule(PolicyModule):
         self.loss, self.loss_state = loss, loss.state
         self.given_reference = reference
         self.reference: ReferencePolicy
+        self._told: set[str] = set()
+
+    def setup(self, stage: str) -> None:
+        """Settle memory, and see that the rows have what the loss needs; what is said of them is said once a run."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        for name, rows in getattr(data, "encoded", {}).items():
+            check_columns(self.loss, rows, name)
+            if name not in self._told:
+                tell_columns(self.loss, name, rows)
+                self._told.add(name)
 
     def configure_model(self) -> None:
         """Load the policy, and bind the reference to it before a checkpoint can move it."""

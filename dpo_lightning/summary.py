@@ -77,12 +77,14 @@ def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
     low, high = metrics["eval/rewards/accuracies_ci95"]
     known = metrics.get("eval/logps/ref_accuracies")  # a loss without a reference has none
     before = "" if known is None else f"{known:.3f} before, "
+    score = "the loss's own score" if known is None else "implicit reward"
+    nats = "" if known is None else f", {metrics['eval/logps/margins']:.3f} nats"
     return [
-        f"  held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by implicit reward"
+        f"  held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by {score}"
         f" (95 % interval {low:.3f} to {high:.3f}, {rows} pairs, {metrics['eval/rewards/ties']:.3f} ties)",
         f"  by likelihood       {before}{metrics['eval/logps/accuracies']:.3f} after",
-        f"  margin              {metrics['eval/rewards/margins']:.4f} reward, {metrics['eval/logps/margins']:.3f} nats",
-        f"  held-out loss       {metrics['eval/loss']:.4f}",
+        f"  margin              {metrics['eval/rewards/margins']:.4f} reward{nats}",
+        *loss_lines(metrics),
     ]
 
 
@@ -92,7 +94,7 @@ def ranking_lines(metrics: dict[str, Any], lists: int) -> list[str]:
         f"  held-out order      {metrics['eval/rewards/accuracies']:.3f} of a list's pairs by implicit reward"
         f" ({lists} lists, {metrics['eval/rewards/ties']:.3f} ties)",
         f"  margin              {metrics['eval/rewards/margins']:.4f} reward, from the first answer to the last",
-        f"  held-out loss       {metrics['eval/loss']:.4f}",
+        *loss_lines(metrics),
     ]
 
 
@@ -107,13 +109,15 @@ def unpaired_lines(metrics: dict[str, Any], rows: int) -> list[str]:
     ]
     known = metrics.get("eval/kl")  # only some losses ask it
     divergence = "" if known is None else f" (divergence {known:.4f} nats)"
-    lines = [
-        f"  held-out rewards    {', '.join(rewards)}",
-        f"  held-out loss       {metrics['eval/loss']:.4f}{divergence}",
-    ]
+    lines = [f"  held-out rewards    {', '.join(rewards)}", *loss_lines(metrics, divergence)]
     if "eval/rewards/margins" in metrics:
         lines.insert(1, f"  margin              {metrics['eval/rewards/margins']:.4f} reward")
     return lines
+
+
+def loss_lines(metrics: dict[str, Any], more: str = "") -> list[str]:
+    """The held-out loss; none where every held-out row has a weight of 0."""
+    return [f"  held-out loss       {metrics['eval/loss']:.4f}{more}"] if "eval/loss" in metrics else []
 
 
 def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:

@@ -6,8 +6,17 @@ from dataclasses import replace
 import pytest
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
-from dpo_lightning.losses import AOTLoss, DPOLoss, ODPOLoss, SimPOLoss, WeightedSum
+from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedRanking, EncodedUnpaired, Origin
+from dpo_lightning.losses import (
+    AOTLoss,
+    DPOLoss,
+    KTOLoss,
+    ODPOLoss,
+    PlackettLuceLoss,
+    SimPOLoss,
+    WeightedSum,
+    WPOLoss,
+)
 from dpo_lightning.needs import check_columns, check_wanted, tell_columns
 from dpo_lightning.references import FrozenCopy, ReferenceFree
 
@@ -42,6 +51,47 @@ def test_what_columns_do_is_said(capsys):
         "note: pairs count by their `weight`, 0.5 to 2, in the loss; other measures count each once",
         "note: train: DPOLoss does not use the column `margin`",
     ]
+
+
+def test_other_rows_are_called_what_they_are(capsys):
+    judged = EncodedUnpaired(Origin("rows.jsonl", 1), (3,), ANSWER, True)
+    ranked = EncodedRanking(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))
+    for loss, row in ((KTOLoss(), judged), (PlackettLuceLoss(), ranked)):
+        tell_columns(loss, "train", [row])
+        tell_columns(loss, "train", [row, replace(row, weight=2.0)])
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(" in the loss")[0] for line in out] == [
+        "note: answers count by their `weight`, 1 to 2,",
+        "note: lists count by their `weight`, 1 to 2,",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "row"),
+    [
+        (DPOLoss(), PLAIN),
+        (KTOLoss(), EncodedUnpaired(Origin("rows.jsonl", 1), (3,), ANSWER, True)),
+        (PlackettLuceLoss(), EncodedRanking(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))),
+    ],
+)
+def test_training_rows_without_any_weight_are_refused(loss, row):
+    rows = [replace(row, weight=0.0)] * 2
+    with pytest.raises(UserError, match=re.escape("rows.jsonl:1")) as caught:
+        check_columns(loss, rows)
+    assert caught.value.code == ExitCode.DATA
+    check_columns(loss, rows, "eval")
+    check_columns(loss, [*rows, row])
+
+
+LOG = ODPOLoss(scaling="log")
+
+
+@pytest.mark.parametrize("loss", [LOG, WPOLoss(LOG), WeightedSum([DPOLoss(), LOG], [1.0, 1.0])])
+def test_a_margin_of_0_has_no_logarithm(loss):
+    rows = [replace(PLAIN, margin=1.0), replace(OTHER, margin=0.0)]
+    with pytest.raises(UserError, match=re.escape("needs a margin above 0, here 0.0 at rows.jsonl:7")):
+        check_columns(loss, rows)
+    check_columns(ODPOLoss(), rows)
 
 
 def test_a_reference_that_is_not_asked_and_one_that_is_none_are_refused():

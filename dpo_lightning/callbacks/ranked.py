@@ -15,7 +15,7 @@ from dpo_lightning.metrics import ranked_rewards
 class RankedRewards(MeansCallback):
     """Loss, rewards of the first and the last answer, and how many pairs within a list are in their order.
 
-    Every list counts the same, whatever its length.
+    Every list counts the same, whatever its length; the loss is the mean that is trained, with the rows' weights.
     """
 
     names = (
@@ -28,7 +28,7 @@ class RankedRewards(MeansCallback):
     )
     shown = ("loss", "rewards/margins", "rewards/accuracies")
 
-    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Values per list."""
         if "ranked" not in outputs:
             raise UserError(
@@ -37,4 +37,5 @@ class RankedRewards(MeansCallback):
                 fix="leave it out: every module brings its own measures",
             )
         output = outputs["ranked"]
-        return {"loss": output.losses, **ranked_rewards(output)}, batch.indices >= 0
+        weights = {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}
+        return {"loss": output.losses, **ranked_rewards(output)}, weights

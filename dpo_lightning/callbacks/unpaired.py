@@ -20,7 +20,8 @@ MARGIN = "rewards/margins"
 class UnpairedRewards(MeansCallback):
     """Loss, divergence, and the rewards and log-probabilities of good (`chosen`) and bad (`rejected`) answers.
 
-    Their margin is the difference of both means. A kind that no answer is of is left out.
+    Their margin is the difference of both means. A kind that no answer is of is left out. The loss is the mean that is
+    trained, with the rows' weights; everything else counts every answer once.
     """
 
     names = ("loss", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "desirable")
@@ -43,7 +44,7 @@ class UnpairedRewards(MeansCallback):
         real, good = batch.indices >= 0, batch.good
         of_kind = {"chosen": real & good, "rejected": real & ~good}
         weights = {name: of_kind.get(name.rpartition("/")[2], real) for name in self.names}
-        return unpaired_rewards(outputs["judged"], outputs["logps"]), weights
+        return unpaired_rewards(outputs["judged"], outputs["logps"]), weights | {"loss": batch.weights}
 
     def told(self, means: dict[str, float]) -> dict[str, float]:
         """Add the margin, where there are answers of both kinds."""

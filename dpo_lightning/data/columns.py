@@ -57,6 +57,8 @@ MAX_NAMES = 20
 def rename(rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str]) -> list[Row]:
     """The rows under our names, where `columns` says what the file calls them.
 
+    A file without the named column, which has one of our name, keeps its own: training and held-out files may differ.
+
     Raises:
         UserError: 64 for a name that is none of the `known`, or a column of the file that is named twice.
     """
@@ -76,15 +78,25 @@ def rename(rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collec
             fix="name another column for each",
         )
     theirs = {name: ours for ours, name in columns.items()}
-    return [_renamed(row, theirs) for row in rows]
-
-
-def _renamed(row: Row, theirs: Mapping[str, str]) -> Row:
-    mapped = set(theirs.values())
-    values = {
-        theirs.get(name, name): value for name, value in row.values.items() if name in theirs or name not in mapped
+    there: dict[str, set[str]] = {}
+    for row in rows:
+        there.setdefault(row.origin.file, set()).update(row.values)
+    found = {
+        file: {name: ours for name, ours in theirs.items() if name in names or ours not in names}
+        for file, names in there.items()
     }
-    return row._replace(values=values, recomposed=frozenset(theirs.get(name, name) for name in row.recomposed))
+    return [_renamed(row, found[row.origin.file], columns) for row in rows]
+
+
+def _renamed(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str]) -> Row:
+    mapped = set(theirs.values())
+    displaced = [name for name in row.values if name in mapped and name not in theirs]
+    return row._replace(
+        values={theirs.get(name, name): value for name, value in row.values.items() if name not in displaced},
+        recomposed=frozenset(theirs.get(name, name) for name in row.recomposed if name not in displaced),
+        displaced=frozenset(displaced),
+        kept=frozenset((columns[name], name) for name in columns if name in row.values.keys() - mapped - theirs.keys()),
+    )
 
 
 def names_in(rows: Sequence[Row]) -> dict[str, int]:
@@ -129,12 +141,17 @@ def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) ->
 
 
 def unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
-    """One warning that names the columns which are read by nobody, or none."""
+    """A warning that names the columns which are read by nobody, and one per column that was not found as named."""
     names = [name for name in names_in(rows) if name not in used and name not in SILENT and not name.startswith(META)]
-    if not names:
-        return []
-    shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
-    return [f"columns that are not used: {shown}" + (", ..." if len(names) > MAX_NAMES else "")]
+    names += sorted(frozenset().union(*(row.displaced for row in rows)))
+    kept = {(row.origin.file, *pair): None for row in rows for pair in sorted(row.kept)}
+    lines = [
+        f"{file} has no column '{excerpt_name(named)}': its '{ours}' is read instead" for file, named, ours in kept
+    ]
+    if names:
+        shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
+        lines.append(f"columns that are not used: {shown}" + (", ..." if len(names) > MAX_NAMES else ""))
+    return lines
 
 
 def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:

@@ -17,6 +17,9 @@ SPOKEN = ("user", "assistant")
 """Roles that must say something; a system prompt or a tool's result may be empty."""
 
 REMOVE = "remove the row, or write the text"
+LARGEST = (2 - 2**-23) * 2.0**127
+"""Of float32, in which numbers are trained with."""
+
 TURN = 'write each message as {"role": ..., "content": ...}'
 
 
@@ -84,7 +87,7 @@ def parse_group(value: Any) -> str:
 
 
 def parse_number(value: Any, name: str) -> float:
-    """A finite number, or text that is one.
+    """A number that is finite in float32, or text that is one.
 
     Raises:
         RowError: for anything else; null is no number.
@@ -96,6 +99,8 @@ def parse_number(value: Any, name: str) -> float:
     if not math.isfinite(number):
         shown = value if isinstance(value, str) else kind_of(value)
         raise RowError(f"{name} is no finite number", shown, "write a number, or remove the column")
+    if abs(number) > LARGEST:
+        raise RowError(f"{name} is too large a number", str(value), "write one that float32 holds, below 3.4e38")
     return number
 
 

@@ -26,11 +26,15 @@ class Row(NamedTuple):
         origin: the file and the line where the row begins (its number, in a table without lines).
         values: its columns; every string is in NFC and free of control characters.
         recomposed: the columns whose text was not in NFC.
+        displaced: columns of our names that are left out, as others are named for them.
+        kept: columns that are named but not there, each with the one of our name that is read instead.
     """
 
     origin: Origin
     values: dict[str, Any]
     recomposed: frozenset[str] = frozenset()
+    displaced: frozenset[str] = frozenset()
+    kept: frozenset[tuple[str, str]] = frozenset()
 
 
 def read_files(paths: str | Sequence[str], bad: BadRows | None = None) -> Iterator[Row]:

@@ -26,11 +26,12 @@ class PolicyLoss:
                 raise self.refuse(option.name, value, "must be a finite number")
 
     def refuse(self, option: str, value: object, reason: str) -> UserError:
-        """The error for a hyperparameter that this loss cannot take."""
+        """The error for a hyperparameter that this loss cannot take. It does not know whether another one holds it."""
+        name = type(self).__name__
         return UserError(
             ExitCode.CONFIG,
-            Problem(f"{type(self).__name__} {option}={value} {reason}", where=f"model.loss.{option}"),
-            fix=f"give --model.loss.{option} another value",
+            Problem(f"{name} {option}={value} {reason}", where=f"{name}.{option}"),
+            fix=f"give --model.loss.{option} another value; inside another loss, `{option}` of its {name}",
         )
 
     def require(self, option: str, good: bool, reason: str) -> None:
@@ -65,6 +66,11 @@ class PairwiseLoss(PolicyLoss, ABC):
     def weighted(self) -> bool:
         """Whether pairs may count unequally: not where a loss compares pairs with one another."""
         return True
+
+    @property
+    def margin_above_0(self) -> bool:
+        """Whether a margin of 0 has no meaning, where the column is needed at all."""
+        return False
 
     @abstractmethod
     def __call__(self, logps: PairLogps) -> PreferenceOutput:

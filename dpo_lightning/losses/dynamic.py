@@ -34,7 +34,7 @@ class BetaDPOLoss(PreferenceLoss):
     """How strongly beta follows the batch; 0 is DPO."""
 
     keep: float = 1.0
-    """Share of each micro-batch's pairs that is kept: those nearest to `M0`."""
+    """Share of each micro-batch's pairs that is kept: those nearest to `M0`. Below 1, `eval/loss` is over these too."""
 
     momentum: float = 0.9
     """Share of `M0` that an optimizer step leaves."""

@@ -166,6 +166,11 @@ class ODPOLoss(PreferenceLoss):
         """The column `margin`."""
         return frozenset({"margin"})
 
+    @property
+    def margin_above_0(self) -> bool:
+        """Of 0 there is no logarithm."""
+        return self.scaling == "log"
+
     def __call__(self, logps: PairLogps) -> PreferenceOutput:
         """Losses and rewards per pair; ln(1 + exp(alpha f(margin))) where policy and reference agree."""
         assert logps.given_margins is not None  # named in `statistics`

@@ -58,6 +58,11 @@ class WeightedSum(PairwiseLoss):
         return all(loss.weighted for _, loss in self.parts)
 
     @property
+    def margin_above_0(self) -> bool:
+        """Where one part wants it."""
+        return any(loss.margin_above_0 for _, loss in self.parts)
+
+    @property
     def state(self) -> nn.Module | None:
         """The states of the parts."""
         states = {str(place): loss.state for place, (_, loss) in enumerate(self.parts) if loss.state is not None}

@@ -65,12 +65,13 @@ class WPOLoss(PairwiseLoss):
     """
 
     loss: PairwiseLoss = DPOLoss()  # noqa: RUF009 - frozen
-    """What is weighted; none that compares pairs with one another."""
+    """What is weighted; none that compares pairs with one another, or weights them itself."""
 
     def __post_init__(self) -> None:
         """Check the inner loss."""
         super().__post_init__()
         self.require("loss", self.loss.weighted, "compares pairs with one another and takes no weights")
+        self.require("loss", "collisions" not in self.loss.statistics, "weights pairs itself: they would count squared")
 
     @property
     def statistics(self) -> frozenset[Statistic]:
@@ -81,6 +82,11 @@ class WPOLoss(PairwiseLoss):
     def reference_free(self) -> bool:
         """As the inner loss."""
         return self.loss.reference_free
+
+    @property
+    def margin_above_0(self) -> bool:
+        """As the inner loss."""
+        return self.loss.margin_above_0
 
     @property
     def state(self) -> torch.nn.Module | None:

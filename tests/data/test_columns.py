@@ -22,6 +22,18 @@ def row(values: dict[str, Any], file: str = "f", line: int = 1) -> Row:
 def test_columns_are_mapped_and_ours_of_that_name_set_aside() -> None:
     mapped = rename([row({"question": "q", "prompt": "p", "x": 1})], {"prompt": "question"}, KNOWN)
     assert mapped[0].values == {"prompt": "q", "x": 1}
+    assert unused(mapped, KNOWN) == ["columns that are not used: x, prompt"]
+
+
+def test_a_file_without_the_named_column_keeps_ours() -> None:
+    """One mapping is for training and held-out files; within a file, a row that lacks the column is not guessed."""
+    rows = [row({"question": "q"}), row({"prompt": "b"}, line=2), row({"prompt": "p", "chosen": "c"}, "g")]
+    mapped = rename(rows, {"prompt": "question"}, KNOWN)
+    assert [one.values for one in mapped] == [{"prompt": "q"}, {}, {"prompt": "p", "chosen": "c"}]
+    assert unused(mapped, KNOWN) == [
+        "g has no column 'question': its 'prompt' is read instead",
+        "columns that are not used: prompt",
+    ]
 
 
 def test_columns_can_be_swapped() -> None:

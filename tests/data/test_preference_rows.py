@@ -118,6 +118,8 @@ REFUSED = [
     ({"tools": "no"}, "tools is text that is not JSON"),
     ({"group": [1]}, "group is a list"),
     ({"weight": -0.5}, "'weight' is negative"),
+    ({"weight": 1e308}, "'weight' is too large a number"),
+    ({"margin": "-3.5e38"}, "'margin' is too large a number"),
     ({"weight": None}, "'weight' is no finite number"),
     ({"weight": True}, "'weight' is no finite number"),
     ({"margin": "much"}, "'margin' is no finite number"),

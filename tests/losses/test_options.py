@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, RobustLoss
+from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, RobustLoss, WeightedSum, WPOLoss
 
 
 @pytest.mark.parametrize("cls", [HingeLoss, IPOLoss])
@@ -29,6 +29,15 @@ def test_a_beta_without_meaning_is_refused(cls, beta):
         cls(beta=beta)
     assert caught.value.code == ExitCode.CONFIG == 64
     assert "fix: give --model.loss.beta another value" in str(caught.value)
+    assert f"at {cls.__name__}.beta" in str(caught.value)
+    assert f"inside another loss, `beta` of its {cls.__name__}" in str(caught.value)
+
+
+@pytest.mark.parametrize("inner", [WPOLoss(), WeightedSum([DPOLoss(), WPOLoss()], [1.0, 1.0])])
+def test_a_pair_is_not_weighted_twice(inner):
+    with pytest.raises(UserError, match="weights pairs itself") as caught:
+        WPOLoss(inner)
+    assert caught.value.code == ExitCode.CONFIG
 
 
 @pytest.mark.parametrize("cls", [DPOLoss, RobustLoss])
