@@ -57,7 +57,7 @@ FLAGS = {
     "rate inf": (["--model.learning_rate", "inf"], "at model.learning_rate"),
     "rate .inf": (["--model.learning_rate", ".inf"], "learning_rate=inf"),
     "rate in words": (["--model.learning_rate", "slow"], "expected float at model.learning_rate\n  | slow"),
-    "beta 0": (["--model.loss.beta", "0"], "beta=0.0 must be greater than 0 at model.loss.beta"),
+    "beta 0": (["--model.loss.beta", "0"], "beta=0.0 must be greater than 0 at DPOLoss.beta"),
     "beta below 0": (["--model.loss.beta", "-0.1"], "beta=-0.1 must be greater than 0"),
     "beta nan": (["--model.loss.beta", ".nan"], "beta=nan must be a finite number"),
     "smoothing of 0.5": (["--model.loss.label_smoothing", "0.5"], "label_smoothing=0.5 must lie in [0, 0.5)"),

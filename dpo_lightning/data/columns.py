@@ -54,13 +54,17 @@ META = "meta"
 MAX_NAMES = 20
 
 
-def rename(rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str]) -> list[Row]:
+def rename(
+    rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str], *, lent: bool = False
+) -> list[Row]:
     """The rows under our names, where `columns` says what the file calls them.
 
     A file without the named column, which has one of our name, keeps its own: training and held-out files may differ.
+    Unless the names were meant for other rows (`lent`), some file has to have the column: a misspelt name is told.
 
     Raises:
-        UserError: 64 for a name that is none of the `known`, or a column of the file that is named twice.
+        UserError: 64 for a name that is none of the `known`, or a column of the file that is named twice; 65 for a
+            column that is nowhere.
     """
     if not columns:
         return list(rows)
@@ -81,6 +85,9 @@ def rename(rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collec
     there: dict[str, set[str]] = {}
     for row in rows:
         there.setdefault(row.origin.file, set()).update(row.values)
+    nowhere = [ours for name, ours in theirs.items() if name not in set().union(*there.values())]
+    if nowhere and not lent:
+        raise missing_columns(nowhere, rows, columns)
     found = {
         file: {name: ours for name, ours in theirs.items() if name in names or ours not in names}
         for file, names in there.items()

@@ -91,6 +91,7 @@ class TextDataModule(LightningDataModule):
         self.layout: Collator = collator or Padded()
         self.trainer: Any = None
         self._training: Any = None
+        self._lent = False
         self._place: dict[str, int] | None = None
         self.examples: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Any]] = {}
@@ -118,6 +119,7 @@ class TextDataModule(LightningDataModule):
             paths = self.files[name]
             if name in self.examples or not paths:
                 continue
+            self._lent = name == "eval" and bool(self.files["train"])  # columns may be those of the training rows
             self.examples[name], warnings = self.read(paths)
             if name == "eval" and "train" in self.examples:
                 warnings += check_leak(self.examples["train"], self.examples["eval"], allow=self.allow)
@@ -252,7 +254,7 @@ class PreferenceDataModule(TextDataModule):
 
     def read(self, paths: str | list[str]) -> tuple[list[PreferenceExample], list[str]]:
         """Rows as pairs."""
-        return preference_examples(paths, columns=self.columns, strict=self.strict, allow=self.allow)
+        return preference_examples(paths, columns=self.columns, lent=self._lent, strict=self.strict, allow=self.allow)
 
     def encode(self, encoder: Encoder, examples: Sequence[PreferenceExample]) -> list[EncodedPair]:
         """Pairs as ids."""
@@ -270,7 +272,7 @@ class SFTDataModule(TextDataModule):
 
     def read(self, paths: str | list[str]) -> tuple[list[SFTExample], list[str]]:
         """Rows as demonstrations."""
-        return sft_examples(paths, columns=self.columns, strict=self.strict)
+        return sft_examples(paths, columns=self.columns, lent=self._lent, strict=self.strict)
 
     def encode(self, encoder: Encoder, examples: Sequence[SFTExample]) -> list[EncodedSFT]:
         """Demonstrations as ids."""

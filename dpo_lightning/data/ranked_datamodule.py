@@ -17,7 +17,7 @@ class RankedDataModule(TextDataModule):
 
     def read(self, paths: str | list[str]) -> tuple[list[RankedExample], list[str]]:
         """Rows as lists."""
-        return ranked_examples(paths, columns=self.columns, strict=self.strict, allow=self.allow)
+        return ranked_examples(paths, columns=self.columns, lent=self._lent, strict=self.strict, allow=self.allow)
 
     def encode(self, encoder: Encoder, examples: Sequence[RankedExample]) -> list[EncodedRanking]:
         """Lists as ids."""

@@ -39,6 +39,7 @@ def preference_examples(
     *,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    lent: bool = False,
     allow: Collection[str] = (),
 ) -> tuple[list[PreferenceExample], list[str]]:
     """Read preference pairs, and the warnings about them (each with a count and the first lines).
@@ -50,6 +51,7 @@ def preference_examples(
         paths: a file or hub set, or several of one format.
         columns: our column name -> the file's.
         strict: treat warnings about rows as errors.
+        lent: `columns` may be those of other rows: a file without them is read by our names.
         allow: `contradictions` lets pairs pass that are there both ways round.
 
     Raises:
@@ -58,7 +60,7 @@ def preference_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows = _rows(paths, columns, preference_rows.USED, preference_rows.FORMAT, bad)
+    rows = _rows(paths, columns, preference_rows.USED, preference_rows.FORMAT, bad, lent)
     names = names_in(rows)
     _refuse_unpaired(rows, names)
     missing = [name for name in ("chosen", "rejected") if name not in names]
@@ -75,7 +77,7 @@ def preference_examples(
 
 
 def sft_examples(
-    paths: str | Sequence[str], *, columns: Mapping[str, str] | None = None, strict: bool = False
+    paths: str | Sequence[str], *, columns: Mapping[str, str] | None = None, strict: bool = False, lent: bool = False
 ) -> tuple[list[SFTExample], list[str]]:
     """Read demonstrations, and the warnings about them (each with a count and the first lines).
 
@@ -85,13 +87,14 @@ def sft_examples(
         paths: a file or hub set, or several of one format.
         columns: our column name -> the file's.
         strict: treat warnings about rows as errors.
+        lent: `columns` may be those of other rows: a file without them is read by our names.
 
     Raises:
         UserError: 64 for options, 65 naming every bad row, 66 for a source that is not there.
     """
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows = _rows(paths, columns, sft_rows.USED, sft_rows.FORMAT, bad)
+    rows = _rows(paths, columns, sft_rows.USED, sft_rows.FORMAT, bad, lent)
     names = names_in(rows)
     _refuse_unpaired(rows, names, VERDICTS)
     layout = layout_of(names)
@@ -110,6 +113,7 @@ def ranked_examples(
     *,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    lent: bool = False,
     allow: Collection[str] = (),
 ) -> tuple[list[RankedExample], list[str]]:
     """Read ranked lists, as `preference_examples` reads pairs.
@@ -119,7 +123,7 @@ def ranked_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows = _rows(paths, columns, ranked_rows.USED, ranked_rows.FORMAT, bad)
+    rows = _rows(paths, columns, ranked_rows.USED, ranked_rows.FORMAT, bad, lent)
     names = names_in(rows)
     missing = [name for name in ranked_rows.FORMAT if name not in names]
     if missing:
@@ -137,6 +141,7 @@ def unpaired_examples(
     *,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    lent: bool = False,
     allow: Collection[str] = (),
 ) -> tuple[list[UnpairedExample], list[str]]:
     """Read answers that were judged one by one, and the warnings about them (each with a count and the first lines).
@@ -147,6 +152,8 @@ def unpaired_examples(
         paths: a file or hub set, or several of one format.
         columns: our column name -> the file's.
         strict: treat warnings about rows as errors.
+        lent: `columns` may be those of other rows: a file without them is read by our names.
+        lent: `columns` may be those of other rows: a file without them is read by our names.
         allow: `contradictions` lets answers pass that are judged both ways.
 
     Raises:
@@ -155,7 +162,7 @@ def unpaired_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows = _rows(paths, columns, unpaired_rows.USED, (*unpaired_rows.FORMAT, "chosen", "rejected"), bad)
+    rows = _rows(paths, columns, unpaired_rows.USED, (*unpaired_rows.FORMAT, "chosen", "rejected"), bad, lent)
     names = names_in(rows)
     paired = "label" not in names and "chosen" in names and "rejected" in names
     missing = [name for name in unpaired_rows.FORMAT if name not in names]
@@ -184,13 +191,14 @@ def _rows(
     used: Sequence[str],
     formats: Sequence[str],
     bad: BadRows,
+    lent: bool,
 ) -> list[Row]:
     """All rows under our names; what holds for the set as a whole is checked here."""
     found = list(read_files(paths, bad))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
         raise UserError(ExitCode.DATA, Problem("only 1 row", where=str(found[0].origin)), fix="give at least 2 rows")
-    rows = rename(found, columns, used)
+    rows = rename(found, columns, used, lent=lent)
     check_same_columns(rows, formats)
     return rows
 

@@ -38,7 +38,7 @@ class UnpairedDataModule(TextDataModule):
 
     def read(self, paths: str | list[str]) -> tuple[list[UnpairedExample], list[str]]:
         """Rows as judged answers."""
-        return unpaired_examples(paths, columns=self.columns, strict=self.strict, allow=self.allow)
+        return unpaired_examples(paths, columns=self.columns, lent=self._lent, strict=self.strict, allow=self.allow)
 
     def encode(self, encoder: Encoder, examples: Sequence[UnpairedExample]) -> list[EncodedUnpaired]:
         """Judged answers as ids. What is mismatched is settled here, before rows are shared out to ranks."""

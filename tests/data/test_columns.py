@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import refusal
+from row_files import OTHER, PAIR, jsonl, refusal
 
+from dpo_lightning import PreferenceDataModule
 from dpo_lightning.data.columns import check_same_columns, look_alike, missing_columns, rename, unused
 from dpo_lightning.data.sources import Row
 from dpo_lightning.errors import ExitCode
@@ -92,3 +94,15 @@ def test_two_files_of_other_columns() -> None:
         "chosen, prompt",
     )
     check_same_columns([row({"prompt": 1, "x": 2}), row({"prompt": 1}, "g")], KNOWN)
+
+
+def test_columns_of_the_training_rows_do_not_hide_those_of_held_out_ones(tmp_path: Path) -> None:
+    """The recipe's own held-out file has our names; in the training file a misspelt name stays an error."""
+    renamed = [{"question": row["prompt"], **{k: row[k] for k in ("chosen", "rejected")}} for row in (PAIR, OTHER)]
+    train, other = jsonl(tmp_path, renamed, "train.jsonl"), [PAIR | {"prompt": "Name a bird."}, OTHER | {"prompt": "?"}]
+    data = PreferenceDataModule(train, jsonl(tmp_path, other, "eval.jsonl"), columns={"prompt": "question"})
+    data.read_rows(("train", "eval"))
+    assert [example.prompt for example in data.examples["eval"]] == ["Name a bird.", "?"]
+    assert [example.prompt for example in data.examples["train"]] == [PAIR["prompt"], OTHER["prompt"]]
+    misspelt = PreferenceDataModule(jsonl(tmp_path, other, "more.jsonl"), columns={"prompt": "qestion"})
+    refusal(lambda: misspelt.read_rows(("train",)), ExitCode.DATA, "'qestion'", "more.jsonl:1")
