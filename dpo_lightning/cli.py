@@ -20,6 +20,7 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
 from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
+from dpo_lightning.class_paths import check_names, imports_restricted, take_allowed
 from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -33,7 +34,7 @@ from dpo_lightning.library_noise import quiet
 from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.models import CausalLM, Lora, Quantization
 from dpo_lightning.module import PolicyModule
-from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
+from dpo_lightning.parsing import Known, parsing_error, read_config, unknown_option
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
@@ -97,6 +98,9 @@ class PreferenceCLI(LightningCLI):
             self.config = parser.parse_args([*args, *loss_defaults(self.config_files, args)])
         except ArgumentError as error:
             raise (user_error(error.__cause__) or parsing_error(str(error), known)) from None
+        check_names(
+            self.config[self.config.subcommand], {"model": PolicyModule, "data": TextDataModule, "trainer": Trainer}
+        )
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The run's folder."""
@@ -276,9 +280,9 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     """Run a LightningCLI subcommand with `args[0]` its name."""
     quiet()
     args, packages = take_allowed(args)
-    restrict_imports(packages)
     try:
-        kind(args)
+        with imports_restricted(packages):
+            kind(args)
     except UserError:
         raise
     except SystemExit as stop:  # --help and --print_config end here, and lightning's answer to Ctrl-C

@@ -13,7 +13,7 @@ import torch
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.parsing import read_config
-from dpo_lightning.run_folder import CONFIG
+from dpo_lightning.run_folder import CONFIG, LOCK
 
 KEY = "ckpt_path"
 COMPARED = (
@@ -27,6 +27,9 @@ COMPARED = (
 )
 FREE = ("data.init_args.num_workers", "data.init_args.eval")
 """Keys that change nothing in what is trained."""
+
+SECTIONS = {"model", "data", "trainer", "output_dir"}
+"""What a run's configuration holds, and another file of this name hardly."""
 
 PARTS = {"state_dict", "loops", "optimizer_states", "global_step", "pytorch-lightning_version"}
 """What a checkpoint of `fit` holds at least."""
@@ -61,18 +64,33 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
     content = read_checkpoint(file)
     if not compare:
         return
-    recorded = file.parent.parent / CONFIG
+    recorded = run_config(file)
     now = dict(flat(config))
-    if recorded.exists():
+    if recorded is not None:
         problems = list(differences(dict(flat(read_config(str(recorded)))), now, str(recorded)))
         fix = f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one"
     else:
-        say(f"note: no {recorded} tells what the checkpoint's run was: of its options, the learning rate is compared")
+        say(
+            f"note: no {CONFIG} above {file} tells what the checkpoint's run was: of its options, the learning rate is compared"
+        )
         problems = list(other_rates(content, now))
         fix = "--model.learning_rate as the run had it"
     if problems:
         raise UserError(ExitCode.CONFIG, problems, fix=fix)
     check_progress(content, now)
+
+
+def run_config(file: Path) -> Path | None:
+    """The configuration of the run whose folder a checkpoint lies in, however deep: its name may hold a slash."""
+    for folder in file.resolve().parents:
+        path = folder / CONFIG
+        try:
+            if path.is_file() and read_config(str(path)).keys() >= SECTIONS:
+                return path
+        except UserError:
+            if (folder / LOCK).exists():  # a run's own, and not another program's
+                raise
+    return None
 
 
 def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:

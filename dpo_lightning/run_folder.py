@@ -79,8 +79,8 @@ class RunFolder:
         return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
 
     def holds(self, ckpt_path: str | None) -> bool:
-        """Whether a checkpoint lies in this folder's `checkpoints/`."""
-        return ckpt_path is not None and (self.path / CHECKPOINTS).resolve() in Path(ckpt_path).resolve().parents
+        """Whether a checkpoint lies in this folder, however deep."""
+        return ckpt_path is not None and self.path.resolve() in Path(ckpt_path).resolve().parents
 
     def claim(self, *, fresh: bool = False) -> None:
         """Make the folder, moving a used one aside where that was asked for, and lock it for this process."""
