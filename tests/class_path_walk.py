@@ -31,7 +31,10 @@ def watch(event, args):
         SEEN.append(f"{event} {args}")
     elif event in CHANGES or writes or event == "shutil.rmtree":
         path = Path(os.fsdecode(args[0])) if isinstance(args[0], (str, bytes, os.PathLike)) else HOME
-        if event in ("os.remove", "os.rename", "os.rmdir", "shutil.rmtree") or HOME not in path.absolute().parents:
+        if event in ("os.remove", "os.rename", "os.rmdir", "shutil.rmtree") or HOME not in (
+            path.absolute(),
+            *path.absolute().parents,
+        ):
             SEEN.append(f"{event} {args}")
 
 
