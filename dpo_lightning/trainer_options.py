@@ -69,8 +69,8 @@ def counted(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, int) and value < least and not (value == -1 and name in OPEN):
             yield name, f"is less than {least}"
     for unit in ("epochs", "steps"):
-        least, most = options.get(f"min_{unit}"), options.get(f"max_{unit}")
-        if isinstance(least, int) and isinstance(most, int) and 0 < most < least:
+        wanted, most = options.get(f"min_{unit}"), options.get(f"max_{unit}")
+        if isinstance(wanted, int) and isinstance(most, int) and 0 < most < wanted:
             yield f"min_{unit}", f"is more than max_{unit}={most}, which ends the run"
 
 
