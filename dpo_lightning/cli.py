@@ -37,7 +37,7 @@ from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_im
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.resume import check_checkpoint
+from dpo_lightning.resume import check_checkpoint, take_date
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
@@ -108,6 +108,7 @@ class PreferenceCLI(LightningCLI):
         command = self.config.subcommand
         path = self.config[command].get("ckpt_path")
         if path:
+            take_date(str(path), self.config[command])
             self._dump_config()
             check_checkpoint(str(path), self.config_dump, compare=command == "fit")
 
@@ -163,6 +164,8 @@ class PreferenceCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.datamodule.prepare("fit", self.model, self.trainer.world_size)
         self._tell_plan()
+        if self.datamodule.written_date:
+            config.data.init_args.template_date = self.datamodule.written_date
         if is_first_process():
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
             self.folder.claim(fresh=config.fresh)

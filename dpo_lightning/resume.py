@@ -16,6 +16,7 @@ from dpo_lightning.parsing import read_config
 from dpo_lightning.run_folder import CONFIG
 
 KEY = "ckpt_path"
+DATE = "data.init_args.template_date"
 COMPARED = (
     "model",
     "data",
@@ -73,6 +74,23 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
     if problems:
         raise UserError(ExitCode.CONFIG, problems, fix=fix)
     check_progress(content, now)
+
+
+def take_date(path: str, config: Any) -> None:
+    """Go on with the date that the checkpoint's run wrote into its prompts, where this command names none.
+
+    Args:
+        path: the checkpoint; its run's folder holds the configuration.
+        config: this command's, which is changed.
+    """
+    recorded = Path(path).parent.parent / CONFIG
+    options = config.data.init_args
+    if options.get("template_date") is not None or not recorded.is_file():
+        return
+    before = dict(flat(read_config(str(recorded)))).get(DATE)
+    if before is not None:
+        options.template_date = before
+        say(f"template_date: {before}, as the checkpoint's run had it")
 
 
 def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+from dpo_lightning.data.chat_templates import dated
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import Message, Origin, Text
 
@@ -16,6 +18,9 @@ SpecialTokens = Literal["refuse", "neutralize"]
 
 SENTINEL = re.compile("([\ud800-\udbff][\udc00-\udfff])")
 """Two surrogates stand for a neutralized control token while a template renders: no valid text holds any."""
+
+REASONED = re.compile(r"</\w*think\w*>|</thought>|</reasoning>|</seed:think>|\[/THINK\]|◁/think▷")
+"""The ends of a reasoning, as models write them."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -26,6 +31,8 @@ class Tokenizer(Protocol):
     chat_template: Any
     eos_token: str
     eos_token_id: int
+    bos_token: str | None
+    bos_token_id: int | None
     added_tokens_decoder: dict[int, Any]
 
     def __call__(self, text: str, **options: Any) -> Any:
@@ -33,6 +40,9 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """Render messages."""
+
+    def get_chat_template(self, chat_template: Any = None, tools: Any = None) -> str:
+        """The template that renders, of several."""
 
     def decode(self, token_ids: Any) -> str:
         """The text of ids."""
@@ -47,6 +57,12 @@ class Renderer:
     special_tokens: SpecialTokens = "refuse"
     end_ids: frozenset[int] = field(default_factory=frozenset)
     """Ids that end an answer besides the tokenizer's EOS (a generation config may list several)."""
+
+    day: date | None = None
+    """The day that a template writes which writes the date; None is the day of the rendering."""
+
+    _dated: dict[bool, dict[str, str]] = field(default_factory=dict)
+    """The options with which a template writes the day, without and with tools."""
 
     def messages(self, text: Text, role: str) -> tuple[Message, ...] | None:
         """The text as chat messages, or None where it is read raw."""
@@ -71,16 +87,25 @@ class Renderer:
         add_generation_prompt: bool,
     ) -> list[int]:
         """Ids of rendered messages; BOS and EOS are the template's own."""
+        return self.encode(self.chat_text(messages, tools, origin, add_generation_prompt=add_generation_prompt))
+
+    def chat_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        origin: Origin | None,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        """Rendered messages, with a sentinel for each neutralized control token in them."""
         if not self.tokenizer.chat_template:
             raise UserError(
                 ExitCode.MODEL,
                 Problem("the tokenizer has no chat template, and the rows are chats", where=str(origin or "")),
                 fix="--data.chat_template FILE, or --data.template raw for rows of plain strings",
             )
-        guarded = [self._guarded_message(message, origin) for message in messages]
-        return self.encode(
-            self._render(guarded, self._guarded_value(list(tools), origin), origin, add_generation_prompt)
-        )
+        guarded = [self.guarded_message(message, origin) for message in messages]
+        return self._render(guarded, self._guarded_value(list(tools), origin), origin, add_generation_prompt)
 
     def raw_ids(self, prompt: str, answer: str, origin: Origin | None = None) -> list[int]:
         """Ids of a plain prompt and answer read as one text."""
@@ -97,6 +122,20 @@ class Renderer:
             options = {"split_special_tokens": True} if control else {}
             ids += self.tokenizer(piece, add_special_tokens=False, **options)["input_ids"]
         return ids
+
+    def check_one_bos(self, ids: Sequence[int], origin: Origin | None = None) -> None:
+        """Refuse a template that writes the BOS twice: models have seen one.
+
+        Raises:
+            UserError: 67.
+        """
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and list(ids[:2]) == [bos, bos]:
+            raise UserError(
+                ExitCode.MODEL,
+                Problem(f"the chat template writes {self.tokenizer.bos_token}, the BOS, twice", str(origin or "")),
+                fix="--data.chat_template with one that writes it once",
+            )
 
     @property
     def stops(self) -> frozenset[int]:
@@ -116,7 +155,13 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
 
-    def _guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
+    @property
+    def wrote_date(self) -> bool:
+        """Whether `day` stands in what was rendered so far."""
+        return any(self._dated.values())
+
+    def guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
+        """A message as the template is given it: no EOS at the end of an answer, its control tokens guarded."""
         content = message.get("content")
         if isinstance(content, str) and message["role"] == "assistant":
             message = {**message, "content": self.strip_eos(content)}
@@ -169,7 +214,8 @@ class Renderer:
 
         render: Callable[..., str] = self.tokenizer.apply_chat_template
         try:
-            text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation)
+            written = self._day_written(tools)
+            text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation, **written)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
                 ExitCode.DATA if origin and self._takes_a_chat() else ExitCode.MODEL,
@@ -178,6 +224,13 @@ class Renderer:
             ) from None
         self._check_rendering(messages, tools, text, origin)
         return text
+
+    def _day_written(self, tools: Sequence[Any]) -> dict[str, str]:
+        """The options with which the template writes `day`; none where it writes no date."""
+        if self.day is not None and bool(tools) not in self._dated:
+            source = self.tokenizer.get_chat_template(tools=list(tools) or None)
+            self._dated[bool(tools)] = dated(source, self.day)
+        return self._dated.get(bool(tools), {})
 
     def _takes_a_chat(self) -> bool:
         """Whether the template renders a plain exchange: what it refuses is then the row's own fault."""
@@ -196,8 +249,8 @@ class Renderer:
         wanted = [("a tool", name_of(tool)) for tool in tools]
         for message in messages:
             content = message.get("content")
-            if isinstance(content, str):
-                wanted.append((f"a turn of the {message['role']}", content.rpartition("</think>")[2].strip()))
+            if isinstance(content, str) and content.strip() not in text:
+                wanted.append((f"a turn of the {message['role']}", REASONED.split(content)[-1].strip()))
             wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
         for what, due in wanted:
             if due not in text:
