@@ -164,12 +164,12 @@ class PreferenceCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.datamodule.prepare("fit", self.model, self.trainer.world_size)
         self._tell_plan()
-        if self.datamodule.written_date:
-            config.data.init_args.template_date = self.datamodule.written_date
         if is_first_process():
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
+            if self.datamodule.written_date:
+                self.config_dump["data"]["init_args"]["template_date"] = self.datamodule.written_date
             self.folder.write_config(yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True))
         try:
             self.trainer.fit(**kwargs)

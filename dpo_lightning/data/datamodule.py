@@ -68,8 +68,7 @@ class TextDataModule(LightningDataModule):
             template: `auto` reads a string row as one user turn and one answer where the model has a chat template,
                 raw where it has none; `chat` insists on a template; `raw` joins the strings as they are.
             chat_template: a file with a Jinja chat template, used in place of the model's own.
-            template_date: the date in prompts whose chat template writes one (2026-11-28); left out, that of the run's
-                start, which its `config.yaml` keeps.
+            template_date: the date in prompts, for a chat template that writes one (2026-11-28); left out, the start's.
             special_tokens: a control token inside a text is refused, or neutralized (read as plain text).
             columns: our column name -> the file's, where they differ.
             strict: treat warnings about rows as errors.
@@ -184,6 +183,7 @@ class TextDataModule(LightningDataModule):
             say(f"note: the chat template writes the date: {self.day}; --data.template_date gives another")
         elif self.template_date and not self.written_date:
             say("note: data.template_date is not used: the chat template writes no date")
+            self.template_date = None
 
     def choose_layout(self, takes_trees: bool) -> None:
         """Settle how rows become batches, by what the model takes.
