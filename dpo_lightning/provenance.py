@@ -80,7 +80,7 @@ class Provenance:
         Raises:
             UserError: the model's folder is missing or not whole.
         """
-        day = data.written_date
+        day = data.template_date.written
         special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
         return cls(
             **model_digests(model),

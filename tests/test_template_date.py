@@ -2,8 +2,10 @@
 
 import datetime
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import runs
 import tiny
 import torch
 import yaml
@@ -14,6 +16,7 @@ from transformers.utils import chat_template_utils
 
 from dpo_lightning import generation
 from dpo_lightning.data import chat_templates
+from dpo_lightning.data.datamodule import PreferenceDataModule
 
 FIRST, NEXT = datetime.date(2026, 3, 5), datetime.date(2026, 3, 6)
 NOTE = "note: the chat template writes the date: "
@@ -109,6 +112,17 @@ def test_a_file_of_log_probabilities_is_bound_to_the_date(bench, tmp_path, set_d
     assert "template: the file has " in ran.err
     ran = done(bench.fit(*file, "--data.template_date", FIRST), FIRST)
     assert "computing" not in ran.out
+
+
+def test_a_rank_that_begins_after_midnight_takes_the_first_ones_date(bench, model, set_day):
+    set_day(NEXT)
+    data = PreferenceDataModule(train=str(bench.train), max_length=128)
+    strategy = SimpleNamespace(broadcast=lambda _: FIRST)
+    data.trainer = SimpleNamespace(lightning_module=runs.module(model), world_size=1, strategy=strategy)
+    data.setup("fit")
+    prompts = [data.trainer.lightning_module.tokenizer.decode(row.prompt_ids) for row in data.encoded["train"]]
+    assert len(prompts) == 8
+    assert all("05 Mar 2026" in prompt for prompt in prompts)
 
 
 def test_another_template_has_no_date(tmp_path, tiny_llama, monkeypatch, set_day):

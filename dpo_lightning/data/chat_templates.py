@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_letters
 
+from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 DATE = "data.template_date"
@@ -34,6 +35,43 @@ def read_template(path: str) -> str:
             Problem(f"the chat template cannot be read: {error}", where="data.chat_template"),
             fix="--data.chat_template with a UTF-8 file",
         ) from None
+
+
+class RunDate:
+    """The date that a run's prompts hold where their template writes one: the same from its start to its end."""
+
+    def __init__(self, given: str | None) -> None:
+        """Take the date that is given; left out, it is that of the day on which a template first needs it."""
+        self.day, self._given = parse_date(given), given is not None
+        self.written: str | None = None
+        """The date, once it stands in a prompt."""
+
+    def settle(self, template: Template) -> date | None:
+        """The day for a template's renderings; None for one that writes no date, and is given none.
+
+        Raises:
+            UserError: 67, for a template that writes something else each time.
+        """
+        check_repeatable(template)
+        if self.day is None and any(CLOCK in source for source in sources(template)):
+            self.day = date.today()
+        return self.day
+
+    def tell(self, *, written: bool) -> None:
+        """Say once which date stands in the prompts, or that the one that was given does not."""
+        if written and not self.written:
+            self.written = str(self.day)
+            say(f"note: the chat template writes the date: {self.day}; --{DATE} gives another")
+        elif self._given and not self.written:
+            self._given = False
+            say(f"note: {DATE} is not used: the chat template writes no date")
+
+    def differs(self, broadcast: Callable[[date], date]) -> bool:
+        """Whether the first rank has another date, as at midnight; it is taken, and rows are to be encoded anew."""
+        if self.written is None or self.day is None:
+            return False
+        own, self.day = self.day, broadcast(self.day)
+        return own != self.day
 
 
 def parse_date(text: str | None, key: str = DATE) -> date | None:
@@ -71,16 +109,6 @@ def clock(day: date) -> str:
         "{%- else -%}{{- raise_exception('a date is written by %' + part[:2] + ', which is not known') -}}"
         "{%- endif -%}{%- endfor -%}{%- endfor -%}{%- endmacro %}\n"
     )
-
-
-def settle_date(template: Template, given: date | None) -> date | None:
-    """The date that a run's prompts hold: the one that is given, or today's where the template writes that.
-
-    Raises:
-        UserError: 67, for a template that writes something else each time.
-    """
-    check_repeatable(template)
-    return date.today() if given is None and any(CLOCK in source for source in sources(template)) else given
 
 
 def check_repeatable(template: Template) -> None:

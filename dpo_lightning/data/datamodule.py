@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.console import say
 from dpo_lightning.data.batching import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
-from dpo_lightning.data.chat_templates import parse_date, read_template, settle_date
+from dpo_lightning.data.chat_templates import RunDate, read_template
 from dpo_lightning.data.collate import Collator, Padded, layout_for
 from dpo_lightning.data.counts import unlisted_ends
 from dpo_lightning.data.position import TrainingLoader
@@ -89,8 +89,7 @@ class TextDataModule(LightningDataModule):
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
-        self.template_date, self.day = template_date, parse_date(template_date)
-        self.written_date: str | None = None  # the one that stands in prompts
+        self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
         self.collator, self.num_workers = collator, num_workers
         self.layout: Collator = collator or Padded()
@@ -133,7 +132,11 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Prepare what the stage needs, with the tokenizer of the trainer's module."""
-        self.prepare(TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
+        prepare = partial(self.prepare, TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
+        prepare()
+        if self.template_date.differs(self.trainer.strategy.broadcast):
+            self.encoded = {}
+            prepare()
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
         """Read, check and encode rows, once. No weight is loaded.
@@ -160,7 +163,7 @@ class TextDataModule(LightningDataModule):
             self.encoded[name] = self.encode(encoder, self.examples[name])
             for line in [*encoder.counts.lines(), *unlisted_ends(self.encoded[name], renderer)]:
                 say(f"note: {name}: {line}")
-            self._tell_date(renderer)
+            self.template_date.tell(written=renderer.wrote_date)
         fewest = layout_for(self.collator, takes_trees=True)  # a row that is too long for it is too long for all
         check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
@@ -174,16 +177,8 @@ class TextDataModule(LightningDataModule):
                 Problem("the model has no chat template", where="data.template"),
                 fix="--data.chat_template FILE, or --data.template raw",
             )
-        self.day = settle_date(tokenizer.chat_template, self.day)
-        return Renderer(tokenizer, self.template, self.special_tokens, end_ids, self.day)
-
-    def _tell_date(self, renderer: Renderer) -> None:
-        if renderer.wrote_date and not self.written_date:
-            self.written_date = str(self.day)
-            say(f"note: the chat template writes the date: {self.day}; --data.template_date gives another")
-        elif self.template_date and not self.written_date:
-            say("note: data.template_date is not used: the chat template writes no date")
-            self.template_date = None
+        day = self.template_date.settle(tokenizer.chat_template)
+        return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
 
     def choose_layout(self, takes_trees: bool) -> None:
         """Settle how rows become batches, by what the model takes.

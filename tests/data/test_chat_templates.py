@@ -8,7 +8,8 @@ from templates import LLAMA, LLAMA_FIXED
 from tiny import CHATML, turns
 from transformers.utils import chat_template_utils
 
-from dpo_lightning.data.chat_templates import check_repeatable, dated, parse_date, settle_date
+from dpo_lightning.data import chat_templates
+from dpo_lightning.data.chat_templates import RunDate, check_repeatable, dated, parse_date
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
 
@@ -83,12 +84,30 @@ def test_a_day_that_is_given_reaches_templates_with_a_day_of_their_own():
 
 
 def test_the_day_is_todays_only_where_the_template_writes_that():
-    assert (
-        settle_date(LLAMA, None) == settle_date({"default": CHATML, "tool_use": LLAMA}, None) == datetime.date.today()
-    )
-    assert settle_date(LLAMA, DAY) == settle_date(CHATML, DAY) == DAY
+    for template in (LLAMA, {"default": CHATML, "tool_use": LLAMA}):
+        assert RunDate(None).settle(template) == datetime.date.today()
+    for template in (LLAMA, CHATML):
+        assert RunDate("2026-03-05").settle(template) == DAY
     for template in (CHATML, LLAMA_FIXED, None):
-        assert settle_date(template, None) is None
+        assert RunDate(None).settle(template) is None
+
+
+def test_a_day_stays_as_it_was_settled(monkeypatch):
+    day = RunDate(None)
+    first = day.settle(LLAMA)
+    monkeypatch.setattr(chat_templates, "date", type("Later", (datetime.date,), {"today": lambda: DAY}))
+    assert day.settle(LLAMA) == first != DAY
+    assert RunDate(None).settle(LLAMA) == DAY
+
+
+def test_ranks_take_the_first_ones_day(capsys):
+    day = RunDate("2026-03-06")
+    assert not day.differs(lambda _: pytest.fail("no date is written"))
+    day.settle(LLAMA)
+    day.tell(written=True)
+    assert day.differs(lambda _: DAY)
+    assert day.settle(LLAMA) == DAY
+    assert not day.differs(lambda own: own)
 
 
 @pytest.mark.parametrize("template", [CHATML, None])
