@@ -161,14 +161,25 @@ class CausalLM:
         return tokenizer
 
     def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer according to the model's generation config."""
+        """Ids that end an answer according to the model's generation config; none where it has none.
+
+        Raises:
+            UserError: the file is damaged, or what it lists are no ids.
+        """
         from transformers import GenerationConfig
 
+        file = Path(self.base_path()) / "generation_config.json"
+        if file.is_file():
+            read_json(file)  # transformers takes a damaged one for none
         try:
             ids = GenerationConfig.from_pretrained(self.base_path()).eos_token_id
         except OSError:
             return frozenset()
-        return frozenset([ids] if isinstance(ids, int) else ids or ())
+        listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if not all(type(id_) is int for id_ in listed):
+            problem = Problem("eos_token_id is no token id, nor a list of them", str(file), str(ids))
+            raise UserError(ExitCode.MODEL, problem, fix="write the ids as numbers")
+        return frozenset(listed)
 
 
 def check_known(tokenizer: Any, path: str) -> None:

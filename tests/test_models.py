@@ -191,8 +191,22 @@ def test_end_ids_are_the_generation_configs(folder):
     assert CausalLM(str(folder)).end_ids() == {2}
     change_json(folder / "generation_config.json", eos_token_id=[0, 2])
     assert CausalLM(str(folder)).end_ids() == {0, 2}
+    change_json(folder / "generation_config.json", eos_token_id=None)
+    assert CausalLM(str(folder)).end_ids() == frozenset()
     (folder / "generation_config.json").unlink()
     assert CausalLM(str(folder)).end_ids() == frozenset()
+
+
+@pytest.mark.parametrize("ids", ["2", ["<|im_end|>"], [2, 2.5], [True], {"a": 2}])
+def test_end_ids_are_numbers(ids, folder):
+    change_json(folder / "generation_config.json", eos_token_id=ids)
+    assert "eos_token_id is no token id" in refused(CausalLM(str(folder)), use="end_ids")
+
+
+@pytest.mark.parametrize("text", ['{"eos_token_id": 2', "[2]"])
+def test_a_damaged_generation_config_is_not_taken_for_none(folder, text):
+    (folder / "generation_config.json").write_text(text)
+    assert "generation_config.json" in refused(CausalLM(str(folder)), use="end_ids")
 
 
 # Adapters
