@@ -24,6 +24,7 @@ class Counts:
     other_openings: int = 0
     respaced: int = 0
     unended: int = 0
+    unknown: int = 0
     opening: str = ""
     """The end of the generation prompt that answers are rendered without, of the first such row."""
     ending: str = ""
@@ -44,6 +45,7 @@ class Counts:
                 self.other_openings
             ),
             "have an answer within which the template changes white space": self.respaced,
+            "have characters in an answer that the tokenizer lacks (learned as its unknown token)": self.unknown,
             f"have answers that the template ends with {self.ending}; EOS is added": self.unended,
         }
         return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in told.items() if n]

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from dpo_lightning.data.chat_templates import dated
+from dpo_lightning.data.kept_texts import check_rendering
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import Message, Origin, Text
 
@@ -18,9 +19,6 @@ SpecialTokens = Literal["refuse", "neutralize"]
 
 SENTINEL = re.compile("([\ud800-\udbff][\udc00-\udfff])")
 """Two surrogates stand for a neutralized control token while a template renders: no valid text holds any."""
-
-REASONED = re.compile(r"</\w*think\w*>|</thought>|</reasoning>|</seed:think>|\[/THINK\]|◁/think▷")
-"""The ends of a reasoning, as models write them."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -33,6 +31,7 @@ class Tokenizer(Protocol):
     eos_token_id: int
     bos_token: str | None
     bos_token_id: int | None
+    unk_token_id: int | None
     added_tokens_decoder: dict[int, Any]
 
     def __call__(self, text: str, **options: Any) -> Any:
@@ -143,6 +142,12 @@ class Renderer:
         return self.end_ids | {self.tokenizer.eos_token_id}
 
     @cached_property
+    def unknown_id(self) -> int | None:
+        """The id for what the tokenizer lacks, where it stands for nothing else."""
+        unknown = self.tokenizer.unk_token_id
+        return None if unknown in self.stops | {self.tokenizer.bos_token_id} else unknown
+
+    @cached_property
     def raw_prefix(self) -> tuple[int, ...]:
         """What the tokenizer puts before a plain text: its BOS, or nothing."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -222,7 +227,7 @@ class Renderer:
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
                 fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
             ) from None
-        self._check_rendering(messages, tools, text, origin)
+        check_rendering(messages, tools, text, origin)
         return text
 
     def _day_written(self, tools: Sequence[Any]) -> dict[str, str]:
@@ -240,28 +245,3 @@ class Renderer:
         except Exception:  # a template may raise anything
             return False
         return True
-
-    @staticmethod
-    def _check_rendering(
-        messages: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, origin: Origin | None
-    ) -> None:
-        """A template may drop what it does not know. Reasoning of earlier turns is dropped on purpose by some."""
-        wanted = [("a tool", name_of(tool)) for tool in tools]
-        for message in messages:
-            content = message.get("content")
-            if isinstance(content, str) and content.strip() not in text:
-                wanted.append((f"a turn of the {message['role']}", REASONED.split(content)[-1].strip()))
-            wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
-        for what, due in wanted:
-            if due not in text:
-                raise UserError(
-                    ExitCode.MODEL,
-                    Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
-                    fix="give a template that keeps it by --data.chat_template FILE",
-                )
-
-
-def name_of(tool: Any) -> str:
-    """The name in a tool's schema or in a call, with or without the `function` around it."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-    return str(function.get("name", "")) if isinstance(function, Mapping) else ""

@@ -138,6 +138,8 @@ class Encoder:
                 self.counts.too_long.append(Problem(what, str(origin)))
                 return None
         self._check_distinct(origin, fitted.answers)
+        unknown = self.renderer.unknown_id
+        self.counts.unknown += unknown is not None and any(unknown in answer.ids for answer in fitted.answers)
         self.counts.crossing += fitted.crossing
         self.counts.respaced += fitted.respaced
         self.counts.other_openings += bool(fitted.opening)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from dpo_lightning.data.kept_answers import check_kept, common_length
+from dpo_lightning.data.kept_texts import check_kept, common_length
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.examples import Message, Origin, Text
 

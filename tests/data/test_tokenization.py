@@ -5,6 +5,8 @@ import json
 import pytest
 import tiny
 from tiny import CHATML, END, END_OF_TEXT, PAD, turns
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from dpo_lightning.data.counts import unlisted_ends
 from dpo_lightning.data.rendering import Renderer
@@ -140,6 +142,22 @@ def test_an_end_that_the_generation_config_does_not_list_is_told():
         assert len(lines) == told
     (line,) = unlisted_ends([pair], Renderer(made, end_ids=frozenset([0])))
     assert "answers end with <|im_end|> (id 2), which eos_token_id in the model's generation_config.json" in line
+
+
+def test_characters_that_the_tokenizer_lacks_are_counted():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "Hello": 2, "Hi": 3, "No": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    rows = [PreferenceExample(ORIGIN, "Hello", *answers) for answers in ((" Hi", " No"), (" Hi", " No no"))]
+    encoder = Encoder(Renderer(made), 20)
+    encoder.pairs(rows)
+    assert encoder.counts.unknown == 1
+    (line,) = encoder.counts.lines()
+    assert line.startswith("1 of 2 rows have characters in an answer that the tokenizer lacks")
+    made.unk_token = "</s>"  # as SmolLM2 has it: what ends an answer is no sign
+    encoder = Encoder(Renderer(made), 20)
+    encoder.pairs(rows)
+    assert encoder.counts.unknown == 0
 
 
 def test_a_template_that_writes_the_bos_twice_is_refused():

@@ -1,9 +1,10 @@
-"""Whether a chat template writes all of an answer that is learned: what it cuts out would be missing in silence."""
+"""Whether a chat template writes what it is given: what it leaves out would be missing in silence."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -12,7 +13,37 @@ from dpo_lightning.examples import Message, Origin
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which chats keep the reasoning of a turn; transformers hands all of them to templates."""
 
+REASONED = re.compile(r"</\w*think\w*>|</thought>|</reasoning>|</seed:think>|\[/THINK\]|◁/think▷")
+"""The ends of a reasoning, as models write them."""
+
+ADDRESS = re.compile(r"<[\w.' -]+ at 0x[0-9a-f]+>")
+"""What Python writes for an object that has no text of its own."""
+
 KEEP = "give a template that keeps it by --data.chat_template FILE, or take it out of the answer"
+
+
+def check_rendering(messages: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, origin: Origin | None) -> None:
+    """A template may drop what it does not know. Reasoning of earlier turns is dropped on purpose by some."""
+    wanted = [("a tool", name_of(tool)) for tool in tools]
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str) and content.strip() not in text:
+            wanted.append((f"a turn of the {message['role']}", REASONED.split(content)[-1].strip()))
+        wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
+    address = ADDRESS.search(text) if " at 0x" in text else None
+    if address and not any(address[0] in value for value in texts([*messages, *tools])):
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the chat template writes an address in memory, another in each run", text=address[0]),
+            fix="--data.chat_template with a template that does not (a filter's result without `| join`, a method without brackets)",
+        )
+    for what, due in wanted:
+        if due not in text:
+            raise UserError(
+                ExitCode.MODEL,
+                Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
+                fix="give a template that keeps it by --data.chat_template FILE",
+            )
 
 
 def check_kept(
@@ -107,3 +138,9 @@ def common_length(left: str, right: str) -> int:
         else:
             high = middle - 1
     return low
+
+
+def name_of(tool: Any) -> str:
+    """The name in a tool's schema or in a call, with or without the `function` around it."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return str(function.get("name", "")) if isinstance(function, Mapping) else ""

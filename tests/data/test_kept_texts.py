@@ -5,7 +5,7 @@ import tiny
 from templates import QWEN3, R1, R1_KEPT
 from tiny import CHATML, turns
 
-from dpo_lightning.data.kept_answers import common_length, missing
+from dpo_lightning.data.kept_texts import common_length, missing
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.data.tokenization import Encoder
 from dpo_lightning.errors import ExitCode, UserError
