@@ -35,7 +35,7 @@ def check_rendering(messages: Sequence[dict[str, Any]], tools: Sequence[Any], te
         raise UserError(
             ExitCode.MODEL,
             Problem("the chat template writes an address in memory, another in each run", text=address[0]),
-            fix="--data.chat_template with one that does not (mostly a filter without `| join`, a method without brackets)",
+            fix="--data.chat_template with one that does not (it lacks a `| join`, or brackets after a method)",
         )
     for what, due in wanted:
         if due not in text:
