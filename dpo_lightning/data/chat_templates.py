@@ -66,8 +66,8 @@ class RunDate:
             self._given = False
             say(f"note: {DATE} is not used: the chat template writes no date")
 
-    def differs(self, broadcast: Callable[[date], date]) -> bool:
-        """Whether the first rank has another date, as at midnight; it is taken, and rows are to be encoded anew."""
+    def adopt(self, broadcast: Callable[[date], date]) -> bool:
+        """Take the date of the first rank; whether it is another, as at midnight, and rows are to be encoded anew."""
         if self.written is None or self.day is None:
             return False
         own, self.day = self.day, broadcast(self.day)

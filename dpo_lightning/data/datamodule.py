@@ -134,7 +134,7 @@ class TextDataModule(LightningDataModule):
         """Prepare what the stage needs, with the tokenizer of the trainer's module."""
         prepare = partial(self.prepare, TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
         prepare()
-        if self.template_date.differs(self.trainer.strategy.broadcast):
+        if self.template_date.adopt(self.trainer.strategy.broadcast):
             self.encoded = {}
             prepare()
 

@@ -91,9 +91,10 @@ def check_kept(
 def parts(message: Message) -> Iterator[tuple[str, list[str]]]:
     """What has to be in a rendered turn: the key that it comes from, and the forms in which it may stand there."""
     for key in (*REASONING, "content"):
-        value = message.get(key)
-        if isinstance(value, str) and value.strip():
-            yield key, [value.strip()]  # outer white space is trimmed by most templates
+        value = message.get(key) or ""
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if text.strip():
+            yield key, [text.strip()]  # outer white space is trimmed by most templates
     for call in message.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         for value in texts(function.get("arguments") if isinstance(function, Mapping) else None):

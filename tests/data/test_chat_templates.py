@@ -102,12 +102,12 @@ def test_a_day_stays_as_it_was_settled(monkeypatch):
 
 def test_ranks_take_the_first_ones_day(capsys):
     day = RunDate("2026-03-06")
-    assert not day.differs(lambda _: pytest.fail("no date is written"))
+    assert not day.adopt(lambda _: pytest.fail("no date is written"))
     day.settle(LLAMA)
     day.tell(written=True)
-    assert day.differs(lambda _: DAY)
+    assert day.adopt(lambda _: DAY)
     assert day.settle(LLAMA) == DAY
-    assert not day.differs(lambda own: own)
+    assert not day.adopt(lambda own: own)
 
 
 @pytest.mark.parametrize("template", [CHATML, None])

@@ -120,6 +120,13 @@ def test_reasoning_under_a_key_of_its_own_is_learned_or_refused(key):
     assert demonstrate(CHATML, "I am fine", context)[0] == ["I am fine<|im_end|>"]
 
 
+def test_reasoning_that_is_no_text_is_not_passed_over():
+    said = ({"role": "assistant", "content": "Hi", "thinking": [{"text": "hm, so"}]},)
+    refused(lambda: demonstrate(CHATML, said), '[{"text": "hm, so"}]')
+    for nothing in ("", [], None, " "):
+        assert demonstrate(CHATML, ({**said[0], "thinking": nothing},))[0] == ["Hi<|im_end|>"]
+
+
 def test_a_generation_prompt_may_begin_the_reasoning_that_is_learned():
     (learned,), counts = demonstrate(R1_KEPT, THOUGHT + "Hi")
     assert learned == THOUGHT.removeprefix("<think>\n") + "Hi<|im_end|>"
