@@ -89,4 +89,4 @@ def find_strangers(pins: Mapping[str, str]) -> Iterator[str]:
 if __name__ == "__main__":
     pinned = read_pins(map(Path, sys.argv[1:]), {})
     problems = [*find_strangers(pinned), *find_gaps(pinned, read_project(), {})]
-    sys.exit("\n".join(f"ERROR: {problem}" for problem in problems))
+    sys.exit("\n".join(f"ERROR: {problem}" for problem in problems) or 0)

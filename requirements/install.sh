@@ -13,6 +13,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 case $1 in /*) venv=$1 ;; *) venv=$PWD/$1 ;; esac
 shift
 extra=("$@")
+[[ ! -L $venv ]] || venv=$(readlink -f "$venv") # Python makes no environment at a link
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
@@ -228,7 +229,7 @@ install_locks() {
     run "$python" -m venv "$venv" || fail "Python's own part"
   fi
   # Python brings a pip of its own age, whose only task is this one.
-  pip_install --force-reinstall -r requirements/pip.lock || fail "pip"
+  [[ " ${done_before[*]} " == *" requirements/pip.lock "* ]] || pip_install --force-reinstall -r requirements/pip.lock || fail "pip"
   if [[ $fresh && $build == cpu ]] && ! cpu_torch; then locks[1]=requirements/cuda.lock; fi
   for lock in "${locks[@]}"; do arguments+=(-r "$lock"); done
   total=$(cat "${locks[@]}" | grep -c '^[a-z0-9].*==')
