@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -129,9 +129,7 @@ def install(model: Any) -> str:
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
             reason = f"{config.model_type} does not run with it: {next(iter(str(error).splitlines()), repr(error))}"
         else:
-            # On a GPU, layers of 8 bits round what they multiply: a hair's breadth may become a step of 1/127.
-            exact = model.dtype == torch.float32 and not getattr(model, "is_loaded_in_8bit", False)
-            tolerance = (TOLERANCE if exact else HALF_TOLERANCE) * float(expected.abs().max())
+            tolerance = rounding(model) * float(expected.abs().max())
             off = max(float((other - expected).abs().max()) for other in found)
             windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
             sliding = (getattr(config, "layer_types", None) or ()).count("sliding_attention")
@@ -145,6 +143,13 @@ def install(model: Any) -> str:
     if reason:
         model.set_attn_implementation(own)
     return reason
+
+
+def rounding(model: Any) -> float:
+    """Part of the largest log-probability by which rounding may move one."""
+    # On a GPU, layers of 8 bits round what they multiply: a hair's breadth may become a step of 1/127.
+    exact = model.dtype == torch.float32 and not getattr(model, "is_loaded_in_8bit", False)
+    return TOLERANCE if exact else HALF_TOLERANCE
 
 
 @contextmanager
@@ -186,12 +191,15 @@ def on_device(batch: AnyBatch, model: Any) -> AnyBatch:
     return batch._replace(**{name: part.to(model.device) for name, part in tensors.items()})  # type: ignore[return-value]
 
 
-def probe(vocabulary: int) -> tuple[list[EncodedPair], list[int]]:
-    """Two pairs of random tokens whose answers differ in length and begin alike or not."""
+def probe(vocabulary: int, special: Collection[int] = ()) -> tuple[list[EncodedPair], list[int]]:
+    """Two pairs of random tokens whose answers differ in length; a special token gives way to the next one that is not."""
     draw = torch.Generator().manual_seed(0)
 
     def answer(length: int) -> EncodedAnswer:
         ids = torch.randint(vocabulary, (length,), generator=draw, device="cpu").tolist()
+        for place, id_ in enumerate(ids):
+            others = (other % vocabulary for other in range(id_, id_ + vocabulary))
+            ids[place] = next((other for other in others if other not in special), id_)
         return EncodedAnswer(ids, [True] * length)
 
     pairs = [

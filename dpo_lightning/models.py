@@ -12,6 +12,7 @@ from dpo_lightning.adapters import ORIGIN_FILE, Lora, attach_lora, load_adapter,
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kernels import install
+from dpo_lightning.model_checks import check_model
 from dpo_lightning.model_folder import (
     KEY,
     adapter_base,
@@ -200,6 +201,7 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     if quantization is not None:
         steady(model)
         model.requires_grad_(False)
+    check_model(model, path)
     reason = install(model) if attention == "auto" else ""
     if reason:
         say(f"layout: padded rows ({reason})")

@@ -19,9 +19,11 @@ from torch.optim import AdamW, Optimizer
 from dpo_lightning.allocator import settle_memory
 from dpo_lightning.callbacks.router import RouterBalance
 from dpo_lightning.console import say
+from dpo_lightning.data.collate import Collator
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import causal_lm, find_head
 from dpo_lightning.kernels import compile_layers, takes_trees
+from dpo_lightning.model_checks import check_layout
 from dpo_lightning.models import CausalLM
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.quantization import quantization_states
@@ -124,6 +126,10 @@ class PolicyModule(LightningModule):
     def takes_trees(self) -> bool:
         """Whether a batch may hold sequences that share a prefix, or several in a row."""
         return takes_trees(causal_lm(self.policy))
+
+    def check_layout(self, layout: Collator) -> None:
+        """Refuse a layout in which the model gives other log-probabilities."""
+        check_layout(self.policy, layout)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trained, with its scheduler."""

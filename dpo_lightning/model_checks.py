@@ -1,0 +1,180 @@
+"""Whether a loaded model's numbers mean what they say: causal, and in a batch those of a plain call; else it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from dpo_lightning.data.collate import Collator, Padded
+from dpo_lightning.dropout import active_dropouts
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.heads import causal_lm
+from dpo_lightning.kernels import HALF_TOLERANCE, TOLERANCE, on_device, probe, rounding, undisturbed
+from dpo_lightning.logps import logps_of, token_logps
+from dpo_lightning.model_folder import KEY
+from dpo_lightning.types import PreferenceBatch
+
+CAUSAL_TOLERANCE = 1e-5
+"""Part of the largest logit by which later tokens may move earlier logits in float32: experts see other groups."""
+
+OTHER_MODEL = "give a causal language model whose batches give what its single rows give, such as Llama, Qwen or Mistral"
+
+
+def check_model(model: Any, path: str = "") -> None:
+    """Refuse a model in which a token sees later ones, or whose padded rows give other log-probabilities than they alone.
+
+    The standard is `model(input_ids)` with one sequence and nothing else. A model whose numbers are NaN passes: that is
+    another fault.
+
+    Args:
+        model: a transformers model with weights.
+        path: where it came from, for the message.
+
+    Raises:
+        UserError: that is so.
+    """
+    kind = model.config.model_type
+    with refusing(kind, path), undisturbed(model):
+        batch = probe_batch(model, Padded())
+        ids = batch.input_ids[0, batch.mask[0]]
+        moved = later_tokens_move(model, ids)
+        if moved:
+            what = f"{kind} is not a causal language model: the last token moves earlier logits, by up to {moved:.2g}"
+            raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
+        off = off_alone(model, batch)
+        if off:
+            what = f"{kind} gives other log-probabilities in padded rows than for a row alone, by up to {off:.2g} nats"
+            raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
+
+
+def check_layout(policy: nn.Module, layout: Collator) -> None:
+    """Refuse rows padded on the left for a model that gives other log-probabilities there.
+
+    Raises:
+        UserError: that is so.
+    """
+    if not isinstance(layout, Padded) or layout.side == "right":
+        return
+    model = causal_lm(policy)
+    kind = model.config.model_type
+    with refusing(kind, ""), undisturbed(model), torch.compiler.set_stance("force_eager"):
+        off = off_alone(model, probe_batch(model, layout))
+    if off:
+        what = f"{kind} gives other log-probabilities in rows padded on the left, by up to {off:.2g} nats"
+        fix = "--data.collator.side right, or leave --data.collator out"
+        raise UserError(ExitCode.MODEL, Problem(what, "data.collator"), fix=fix)
+
+
+def check_training_mode(policy: nn.Module) -> None:
+    """Refuse a policy whose passes in train mode differ from those in eval mode or from one another, dropout aside.
+
+    A policy that has dropout, or noise in eval mode as well, is left to the self-check.
+
+    Raises:
+        UserError: that is so, such as for a router that draws its experts.
+    """
+    if any(True for _ in active_dropouts(policy)):
+        return
+    model = causal_lm(policy)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with undisturbed(policy), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
+        batch = probe_batch(model, Padded())
+        expected = token_logps(policy, batch).values
+        policy.train()
+        states = [random_state(model)]
+        found = []
+        for _ in range(2):
+            found.append(token_logps(policy, batch).values)
+            states.append(random_state(model))
+        policy.eval()
+        # Noise may be smaller than rounding: what was drawn must not have moved anything.
+        drawn = not all(torch.equal(state, states[0]) for state in states)
+        limit = 0.0 if drawn else rounding(model) * float(expected.abs().max())
+        off = max(float((values - expected).abs().max()) for values in found)
+        if off <= limit or not expected.isfinite().all():
+            return
+        if drawn and not torch.equal(token_logps(policy, batch).values, expected):
+            return
+    what = f"{model.config.model_type} is another function in train mode, dropout aside: log-probabilities differ by up to "
+    raise UserError(
+        ExitCode.MODEL,
+        Problem(f"{what}{off:.2g} nats" + (", and from pass to pass" if drawn else ""), KEY),
+        fix="switch the noise off in config.json (a key with `jitter` or `noise`, to 0), or take another model: policy "
+        "and reference have to be one function at the start",
+    )
+
+
+@contextmanager
+def refusing(kind: str, path: str) -> Iterator[None]:
+    """Turn what a model's own code raises into a refusal of the model; lack of memory is none of its faults."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error).lower():
+            raise
+        said = " ".join([type(error).__name__, *str(error).split()[:20]])
+        what = Problem(f"{kind} cannot score rows of token ids: {said}", KEY, path)
+        raise UserError(ExitCode.MODEL, what, fix=OTHER_MODEL) from error
+
+
+def probe_batch(model: Any, layout: Collator) -> PreferenceBatch:
+    """A few fixed tokens in a layout, on the model's device; none of those to which its config gives a meaning."""
+    config = model.config.get_text_config()
+    named = model.config.to_dict() | config.to_dict()
+    special = [value for name, value in named.items() if name.endswith(("token_id", "token_index"))]
+    pairs, indices = probe(config.vocab_size, frozenset(value for value in special if isinstance(value, int)))
+    with torch.device("cpu"):  # lightning makes the GPU the default while a model is built
+        batch = layout.pairs(pairs, indices)
+    return on_device(batch, model)
+
+
+def later_tokens_move(model: Any, ids: Int[Tensor, " position"]) -> float:
+    """By how much another last token moves earlier logits; 0 where that is rounding, or where they are NaN."""
+    other, before = ids.clone(), len(ids) - 1
+    other[before] = ids[0] if ids[0] != ids[before] else ids[1]
+    first, second = (plain_logits(model, tokens)[:before].float() for tokens in (ids, other))
+    part = CAUSAL_TOLERANCE if rounding(model) == TOLERANCE else HALF_TOLERANCE
+    moved = float((first - second).abs().max())
+    return moved if moved > part * float(first.abs().max()) else 0.0
+
+
+def off_alone(model: Any, batch: PreferenceBatch) -> float:
+    """By how much log-probabilities of a batch's longest and shortest row differ from those of plain calls.
+
+    Returns:
+        The largest difference in nats; 0 where that is rounding, or where plain calls give NaN.
+    """
+    values = token_logps(model, batch).values
+    rows, columns = batch.places // batch.mask.shape[1], batch.places % batch.mask.shape[1]
+    off, largest = 0.0, 0.0
+    for row in (0, len(batch.mask) - 1):
+        own = rows == row
+        logits = plain_logits(model, batch.input_ids[row, batch.mask[row]])
+        logits = logits[(batch.mask[row].cumsum(0) - 1)[columns[own]]].float()
+        expected = logps_of(logits, batch.targets[own])
+        if not expected.isfinite().all():
+            return 0.0
+        off = max(off, float((values[own] - expected).abs().max().nan_to_num(nan=torch.inf)))
+        largest = max(largest, float(logits.amax(-1).abs().max()), float(expected.abs().max()))
+    return off if off > rounding(model) * largest else 0.0
+
+
+def plain_logits(model: Any, ids: Int[Tensor, " position"]) -> Tensor:
+    """What `model(input_ids)` gives for one sequence."""
+    logits: Tensor = model(input_ids=ids[None]).logits[0]
+    return logits
+
+
+def random_state(model: Any) -> Tensor:
+    """Where the random numbers of the CPU and of the model's device are."""
+    states = [torch.get_rng_state()]
+    if model.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(model.device))
+    return torch.cat(states)
