@@ -192,7 +192,7 @@ def on_device(batch: AnyBatch, model: Any) -> AnyBatch:
 
 
 def probe(vocabulary: int, special: Collection[int] = ()) -> tuple[list[EncodedPair], list[int]]:
-    """Two pairs of random tokens whose answers differ in length; a special token gives way to the next one that is not."""
+    """Two pairs of random tokens whose answers differ in length; the next id takes the place of a special one."""
     draw = torch.Generator().manual_seed(0)
 
     def answer(length: int) -> EncodedAnswer:

@@ -22,7 +22,9 @@ from dpo_lightning.types import PreferenceBatch
 CAUSAL_TOLERANCE = 1e-5
 """Part of the largest logit by which later tokens may move earlier logits in float32: experts see other groups."""
 
-OTHER_MODEL = "give a causal language model whose batches give what its single rows give, such as Llama, Qwen or Mistral"
+OTHER_MODEL = (
+    "give a causal language model whose batches give what its single rows give, such as Llama, Qwen or Mistral"
+)
 
 
 def check_model(model: Any, path: str = "") -> None:
@@ -109,6 +111,28 @@ def check_training_mode(policy: nn.Module) -> None:
     )
 
 
+def independent_length(config: Any) -> tuple[int, str] | None:
+    """How long rows may be before one row's log-probabilities depend on the longest row of its batch, and why.
+
+    Args:
+        config: the transformers configuration of a model.
+
+    Returns:
+        Tokens and the cause in words; nothing where no length makes them depend on it.
+    """
+    config, found = config.get_text_config().to_dict(), []
+    for name in ("index_topk", "indexer_budget"):
+        if config.get(name):
+            found.append((int(config[name]), f"its sparse attention ({name})"))
+    ropes = config.get("rope_parameters") or {}
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
+        trained = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        lengths = {"longrope": trained, "dynamic": config.get("max_position_embeddings")}
+        if length := lengths.get(rope.get("rope_type", "")):
+            found.append((int(length), f"its {rope['rope_type']} positions"))
+    return min(found, default=None)
+
+
 @contextmanager
 def refusing(kind: str, path: str) -> Iterator[None]:
     """Turn what a model's own code raises into a refusal of the model; lack of memory is none of its faults."""
@@ -168,7 +192,7 @@ def off_alone(model: Any, batch: PreferenceBatch) -> float:
 
 def plain_logits(model: Any, ids: Int[Tensor, " position"]) -> Tensor:
     """What `model(input_ids)` gives for one sequence."""
-    logits: Tensor = model(input_ids=ids[None]).logits[0]
+    logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
     return logits
 
 
