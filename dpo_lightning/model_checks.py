@@ -1,4 +1,4 @@
-"""Whether a loaded model's numbers mean what they say: causal, and in a batch those of a plain call; else it is refused."""
+"""Refusal of models that are not causal, or whose log-probabilities in a batch are not those of a plain call."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from dpo_lightning.types import PreferenceBatch
 CAUSAL_TOLERANCE = 1e-5
 """Part of the largest logit by which later tokens may move earlier logits in float32: experts see other groups."""
 
-OTHER_MODEL = (
-    "give a causal language model whose batches give what its single rows give, such as Llama, Qwen or Mistral"
-)
+OTHER_MODEL = "give a causal language model, such as Llama, Qwen or Mistral"
 
 
 def check_model(model: Any, path: str = "") -> None:
-    """Refuse a model in which a token sees later ones, or whose padded rows give other log-probabilities than they alone.
+    """Refuse a model in which a token sees later ones, or whose padded rows give other numbers than single ones.
 
-    The standard is `model(input_ids)` with one sequence and nothing else. A model whose numbers are NaN passes: that is
-    another fault.
+    The standard is `model(input_ids)` with one unpadded sequence and nothing else. A model whose logits are NaN is not
+    refused here.
 
     Args:
         model: a transformers model with weights.
@@ -102,12 +100,13 @@ def check_training_mode(policy: nn.Module) -> None:
             return
         if drawn and not torch.equal(token_logps(policy, batch).values, expected):
             return
-    what = f"{model.config.model_type} is another function in train mode, dropout aside: log-probabilities differ by up to "
+    cause = "it draws random numbers there" if drawn else "dropout is off"
+    what = f"{model.config.model_type} gives other log-probabilities in train mode, by up to {off:.2g} nats ({cause})"
     raise UserError(
         ExitCode.MODEL,
-        Problem(f"{what}{off:.2g} nats" + (", and from pass to pass" if drawn else ""), KEY),
-        fix="switch the noise off in config.json (a key with `jitter` or `noise`, to 0), or take another model: policy "
-        "and reference have to be one function at the start",
+        Problem(what, KEY),
+        fix="set the noise to 0 in config.json (a key with `jitter` or `noise`), or give another model: policy and "
+        "reference have to be one function at the start",
     )
 
 
@@ -120,10 +119,9 @@ def independent_length(config: Any) -> tuple[int, str] | None:
     Returns:
         Tokens and the cause in words; nothing where no length makes them depend on it.
     """
-    config, found = config.get_text_config().to_dict(), []
-    for name in ("index_topk", "indexer_budget"):
-        if config.get(name):
-            found.append((int(config[name]), f"its sparse attention ({name})"))
+    config = config.get_text_config().to_dict()
+    sparse = ("index_topk", "indexer_budget")
+    found = [(int(config[name]), f"its sparse attention ({name})") for name in sparse if config.get(name)]
     ropes = config.get("rope_parameters") or {}
     for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
         trained = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")

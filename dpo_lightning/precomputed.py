@@ -285,8 +285,8 @@ def check_independence(config: Any, run: Scoring) -> None:
     if not length or longest is None or longest.length <= length:
         return
     what = (
-        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of a batch "
-        f"({config.model_type}: {cause}), and a file was computed in other batches"
+        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
+        f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
     )
     fix = f"--data.max_length {length}, or a live reference: --{REFERENCE} FrozenCopy (or leave it out)"
     raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE, str(longest.origin)), fix=fix)
