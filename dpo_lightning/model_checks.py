@@ -82,7 +82,12 @@ def check_training_mode(policy: nn.Module) -> None:
         return
     model = causal_lm(policy)
     devices = [model.device] if model.device.type == "cuda" else []
-    with undisturbed(policy), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
+    with (
+        refusing(model.config.model_type, ""),
+        undisturbed(policy),
+        torch.compiler.set_stance("force_eager"),
+        torch.random.fork_rng(devices),
+    ):
         batch = probe_batch(model, Padded())
         expected = token_logps(policy, batch).values
         policy.train()
