@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from dpo_lightning.console import say
-from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
+from dpo_lightning.kernels import HALF_TOLERANCE, lacks_memory, undisturbed
 
 TOLERANCE = 1e-5
 """Part of the largest logit by which the two parts may differ from the whole in float32."""
@@ -103,8 +103,8 @@ def gives_logits(head: SplitHead, model: Any) -> bool:
             hidden = head.hidden(input_ids=ids, use_cache=False)
             # Logits of a size that no cap or scale leaves alone, so that one which is not known here shows.
             hidden = hidden * (LARGE / head.output(hidden).abs().max().clamp(min=1e-6)).to(hidden.dtype)
-        except (TypeError, AttributeError, RuntimeError) as error:
-            if "memory" in str(error).lower():
+        except Exception as error:  # a model's own code may raise anything
+            if lacks_memory(error):
                 raise
             return False  # what stands between the two is not in either
         with returning(head.backbone, hidden):

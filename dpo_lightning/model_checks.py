@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dpo_lightning.data.collate import Collator, Padded
 from dpo_lightning.dropout import active_dropouts
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import causal_lm
-from dpo_lightning.kernels import HALF_TOLERANCE, TOLERANCE, on_device, probe, rounding, undisturbed
+from dpo_lightning.kernels import HALF_TOLERANCE, TOLERANCE, lacks_memory, on_device, probe, rounding, undisturbed
 from dpo_lightning.logps import logps_of, token_logps
 from dpo_lightning.model_folder import KEY
 from dpo_lightning.types import PreferenceBatch
@@ -41,12 +41,13 @@ def check_model(model: Any, path: str = "") -> None:
     kind = model.config.model_type
     with refusing(kind, path), undisturbed(model):
         batch = probe_batch(model, Padded())
-        ids = batch.input_ids[0, batch.mask[0]]
-        moved = later_tokens_move(model, ids)
+        row = shortest(batch)
+        logits = plain_logits(model, row)
+        moved = later_tokens_move(model, row, logits)
         if moved:
             what = f"{kind} is not a causal language model: the last token moves earlier logits, by up to {moved:.2g}"
             raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
-        off = off_alone(model, batch)
+        off = off_plain(model, batch, logits)
         if off:
             what = f"{kind} gives other log-probabilities in padded rows than for a row alone, by up to {off:.2g} nats"
             raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
@@ -63,7 +64,8 @@ def check_layout(policy: nn.Module, layout: Collator) -> None:
     model = causal_lm(policy)
     kind = model.config.model_type
     with refusing(kind, ""), undisturbed(model), torch.compiler.set_stance("force_eager"):
-        off = off_alone(model, probe_batch(model, layout))
+        batch = probe_batch(model, layout)
+        off = off_plain(model, batch, plain_logits(model, shortest(batch)))
     if off:
         what = f"{kind} gives other log-probabilities in rows padded on the left, by up to {off:.2g} nats"
         fix = "--data.collator.side right, or leave --data.collator out"
@@ -91,14 +93,11 @@ def check_training_mode(policy: nn.Module) -> None:
         batch = probe_batch(model, Padded())
         expected = token_logps(policy, batch).values
         policy.train()
-        states = [random_state(model)]
-        found = []
-        for _ in range(2):
-            found.append(token_logps(policy, batch).values)
-            states.append(random_state(model))
+        state = random_state(model)
+        found = [token_logps(policy, batch).values for _ in range(2)]
+        drawn = not torch.equal(random_state(model), state)
         policy.eval()
         # Noise may be smaller than rounding: what was drawn must not have moved anything.
-        drawn = not all(torch.equal(state, states[0]) for state in states)
         limit = 0.0 if drawn else rounding(model) * float(expected.abs().max())
         off = max(float((values - expected).abs().max()) for values in found)
         if off <= limit or not expected.isfinite().all():
@@ -144,7 +143,7 @@ def refusing(kind: str, path: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error).lower():
+        if lacks_memory(error):
             raise
         said = " ".join([type(error).__name__, *str(error).split()[:20]])
         what = Problem(f"{kind} cannot score rows of token ids: {said}", KEY, path)
@@ -162,41 +161,45 @@ def probe_batch(model: Any, layout: Collator) -> PreferenceBatch:
     return on_device(batch, model)
 
 
-def later_tokens_move(model: Any, ids: Int[Tensor, " position"]) -> float:
-    """By how much another last token moves earlier logits; 0 where that is rounding, or where they are NaN."""
+def shortest(batch: PreferenceBatch) -> Int[Tensor, " position"]:
+    """The ids of the probe's last row, which has most padding."""
+    return batch.input_ids[-1, batch.mask[-1]]
+
+
+def later_tokens_move(model: Any, ids: Int[Tensor, " position"], logits: Float[Tensor, "position vocab"]) -> float:
+    """By how much another last token moves the logits before it; 0 where that is rounding, or where they are NaN."""
     other, before = ids.clone(), len(ids) - 1
     other[before] = ids[0] if ids[0] != ids[before] else ids[1]
-    first, second = (plain_logits(model, tokens)[:before].float() for tokens in (ids, other))
+    moved = float((plain_logits(model, other)[:before] - logits[:before]).abs().max())
     part = CAUSAL_TOLERANCE if rounding(model) == TOLERANCE else HALF_TOLERANCE
-    moved = float((first - second).abs().max())
-    return moved if moved > part * float(first.abs().max()) else 0.0
+    return moved if moved > part * float(logits[:before].abs().max()) else 0.0
 
 
-def off_alone(model: Any, batch: PreferenceBatch) -> float:
-    """By how much log-probabilities of a batch's longest and shortest row differ from those of plain calls.
+def off_plain(model: Any, batch: PreferenceBatch, logits: Float[Tensor, "position vocab"]) -> float:
+    """By how much log-probabilities of a batch's last row differ from those of a plain call.
+
+    Args:
+        model: the model.
+        batch: rows in a layout.
+        logits: what a plain call gives for the last row.
 
     Returns:
-        The largest difference in nats; 0 where that is rounding, or where plain calls give NaN.
+        The largest difference in nats; 0 where that is rounding, or where the plain call gives NaN.
     """
-    values = token_logps(model, batch).values
-    rows, columns = batch.places // batch.mask.shape[1], batch.places % batch.mask.shape[1]
-    off, largest = 0.0, 0.0
-    for row in (0, len(batch.mask) - 1):
-        own = rows == row
-        logits = plain_logits(model, batch.input_ids[row, batch.mask[row]])
-        logits = logits[(batch.mask[row].cumsum(0) - 1)[columns[own]]].float()
-        expected = logps_of(logits, batch.targets[own])
-        if not expected.isfinite().all():
-            return 0.0
-        off = max(off, float((values[own] - expected).abs().max().nan_to_num(nan=torch.inf)))
-        largest = max(largest, float(logits.amax(-1).abs().max()), float(expected.abs().max()))
-    return off if off > rounding(model) * largest else 0.0
+    width, last = batch.mask.shape[1], len(batch.mask) - 1
+    own = batch.places // width == last
+    places = (batch.mask[last].cumsum(0) - 1)[batch.places[own] % width]
+    expected = logps_of(logits[places], batch.targets[own])
+    if not expected.isfinite().all():
+        return 0.0
+    off = float((token_logps(model, batch).values[own] - expected).abs().max().nan_to_num(nan=torch.inf))
+    return off if off > rounding(model) * float(logits[places].amax(-1).abs().max()) else 0.0
 
 
-def plain_logits(model: Any, ids: Int[Tensor, " position"]) -> Tensor:
+def plain_logits(model: Any, ids: Int[Tensor, " position"]) -> Float[Tensor, "position vocab"]:
     """What `model(input_ids)` gives for one sequence."""
     logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
-    return logits
+    return logits.float()
 
 
 def random_state(model: Any) -> Tensor:

@@ -112,7 +112,9 @@ def test_half_precision_is_not_taken_for_another_model(family, dtype):
     check_training_mode(model)
 
 
-@pytest.mark.parametrize("check", [check_model, check_training_mode, lambda model: check_layout(model, Padded(1, "left"))])
+@pytest.mark.parametrize(
+    "check", [check_model, check_training_mode, lambda model: check_layout(model, Padded(1, "left"))]
+)
 def test_numbers_that_are_none_are_not_blamed_on_the_model(check):
     model = make("llama")
     with torch.no_grad():
@@ -361,7 +363,9 @@ def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file,
     made, rows = runs.module(longrope), data(file, max_length=max_length, overlong="drop", eval=str(file))
     runs.fit(made, file, tmp_path, data=rows, enable_checkpointing=False)
     told = capsys.readouterr().out
-    said = "note: beyond 48 tokens, a row's log-probabilities depend on the longest row of its batch (phi3: its longrope"
+    said = (
+        "note: beyond 48 tokens, a row's log-probabilities depend on the longest row of its batch (phi3: its longrope"
+    )
     assert told.count(said) == times
     assert "self-check: passed (starting loss 0.693147, margins 0" in told
 
@@ -369,9 +373,7 @@ def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file,
 @pytest.mark.usefixtures("place")
 def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_path):
     """Of the nine pairs some have more than 48 tokens."""
-    message = refused(
-        fitting(runs.module(longrope, Precomputed()), data(file), tmp_path / "run"), code=ExitCode.CONFIG
-    )
+    message = refused(fitting(runs.module(longrope, Precomputed()), data(file), tmp_path / "run"), code=ExitCode.CONFIG)
     assert "beyond 48, log-probabilities depend on the longest row of their batch (phi3: its longrope" in message
     assert "pairs.jsonl:9" in message
     assert not (tmp_path / "outputs" / "reference").exists()
