@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
+from dpo_lightning.data.tool_calls import takes_text, with_arguments
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Message, Origin, Text
+from dpo_lightning.examples import TRAIN, Message, Origin, Text
 
 Template = Literal["auto", "chat", "raw"]
 SpecialTokens = Literal["refuse", "neutralize"]
@@ -116,10 +117,16 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
 
+    @cached_property
+    def calls_as_text(self) -> bool:
+        """Whether the template takes the arguments of tool calls as JSON text, not as objects."""
+        return takes_text(partial(self.tokenizer.apply_chat_template, tokenize=False))
+
     def _guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, str) and message["role"] == "assistant":
             message = {**message, "content": self.strip_eos(content)}
+        message = with_arguments({key: message[key] for key in message if key != TRAIN}, as_text=self.calls_as_text)
         return self._guarded_value(message, origin)
 
     def _guarded_value(self, value: Any, origin: Origin | None) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import (
+    TRAIN,
     EncodedAnswer,
     EncodedPair,
     EncodedRanking,
@@ -111,7 +112,8 @@ class Encoder:
         for example in examples:
             fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
             if fitted is not None:
-                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, *fitted.answers))
+                (answer,) = fitted.answers
+                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, answer, example.weight))
         self._finish(len(encoded))
         return encoded
 
@@ -231,7 +233,7 @@ class Encoder:
         """Flags of the assistant's turns from message `first` on, alone learned; whether some were rewritten."""
         scored, rewritten = [False] * len(ids), False
         for i in range(first, len(messages)):
-            if messages[i]["role"] != "assistant":
+            if messages[i]["role"] != "assistant" or not messages[i].get(TRAIN, True):
                 continue
             before = self.renderer.chat_ids(messages[:i], tools, origin, add_generation_prompt=True)
             last = i == len(messages) - 1
