@@ -126,8 +126,17 @@ class Renderer:
         content = message.get("content")
         if isinstance(content, str) and message["role"] == "assistant":
             message = {**message, "content": self.strip_eos(content)}
-        message = with_arguments({key: message[key] for key in message if key != TRAIN}, as_text=self.calls_as_text)
-        return self._guarded_value(message, origin)
+        plain = {key: value for key, value in self._called(message).items() if key != TRAIN}
+        return self._guarded_value(plain, origin)
+
+    def _called(self, message: Message) -> Message:
+        """The message with the arguments of its tool calls as the template takes them."""
+        return with_arguments(message, as_text=self.calls_as_text) if message.get("tool_calls") else message
+
+    def converts(self, *texts: Text) -> bool:
+        """Whether a tool call in these has its arguments in another form than the template takes."""
+        messages = (message for text in texts if not isinstance(text, str) for message in text)
+        return any(self._called(message) != message for message in messages)
 
     def _guarded_value(self, value: Any, origin: Origin | None) -> Any:
         """A message or a tool whose every text is guarded: templates also write out calls, names and schemas."""
@@ -181,7 +190,7 @@ class Renderer:
             raise UserError(
                 ExitCode.DATA if origin and self._takes_a_chat() else ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
-                fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
+                fix=f"{_remedy(error, messages)}, or give a template that takes it by --data.chat_template FILE",
             ) from None
         self._check_rendering(messages, tools, text, origin)
         return text
@@ -213,6 +222,16 @@ class Renderer:
                     Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
                     fix="give a template that keeps it by --data.chat_template FILE",
                 )
+
+
+def _remedy(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:
+    """What may be wrong with messages that a template refuses."""
+    first = next((message["role"] for message in messages if message["role"] not in ("system", "developer")), "")
+    if first == "assistant":
+        return "write a user's turn before the assistant's first"
+    if type(error).__name__ != "TemplateError":  # not of the template's own raise_exception
+        return "mend the values in the row's messages that the template reads"
+    return "mend the order of roles in the row"
 
 
 def name_of(tool: Any) -> str:

@@ -41,6 +41,7 @@ class Counts:
     cut_mismatches: int = 0
     crossing: int = 0
     last_turn_only: int = 0
+    converted_calls: int = 0
     too_long: list[Problem] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -51,6 +52,8 @@ class Counts:
             "have an answer cut at max_length, without its EOS": self.cut_answers,
             "have a mismatched answer cut at max_length": self.cut_mismatches,
             "merge prompt and answer in a token: the answer begins at the last common token": self.crossing,
+            "have tool calls whose arguments are JSON text where the template takes objects, or the other way round "
+            "(converted)": self.converted_calls,
             "have a template that rewrites earlier turns: only the last answer is learned": self.last_turn_only,
         }
         return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in told.items() if n]
@@ -161,6 +164,7 @@ class Encoder:
                 return None
         self.counts.crossing += fitted.crossing
         self.counts.last_turn_only += fitted.last_turn_only
+        self.counts.converted_calls += self.renderer.converts(prompt, *answers)
         self.counts.shortened_prompts += fitted.shortened
         self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
         return fitted
