@@ -173,7 +173,7 @@ def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set
 
     A text that stands in what is read, such as the question that a conversation begins with, is no loss.
     """
-    whole = not any(name in row.values for row in rows[:1] for name in ("prompt", "instruction"))
+    whole = not any(name in row.values for row in rows for name in ("prompt", "instruction"))
     names: dict[str, str] = {}
     for row in rows:
         for name in row.values:

@@ -146,6 +146,12 @@ class Encoder:
     def _fitted(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
         self.counts.read += 1
         fitted = self._encode(origin, prompt, answers, tools)
+        if not all(any(answer.scored) for answer in fitted.answers):
+            raise UserError(
+                ExitCode.DATA,
+                Problem("the chat template rewrites every turn that is to be learned", str(origin)),
+                fix="give a template that keeps earlier turns by --data.chat_template FILE, or remove the row",
+            )
         if fitted.length > self.max_length:
             if self.overlong == "drop":
                 self.counts.dropped += 1
