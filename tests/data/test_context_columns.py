@@ -81,7 +81,13 @@ def test_an_input_that_stands_in_the_prompt_is_not_joined_again(tmp_path: Path) 
 
 
 def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: Path) -> None:
-    row = {"instruction": "Translate.", "input": "Good day", "chosen": "Bonjour", "rejected": "No", "system": "Be brief."}
+    row = {
+        "instruction": "Translate.",
+        "input": "Good day",
+        "chosen": "Bonjour",
+        "rejected": "No",
+        "system": "Be brief.",
+    }
     path = jsonl(tmp_path, [row, {**row, "input": "Good night"}])
     refusal(lambda: preference_examples(path), ExitCode.DATA, "--data.columns.prompt instruction")
     examples, _ = preference_examples(path, columns={"prompt": "instruction"})

@@ -89,7 +89,7 @@ def test_the_older_form_of_calls(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": schema}]
     same = rendered(tmp_path, [U, call(JSON), TOOL, LAST], tools=tools)
     assert found == same
-    assert f'{json.dumps(tools[0])}\n<|im_start|>user' in found[0]
+    assert f"{json.dumps(tools[0])}\n<|im_start|>user" in found[0]
 
 
 @pytest.mark.parametrize("form", [list, json.dumps, lambda tools: [json.dumps(tool) for tool in tools]])
