@@ -20,7 +20,10 @@ HEAD = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content or '' }}"
     "{% for call in m.tool_calls or [] %}{{ call.function.name }}"
 )
-TAIL = "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+TAIL = (
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 OBJECTS = HEAD + "{{ call.function.arguments|tojson }}" + TAIL
 """Writes arguments as JSON, and text as JSON text within JSON, as Qwen2.5's template does."""
 ITEMS = HEAD + "{% for k, v in call.function.arguments|items %}({{ k }}={{ v }}){% endfor %}" + TAIL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ def runs(folder: Path, row: dict[str, Any], template: str = tiny.CHATML, other: 
     ids = [*encoded.prompt_ids, *encoded.completion.ids]
     flags = [False] * len(encoded.prompt_ids) + list(encoded.completion.scored)
     borders = [0, *(i for i in range(1, len(ids)) if flags[i] != flags[i - 1]), len(ids)]
-    return [
-        (flags[start], tokenizer.decode(ids[start:end])) for start, end in zip(borders[:-1], borders[1:], strict=True)
-    ]
+    return [(flags[start], tokenizer.decode(ids[start:end])) for start, end in pairwise(borders)]
 
 
 @pytest.mark.parametrize("key", KEYS)
