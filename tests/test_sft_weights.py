@@ -46,11 +46,12 @@ def test_a_weight_of_2_is_the_row_twice_and_one_of_0_leaves_it_out(tiny_llama, t
 
 
 def test_the_held_out_loss_is_weighted_and_its_tokens_are_counted_once(tiny_llama, tmp_path, rows):
-    weighted = [{**rows[0], "weight": 3}, {**rows[1], "weight": 0}, rows[2]]
+    held_out = [{name: row[name] for name in ("prompt", "completion")} for row in runs.sft_rows(3, 50)]
+    weighted = [{**row, "weight": weight} for row, weight in zip(held_out, (3, 0, 1), strict=True)]
     _, memory, trainer = train(tiny_llama, tmp_path, rows, weighted)
     summarize(trainer)
     told = json.loads((tmp_path / "metrics.json").read_text())
-    _, plain, other = train(tiny_llama, tmp_path, rows, [rows[0]] * 3 + [rows[2]])
+    _, plain, other = train(tiny_llama, tmp_path, rows, [held_out[0]] * 3 + [held_out[2]])
     assert memory.curve("eval/loss") == pytest.approx(plain.curve("eval/loss"), rel=1e-6)
     lengths = [len(row.completion.ids) for row in trainer.datamodule.encoded["eval"]]
     assert told["eval/tokens"] == sum(lengths)
@@ -72,11 +73,11 @@ def test_a_step_of_rows_that_do_not_count_trains_nothing_and_has_no_loss(tiny_ll
 
 
 def test_weights_are_told_once(tiny_llama, tmp_path, rows, capsys):
-    train(tiny_llama, tmp_path, [rows[0], {**rows[1], "weight": 0.5}], rows)
+    train(tiny_llama, tmp_path, [rows[0], {**rows[1], "weight": 0.5}], runs.sft_rows(2, 50))
     line = "tokens of demonstrations count by their `weight`, 0.5 to 1, in the loss; other measures count each once"
     assert capsys.readouterr().out.count(line) == 1
     train(tiny_llama, tmp_path, rows)
-    assert "weight" not in capsys.readouterr().out
+    assert "count by their" not in capsys.readouterr().out
 
 
 def test_rows_none_of_which_counts(tiny_llama, tmp_path, rows):
