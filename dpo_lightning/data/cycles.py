@@ -1,4 +1,4 @@
-"""Circles of preferences: answers of which each was preferred to the next, and the last to the first."""
+"""Preference cycles: A preferred to B, B to C, and C to A, of any length."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from dpo_lightning.examples import Origin
 
 SHOWN = 3
-"""Rows of a circle that are named besides the one that closes it."""
+"""Rows of a cycle that are named besides the one that closes it."""
 
 
-class Circle(NamedTuple):
+class Cycle(NamedTuple):
     """Rows that cannot all be right."""
 
     closing: Origin
@@ -21,8 +21,8 @@ class Circle(NamedTuple):
     """How many rows there are, the closing one with them."""
 
 
-def circles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterator[Circle]:
-    """A circle for every row that closes one on a walk along preferences; none where there is an order of all answers.
+def cycles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterator[Cycle]:
+    """A cycle for every row that closes one on a walk along preferences; none where there is an order of all answers.
 
     Linear in the number of preferences.
 
@@ -40,7 +40,7 @@ def circles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterato
 
 def _walked(
     start: Hashable, worse: Mapping[Hashable, Mapping[Hashable, Origin]], done: set[Hashable]
-) -> Iterator[Circle]:
+) -> Iterator[Cycle]:
     """Circles that are found depth first from an answer."""
     places = {start: 0}  # where an answer stands on the way
     rows: list[Origin] = []  # what leads on from each
@@ -54,7 +54,7 @@ def _walked(
                 rows.pop()
         elif answer in places:
             first = places[answer]
-            yield Circle(origin, tuple(rows[first : first + SHOWN]), len(rows) - first + 1)
+            yield Cycle(origin, tuple(rows[first : first + SHOWN]), len(rows) - first + 1)
         elif answer not in done and answer in worse:
             places[answer] = len(way)
             rows.append(origin)

@@ -1,4 +1,4 @@
-"""Characters that cannot be seen: marks of writing direction, and what has no width where no script needs it."""
+"""Invisible characters: bidirectional controls, and zero-width ones that no script or emoji needs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SPACELESS = re.compile("[\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u1950-\u1aff\u3
 FLAG = "\U0001f3f4"
 """A flag that tags of a region follow."""
 
-MARKED, HIDDEN = "marks of writing direction (U+202E and the like)", "characters without width (U+200B and the like)"
+MARKED, HIDDEN = "bidirectional control characters (such as U+202E)", "zero-width characters (such as U+200B)"
 
 
 def visible(text: str) -> str:
-    """The text without the characters that cannot be seen."""
+    """The text without the invisible characters."""
     if text.isascii() or not INVISIBLE.search(text):
         return text
     hidden = set(_places(text))

@@ -27,7 +27,7 @@ FORMAT = ("prompt", "chosen", "rejected")
 
 EMPTY_PROMPT = "rows with an empty prompt"
 NEARLY_EQUAL = "pairs that differ only in outer white space or Unicode form"
-INVISIBLY_EQUAL = "pairs that differ only in characters that cannot be seen"
+INVISIBLY_EQUAL = "pairs that differ only in invisible characters"
 REPEATS_PROMPT = "pairs whose answers begin with the prompt's messages (read once)"
 JSON_TEXT = "answers that look like messages in JSON, read as plain text"
 MESSAGES_AS_TEXT = ('[{"role"', '[{"content"', "[{'role'", "[{'content'")

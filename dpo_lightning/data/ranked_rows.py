@@ -34,7 +34,7 @@ FORMAT = ("prompt", "responses")
 
 LEAST = 2
 NEARLY_EQUAL = "lists with answers that differ only in outer white space"
-INVISIBLY_EQUAL = "lists with answers that differ only in characters that cannot be seen"
+INVISIBLY_EQUAL = "lists with answers that differ only in invisible characters"
 
 
 @dataclass(frozen=True)

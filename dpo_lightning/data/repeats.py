@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import combinations, pairwise
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
-from dpo_lightning.data.cycles import circles
+from dpo_lightning.data.cycles import cycles
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import (
     Example,
@@ -27,7 +27,7 @@ ALLOWANCES = (CONTRADICTIONS, LEAK)
 PLAIN = {"role", "content"}
 REPEATED = "repeated rows"
 CONTRADICTING = "rows that contradict another"
-CIRCLING = "rows that close a circle of preferences"
+CYCLING = "rows that close a cycle of preferences"
 
 
 def check_allowances(allow: Collection[str]) -> None:
@@ -61,7 +61,7 @@ def check_pairs(examples: Sequence[PreferenceExample], allow: Collection[str], b
             bad.add(example.origin, RowError(what, shown(example.prompt), fix))
         elif chosen != rejected:
             ahead.setdefault(((prompt, chosen), (prompt, rejected)), example)
-    _check_circles(ahead, allow, bad, notes)
+    _check_cycles(ahead, allow, bad, notes)
 
 
 def check_rankings(examples: Sequence[RankedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
@@ -87,26 +87,26 @@ def check_rankings(examples: Sequence[RankedExample], allow: Collection[str], ba
             ahead.setdefault((prompt, better, worse), example.origin)
         for better, worse in pairwise(answers if not turned else ()):
             next_to.setdefault(((prompt, better), (prompt, worse)), example)
-    _check_circles(next_to, allow, bad, notes)
+    _check_cycles(next_to, allow, bad, notes)
 
 
-def _check_circles(
+def _check_cycles(
     ahead: Mapping[tuple[Hashable, Hashable], PreferenceExample | RankedExample],
     allow: Collection[str],
     bad: BadRows,
     notes: Notes,
 ) -> None:
-    """Answers that rows prefer in a circle, of any length beyond two, are bad unless allowed."""
+    """Answers that rows prefer in a cycle, of any length beyond two, are bad unless allowed."""
     prompts = {example.origin: example.prompt for example in ahead.values()}
-    for circle in circles((better, worse, example.origin) for (better, worse), example in ahead.items()):
-        first = circle.others[0]
+    for cycle in cycles((better, worse, example.origin) for (better, worse), example in ahead.items()):
+        first = cycle.others[0]
         if CONTRADICTIONS in allow:
-            notes.add(circle.closing, CIRCLING, other=first)
+            notes.add(cycle.closing, CYCLING, other=first)
             continue
-        others = ", ".join(map(str, circle.others)) + (", ..." if circle.length > len(circle.others) + 1 else "")
-        what = f"preferences go round in a circle with those of {others}"
+        others = ", ".join(map(str, cycle.others)) + (", ..." if cycle.length > len(cycle.others) + 1 else "")
+        what = f"preferences form a cycle with those of {others}"
         fix = f"remove one of them, or --data.allow {CONTRADICTIONS}"
-        bad.add(circle.closing, RowError(what, shown(prompts[circle.closing]), fix))
+        bad.add(cycle.closing, RowError(what, shown(prompts[cycle.closing]), fix))
 
 
 def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
@@ -176,7 +176,7 @@ def check_leak(
         judged = [example for example in (*train, *held_out) if isinstance(example, UnpairedExample)]
         check_judged(judged, allow, bad, notes)
         bad.raise_if_any()
-        warnings += [line for line in notes.lines() if line.startswith((CONTRADICTING, CIRCLING))]
+        warnings += [line for line in notes.lines() if line.startswith((CONTRADICTING, CYCLING))]
     return warnings
 
 

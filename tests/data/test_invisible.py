@@ -1,4 +1,4 @@
-"""Characters that cannot be seen: which are told, and which belong to a script or an emoji."""
+"""Invisible characters: which are told, and which belong to a script or an emoji."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpo_lightning.errors import ExitCode
 
 DIRECTION = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C]
 HIDDEN = [*range(0x200B, 0x200E), 0x2060, 0xFEFF, 0x2063, 0x180E, 0xE0041]
-MARKS, WIDTHLESS = "marks of writing direction (U+202E and the like)", "characters without width (U+200B and the like)"
+MARKS, WIDTHLESS = "bidirectional control characters (such as U+202E)", "zero-width characters (such as U+200B)"
 
 
 def notes(folder: Path, **changed: Any) -> list[str]:
@@ -71,14 +71,14 @@ def test_what_a_script_or_an_emoji_needs_is_not_told(tmp_path: Path, text: str) 
 
 @pytest.mark.parametrize("code", [*DIRECTION, *HIDDEN])
 def test_answers_that_differ_in_nothing_else(tmp_path: Path, code: int) -> None:
-    what = "pairs that differ only in characters that cannot be seen"
+    what = "pairs that differ only in invisible characters"
     hidden = f"Blue,{chr(code)} like the sea."
     assert f"{what}: 1 ({tmp_path}/rows.jsonl:2)" in notes(tmp_path, rejected=hidden)
     chats = {"prompt": [user("p")], "chosen": [assistant("ab")], "rejected": [assistant(f"a{chr(code)}b")]}
     path = jsonl(tmp_path, [{**chats, "chosen": [assistant("c")]}, chats])
     assert f"{what}: 1 ({path}:2)" in preference_examples(path)[1]
     refusal(lambda: preference_examples(path, strict=True), ExitCode.DATA, what, f"{path}:2")
-    what = "lists with answers that differ only in characters that cannot be seen"
+    what = "lists with answers that differ only in invisible characters"
     answers = ["ab", f"a{chr(code)}b", "c"]
     for responses in (answers, [[assistant(text)] for text in answers]):
         rows = [{"prompt": "p", "responses": responses[1:]}, {"prompt": "q", "responses": responses}]

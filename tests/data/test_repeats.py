@@ -87,7 +87,7 @@ def test_words_that_allow_nothing() -> None:
     refusal(lambda: check_leak([], [], allow=["leek"]), ExitCode.CONFIG, "leek", "contradictions, leak")
 
 
-def circle(length: int, prompt: Text = "p", first: int = 1) -> list[PreferenceExample]:
+def cycle(length: int, prompt: Text = "p", first: int = 1) -> list[PreferenceExample]:
     """Pairs each of which prefers an answer to the next, the last one to the first."""
     answers = [f"answer {k}" for k in range(length)]
     return [pair(first + k, prompt, answers[k], answers[(k + 1) % length]) for k in range(length)]
@@ -96,10 +96,10 @@ def circle(length: int, prompt: Text = "p", first: int = 1) -> list[PreferenceEx
 @pytest.mark.parametrize("length", [3, 4, 5, 50])
 @pytest.mark.parametrize("lists", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
-def test_circles_of_preferences(length: int, lists: bool, turned: bool) -> None:
+def test_cycles_of_preferences(length: int, lists: bool, turned: bool) -> None:
     """Among pairs that agree with them, in any order of rows."""
     good = [pair(100, "p", "best", "answer 0"), pair(101, "p", "answer 1", "worst"), pair(102, "p", "best", "worst")]
-    rows: list[Any] = [*good, *circle(length)]
+    rows: list[Any] = [*good, *cycle(length)]
     rows = rows[::-1] if turned else rows
     check: Any = check_pairs
     if lists:
@@ -109,9 +109,7 @@ def test_circles_of_preferences(length: int, lists: bool, turned: bool) -> None:
         )
     bad = BadRows()
     check(rows, (), bad, Notes(bad, strict=False))
-    message = refusal(
-        bad.raise_if_any, ExitCode.DATA, "preferences go round in a circle", "--data.allow contradictions"
-    )
+    message = refusal(bad.raise_if_any, ExitCode.DATA, "preferences form a cycle", "--data.allow contradictions")
     assert message.count("error: ") == 1
     named = {int(word.strip(",").rpartition(":")[2]) for word in message.split() if word.startswith("train:")}
     assert named <= set(range(1, length + 1))
@@ -121,10 +119,10 @@ def test_circles_of_preferences(length: int, lists: bool, turned: bool) -> None:
     notes = Notes(allowed, strict=False)
     check(rows, ("contradictions",), allowed, notes)
     assert not allowed
-    assert [line.partition(" (")[0] for line in notes.lines()] == ["rows that close a circle of preferences: 1"]
+    assert [line.partition(" (")[0] for line in notes.lines()] == ["rows that close a cycle of preferences: 1"]
 
 
-def test_orders_without_a_circle() -> None:
+def test_orders_without_a_cycle() -> None:
     """Diamonds, repeats, and the same answers to other prompts are none."""
     rows = [
         *(pair(1, "p", "a", "b"), pair(2, "p", "b", "c"), pair(3, "p", "a", "c"), pair(4, "p", "a", "d")),
@@ -138,8 +136,8 @@ def test_orders_without_a_circle() -> None:
     bad.raise_if_any()
 
 
-def test_every_circle_is_told_and_one_of_two_rows_once() -> None:
-    rows = [*circle(3), *circle(3, "q", 4), pair(7, "r", "a", "b"), pair(8, "r", "b", "a")]
+def test_every_cycle_is_told_and_one_of_two_rows_once() -> None:
+    rows = [*cycle(3), *cycle(3, "q", 4), pair(7, "r", "a", "b"), pair(8, "r", "b", "a")]
     bad = BadRows()
     check_pairs(rows, (), bad, Notes(bad, strict=False))
     message = refusal(bad.raise_if_any, ExitCode.DATA, "train:1, train:2 at train:3", "train:4, train:5 at train:6")
@@ -147,14 +145,14 @@ def test_every_circle_is_told_and_one_of_two_rows_once() -> None:
     assert "ranked the other way round than in train:7 at train:8" in message
 
 
-def test_a_circle_over_both_sets() -> None:
-    rows = circle(3)
+def test_a_cycle_over_both_sets() -> None:
+    rows = cycle(3)
     train, held_out = rows[:2], [held(1, "p", rows[2].chosen, rows[2].rejected)]
-    refusal(lambda: check_leak(train, held_out, allow=["leak"]), ExitCode.DATA, "in a circle", "eval:1", "train:1")
+    refusal(lambda: check_leak(train, held_out, allow=["leak"]), ExitCode.DATA, "form a cycle", "eval:1", "train:1")
     assert len(check_leak(train, held_out, allow={"leak", "contradictions"})) == 2
 
 
-def test_long_chains_and_many_circles_take_no_recursion_and_no_square() -> None:
+def test_long_chains_and_many_cycles_take_no_recursion_and_no_square() -> None:
     """Thousands of pairs on one prompt: a chain, and answers that all lead back to the first."""
     count = 20_000
     chain = [pair(k, "p", str(k), str(k + 1)) for k in range(count)]
@@ -164,4 +162,4 @@ def test_long_chains_and_many_circles_take_no_recursion_and_no_square() -> None:
     back = [pair(count + k, "p", str(k), "0") for k in range(2, count)]
     notes = Notes(bad, strict=False)
     check_pairs([*chain, *back], ("contradictions",), bad, notes)
-    assert notes.lines()[0].startswith(f"rows that close a circle of preferences: {count - 2:,} (")
+    assert notes.lines()[0].startswith(f"rows that close a cycle of preferences: {count - 2:,} (")
