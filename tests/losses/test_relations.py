@@ -278,3 +278,17 @@ def test_odds_are_right_near_certainty(dtype):
     loss = ORPOLoss()(plain_pairs((leaf, [-2.0]), ([0.0], [0.0]), dtype=dtype)).losses
     loss.sum().backward()
     assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mean", [-1e-5, -3e-7, -1e-9, -1e-20, -1e-30])
+def test_orpo_of_an_answer_that_is_nearly_certain(mean, dtype, tolerance):
+    """The odds of exp(m) are exp(m) / (1 - exp(m)), near -1/m; here the sure answer is the one that is rejected."""
+    chosen = torch.tensor([-2.0], dtype=dtype)
+    rejected = torch.tensor([mean], dtype=dtype, requires_grad=True)
+    loss = ORPOLoss(0.3)(plain_pairs((chosen, rejected), ([0.0], [0.0]), dtype=dtype)).losses
+    odds = (-2 - math.log(-math.expm1(-2))) - (mean - math.log(-math.expm1(mean)))
+    assert loss.item() == pytest.approx(2 + 0.3 * math.log1p(math.exp(-odds)), rel=tolerance)
+    loss.sum().backward()
+    slope = 1 / -math.expm1(mean)  # of the log odds by m: 1 / (1 - exp(m))
+    assert rejected.grad.item() == pytest.approx(0.3 * slope / (1 + math.exp(odds)), rel=10 * tolerance)
