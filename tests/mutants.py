@@ -23,6 +23,9 @@ from pathlib import Path
 
 import coverage
 import pytest
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
 
 PACKAGE = Path("dpo_lightning")
 HEAVY = "beartype hypothesis bitsandbytes datasets lightning.pytorch peft torch._dynamo torchmetrics transformers trl"
@@ -36,47 +39,40 @@ def read_coverage():
     data.read()
     lines, weights = {}, collections.Counter()
     for path in data.measured_files():
-        found = {
-            line: {name.rpartition("|")[0] for name in names if name}
-            for line, names in data.contexts_by_lineno(path).items()
-        }
+        contexts = data.contexts_by_lineno(path).items()
+        found = {line: {name.rpartition("|")[0] for name in names if name} for line, names in contexts}
         lines[path.rpartition(f"/{PACKAGE}/")[2]] = found
         weights.update(test for tests in found.values() for test in tests)
     return lines, weights
 
 
-def find_statement(source, line):
-    """First and last line of the innermost statement around a line, without the body of a compound one."""
-    around = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.stmt) and n.lineno <= line <= n.end_lineno]
-    inner = max(around, key=lambda node: node.lineno)
-    body = getattr(inner, "body", None)
-    return range(inner.lineno, max(line + 1, body[0].lineno) if body else inner.end_lineno + 1)
-
-
-def choose_tests(lines, weights, statement, most):
-    """The tests that run a statement, the lightest first; of one outside of functions, those that run any of these."""
-    tests = set().union(*(lines.get(line, ()) for line in statement)) or set().union(*lines.values())
-    return sorted(tests, key=lambda test: (weights[test], test))[:most]
+def choose_tests(source, line, lines, weights, most):
+    """The tests that run the statement of a line; those of its class or module where only the import runs it."""
+    around = [
+        node for node in ast.walk(ast.parse(source)) if getattr(node, "lineno", line + 1) <= line <= node.end_lineno
+    ]
+    statement = max((node for node in around if isinstance(node, ast.stmt)), key=lambda node: node.lineno, default=None)
+    classes = [node for node in around if isinstance(node, ast.ClassDef)]
+    spans = [(node.lineno, node.end_lineno) for node in (statement, *classes[-1:]) if node is not None]
+    for first, last in [(line, line), *spans, (1, len(source))]:
+        tests = set().union(*(own for number, own in lines.items() if first <= number <= last))
+        if tests:
+            return sorted(tests, key=lambda test: (weights[test], test))[:most]
+    return []
 
 
 def list_faults(path):
     """Every fault of a module by its place, as (operator, occurrence); annotations, which nothing reads, have none."""
-    from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.plugins import get_operator, operator_names
-
     source = path.read_text()
-    notes = [
-        note
-        for node in ast.walk(ast.parse(source))
-        for name in ("annotation", "returns")
-        if (note := getattr(node, name, None))
-    ]
-    unread = {(note.lineno, column) for note in notes for column in range(note.col_offset, note.end_col_offset)}
+    unread = set()
+    for node in ast.walk(ast.parse(source)):
+        for note in filter(None, (getattr(node, "annotation", None), getattr(node, "returns", None))):
+            unread |= {(note.lineno, column) for column in range(note.col_offset, note.end_col_offset)}
     nodes, faults = list(ast_nodes(get_ast(source))), collections.defaultdict(list)
     for name in sorted(operator_names()):
         operator = get_operator(name)
         if not operator.arguments():
-            starts = [start for node in nodes for start, _ in operator().mutation_positions(node)]
+            starts = (start for node in nodes for start, _ in operator().mutation_positions(node))
             for occurrence, start in enumerate(starts):
                 if start not in unread:
                     faults[path, *start].append((name, occurrence))
@@ -103,10 +99,9 @@ def run_tests(tests):
     CAUGHT.unlink(missing_ok=True)
     child = os.fork()
     if not child:
-        log = os.open("tests.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
-            os.dup2(log, stream)
-        sys.dont_write_bytecode = True  # two faults in one second would be one to Python's cache
+            os.dup2(os.open("tests.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.dont_write_bytecode = True  # to Python's cache, two faults in one second would be one
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         files = dict.fromkeys(test.partition("::")[0] for test in tests)
         os._exit(pytest.main([*OPTIONS, *files], plugins=[Chosen(tests)]))
@@ -117,9 +112,6 @@ def run_tests(tests):
 
 def plant(path, operator, occurrence, tests):
     """Run tests against one fault: the line before and after it, and what caught it."""
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
-
     source, times = path.read_text(), path.stat()
     faulty = mutate_code(source, get_operator(operator)(), occurrence)
     pairs = zip(source.splitlines(), faulty.splitlines(), strict=False)
@@ -140,20 +132,17 @@ def main():
     parser.add_argument("--most", type=int, default=300, help="tests that are run against a fault at most")
     options = parser.parse_args()
     lines, weights = read_coverage()
-    faults = {}
-    for part in options.parts:
-        for path in sorted([*PACKAGE.glob(f"{part}.py"), *(PACKAGE / part).glob("*.py")]):
-            faults |= list_faults(path)
+    paths = [path for part in options.parts for path in (*PACKAGE.glob(f"{part}.py"), *PACKAGE.glob(f"{part}/*.py"))]
+    faults = {place: several for path in paths for place, several in list_faults(path).items()}
     for name in HEAVY.split():
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # so that the forks share it, and do not look through it
+    gc.freeze()  # the forks share it, and need not look through it
     draw, survivors = random.Random(options.seed), []
     for path, line, column in draw.sample(sorted(faults), options.count):
-        operator, occurrence = draw.choice(sorted(faults[path, line, column]))
         covered = lines.get(str(path.relative_to(PACKAGE)), {})
-        tests = choose_tests(covered, weights, find_statement(path.read_text(), line), options.most)
-        change, caught = plant(path, operator, occurrence, tests)
+        tests = choose_tests(path.read_text(), line, covered, weights, options.most)
+        change, caught = plant(path, *draw.choice(faults[path, line, column]), tests)
         told = f"{path}:{line}: {change}"
         print(told, f"caught by {caught}" if caught else f"SURVIVED {len(tests)} tests", sep="\n    ", flush=True)
         survivors += [] if caught else [told]

@@ -209,6 +209,21 @@ def test_the_optimizer_holds_what_is_trained(kind, lora, tiny_llama, tmp_path):
     assert Watched.given["foo"] == 1
 
 
+class Paged(SGD):
+    """An optimizer that would page its states to the CPU."""
+
+    is_paged = True
+
+
+@pytest.mark.parametrize(("optimizer", "told"), [(SGD, False), (Paged, True)])
+def test_states_are_said_not_to_be_paged_where_they_would_be(optimizer, told, tiny_llama, capsys):
+    """Runs are on a CPU here, and its memory is where they would go."""
+    module = runs.sft(tiny_llama, optimizer=optimizer)
+    module.configure_model()
+    module.configure_optimizers()
+    assert ("optimizer: its states are not paged" in capsys.readouterr().out) == told
+
+
 def test_the_schedule_is_stepped_once_per_optimizer_step(tiny_llama, tmp_path):
     """10 rows, accumulation 4: three steps, not ten."""
     schedule = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 0.5**step)
