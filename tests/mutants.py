@@ -31,6 +31,7 @@ PACKAGE = Path("dpo_lightning")
 HEAVY = "beartype hypothesis bitsandbytes datasets lightning.pytorch peft torch._dynamo torchmetrics transformers trl"
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--timeout", "120"]
 CAUGHT = Path("caught.txt")
+MOST = 300  # tests that are run against a fault
 
 
 def read_coverage():
@@ -46,18 +47,16 @@ def read_coverage():
     return lines, weights
 
 
-def choose_tests(source, line, lines, weights, most):
+def choose_tests(source, line, lines, weights):
     """The tests that run the statement of a line; those of its class or module where only the import runs it."""
-    around = [
-        node for node in ast.walk(ast.parse(source)) if getattr(node, "lineno", line + 1) <= line <= node.end_lineno
-    ]
+    nodes = ast.walk(ast.parse(source))
+    around = [node for node in nodes if getattr(node, "lineno", line + 1) <= line <= node.end_lineno]
     statement = max((node for node in around if isinstance(node, ast.stmt)), key=lambda node: node.lineno, default=None)
     classes = [node for node in around if isinstance(node, ast.ClassDef)]
     spans = [(node.lineno, node.end_lineno) for node in (statement, *classes[-1:]) if node is not None]
     for first, last in [(line, line), *spans, (1, len(source))]:
-        tests = set().union(*(own for number, own in lines.items() if first <= number <= last))
-        if tests:
-            return sorted(tests, key=lambda test: (weights[test], test))[:most]
+        if tests := set().union(*(own for number, own in lines.items() if first <= number <= last)):
+            return sorted(tests, key=lambda test: (weights[test], test))[:MOST]
     return []
 
 
@@ -97,8 +96,7 @@ class Chosen:
 def run_tests(tests):
     """Run tests in a fork: the one that fails, or nothing."""
     CAUGHT.unlink(missing_ok=True)
-    child = os.fork()
-    if not child:
+    if not (child := os.fork()):
         for stream in (1, 2):
             os.dup2(os.open("tests.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.dont_write_bytecode = True  # to Python's cache, two faults in one second would be one
@@ -129,7 +127,6 @@ def main():
     parser.add_argument("parts", nargs="+", help="modules and folders of the package")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--most", type=int, default=300, help="tests that are run against a fault at most")
     options = parser.parse_args()
     lines, weights = read_coverage()
     paths = [path for part in options.parts for path in (*PACKAGE.glob(f"{part}.py"), *PACKAGE.glob(f"{part}/*.py"))]
@@ -140,8 +137,7 @@ def main():
     gc.freeze()  # the forks share it, and need not look through it
     draw, survivors = random.Random(options.seed), []
     for path, line, column in draw.sample(sorted(faults), options.count):
-        covered = lines.get(str(path.relative_to(PACKAGE)), {})
-        tests = choose_tests(path.read_text(), line, covered, weights, options.most)
+        tests = choose_tests(path.read_text(), line, lines.get(str(path.relative_to(PACKAGE)), {}), weights)
         change, caught = plant(path, *draw.choice(faults[path, line, column]), tests)
         told = f"{path}:{line}: {change}"
         print(told, f"caught by {caught}" if caught else f"SURVIVED {len(tests)} tests", sep="\n    ", flush=True)
