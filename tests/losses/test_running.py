@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from loss_family import pairs
 
+from dpo_lightning.judged import UnpairedLogps
+from dpo_lightning.losses import BCOLoss, BCOPairLoss, BetaDPOLoss, DPOLoss, WeightedSum, WPOLoss
 from dpo_lightning.losses.running import RunningMean
 
 
@@ -12,7 +15,7 @@ def stepped(mean, *batches, others=(0.0, 0.0)):
     """The value after an optimizer step of these micro-batches of values and weights, and of another rank's sums."""
     for values, weights in batches:
         mean.add(torch.tensor(values), torch.tensor(weights))
-    mean.step(lambda own: own + torch.tensor(others, dtype=torch.float64))
+    mean.step(lambda own: own + torch.tensor(others, dtype=torch.float64) if any(others) else own)
     return float(mean.value)
 
 
@@ -69,3 +72,28 @@ def test_what_was_counted_is_kept_exactly():
     again = RunningMean()
     again.load_state_dict(state)
     assert stepped(again, ([1.0], [1.0])) == stepped(mean, ([1.0], [1.0])) == pytest.approx(0.5)
+
+
+def test_what_each_loss_takes_the_mean_of():
+    """Beta-DPO of margins, BCO of both rewards, by the pairs' weights; a part of a sum, of its own rewards."""
+    logps = pairs(([4.0, -1.0], [1.0, 3.0]), ([0.0, 0.0], [0.0, 0.0]))._replace(
+        weights=torch.tensor([1.0, 3.0]).double()
+    )
+    margins = 0.5 * (1 * 3 + 3 * -4) / 4
+    rewards = 0.5 * (1 * 2.5 + 3 * 1.0) / 4
+    for loss, mean in (
+        (BetaDPOLoss(0.5, momentum=0.0), margins),
+        (BCOPairLoss(0.5), rewards),
+        (WPOLoss(BCOPairLoss(0.5)), rewards),
+    ):
+        for several in (loss, WeightedSum([DPOLoss(0.1), loss], [1.0, 7.0])):
+            before = float(loss.state.value)
+            several.observe(several(logps), logps)
+            assert float(loss.state.value) == before
+            assert stepped(loss.state) == pytest.approx(mean)
+    judged = UnpairedLogps(
+        logps.policy_chosen, logps.reference_chosen, logps.chosen_lengths, torch.tensor([True, False])
+    )
+    loss = BCOLoss(0.5)
+    loss.observe(loss(judged), judged)
+    assert stepped(loss.state) == pytest.approx(0.5 * (4 - 1) / 2)
