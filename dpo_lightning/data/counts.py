@@ -21,6 +21,7 @@ class Counts:
     cut_mismatches: int = 0
     crossing: int = 0
     last_turn_only: int = 0
+    converted_calls: int = 0
     other_openings: int = 0
     respaced: int = 0
     unended: int = 0
@@ -39,6 +40,8 @@ class Counts:
             "have an answer cut at max_length, without its EOS": self.cut_answers,
             "have a mismatched answer cut at max_length": self.cut_mismatches,
             "merge prompt and answer in a token: the answer begins at the last common token": self.crossing,
+            "have tool calls whose arguments are JSON text where the template takes objects, or the other way round "
+            "(converted)": self.converted_calls,
             "have a template that rewrites earlier turns: only the last answer is learned": self.last_turn_only,
             f"have answers rendered without {self.opening!r}, with which the template ends the prompt of a generation: "
             "begin answers with it, or give a template that writes it in both by --data.chat_template": (

@@ -91,7 +91,8 @@ class Encoder:
         for example in examples:
             fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
             if fitted is not None:
-                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, *fitted.answers))
+                (answer,) = fitted.answers
+                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, answer, example.weight))
         self._finish(len(encoded))
         return encoded
 
@@ -121,6 +122,12 @@ class Encoder:
     def _fitted(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
         self.counts.read += 1
         fitted = self._encode(origin, prompt, answers, tools)
+        if not all(any(answer.scored) for answer in fitted.answers):
+            raise UserError(
+                ExitCode.DATA,
+                Problem("the chat template rewrites every turn that is to be learned", str(origin)),
+                fix="give a template that keeps earlier turns by --data.chat_template FILE, or remove the row",
+            )
         if fitted.length > self.max_length:
             if self.overlong == "drop":
                 self.counts.dropped += 1
@@ -147,6 +154,7 @@ class Encoder:
         self.counts.unended += bool(fitted.ending)
         self.counts.ending = self.counts.ending or fitted.ending
         self.counts.last_turn_only += fitted.last_turn_only
+        self.counts.converted_calls += self.renderer.converts(prompt, *answers)
         self.counts.shortened_prompts += fitted.shortened
         self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
         return fitted

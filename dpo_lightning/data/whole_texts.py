@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dpo_lightning.data.kept_texts import check_kept, common_length
 from dpo_lightning.data.rendering import Renderer
-from dpo_lightning.examples import Message, Origin, Text
+from dpo_lightning.examples import TRAIN, Message, Origin, Text
 
 SHOWN = 40
 """Characters of a generation prompt's end that are shown, and of an end token at most."""
@@ -108,7 +108,7 @@ class Conversation:
         """The same, with the assistant's turns from message `first` on as all that is learned."""
         ids, scored, rewritten, respaced = whole.ids, [False] * len(whole.ids), False, False
         for i in range(first, len(messages)):
-            if messages[i]["role"] != "assistant":
+            if messages[i]["role"] != "assistant" or not messages[i].get(TRAIN, True):
                 continue
             before, through, end = self.asked(messages[:i]), ids, len(text)
             if i < len(messages) - 1:
