@@ -227,6 +227,7 @@ def _model_config(meta: dict[str, Any]) -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "float32",
+        "torch_dtype": "float32",
         "vocab_size": meta["llama.vocab_size"],
         "hidden_size": meta["llama.embedding_length"],
         "intermediate_size": meta["llama.feed_forward_length"],
@@ -271,6 +272,7 @@ def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{name}_token": meta["tokenizer.ggml.tokens"][i] for name, i in ids.items()},
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
         "clean_up_tokenization_spaces": False,
         "model_max_length": meta["llama.context_length"],
         "chat_template": meta["tokenizer.chat_template"],
