@@ -87,4 +87,4 @@ cp requirements/transformers4.lock "$tmp/transformers4"
 printf '%s\n' 'huggingface-hub<1' 'tokenizers<=0.23' 'transformers>=4.57,<5' |
   "$tmp/venv/bin/uv" pip compile - --quiet --universal --python-version 3.11 --no-deps --only-binary :all: \
     --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links "$@" -o "$tmp/transformers4" >/dev/null
-cp "$tmp/transformers4" requirements/transformers4.lock
+sed -E "s/ ; python_full_version < '[0-9.]+' and sys_platform == 'linux'//" "$tmp/transformers4" >requirements/transformers4.lock
