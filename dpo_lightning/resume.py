@@ -22,6 +22,8 @@ COMPARED = (
     "data",
     "seed_everything",
     "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
+    "trainer.overfit_batches",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
     "trainer.precision",
