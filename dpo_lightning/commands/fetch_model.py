@@ -227,7 +227,6 @@ def _model_config(meta: dict[str, Any]) -> dict[str, Any]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "float32",
-        "torch_dtype": "float32",
         "vocab_size": meta["llama.vocab_size"],
         "hidden_size": meta["llama.embedding_length"],
         "intermediate_size": meta["llama.feed_forward_length"],
@@ -266,15 +265,16 @@ def _tokenizer(meta: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    ids = {name: meta[f"tokenizer.ggml.{key}_token_id"] for name, key in names.items()}
+    tokens = {
+        name: meta["tokenizer.ggml.tokens"][meta[f"tokenizer.ggml.{key}_token_id"]] for name, key in names.items()
+    }
     return {
         # The original's GPT2Tokenizer makes rules of its own and forgets the digits; this takes the file's.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": meta["tokenizer.ggml.tokens"][i] for name, i in ids.items()},
+        **{f"{name}_token": token for name, token in tokens.items()},
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
         "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": meta["llama.context_length"],
+        **{"clean_up_tokenization_spaces": False, "model_max_length": meta["llama.context_length"]},
         "chat_template": meta["tokenizer.chat_template"],
     }
 
