@@ -170,3 +170,14 @@ def test_demonstrations_follow_the_same_policy(tokenizer):
     assert encoder.counts.dropped == 1
     kept = Encoder(Renderer(tokenizer), 40, "truncate").demonstrations(rows)
     assert [row.completion.cut for row in kept] == [False, True]
+
+
+@pytest.mark.parametrize(("bad", "read"), [(3, 1005), (999, 1005), (1000, 1000), (1003, 1000)])
+def test_a_thousand_bad_rows_are_enough(chat_tokenizer, bad, read):
+    """All of them are named; more are not read."""
+    rows = pairs(*[("<|im_end|>", "Hi", "No")] * bad, *[("Hello", "Hi", "No")] * (1005 - bad))
+    encoder = Encoder(Renderer(chat_tokenizer), 100)
+    with pytest.raises(UserError, match="control token") as told:
+        encoder.pairs(rows)
+    assert len(told.value.problems) == min(bad, 1000)
+    assert encoder.counts.read == read

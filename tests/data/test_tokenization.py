@@ -131,6 +131,19 @@ def test_what_a_template_writes_after_the_end_of_an_answer_is_not_learned():
     assert counts.last_turn_only == 0
 
 
+def test_an_answer_of_two_ended_parts_ends_with_the_second():
+    """A plan before the words, each with an end of its own: neither is cut off, and what comes behind both is."""
+    plan = "('A plan<|im_end|>' if message['role'] == 'assistant' else '')"
+    parts = CHATML.replace("+ message['content'] +", f"+ {plan} + message['content'] +")
+    made = tiny.make_chat_tokenizer(template=parts)
+    pair, _ = encode(made, "Hello", "Hi", "I am fine")
+    assert made.decode(pair.chosen.ids) == "A plan<|im_end|>Hi<|im_end|>"
+    assert made.decode(pair.rejected.ids) == "A plan<|im_end|>I am fine<|im_end|>"
+    said = turns(("assistant", "Hi"), ("user", "Well?"), ("assistant", "I am fine"))
+    row, _ = demonstrate(made, turns(("user", "Hello")), said)
+    assert learned(made, row) == ["A plan<|im_end|>Hi<|im_end|>", "A plan<|im_end|>I am fine<|im_end|>"]
+
+
 @pytest.mark.parametrize("make", [tiny.make_chat_tokenizer, lambda: tiny.make_tokenizer(prepends_bos=True)])
 def test_training_and_generation_read_the_same_prompt(make):
     made = make()
