@@ -39,7 +39,7 @@ from dpo_lightning.parsing import Known, parsing_error, read_config, unknown_opt
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.resume import check_checkpoint
+from dpo_lightning.resume import check_checkpoint, take_date
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
@@ -116,6 +116,7 @@ class PreferenceCLI(LightningCLI):
         command = self.config.subcommand
         path = self.config[command].get("ckpt_path")
         if path:
+            take_date(str(path), self.config[command])
             self._dump_config()
             check_checkpoint(str(path), self.config_dump, compare=command == "fit")
 
@@ -175,6 +176,8 @@ class PreferenceCLI(LightningCLI):
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
+            if self.datamodule.template_date.written:
+                self.config_dump["data"]["init_args"]["template_date"] = self.datamodule.template_date.written
             self.folder.write_config(yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True))
         try:
             self.trainer.fit(**kwargs)

@@ -12,14 +12,20 @@ from dpo_lightning.adapters import ORIGIN_FILE, Lora, attach_lora, load_adapter,
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kernels import install
+from dpo_lightning.model_checks import OTHER_MODEL, check_model
 from dpo_lightning.model_folder import (
     KEY,
     adapter_base,
     check_folder,
     count_values,
     loaded,
+    read_json,
 )
 from dpo_lightning.quantization import Quantization, compute_in, loading, steady
+from dpo_lightning.transformers4 import add_older_names
+
+NAMED_TOKENS = ("eos_token", "bos_token", "pad_token")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,7 @@ class CausalLM:
 
     def config(self) -> Any:
         """The transformers configuration of the whole model."""
-        from transformers import AutoConfig
-
-        return loaded(AutoConfig.from_pretrained, self.base_path(), trust_remote_code=False)
+        return load_config(self.base_path())
 
     def tokenizer(self) -> Any:
         """The tokenizer, taken from the adapter's folder where that has one.
@@ -153,23 +157,81 @@ class CausalLM:
                 Problem("the tokenizer has no EOS token: an answer could not end", KEY, self.path),
                 fix="set eos_token in the folder's tokenizer_config.json",
             )
+        check_known(tokenizer, path)
         return tokenizer
 
     def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer according to the model's generation config."""
+        """Ids that end an answer according to the model's generation config; none where it has none.
+
+        Raises:
+            UserError: the file is damaged, or what it lists are no ids.
+        """
         from transformers import GenerationConfig
 
+        file = Path(self.base_path()) / "generation_config.json"
+        if file.is_file():
+            read_json(file)  # transformers takes a damaged one for none
         try:
             ids = GenerationConfig.from_pretrained(self.base_path()).eos_token_id
         except OSError:
             return frozenset()
-        return frozenset([ids] if isinstance(ids, int) else ids or ())
+        listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        if not all(type(id_) is int for id_ in listed):
+            problem = Problem("eos_token_id is no token id, nor a list of them", str(file), str(ids))
+            raise UserError(ExitCode.MODEL, problem, fix="write the ids as numbers")
+        return frozenset(listed)
+
+
+def check_known(tokenizer: Any, path: str) -> None:
+    """Refuse an EOS, BOS or padding token that the tokenizer's files lack: transformers makes up an id for it.
+
+    Raises:
+        UserError: 67, with the tokens.
+    """
+    from transformers.utils import cached_file
+
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False) if tokenizer.is_fast else {}
+    named = {name: getattr(tokenizer, name) for name in NAMED_TOKENS}
+    strange = {name: token for name, token in named.items() if token and token not in vocabulary}
+    files = [cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES]
+    present = [Path(file) for file in files if file is not None]
+    if not strange or len(present) < len(files):  # another format, which is converted whenever it is loaded
+        return
+    content, config = map(read_json, present)
+    known = {token["content"] for token in content.get("added_tokens", [])}
+    known |= {token["content"] for token in config.get("added_tokens_decoder", {}).values()}
+    problems = [
+        Problem(f"{name} {token} is not in the tokenizer's vocabulary: an id without a trained embedding", KEY, path)
+        for name, token in strange.items()
+        if token not in known and (name == "eos_token" or config.get(name))  # others may be a class's defaults
+    ]
+    if problems:
+        fix = "write a token of the vocabulary into the folder's tokenizer_config.json"
+        raise UserError(ExitCode.MODEL, problems, fix=fix)
+
+
+def load_config(path: str) -> Any:
+    """The configuration of a model that can be loaded as a causal language model.
+
+    Raises:
+        UserError: it is of another kind, such as an encoder with a decoder.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = loaded(AutoConfig.from_pretrained, path, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder model" if config.is_encoder_decoder else "another kind of model"
+        what = f"the model cannot be loaded: {config.model_type} is {kind} and not a causal language model"
+        raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
+    loaded(lambda _: config.get_text_config(), path)  # raises where there are several, as in MusicGen
+    return config
 
 
 def load_base(path: str, dtype: str, attention: str, quantization: Quantization | None = None) -> Any:
     """A whole model whose every weight came from its files."""
     from transformers import AutoModelForCausalLM
 
+    load_config(path)
     quantized = {} if quantization is None else loading(quantization)
     model, info = loaded(
         AutoModelForCausalLM.from_pretrained,
@@ -200,6 +262,7 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     if quantization is not None:
         steady(model)
         model.requires_grad_(False)
+    check_model(model, path)
     reason = install(model) if attention == "auto" else ""
     if reason:
         say(f"layout: padded rows ({reason})")
@@ -213,6 +276,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_older_names(folder, tokenizer)
 
 
 __all__ = ["ORIGIN_FILE", "CausalLM", "Lora", "Quantization", "load_base", "save_model"]

@@ -88,8 +88,18 @@ def test_the_prompt_gives_way_before_an_answer_does(tokenizer):
     assert encoder.counts.lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
 
 
+def test_answers_that_are_the_same_once_cut_are_refused(tokenizer):
+    rows = pairs(("Hello", LONG + "Hi", LONG + "No"), ("Hello", "Hi", "No"))
+    with pytest.raises(UserError, match=r"the same \d+ tokens, cut at max_length 40 at pairs.jsonl:1") as told:
+        Encoder(Renderer(tokenizer), 40, "truncate").pairs(rows)
+    assert told.value.code == ExitCode.DATA
+    assert told.value.fix == "raise --data.max_length, or --data.overlong drop"
+    assert len(Encoder(Renderer(tokenizer), 40, "drop").pairs(rows)) == 1
+    assert len(Encoder(Renderer(tokenizer), 400, "truncate").pairs(rows)) == 2
+
+
 def test_an_answer_that_lost_its_eos_gets_no_false_one_and_is_counted(tokenizer):
-    rows = pairs(("Hello", LONG, LONG), ("Hello", "Hi", "No"), ("Hello", LONG, "No"))
+    rows = pairs(("Hello", LONG, "No " + LONG), ("Hello", "Hi", "No"), ("Hello", LONG, "No"))
     encoder = Encoder(Renderer(tokenizer), 40, "truncate")
     kept = encoder.pairs(rows)
     assert [[answer.cut for answer in pair.answers] for pair in kept] == [[True, True], [False, False], [True, False]]
@@ -112,6 +122,17 @@ def test_the_oldest_turns_of_a_prompt_go_first_and_the_system_message_stays(chat
     assert list(cut.prompt_ids) == renderer.prompt_ids((prompt[0], *prompt[3:]))
     assert chat_tokenizer.decode(cut.prompt_ids).startswith("<|im_start|>system\nBe brief")
     assert encoder.counts.lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
+
+
+@pytest.mark.parametrize("roles", [("developer",), ("system", "developer"), ("developer", "system")])
+def test_what_the_author_of_a_prompt_set_down_stays(chat_tokenizer, roles):
+    """System and developer messages, in their order, wherever they stand."""
+    first = turns(*((role, f"Be {role}") for role in roles))
+    said = turns(("user", LONG), ("assistant", "Hi"), ("developer", "Be brief"), ("user", "So?"))
+    assert without_oldest_turn((*first, *said)) == (*first, *said[2:])
+    renderer = Renderer(chat_tokenizer)
+    (cut,) = Encoder(renderer, 90, "truncate").pairs(pairs(((*first, *said), "Yes", "No")))
+    assert list(cut.prompt_ids) == renderer.prompt_ids((*first, *said[2:]))
 
 
 def test_a_tool_result_never_stays_without_its_call():
@@ -146,7 +167,7 @@ def test_what_happened_is_counted_once_a_row_however_often_it_is_encoded(chat_to
     prompt = turns(*[("user", LONG), ("assistant", "Hi")] * 3, ("user", "So?"))
     encoder = Encoder(Renderer(made), 60, "truncate")
     encoder.pairs(pairs((prompt, turns(("assistant", "Yes")), turns(("assistant", "No")))))
-    assert encoder.counts.crossing == 1
+    assert encoder.counts.other_openings == 1
     assert encoder.counts.shortened_prompts == 1
 
 
@@ -159,3 +180,14 @@ def test_demonstrations_follow_the_same_policy(tokenizer):
     assert encoder.counts.dropped == 1
     kept = Encoder(Renderer(tokenizer), 40, "truncate").demonstrations(rows)
     assert [row.completion.cut for row in kept] == [False, True]
+
+
+@pytest.mark.parametrize(("bad", "read"), [(3, 1005), (999, 1005), (1000, 1000), (1003, 1000)])
+def test_a_thousand_bad_rows_are_enough(chat_tokenizer, bad, read):
+    """All of them are named; more are not read."""
+    rows = pairs(*[("<|im_end|>", "Hi", "No")] * bad, *[("Hello", "Hi", "No")] * (1005 - bad))
+    encoder = Encoder(Renderer(chat_tokenizer), 100)
+    with pytest.raises(UserError, match="control token") as told:
+        encoder.pairs(rows)
+    assert len(told.value.problems) == min(bad, 1000)
+    assert encoder.counts.read == read
