@@ -22,6 +22,7 @@ from dpo_lightning.model_folder import (
     read_json,
 )
 from dpo_lightning.quantization import Quantization, compute_in, loading, steady
+from dpo_lightning.transformers4 import add_older_names
 
 NAMED_TOKENS = ("eos_token", "bos_token", "pad_token")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -264,6 +265,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_older_names(folder, tokenizer)
 
 
 __all__ = ["ORIGIN_FILE", "CausalLM", "Lora", "Quantization", "load_base", "save_model"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dpo_lightning.console import say
+from dpo_lightning.data.position import check_whole, check_window, window_start
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.parsing import read_config
 from dpo_lightning.run_folder import CONFIG
@@ -22,6 +23,8 @@ COMPARED = (
     "data",
     "seed_everything",
     "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
+    "trainer.overfit_batches",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
     "trainer.precision",
@@ -60,6 +63,8 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
             fix=f"there are: {found}",
         )
     content = read_checkpoint(file)
+    for place in places(content):
+        check_whole(place)
     if not compare:
         return
     recorded = file.parent.parent / CONFIG
@@ -101,8 +106,8 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         config: dotted keys and values of this command.
     """
     loop = content["loops"]["fit_loop"]
-    places = loop["state_dict"].get("combined_loader")  # lightning's count takes an epoch cut by max_steps for whole
-    epochs = places[0]["epoch"] if places else loop["epoch_progress"]["current"]["processed"]
+    place = next(iter(places(content)), None)  # lightning's count takes an epoch cut by max_steps for whole
+    epochs = place["epoch"] if place else loop["epoch_progress"]["current"]["processed"]
     steps = content["global_step"]
     for name, done in (("max_epochs", epochs), ("max_steps", steps)):
         limit = config.get(f"trainer.{name}")
@@ -112,8 +117,19 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
                 Problem(f"nothing is left to train: the checkpoint has {done} of {limit}", f"trainer.{name}"),
                 fix=f"--trainer.{name} {done + 1} or more",
             )
-    if not places and not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+    window = config.get("trainer.accumulate_grad_batches", 1)
+    if place:
+        window_start(place, window)
+        return
+    check_window(loop["epoch_loop.batch_progress"], window)
+    if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
         say("warning: the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left")
+
+
+def places(content: Mapping[str, Any]) -> list[Mapping[str, int]]:
+    """Where training is, as the loader wrote it; nothing for the checkpoint of another package."""
+    found: list[Mapping[str, int]] = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    return found
 
 
 def read_checkpoint(file: Path) -> Mapping[str, Any]:
