@@ -176,8 +176,7 @@ class PreferenceCLI(LightningCLI):
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
-            if self.datamodule.template_date.written:
-                self.config_dump["data"]["init_args"]["template_date"] = self.datamodule.template_date.written
+            self.datamodule.template_date.keep(self.config_dump["data"]["init_args"])
             self.folder.write_config(yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True))
         try:
             self.trainer.fit(**kwargs)

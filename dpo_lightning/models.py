@@ -161,25 +161,14 @@ class CausalLM:
         return tokenizer
 
     def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer according to the model's generation config; none where it has none.
-
-        Raises:
-            UserError: the file is damaged, or what it lists are no ids.
-        """
+        """Ids that end an answer according to the model's generation config."""
         from transformers import GenerationConfig
 
-        file = Path(self.base_path()) / "generation_config.json"
-        if file.is_file():
-            read_json(file)  # transformers takes a damaged one for none
         try:
             ids = GenerationConfig.from_pretrained(self.base_path()).eos_token_id
         except OSError:
             return frozenset()
-        listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
-        if not all(type(id_) is int for id_ in listed):
-            problem = Problem("eos_token_id is no token id, nor a list of them", str(file), str(ids))
-            raise UserError(ExitCode.MODEL, problem, fix="write the ids as numbers")
-        return frozenset(listed)
+        return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
 def check_known(tokenizer: Any, path: str) -> None:
@@ -198,8 +187,8 @@ def check_known(tokenizer: Any, path: str) -> None:
     if not strange or len(present) < len(files):  # another format, which is converted whenever it is loaded
         return
     content, config = map(read_json, present)
-    known = {token["content"] for token in content.get("added_tokens", [])}
-    known |= {token["content"] for token in config.get("added_tokens_decoder", {}).values()}
+    added = [*content.get("added_tokens", ()), *config.get("added_tokens_decoder", {}).values()]
+    known = {token.get("content") for token in added if isinstance(token, dict)}
     problems = [
         Problem(f"{name} {token} is not in the tokenizer's vocabulary: an id without a trained embedding", KEY, path)
         for name, token in strange.items()

@@ -197,18 +197,6 @@ def test_end_ids_are_the_generation_configs(folder):
     assert CausalLM(str(folder)).end_ids() == frozenset()
 
 
-@pytest.mark.parametrize("ids", ["2", ["<|im_end|>"], [2, 2.5], [True], {"a": 2}])
-def test_end_ids_are_numbers(ids, folder):
-    change_json(folder / "generation_config.json", eos_token_id=ids)
-    assert "eos_token_id is no token id" in refused(CausalLM(str(folder)), use="end_ids")
-
-
-@pytest.mark.parametrize("text", ['{"eos_token_id": 2', "[2]"])
-def test_a_damaged_generation_config_is_not_taken_for_none(folder, text):
-    (folder / "generation_config.json").write_text(text)
-    assert "generation_config.json" in refused(CausalLM(str(folder)), use="end_ids")
-
-
 # Adapters
 
 

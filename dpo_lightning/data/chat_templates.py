@@ -8,6 +8,7 @@ from datetime import date, datetime
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_letters
+from typing import Any
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -65,6 +66,11 @@ class RunDate:
         elif self._given and not self.written:
             self._given = False
             say(f"note: {DATE} is not used: the chat template writes no date")
+
+    def keep(self, options: dict[str, Any]) -> None:
+        """Write the date that stands in prompts into the options of the data, which repeat the run."""
+        if self.written:
+            options["template_date"] = self.written
 
     def adopt(self, broadcast: Callable[[date], date]) -> bool:
         """Take the date of the first rank; whether it is another, as at midnight, and rows are to be encoded anew."""
