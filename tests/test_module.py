@@ -26,8 +26,9 @@ def dpo_sum(policy, reference, row):
 
 
 def sft_sum(policy, reference, row):
-    """A completion's negative log-probability, and its tokens: tokens count the same."""
-    return -runs.plain_logps(policy, row.prompt_ids, row.completion.ids).sum(), len(row.completion.ids)
+    """A completion's negative log-probability, and its tokens: tokens count by the weight of their row."""
+    logps = runs.plain_logps(policy, row.prompt_ids, row.completion.ids)
+    return -row.weight * logps.sum(), row.weight * len(row.completion.ids)
 
 
 def list_sum(policy, reference, row):

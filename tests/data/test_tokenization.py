@@ -77,6 +77,18 @@ def test_tokens_that_merge_across_the_border_leave_one_prompt_for_both(tokenizer
         assert all(answer.scored)
 
 
+@pytest.mark.parametrize("text", ["Hi ", "Hi\n", " Hi \n\n", "Hi\t", "Hi\u3000", "Hi \n<|endoftext|>"])
+def test_white_space_at_the_end_of_a_raw_answer_is_learned(tokenizer, text):
+    pair, _ = encode(tokenizer, "Hello,", text, "No")
+    assert (
+        tokenizer.decode([*pair.prompt_ids, *pair.chosen.ids]) == f"Hello,{text.removesuffix(END_OF_TEXT)}{END_OF_TEXT}"
+    )
+    assert all(pair.chosen.scored)
+    encoder = Encoder(Renderer(tokenizer), 200)
+    (row,) = encoder.demonstrations([SFTExample(ORIGIN, "Hello,", text)])
+    assert [*row.prompt_ids, *row.completion.ids] == [*pair.prompt_ids, *pair.chosen.ids]
+
+
 def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_answer():
     made = tiny.make_chat_tokenizer(template=NO_THOUGHT)
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
