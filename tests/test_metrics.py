@@ -117,6 +117,13 @@ def test_weights_may_differ_by_name():
     assert means.compute() == {"x": 2.0, "y": 2.5}
 
 
+@pytest.mark.parametrize("weight", [1e-6, 0.25, 1.0])
+def test_little_weight_is_still_a_mean(weight):
+    means = Means(("x",))
+    means.update({"x": torch.tensor([3.0, 9.0])}, torch.tensor([weight, 0.0]))
+    assert means.compute() == {"x": 3.0}
+
+
 def test_a_reset_forgets():
     means = Means(("x",))
     means.update({"x": torch.tensor([100.0])}, torch.ones(1))
