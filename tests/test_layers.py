@@ -11,8 +11,8 @@ import dpo_lightning
 FLOORS = (
     "types judged rankings examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "kernels heads models adapters dropout routers quantization memory model_folder library_noise precision references "
-    "generation artefact precomputed provenance scoring needs stages merging",
+    "kernels heads models model_checks adapters dropout routers quantization memory model_folder library_noise "
+    "precision references generation artefact precomputed provenance scoring needs stages merging",
     "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "
     "resume switches parsing summary callbacks",
     "cli commands __main__ __init__",

@@ -225,7 +225,10 @@ class TextDataModule(LightningDataModule):
         return FixedBatches([row.length for row in rows], self.batch_size, **options)
 
     def _order(self, name: str, *, shuffle: bool, longest_first: bool = False) -> BatchOrder:
-        self.choose_layout(self.trainer.lightning_module.takes_trees())
+        module = self.trainer.lightning_module
+        self.choose_layout(module.takes_trees())
+        if self.collator is not None:
+            module.check_layout(self.layout)
         check_shares(self.encoded, self.batch_size, self.max_tokens, self.layout, self.trainer.world_size)
         return self.order(
             self.encoded[name],
