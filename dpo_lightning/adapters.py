@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.model_folder import damaged, loaded, no_weights, read_header, read_json, weights_digest
+from dpo_lightning.folder_files import damaged, read_json
+from dpo_lightning.model_folder import loaded, no_weights, read_header, weights_digest
 
 KEY = "model.policy.lora"
 ORIGIN_FILE = "dpo_lightning.json"

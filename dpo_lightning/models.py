@@ -16,6 +16,7 @@ from dpo_lightning.model_folder import (
     KEY,
     adapter_base,
     check_folder,
+    check_hub_model,
     count_values,
     loaded,
 )
@@ -123,9 +124,7 @@ class CausalLM:
 
     def config(self) -> Any:
         """The transformers configuration of the whole model."""
-        from transformers import AutoConfig
-
-        return loaded(AutoConfig.from_pretrained, self.base_path(), trust_remote_code=False)
+        return read_configuration(self.base_path())
 
     def tokenizer(self) -> Any:
         """The tokenizer, taken from the adapter's folder where that has one.
@@ -138,8 +137,8 @@ class CausalLM:
         adapter = self.adapter_folder()
         own = adapter is not None and (adapter / "tokenizer_config.json").exists()
         path = self.path if own else self.base_path()
-        tokenizer = loaded(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
         rows = self.config().get_text_config().vocab_size
+        tokenizer = loaded(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
         last = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps: their number says nothing
         if last >= rows:
             raise UserError(
@@ -166,16 +165,35 @@ class CausalLM:
         return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
+def read_configuration(path: str) -> Any:
+    """The transformers configuration of a whole model in a folder or on a hub.
+
+    Raises:
+        UserError: there is none, or it names code or other files.
+    """
+    from transformers import AutoConfig
+
+    if check_folder(path) is None:
+        check_hub_model(path)
+    return loaded(AutoConfig.from_pretrained, path, trust_remote_code=False)
+
+
 def load_base(path: str, dtype: str, attention: str, quantization: Quantization | None = None) -> Any:
     """A whole model whose every weight came from its files."""
     from transformers import AutoModelForCausalLM
 
+    config = read_configuration(path)
+    named = getattr(config, "_attn_implementation", None)
+    if named is not None:
+        say(f"note: attention {named} in the config.json of {path} is not used; --model.policy.attention chooses")
     quantized = {} if quantization is None else loading(quantization)
     model, info = loaded(
         AutoModelForCausalLM.from_pretrained,
         path,
+        config=config,  # read before, so that the kernels given here replace those that it names, in every part of it
         dtype=dtype,
         attn_implementation=None if attention == "auto" else attention,
+        experts_implementation=None,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,

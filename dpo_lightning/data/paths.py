@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.special_files import special_kind
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -18,13 +19,6 @@ DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz")
 MAX_LISTED = 10_000
 SHOWN_NAMES = 3
 LONGEST_SHOWN = 200
-
-SPECIAL_FILES = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def display_name(path: str) -> str:
@@ -52,7 +46,7 @@ def check_path(path: str) -> None:
         names = [name for name in _listing(Path(path)) if name.endswith(DATA_SUFFIXES)]
         raise _missing(path, "a folder where a file is due", f"name its files{_examples(names)}")
     if not stat.S_ISREG(mode):
-        kind = SPECIAL_FILES.get(stat.S_IFMT(mode), "no regular file")
+        kind = special_kind(path) or "no regular file"
         raise _missing(path, f"{kind} where a file is due", "write the rows to a file first")
 
 
