@@ -83,8 +83,7 @@ def architecture(model: CausalLM) -> Any:
     from transformers import AutoConfig
 
     folder = Path(model.path)
-    weights = (*folder.glob("*.safetensors*"), *folder.glob("*.bin"))
-    if not folder.is_dir() or is_adapter(model) or weights:
+    if not folder.is_dir() or is_adapter(model) or any((*folder.glob("*.safetensors*"), *folder.glob("*.bin"))):
         return model.config()
     check_description(folder, "config.json")
     return loaded(AutoConfig.from_pretrained, model.path, trust_remote_code=False)

@@ -24,6 +24,7 @@ from dpo_lightning.data.schema import preference_examples, sft_examples
 from dpo_lightning.data.tokenization import Encoder, Overlong
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedPair, EncodedSFT, PreferenceExample, SFTExample
+from dpo_lightning.special_files import special_kind
 from dpo_lightning.types import Batch
 
 Allow = Literal["contradictions", "leak"]
@@ -288,10 +289,12 @@ class SFTDataModule(TextDataModule):
 def read_template(path: str) -> str:
     """The text of a chat template file."""
     try:
+        if kind := special_kind(path):
+            raise OSError(f"{kind} where a file is due")
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             ExitCode.INPUT_MISSING,
-            Problem(f"the chat template cannot be read: {error}", where="data.chat_template"),
+            Problem(f"the chat template cannot be read: {error}", where="data.chat_template", text=path),
             fix="--data.chat_template with a UTF-8 file",
         ) from None

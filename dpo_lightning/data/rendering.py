@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
+from dpo_lightning.data.template_limits import rendered
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import Message, Origin, Text
 
@@ -167,7 +168,7 @@ class Renderer:
     ) -> str:
         from jinja2 import TemplateError
 
-        render: Callable[..., str] = self.tokenizer.apply_chat_template
+        render: Callable[..., str] = partial(rendered, self.tokenizer)
         try:
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation)
         except (TemplateError, TypeError, ValueError) as error:
@@ -183,7 +184,7 @@ class Renderer:
         """Whether the template renders a plain exchange: what it refuses is then the row's own fault."""
         exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            self.tokenizer.apply_chat_template(exchange, tokenize=False)
+            rendered(self.tokenizer, exchange, tokenize=False)
         except Exception:  # a template may raise anything
             return False
         return True
