@@ -20,6 +20,7 @@ from dpo_lightning.model_folder import (
     count_values,
     loaded,
 )
+from dpo_lightning.patterns import check_tokenizer_file
 from dpo_lightning.quantization import Quantization, compute_in, loading, steady
 
 
@@ -138,6 +139,7 @@ class CausalLM:
         own = adapter is not None and (adapter / "tokenizer_config.json").exists()
         path = self.path if own else self.base_path()
         rows = self.config().get_text_config().vocab_size
+        check_tokenizer_file(Path(path) / "tokenizer.json")
         tokenizer = loaded(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
         last = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps: their number says nothing
         if last >= rows:

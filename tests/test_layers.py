@@ -11,7 +11,7 @@ import dpo_lightning
 FLOORS = (
     "types judged rankings examples errors console special_files limits",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "foreign_code folder_files kernels heads models adapters dropout routers quantization memory model_folder "
+    "foreign_code folder_files patterns kernels heads models adapters dropout routers quantization memory model_folder "
     "library_noise precision references "
     "generation artefact precomputed provenance scoring needs stages merging",
     "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "

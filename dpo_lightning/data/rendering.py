@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
-from dpo_lightning.data.template_limits import rendered
+from dpo_lightning.data.template_limits import rendered, token_ids
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import Message, Origin, Text
 
@@ -96,7 +96,7 @@ class Renderer:
         ids: list[int] = []
         for piece, control in self._pieces(text):
             options = {"split_special_tokens": True} if control else {}
-            ids += self.tokenizer(piece, add_special_tokens=False, **options)["input_ids"]
+            ids += token_ids(self.tokenizer, piece, **options)
         return ids
 
     @property

@@ -1,4 +1,4 @@
-"""A chat template is rendered within limits of time, memory and length, and named by its file where it exceeds them."""
+"""Chat templates within limits of time, memory and length, and tokenizers that panic: errors that name the file."""
 
 from __future__ import annotations
 
@@ -55,6 +55,22 @@ def rendered(tokenizer: Any, messages: Any, **options: Any) -> str:
     if len(text) > FRAME and len(text) > FRAME + REPEATS * written_length([messages, options.get("tools")]):
         raise unbounded(tokenizer, f"writes {len(text):,} characters, far more than the conversation has")
     return text
+
+
+def token_ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    """The ids of a text, without those that the tokenizer adds.
+
+    Raises:
+        UserError: 67, the tokenizer panics: an expression of it does not come to an end on the text.
+    """
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, and no Exception
+            raise
+        problem = Problem(f"the tokenizer fails: {error}", str(getattr(tokenizer, "name_or_path", "")), text)
+        raise UserError(ExitCode.MODEL, problem, fix="use another tokenizer") from None
+    return ids
 
 
 def written_length(content: Any) -> int:
