@@ -40,6 +40,7 @@ from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.resume import check_checkpoint
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
+from dpo_lightning.special_files import refuse_special_arguments
 from dpo_lightning.summary import summarize
 from dpo_lightning.switches import dropped_options, loss_defaults
 
@@ -276,6 +277,7 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     """Run a LightningCLI subcommand with `args[0]` its name."""
     quiet()
     args, packages = take_allowed(args)
+    refuse_special_arguments(args)
     restrict_imports(packages)
     try:
         kind(args)

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.special_files import refuse_special_values, special_kind
 
 ALLOWED = (
     "dpo_lightning",
@@ -257,6 +258,8 @@ def read_config(path: str) -> dict[str, Any]:
         UserError: the file is missing (66) or is no YAML mapping (64, with line and column).
     """
     try:
+        if kind := special_kind(path):
+            raise OSError(None, f"{kind} where a file is due")
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             content = yaml.load(file, Loader=UniqueKeys)
     except OSError as error:
@@ -272,6 +275,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(ExitCode.CONFIG, Problem(f"this is no YAML: {reason}", where), fix="mend the line") from None
     if not isinstance(content, dict):
         raise UserError(ExitCode.CONFIG, Problem("a config is a mapping of keys", path), fix="see configs/dpo.yaml")
+    refuse_special_values(content, path)
     if not isinstance(content.get("trainer", {}), dict):
         raise UserError(
             ExitCode.CONFIG,

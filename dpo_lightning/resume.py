@@ -14,6 +14,7 @@ from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.parsing import read_config
 from dpo_lightning.run_folder import CONFIG
+from dpo_lightning.special_files import special_kind
 
 KEY = "ckpt_path"
 COMPARED = (
@@ -52,10 +53,11 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         )
     file = Path(path)
     if not file.is_file():
-        found = ", ".join(map(str, sorted(file.parent.glob("*.ckpt")))) or "none"
+        kind = special_kind(file)
+        found = ", ".join(str(path) for path in sorted(file.parent.glob("*.ckpt")) if path.is_file()) or "none"
         raise UserError(
             ExitCode.INPUT_MISSING,
-            Problem("there is no such checkpoint", KEY, path),
+            Problem(f"{kind} where a checkpoint is due" if kind else "there is no such checkpoint", KEY, path),
             fix=f"there are: {found}",
         )
     content = read_checkpoint(file)
