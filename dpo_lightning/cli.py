@@ -20,6 +20,7 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
 from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
+from dpo_lightning.config_values import check_arguments
 from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -40,7 +41,6 @@ from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.resume import check_checkpoint
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
-from dpo_lightning.special_files import refuse_special_arguments
 from dpo_lightning.summary import summarize
 from dpo_lightning.switches import dropped_options, loss_defaults
 
@@ -277,7 +277,7 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     """Run a LightningCLI subcommand with `args[0]` its name."""
     quiet()
     args, packages = take_allowed(args)
-    refuse_special_arguments(args)
+    check_arguments(args)
     restrict_imports(packages)
     try:
         kind(args)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import set_parsing_settings
 
+from dpo_lightning.config_values import check_values
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.special_files import refuse_special_values, special_kind
+from dpo_lightning.special_files import special_kind
 
 ALLOWED = (
     "dpo_lightning",
@@ -275,7 +276,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(ExitCode.CONFIG, Problem(f"this is no YAML: {reason}", where), fix="mend the line") from None
     if not isinstance(content, dict):
         raise UserError(ExitCode.CONFIG, Problem("a config is a mapping of keys", path), fix="see configs/dpo.yaml")
-    refuse_special_values(content, path)
+    check_values(content, path)
     if not isinstance(content.get("trainer", {}), dict):
         raise UserError(
             ExitCode.CONFIG,

@@ -9,7 +9,7 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "types judged rankings examples errors console special_files limits",
+    "types judged rankings examples errors console special_files limits terminal config_values",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
     "foreign_code folder_files patterns kernels heads models adapters dropout routers quantization memory model_folder "
     "library_noise precision references "
