@@ -17,6 +17,7 @@ from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.folder_files import damaged, read_json
 from dpo_lightning.model_folder import loaded, no_weights, read_header, weights_digest
+from dpo_lightning.model_size import check_ranks
 from dpo_lightning.patterns import check_module_patterns
 
 KEY = "model.policy.lora"
@@ -239,7 +240,9 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     names = [name for name, _ in model.named_modules()]
     config = folder / "adapter_config.json"
     check_module_patterns(read_json(config), names, ExitCode.MODEL, str(config))
-    stored = set(json.loads(read_header(weights))) - {"__metadata__"}
+    header = json.loads(read_header(weights))
+    stored = set(header) - {"__metadata__"}
+    check_ranks(read_json(config), [size for name in stored for size in header[name]["shape"]], str(config))
     policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
     state = get_peft_model_state_dict(policy)
     wanted = set(state)

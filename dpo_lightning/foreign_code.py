@@ -131,6 +131,11 @@ READ_BESIDE = ("tokenizer_config.json", "generation_config.json", "special_token
 """JSON files that transformers reads beside a model's or an adapter's configuration, where they are there."""
 
 
+COUNTS = re.compile(r"(\w*_)?(layers?|experts?)")
+MOST = 4096
+"""Layers and experts that a model may have: each is built by itself, before its size is known."""
+
+
 def refuse(content: Any, rules: tuple[Rule, ...], where: Path) -> None:
     """Look at every key of a file.
 
@@ -138,6 +143,9 @@ def refuse(content: Any, rules: tuple[Rule, ...], where: Path) -> None:
         UserError: one names code or other files.
     """
     for key, value in entries(content):
+        if COUNTS.fullmatch(key) and isinstance(value, (int, float)) and value > MOST:
+            fix = "use a folder whose config.json belongs to its weights (copy it again)"
+            raise UserError(ExitCode.MODEL, Problem(f"{key} is more than {MOST}", str(where), str(value)), fix=fix)
         for rule in rules:
             if key in rule.names and not rule.allowed(value):
                 raise UserError(ExitCode.MODEL, Problem(rule.what.format(key), str(where), str(value)), fix=rule.fix)

@@ -20,6 +20,7 @@ from dpo_lightning.model_folder import (
     count_values,
     loaded,
 )
+from dpo_lightning.model_size import check_size
 from dpo_lightning.patterns import check_tokenizer_file
 from dpo_lightning.quantization import Quantization, compute_in, loading, steady
 
@@ -164,7 +165,17 @@ class CausalLM:
             ids = GenerationConfig.from_pretrained(self.base_path()).eos_token_id
         except OSError:
             return frozenset()
-        return frozenset([ids] if isinstance(ids, int) else ids or ())
+        except (ValueError, TypeError, AttributeError) as error:
+            what = Problem(f"generation_config.json cannot be used: {error}", KEY, self.base_path())
+            raise UserError(ExitCode.MODEL, what, fix="mend it, or remove it") from None
+        several = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(one) is int for one in several):
+            raise UserError(
+                ExitCode.MODEL,
+                Problem("eos_token_id is no id of a token", f"{self.base_path()}/generation_config.json", str(ids)),
+                fix="write a number, or a list of numbers",
+            )
+        return frozenset(several)
 
 
 def read_configuration(path: str) -> Any:
@@ -185,6 +196,7 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     from transformers import AutoModelForCausalLM
 
     config = read_configuration(path)
+    check_size(path, config)
     named = getattr(config, "_attn_implementation", None)
     if named is not None:
         say(f"note: attention {named} in the config.json of {path} is not used; --model.policy.attention chooses")

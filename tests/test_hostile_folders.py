@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 from command_runs import refused, run
@@ -262,3 +264,80 @@ def test_a_header_that_is_far_too_large(folder):
     file.write_bytes((1 << 34).to_bytes(8, "little"))
     os.truncate(file, 1 << 35)
     refused(infer(folder), 67, str(file))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**6},
+        {"num_hidden_layers": 10**12},
+        {"num_hidden_layers": 1e300},
+        {"text_config": {"num_layers": 10**7}},
+        {"num_experts": 10**9},
+        {"hidden_size": 10**6},
+        {"hidden_size": 10**9},
+        {"intermediate_size": 10**9},
+        {"vocab_size": 10**11},
+        {"num_attention_heads": 10**9},
+        {"head_dim": 10**9},
+        {"max_position_embeddings": 10**15},
+    ],
+)
+def test_a_model_far_larger_than_its_weights(folder, changes):
+    change_json(folder / "config.json", **changes)
+    ran = infer(folder)
+    if "max_position_embeddings" in changes:  # rotary positions are computed
+        assert ran.code == 0
+    else:
+        refused(ran, 67)
+
+
+def test_positions_that_are_stored(tiny_gpt2, tmp_path):
+    folder = shutil.copytree(tiny_gpt2, tmp_path / "model")
+    change_json(folder / "config.json", n_positions=10**10)
+    refused(infer(folder, "--template", "raw"), 67, "config.json")
+
+
+@pytest.mark.parametrize("changes", [{"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}])
+def test_a_rank_far_larger_than_the_weights(adapter, changes):
+    change_json(adapter / "adapter_config.json", **changes)
+    refused(infer(adapter), 67, "a rank of", "adapter_config.json")
+
+
+@pytest.mark.parametrize("ids", ["x", [1, "x"], [[1]], {"a": 1}, 1.5, True])
+def test_an_end_that_is_no_token(folder, ids):
+    change_json(folder / "generation_config.json", eos_token_id=ids)
+    refused(infer(folder), 67, "generation_config.json")
+
+
+def test_a_broken_generation_config_is_no_missing_one(folder):
+    (folder / "generation_config.json").write_text("{")
+    refused(infer(folder), 67, "damaged", "generation_config.json")
+
+
+# Anything else
+
+
+def test_a_hostile_folder_starts_nothing_and_writes_nothing(folder, tmp_path):
+    """As an auditor of the interpreter sees it, in a process of its own."""
+    change_json(folder / "config.json", attn_implementation="evil/kernel", auto_map={"AutoConfig": "code.Config"})
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    code = (
+        "import sys\n"
+        "from dpo_lightning.__main__ import main\n"
+        "seen = []\n"
+        "def audit(event, args):\n"
+        "    written = event == 'open' and set(str(args[1])) & set('wax+') and args[0] != '/dev/null'\n"
+        "    started = ('subprocess', 'os.exec', 'os.fork', 'os.system', 'os.posix', 'socket.connect')\n"
+        "    if written or event.startswith(started):\n"
+        "        seen.append((event, args))\n"
+        "sys.addaudithook(audit)\n"
+        f"code = main(['infer', '--model', {str(folder)!r}, '--instruction', 'hi'])\n"
+        "print(code, seen)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.stdout == "67 []\n", ran
+    assert not (tmp_path / "canary").exists()
