@@ -207,7 +207,6 @@ def test_a_folders_beams_are_not_used(tiny_llama, tmp_path, changes):
         {"dola_layers": "high"},
         {"stop_strings": ["x"]},
         {"num_return_sequences": 10**6},
-        {"num_beams": "x"},
     ],
 )
 def test_what_a_folder_may_not_ask_for_is_refused(tiny_llama, tmp_path, changes):
