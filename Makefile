@@ -32,6 +32,7 @@ $(foreach name,MODEL DATA OUT BETA LR EPOCHS INSTRUCTION,$(eval $(call literally
 override ARGS := $(value ARGS)
 
 EMBEDDED_MODEL := models/smollm2-135m-instruct/config.json
+OLDEST_PIP = $(VENV)/oldest-pip
 INSTALL = PYTHON="$(PYTHON)" TORCH="$(TORCH)" requirements/install.sh "$(VENV)"
 # `set -x` shows the command that the variables amount to.
 FIT = set -x; "$(PY)" -m dpo_lightning fit --config configs/$@.yaml \
@@ -86,8 +87,14 @@ infer: setup ## answer one INSTRUCTION with MODEL
 tensorboard: setup ## show the curves of all runs, on this machine only
 	"$(PY)" -m tensorboard.main --logdir outputs --host 127.0.0.1 --port "$(PORT)"
 
+# What the tests of the set-up begin with.
+$(OLDEST_PIP): requirements/oldest-pip.lock | setup-dev
+	rm -rf "$@" "$@.new"
+	"$(PY)" -m pip download --quiet --no-deps --require-hashes --only-binary :all: -r $< --dest "$@.new"
+	mv "$@.new" "$@"
+
 # A run that ARGS narrows has no coverage to hold.
-test: setup-dev ## run all tests with coverage
+test: setup-dev $(OLDEST_PIP) ## run all tests with coverage
 	"$(PY)" -m dpo_lightning fetch-model
 	"$(PY)" -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
 

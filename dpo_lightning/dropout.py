@@ -1,23 +1,32 @@
-"""Dropout is switched off where policy and reference have to be one function."""
+"""Dropout and router noise are switched off where policy and reference have to be one function."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+ROUTER_NOISE = {"jitter_noise", "input_jitter_noise", "moe_jitter_eps"}
+"""Attributes of a mixture of experts that count in train mode only: what a router is given is multiplied by noise."""
+
 
 def without_dropout(model: nn.Module) -> int:
-    """Set every dropout of a model to 0 and return how many were not.
+    """Set every dropout and router noise of a model to 0 and return how many were not.
 
-    The model stays in train mode, which gradient checkpointing needs. Attention kernels read a plain attribute.
+    The model stays in train mode, which gradient checkpointing needs.
     """
-    silenced = 0
+    active = list(active_dropouts(model))
+    for module, name in active:
+        setattr(module, name, 0.0)
+    return len(active)
+
+
+def active_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Each module with a dropout or a router noise above 0, and the attribute that holds it."""
     for module in model.modules():
         if isinstance(module, _DropoutNd) and module.p > 0:
-            module.p = 0.0
-            silenced += 1
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float) and value > 0:
-                setattr(module, name, 0.0)
-                silenced += 1
-    return silenced
+            yield module, "p"
+        for name, value in vars(module).items():  # attention kernels read a plain attribute
+            if ("drop" in name or name in ROUTER_NOISE) and isinstance(value, float) and value > 0:
+                yield module, name

@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 Message: TypeAlias = Mapping[str, Any]
 """One chat turn: `role`, `content`, and what the template needs for tools (`tool_calls`, `name`, ...)."""
 
+TRAIN = "train"
+"""False under this key of a demonstration's turn: it is context and not learned. No template is given the key."""
+
 Text: TypeAlias = str | tuple[Message, ...]
 """A prompt or an answer: a plain string, or chat messages."""
 
@@ -51,8 +54,8 @@ class PreferenceExample:
 class SFTExample:
     """One demonstration: `completion` is what the model should answer to `prompt`.
 
-    For a conversation, `prompt` holds the messages before the first assistant turn and `completion` all that
-    follow; every assistant turn of it is learned.
+    For a conversation, `prompt` holds the messages before the first assistant turn that is learned and `completion` all
+    that follow; every assistant turn of it is learned but those that have `TRAIN` as False.
     """
 
     origin: Origin
@@ -60,6 +63,8 @@ class SFTExample:
     completion: Text
     tools: tuple[Mapping[str, Any], ...] = ()
     group: str = ""
+    weight: float = 1.0
+    """How much each token of the completion counts in the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class EncodedSFT:
     origin: Origin
     prompt_ids: Sequence[int]
     completion: EncodedAnswer
+    weight: float = 1.0
 
     @property
     def answers(self) -> tuple[EncodedAnswer, ...]:

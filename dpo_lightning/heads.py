@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from dpo_lightning.console import say
-from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
+from dpo_lightning.kernels import HALF_TOLERANCE, lacks_memory, undisturbed
 
 TOLERANCE = 1e-5
 """Part of the largest logit by which the two parts may differ from the whole in float32."""
@@ -81,27 +81,37 @@ def find_head(policy: nn.Module) -> SplitHead | None:
     model = causal_lm(policy)
     config = model.config.get_text_config()
     output, backbone = model.get_output_embeddings(), model.get_decoder()
-    if output is None or backbone is model:
+    if output is None or backbone is model or backbone is output:
         say(f"note: {config.model_type} has no output layer of its own: logits are made whole")
         return None
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     head = SplitHead(
         backbone, output, config.vocab_size, scale, softcap=getattr(config, "final_logit_softcapping", None)
     )
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (1, 8), generator=draw, device="cpu").to(model.device)
-    with undisturbed(model), torch.compiler.set_stance("force_eager"):  # a trial is not worth a graph
-        hidden = head.hidden(input_ids=ids, use_cache=False)
-        # Logits of a size that no cap or scale leaves alone, so that one which is not known here shows.
-        hidden = hidden * (LARGE / output(hidden).abs().max().clamp(min=1e-6)).to(hidden.dtype)
-        with returning(backbone, hidden):
-            expected = model(input_ids=ids, use_cache=False).logits[0].float()
-        found = head.logits(hidden[0]).float()
-    part = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
-    if found.shape == expected.shape and float((found - expected).abs().max()) <= part * float(expected.abs().max()):
+    if gives_logits(head, model):
         return head
     say(f"note: {config.model_type} does more to its logits than is known here: they are made whole")
     return None
+
+
+def gives_logits(head: SplitHead, model: Any) -> bool:
+    """Whether two parts give the logits of the whole model, tried on a few tokens."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(head.vocabulary, (1, 8), generator=draw, device="cpu").to(model.device)
+    with undisturbed(model), torch.compiler.set_stance("force_eager"):  # a trial is not worth a graph
+        try:
+            hidden = head.hidden(input_ids=ids, use_cache=False)
+            # Logits of a size that no cap or scale leaves alone, so that one which is not known here shows.
+            hidden = hidden * (LARGE / head.output(hidden).abs().max().clamp(min=1e-6)).to(hidden.dtype)
+        except Exception as error:  # a model's own code may raise anything
+            if lacks_memory(error):
+                raise
+            return False  # what stands between the two is not in either
+        with returning(head.backbone, hidden):
+            expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        found = head.logits(hidden[0]).float()
+    part = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
+    return found.shape == expected.shape and float((found - expected).abs().max()) <= part * float(expected.abs().max())
 
 
 @contextmanager

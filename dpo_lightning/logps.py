@@ -113,6 +113,8 @@ def scored_positions(model: nn.Module, batch: Batch, head: Head | None = None) -
     width = batch.input_ids.shape[1]
     columns, kept = torch.unique(batch.places % width, return_inverse=True)
     logits = model(**inputs, logits_to_keep=columns).logits
+    if logits.shape[1] != len(columns):  # some models have no such argument, and give all
+        kept = batch.places % width
     return Scored(logits[batch.places // width, kept], lambda logits: logits)
 
 

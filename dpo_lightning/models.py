@@ -12,6 +12,7 @@ from dpo_lightning.adapters import ORIGIN_FILE, Lora, attach_lora, load_adapter,
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kernels import install
+from dpo_lightning.model_checks import OTHER_MODEL, check_model
 from dpo_lightning.model_folder import (
     KEY,
     adapter_base,
@@ -126,7 +127,7 @@ class CausalLM:
 
     def config(self) -> Any:
         """The transformers configuration of the whole model."""
-        return read_configuration(self.base_path())
+        return load_config(self.base_path())
 
     def tokenizer(self) -> Any:
         """The tokenizer, taken from the adapter's folder where that has one.
@@ -178,24 +179,30 @@ class CausalLM:
         return frozenset(several)
 
 
-def read_configuration(path: str) -> Any:
-    """The transformers configuration of a whole model in a folder or on a hub.
+def load_config(path: str) -> Any:
+    """The configuration of a model that can be loaded as a causal language model.
 
     Raises:
-        UserError: there is none, or it names code or other files.
+        UserError: it is of another kind, such as an encoder with a decoder, or names code or other files.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     if check_folder(path) is None:
         check_hub_model(path)
-    return loaded(AutoConfig.from_pretrained, path, trust_remote_code=False)
+    config = loaded(AutoConfig.from_pretrained, path, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder model" if config.is_encoder_decoder else "another kind of model"
+        what = f"the model cannot be loaded: {config.model_type} is {kind} and not a causal language model"
+        raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
+    loaded(lambda _: config.get_text_config(), path)  # raises where there are several, as in MusicGen
+    return config
 
 
 def load_base(path: str, dtype: str, attention: str, quantization: Quantization | None = None) -> Any:
     """A whole model whose every weight came from its files."""
     from transformers import AutoModelForCausalLM
 
-    config = read_configuration(path)
+    config = load_config(path)
     check_size(path, config)
     named = getattr(config, "_attn_implementation", None)
     if named is not None:
@@ -232,6 +239,7 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     if quantization is not None:
         steady(model)
         model.requires_grad_(False)
+    check_model(model, path)
     reason = install(model) if attention == "auto" else ""
     if reason:
         say(f"layout: padded rows ({reason})")

@@ -19,9 +19,11 @@ from torch.optim import AdamW, Optimizer
 from dpo_lightning.allocator import settle_memory
 from dpo_lightning.callbacks.router import RouterBalance
 from dpo_lightning.console import say
+from dpo_lightning.data.collate import Collator
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import causal_lm, find_head
 from dpo_lightning.kernels import compile_layers, takes_trees
+from dpo_lightning.model_checks import check_layout, independent_length
 from dpo_lightning.models import CausalLM
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.quantization import quantization_states
@@ -66,6 +68,7 @@ class PolicyModule(LightningModule):
         self.builder, self.learning_rate = policy, learning_rate
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._window_weight = torch.zeros(())
+        self._told_length = 0
 
     @staticmethod
     def _check_trainable(policy: CausalLM) -> None:
@@ -94,13 +97,22 @@ class PolicyModule(LightningModule):
         return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in given)]
 
     def check_length(self, max_length: int) -> None:
-        """Refuse sequences that are longer than the model's positions."""
-        positions = getattr(self.builder.config().get_text_config(), "max_position_embeddings", None)
+        """Refuse sequences that are longer than the model's positions; say where a row depends on its batch."""
+        config = self.builder.config()
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if positions and max_length > positions:
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"max_length={max_length} exceeds the model's {positions} positions", "data.max_length"),
                 fix=f"--data.max_length {positions} or less",
+            )
+        independent = independent_length(config)
+        if independent and max_length > independent[0] and self._told_length != max_length:
+            self._told_length = max_length
+            length, cause = independent
+            say(
+                f"note: beyond {length:,} tokens, a row's log-probabilities depend on the longest row of its batch "
+                f"({config.model_type}: {cause}); --data.max_length {length} avoids it"
             )
 
     def setup(self, stage: str) -> None:
@@ -124,6 +136,10 @@ class PolicyModule(LightningModule):
     def takes_trees(self) -> bool:
         """Whether a batch may hold sequences that share a prefix, or several in a row."""
         return takes_trees(causal_lm(self.policy))
+
+    def check_layout(self, layout: Collator) -> None:
+        """Refuse a layout in which the model gives other log-probabilities."""
+        check_layout(self.policy, layout)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trained, with its scheduler."""

@@ -7,14 +7,19 @@ from typing import TypeAlias
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedPair, EncodedRanking, EncodedUnpaired
+from dpo_lightning.examples import Encoded, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
 from dpo_lightning.losses import PairwiseLoss
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.references import KEY, ReferenceFree, ReferencePolicy
 
 Compared: TypeAlias = EncodedPair | EncodedRanking | EncodedUnpaired
 
-NOUNS = {EncodedPair: "pairs", EncodedRanking: "lists", EncodedUnpaired: "answers"}
+NOUNS = {
+    EncodedPair: "pairs",
+    EncodedRanking: "lists",
+    EncodedSFT: "tokens of demonstrations",
+    EncodedUnpaired: "answers",
+}
 
 
 def check_wanted(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
@@ -49,7 +54,17 @@ def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train
     ]
     if problems:
         raise UserError(ExitCode.DATA, problems, "another loss, or rows without `weight`")
-    if name == "train" and rows and not any(row.weight for row in rows):
+    if name == "train":
+        check_weights(rows)
+
+
+def check_weights(rows: Sequence[Encoded]) -> None:
+    """Refuse training rows none of which counts.
+
+    Raises:
+        UserError: that is so.
+    """
+    if rows and not any(row.weight for row in rows):
         what = f"all {len(rows):,} training rows have a `weight` of 0: nothing would be trained"
         raise UserError(ExitCode.DATA, Problem(what, str(rows[0].origin)), fix="a `weight` above 0, or no such column")
 
@@ -72,11 +87,17 @@ def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
 
 def tell_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
     """Say what becomes of the columns `weight` and `margin`."""
+    if name == "train":
+        tell_weights(rows)
+    if "margin" not in loss.statistics and any(isinstance(row, EncodedPair) and row.margin is not None for row in rows):
+        say(f"note: {name}: {type(loss).__name__} does not use the column `margin`")
+
+
+def tell_weights(rows: Sequence[Encoded]) -> None:
+    """Say what becomes of the column `weight` of training rows."""
     weights = [row.weight for row in rows]
-    if name == "train" and set(weights) - {1.0}:
+    if set(weights) - {1.0}:
         span = f"{min(weights):g} to {max(weights):g}"
         say(
             f"note: {NOUNS[type(rows[0])]} count by their `weight`, {span}, in the loss; other measures count each once"
         )
-    if "margin" not in loss.statistics and any(isinstance(row, EncodedPair) and row.margin is not None for row in rows):
-        say(f"note: {name}: {type(loss).__name__} does not use the column `margin`")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import HALF_TOLERANCE, undisturbed
+from dpo_lightning.model_checks import independent_length
 from dpo_lightning.model_folder import looks_like_hub_id
 from dpo_lightning.models import CausalLM
 from dpo_lightning.provenance import SHOWN, Provenance
@@ -150,6 +152,7 @@ class Precomputed(ReferencePolicy):
         """
         if run.rows.keys() == self._rows.keys() and all(run.rows[name] is rows for name, rows in self._rows.items()):
             return
+        check_independence((self._builder if self._gone() else self._other()).config(), run)
         with torch.device("cpu"):  # while a model is built, tensors would be made on its device
             provenance, builder = self._provenance(run), self._other()
             half = run.precision not in FULL or not builder.exact
@@ -175,8 +178,7 @@ class Precomputed(ReferencePolicy):
     def _provenance(self, run: Scoring) -> Provenance:
         """What the values have to come from; a reference whose folder is gone is taken from the file that is named."""
         builder = self._other()
-        gone = self.model is not None and not Path(self.model).exists() and not looks_like_hub_id(self.model)
-        if self.path and Path(self.path).is_file() and gone:
+        if self.path and Path(self.path).is_file() and self._gone():
             say(f"note: {self.model} is not there: {self.path} is taken as it is")
             stored, _ = read(Path(self.path))
             digests = {name: getattr(stored, name) for name in ("weights", "architecture", "adapter")}
@@ -184,6 +186,9 @@ class Precomputed(ReferencePolicy):
         if self.model is not None:
             check_same_tokenizer(self._builder, builder)
         return Provenance.of(builder, run.tokenizer, run.data, run.precision)
+
+    def _gone(self) -> bool:
+        return self.model is not None and not Path(self.model).exists() and not looks_like_hub_id(self.model)
 
     def _other(self) -> CausalLM:
         if self.model is None:
@@ -267,3 +272,21 @@ class Precomputed(ReferencePolicy):
         self._values = table.values
         apart = "" if self._nearness == TOLERANCE else f"; {HALF_NOTE}"
         say(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
+
+
+def check_independence(config: Any, run: Scoring) -> None:
+    """Refuse rows so long that log-probabilities depend on the other rows of a batch, which training changes.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    length, cause = independent_length(config) or (0, "")
+    longest = max(chain.from_iterable(run.rows.values()), key=lambda row: row.length, default=None)
+    if not length or longest is None or longest.length <= length:
+        return
+    what = (
+        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
+        f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
+    )
+    fix = f"--data.max_length {length}, or a live reference: --{REFERENCE} FrozenCopy (or leave it out)"
+    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE, str(longest.origin)), fix=fix)

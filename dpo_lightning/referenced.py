@@ -11,10 +11,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import Optimizer
 
 from dpo_lightning.console import say
+from dpo_lightning.data.collate import Collator
 from dpo_lightning.dropout import without_dropout
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.losses.running import RunningMean
+from dpo_lightning.model_checks import check_layout, check_training_mode
 from dpo_lightning.models import CausalLM
 from dpo_lightning.module import OptimizerFactory, PolicyModule
 from dpo_lightning.needs import check_columns, check_wanted, tell_columns
@@ -77,9 +79,10 @@ class ReferencedModule(PolicyModule):
         silenced = without_dropout(self.policy)
         if silenced:
             say(
-                f"dropout: {silenced} of the policy's dropouts are off, as the policy and its reference "
-                "have to be one function at the start"
+                f"dropout: {silenced} of the policy's dropouts (and router noises) are off, as the policy and its "
+                "reference have to be one function at the start"
             )
+        check_training_mode(self.policy)
         reference, reason = self.given_reference, ""
         self.given_reference = None  # under two names, its state would be saved twice
         if reference is None:
@@ -125,6 +128,13 @@ class ReferencedModule(PolicyModule):
     def takes_trees(self) -> bool:
         """Both models see the same batch."""
         return super().takes_trees() and self.reference.takes_trees()
+
+    def check_layout(self, layout: Collator) -> None:
+        """Refuse a layout in which the policy or its reference gives other log-probabilities."""
+        super().check_layout(layout)
+        if self.reference.live:
+            with self.reference.activated(self.policy) as model:
+                check_layout(model, layout)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn summed gradients into the mean, and let the loss's state count the step."""

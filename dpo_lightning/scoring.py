@@ -18,6 +18,7 @@ from dpo_lightning.examples import EncodedPair, EncodedUnpaired
 from dpo_lightning.heads import SplitHead, causal_lm
 from dpo_lightning.kernels import on_device, takes_trees
 from dpo_lightning.logps import token_logps
+from dpo_lightning.model_checks import check_layout
 
 AnyRow: TypeAlias = EncodedPair | EncodedUnpaired
 """What a reference can be asked about."""
@@ -86,7 +87,9 @@ class Scoring:
 
     def layout(self, model: nn.Module) -> Collator:
         """How rows become batches for a model: as the data has it where the model takes that."""
-        return layout_for(self.data.collator, takes_trees=takes_trees(causal_lm(model)))
+        layout = layout_for(self.data.collator, takes_trees=takes_trees(causal_lm(model)))
+        check_layout(model, layout)
+        return layout
 
     def batches(self, rows: Sequence[AnyRow], layout: Collator) -> list[list[int]]:
         """Places of rows in their order, by the batch: as many rows or tokens as training has."""

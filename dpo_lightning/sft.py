@@ -12,11 +12,12 @@ from dpo_lightning.callbacks.token_loss import TokenLoss
 from dpo_lightning.logps import score
 from dpo_lightning.models import CausalLM
 from dpo_lightning.module import OptimizerFactory, PolicyModule
+from dpo_lightning.needs import check_weights, tell_weights
 from dpo_lightning.types import SequenceLogps, SFTBatch
 
 
 class SFTModule(PolicyModule):
-    """Maximise the likelihood of completions; every token of an optimizer step counts the same."""
+    """Maximise the likelihood of completions; every token of an optimizer step counts by the `weight` of its row."""
 
     def __init__(
         self,
@@ -27,6 +28,16 @@ class SFTModule(PolicyModule):
     ) -> None:
         """Describe the run; the arguments are those of `PolicyModule`."""
         super().__init__(policy, learning_rate, optimizer, lr_scheduler)
+        self._told = False
+
+    def setup(self, stage: str) -> None:
+        """Settle memory, and look at the rows' weights; what is said of them is said once a run."""
+        super().setup(stage)
+        rows = getattr(getattr(self.trainer, "datamodule", None), "encoded", {}).get("train", ())
+        check_weights(rows)
+        if not self._told:
+            tell_weights(rows)
+            self._told = True
 
     def configure_callbacks(self) -> list[Callback]:
         """The measure that every run has."""
@@ -35,7 +46,7 @@ class SFTModule(PolicyModule):
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
         """The loss, and the log-probabilities that callbacks measure."""
         logps = score(self.policy, batch, self.head)
-        counted = logps.lengths * (batch.indices >= 0)
+        counted = logps.lengths * batch.weights
         loss = self.accumulate(-logps.sums / logps.lengths.clamp(min=1), counted)
         return {"loss": loss, "logps": SequenceLogps(logps.sums.detach(), logps.lengths)}
 

@@ -69,7 +69,11 @@ class PreferenceBatch(NamedTuple):
 
 
 class SFTBatch(NamedTuple):
-    """Demonstrations, one sequence each; the attributes are those of `PreferenceBatch`."""
+    """Demonstrations, one sequence each; the attributes are those of `PreferenceBatch`.
+
+    Attributes:
+        weights: how much each token of a demonstration counts in the loss; 0 for one that only fills up.
+    """
 
     input_ids: Int[Tensor, "row position"]
     position_ids: Int[Tensor, "row position"]
@@ -79,6 +83,7 @@ class SFTBatch(NamedTuple):
     sequence_ids: Int[Tensor, " scored"]
     trees: tuple[Tree, ...]
     indices: Int[Tensor, " sequence"]
+    weights: Float[Tensor, " sequence"]
 
     @property
     def num_sequences(self) -> int:

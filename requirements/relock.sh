@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes cpu.lock, cuda.lock and test.lock anew from pyproject.toml. Usage: requirements/relock.sh [--upgrade]
+# Writes cpu.lock, cuda.lock and test.lock anew from pyproject.toml, and pip.lock. Usage: requirements/relock.sh [--upgrade]
 # Pins that still fit are kept; --upgrade takes the newest versions. Where packages come from is a matter of your pip and
 # uv settings, and is written nowhere.
 set -euo pipefail
@@ -10,10 +10,10 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 say() { printf 'lock: %s\n' "$*"; }
 
-compile() { # compile OUTPUT [flag ...]; what stands in OUTPUT already is kept where it fits
-  "$tmp/venv/bin/uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
+compile() { # compile SOURCE OUTPUT [flag ...]; what stands in OUTPUT already is kept where it fits
+  "$tmp/venv/bin/uv" pip compile "$1" --quiet --universal --python-version 3.11 --fork-strategy fewest \
     --only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-    "${@:2}" -o "$tmp/$1" >/dev/null
+    "${@:3}" -o "$tmp/$2" >/dev/null
 }
 
 say "installing uv $uv_version"
@@ -23,12 +23,14 @@ python3 -m venv "$tmp/venv"
 # One resolution for everything, so that the three locks agree.
 say "resolving"
 cat requirements/cuda.lock requirements/test.lock >"$tmp/all" 2>/dev/null || true
-compile all --all-extras "$@"
+compile pyproject.toml all --all-extras "$@"
 cp "$tmp/all" "$tmp/cuda"
-compile cuda
+compile pyproject.toml cuda
 grep -oE '^(cuda|nvidia|triton)[a-z0-9-]*' "$tmp/cuda" >"$tmp/gpu-only"
 cp "$tmp/all" "$tmp/cpu"
-compile cpu --excludes "$tmp/gpu-only"
+compile pyproject.toml cpu --excludes "$tmp/gpu-only"
+cp requirements/pip.lock "$tmp/pip" 2>/dev/null || true
+compile - pip "$@" <<<pip
 
 # uv reads hashes from an index, and the public one has CUDA builds of torch only. pip takes the CPU wheel from wherever
 # it is set up to look; its hash joins those that are listed for the version already (other Pythons, other machines).
@@ -58,10 +60,13 @@ def packages(path):
     """Name -> the lines of that package."""
     text = EVERYWHERE.sub("", path.read_text()).replace("    #   -c (workspace)\n", "") if path.exists() else ""
     blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.M)[1:]
-    return {block.split("==")[0]: block for block in blocks}
+    found = {block.split("==")[0]: block for block in blocks}
+    if len(found) < len(blocks):
+        sys.exit(f"lock: {path.name} has a package in two versions, by marker")
+    return found
 
 
-everything, cuda, cpu = (packages(tmp / name) for name in ("all", "cuda", "cpu"))
+everything, cuda, cpu, pip = (packages(tmp / name) for name in ("all", "cuda", "cpu", "pip"))
 old = packages(out / "cpu.lock").get("torch", "")
 hashes = set((tmp / "torch-hashes").read_text().split())
 hashes |= set(HASH.findall(old)) if old.startswith(f"torch=={torch} ") else set()
@@ -74,7 +79,7 @@ for name, block in cpu.items():
     if name != "torch" and not block.startswith(cuda[name].split(" ")[0]):
         sys.exit(f"lock: {name} differs between cpu and cuda")
 cpu["torch"] = f"torch=={torch}{pins}\n    # via{via}"
-for name, blocks in (("cpu", cpu), ("cuda", cuda), ("test", test)):
+for name, blocks in (("cpu", cpu), ("cuda", cuda), ("test", test), ("pip", pip)):
     text = "".join(blocks.values())
     if "://" in text or re.search(r"^\s*-[^-]|^--", text, re.M):
         sys.exit(f"lock: {name}.lock would name a package host")

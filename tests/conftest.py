@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import typing
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,7 @@ import pytest
 import tiny
 import torch._dynamo
 import torchmetrics  # noqa: F401
+from toy_setup import Toy
 
 SHAPED = tuple(
     f"dpo_lightning.{name}" for name in ("types", "judged", "masks", "attention", "logps", "heads", "losses", "metrics")
@@ -83,3 +85,23 @@ def file(tmp_path_factory):
 def counted(monkeypatch):
     """The numbers of pairs that are scored at a time for a precomputed reference."""
     return lookups.count_pairs(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def toy_copies(tmp_path_factory):
+    """A toy project whose set-up succeeded, and copies of its folders."""
+    toy = Toy(tmp_path_factory.mktemp("setup"))
+    code, said = toy.install()
+    assert code == 0, said
+    for folder in (toy.root, toy.index):
+        shutil.copytree(folder, folder.with_name(f"{folder.name}-copy"), symlinks=True)
+    return toy
+
+
+@pytest.fixture
+def toy(toy_copies):
+    """A toy project whose set-up succeeded, for a test to change: at one path, as an environment cannot be moved."""
+    for folder in (toy_copies.root, toy_copies.index):
+        shutil.rmtree(folder)
+        shutil.copytree(folder.with_name(f"{folder.name}-copy"), folder, symlinks=True)
+    return toy_copies

@@ -11,8 +11,8 @@ import dpo_lightning
 FLOORS = (
     "types judged rankings examples errors console special_files limits terminal config_values",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "foreign_code folder_files model_size patterns kernels heads models adapters dropout routers quantization memory "
-    "model_folder library_noise precision references "
+    "foreign_code folder_files model_size patterns kernels heads models model_checks adapters dropout routers "
+    "quantization memory model_folder library_noise precision references "
     "generation artefact precomputed provenance scoring needs stages merging",
     "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "
     "resume switches parsing summary callbacks",

@@ -106,6 +106,30 @@ def test_what_is_no_number_does_not_agree():
     assert not agreement(logits * 1e-3, logits * 1e-3 + 2e-4, "float32").holds
 
 
+@pytest.mark.parametrize(
+    ("largest", "dtype", "allowed"),
+    [
+        (50.0, "float32", 5e-4),  # a hundred-thousandth of the largest logit
+        (50.0, "bfloat16", 5.0),
+        (50.0, "float16", 1.0),
+        (0.5, "float32", 1e-4),  # and never less than rounding is
+        (0.0, "float16", 1e-4),
+    ],
+)
+def test_how_far_logits_may_be_apart(largest, dtype, allowed):
+    """By the largest of all, whichever sign it has, at one place of one position."""
+    logits = torch.zeros(2, 3, 5, dtype=torch.float64)
+    logits[1, 2, 4] = -largest
+    for part, holds in ((0.99, True), (1.01, False)):
+        other = logits.clone()
+        other[0, 1, 3] -= part * allowed
+        found = agreement(logits, other, dtype)
+        assert found.allowed == pytest.approx(allowed)
+        assert found.difference == pytest.approx(part * allowed)
+        assert found.holds == holds
+        assert str(found) == f"{part * allowed:.1e}, where {allowed:.1e} is allowed"
+
+
 def refused(act):
     with pytest.raises(UserError) as raised:
         act()

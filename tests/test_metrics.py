@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss
-from dpo_lightning.metrics import Means, preference_accuracy, reward_margins
+from dpo_lightning.judged import UnpairedLogps
+from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, KTOLoss
+from dpo_lightning.metrics import Means, preference_accuracy, reward_margins, unpaired_rewards
 from dpo_lightning.types import PairLogps
 
 TORCHTUNE = PairLogps(
@@ -165,3 +166,25 @@ def test_rewards_scale_with_beta_and_log_ratios_do_not():
     assert torch.allclose(large["rewards/margins"], 10 * small["rewards/margins"])
     assert torch.equal(large["logps/margins"], small["logps/margins"])
     assert torch.equal(large["rewards/accuracies"], small["rewards/accuracies"])
+
+
+@pytest.mark.parametrize(("estimate", "told"), [(0.75, 0.75), (0.0, 0.0), (-0.75, 0.0), (-20.0, 0.0)])
+def test_the_divergence_of_judged_answers_is_the_one_that_is_trained(estimate, told):
+    """`max(0, estimate)`, for every answer alike: the loss of answers at a log-ratio of 0 tells which one it took."""
+    zero = torch.zeros(3)
+    logps = UnpairedLogps(zero, zero, zero + 1, torch.tensor([True, True, False]), kl=torch.tensor(estimate))
+    output = KTOLoss(2.0)(logps)
+    values = unpaired_rewards(output, logps)
+    assert values["kl"].tolist() == [told] * 3
+    taken = 1 / (1 + math.exp(-2.0 * told))
+    assert output.losses.tolist() == pytest.approx([taken, taken, 1 - taken])
+
+
+def test_a_loss_that_measures_no_divergence_has_none():
+    zero = torch.zeros(2)
+    logps = UnpairedLogps(zero - 3, zero, zero + 1, torch.tensor([True, False]))
+    values = unpaired_rewards(KTOLoss()(logps._replace(kl=torch.tensor(0.0))), logps)
+    assert values["kl"].tolist() == [0, 0]
+    assert values["desirable"].tolist() == [1, 0]
+    assert values["logps/chosen"].tolist() == values["logps/rejected"].tolist() == [-3, -3]
+    assert values["rewards/chosen"].tolist() == pytest.approx([-0.3, -0.3])

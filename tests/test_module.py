@@ -1,5 +1,6 @@
 """Training steps: exact over micro-batches, short windows and ranks; what is optimized; what a checkpoint holds."""
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch.nn.functional import softplus
 from torch.optim import SGD
 from whole_runs import KINDS
 
+from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import IPOLoss
 from dpo_lightning.models import CausalLM, Lora
 
@@ -24,8 +26,9 @@ def dpo_sum(policy, reference, row):
 
 
 def sft_sum(policy, reference, row):
-    """A completion's negative log-probability, and its tokens: tokens count the same."""
-    return -runs.plain_logps(policy, row.prompt_ids, row.completion.ids).sum(), len(row.completion.ids)
+    """A completion's negative log-probability, and its tokens: tokens count by the weight of their row."""
+    logps = runs.plain_logps(policy, row.prompt_ids, row.completion.ids)
+    return -row.weight * logps.sum(), row.weight * len(row.completion.ids)
 
 
 def list_sum(policy, reference, row):
@@ -163,6 +166,20 @@ def test_sft_loss_is_transformers_own(tiny_llama, tmp_path):
     assert memory.curve("train/loss")[0] == pytest.approx(float(model(ids, labels=labels).loss.detach()), rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learning_rate_is_positive_and_rarely_large(kind, tiny_llama, capsys):
+    make = KINDS[kind][0]
+    for rate in (0.0, -1e-6, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"learning_rate={rate} is no step size") as told:
+            make(tiny_llama, learning_rate=rate)
+        assert told.value.code == ExitCode.CONFIG
+    make(tiny_llama, learning_rate=1e-2)
+    make(tiny_llama, learning_rate=0.5, policy=CausalLM(str(tiny_llama), lora=Lora(r=2)))
+    assert "very large" not in capsys.readouterr().out
+    make(tiny_llama, learning_rate=0.0101)
+    assert "warning: learning_rate=0.0101 is very large for training all weights" in capsys.readouterr().out
+
+
 class Watched(SGD):
     """An optimizer that tells what it was given."""
 
@@ -191,6 +208,21 @@ def test_the_optimizer_holds_what_is_trained(kind, lora, tiny_llama, tmp_path):
     assert set(held) == expected
     assert Watched.given["lr"] == 0.02
     assert Watched.given["foo"] == 1
+
+
+class Paged(SGD):
+    """An optimizer that would page its states to the CPU."""
+
+    is_paged = True
+
+
+@pytest.mark.parametrize(("optimizer", "told"), [(SGD, False), (Paged, True)])
+def test_states_are_said_not_to_be_paged_where_they_would_be(optimizer, told, tiny_llama, capsys):
+    """Runs are on a CPU here, and its memory is where they would go."""
+    module = runs.sft(tiny_llama, optimizer=optimizer)
+    module.configure_model()
+    module.configure_optimizers()
+    assert ("optimizer: its states are not paged" in capsys.readouterr().out) == told
 
 
 def test_the_schedule_is_stepped_once_per_optimizer_step(tiny_llama, tmp_path):

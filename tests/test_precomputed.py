@@ -1,5 +1,6 @@
 """`Precomputed` says what the live reference says, costs a step next to nothing, and needs no second model."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_a_start_that_is_not_near_is_named(tiny_llama, file, tmp_path):
         with pytest.raises(UserError, match=said) as raised:
             runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / str(off), steps=1)
         assert raised.value.code == ExitCode.MODEL
+
+
+@pytest.mark.parametrize(("off", "near"), [(2e-5, True), (3e-4, False)])
+def test_a_start_is_near_within_1e_5_of_sums_and_lengths(off, near, tiny_llama, file, tmp_path):
+    """Each token moved by the same: about 6 nats and itself make 7e-5 per token the most that passes in float32."""
+    path = tmp_path / "ref.safetensors"
+    looked_up(tiny_llama, file, Precomputed(path=str(path)))
+    provenance, table = read(path)
+    assert -7 < float(table.values.mean()) < -5
+    write(path, TokenTable(table.keys, table.offsets, table.values + off), provenance)
+    made = runs.module(tiny_llama, Precomputed(path=str(path)))
+    with contextlib.nullcontext() if near else pytest.raises(UserError, match="nats from the reference"):
+        runs.fit(made, file, tmp_path, steps=1)
 
 
 def test_a_filler_is_finite_and_other_rows_are_no_number(tiny_llama, file):

@@ -56,10 +56,15 @@ def preference_rows(count: int, first: int = 0) -> list[dict[str, str]]:
     ]
 
 
-def sft_rows(count: int, first: int = 0) -> list[dict[str, str]]:
-    """Demonstrations whose completions have very unequal lengths."""
-    rows = preference_rows(count, first)
-    return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+WEIGHTS = [1.0, 0.5, 2.0, 0.0, 1.5]
+
+
+def sft_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Demonstrations whose completions have very unequal lengths and count unequally, one of five not at all."""
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen"], "weight": WEIGHTS[i % len(WEIGHTS)]}
+        for i, row in enumerate(preference_rows(count, first), first)
+    ]
 
 
 def ranked_rows(count: int, first: int = 0) -> list[dict[str, Any]]:

@@ -1,16 +1,19 @@
-"""`SelfCheck`: at the first batch of a fresh run, what has to hold is looked at before time is spent."""
+"""`SelfCheck`: at the start of a fresh run, what has to hold is looked at before time is spent."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, Trainer
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
+from dpo_lightning.kernels import on_device
 from dpo_lightning.rankings import GroupLogps, RankedOutput
 from dpo_lightning.types import Batch, PairLogps, PreferenceBatch, PreferenceOutput, RankedBatch, UnpairedBatch
 
@@ -23,7 +26,7 @@ class SelfCheck(Callback):
     """Starting loss and margins, BOS, EOS, prompts and scored tokens of the first batch.
 
     A live reference runs in the policy's batch, layout and kernels, so the two agree exactly, in bf16 as well. A
-    precomputed one ran in other batches: it has to be near.
+    precomputed one ran in other batches: it has to be near, also with the longest and the shortest row in one batch.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -35,12 +38,39 @@ class SelfCheck(Callback):
         self.enabled = enabled
         self._done = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell where the check does not apply."""
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Tell where the check does not apply; see how near a reference of other batches is for the longest row."""
         resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
         if not self.enabled or resumed:
             say(f"self-check: left out ({'the run goes on' if resumed else 'switched off'})")
             self._done = True
+            return
+        data = getattr(trainer, "datamodule", None)
+        rows = getattr(data, "encoded", {}).get("train")
+        if rows and pl_module.reference.nearness and pl_module.reference.starts_equal:
+            self._check_longest(trainer, pl_module, data, rows)
+
+    def _check_longest(self, trainer: Trainer, module: Any, data: Any, rows: Sequence[Any]) -> None:
+        """The longest row beside the shortest: what a row's number owes to the others of its batch is largest there."""
+        order = sorted(range(len(rows)), key=lambda index: rows[index].length)
+        longest, shortest = order[-1], order[0]
+        items = [(rows[index], index) for index in dict.fromkeys((longest, shortest))]
+        devices = [module.device] if module.device.type == "cuda" else []
+        with (
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+            torch.compiler.set_stance("force_eager"),
+            torch.random.fork_rng(devices),
+        ):
+            output, logps = module.compare(on_device(data.lay_out(data.layout, items), module))
+        problems = list(self.check_start(output, logps, module.loss, module.reference.nearness))
+        if problems:
+            where = f"{rows[longest].origin} and {rows[shortest].origin} in one batch"
+            raise UserError(
+                ExitCode.MODEL,
+                [replace(problem, where=where) for problem in problems],
+                fix="--model.reference FrozenCopy (or leave it out): the model's numbers depend on the rows of a batch",
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check the first batch, whose numbers were computed before the first optimizer step."""

@@ -11,12 +11,17 @@ from dpo_lightning.callbacks.means import MeansCallback
 
 
 class TokenLoss(MeansCallback):
-    """Mean negative log-probability in nats per scored token, every token counting the same."""
+    """Mean negative log-probability in nats per scored token, every token counting by the `weight` of its row."""
 
-    names = ("loss",)
+    names = ("loss", "tokens")
     shown = ("loss",)
 
-    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Mean per sequence, weighted by its tokens."""
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Mean per sequence, weighted by its tokens; the tokens themselves count once each."""
         sums, lengths = outputs["logps"].sums, outputs["logps"].lengths
-        return {"loss": -sums / lengths.clamp(min=1)}, lengths * (batch.indices >= 0)
+        values = {"loss": -sums / lengths.clamp(min=1), "tokens": lengths}
+        return values, {"loss": lengths * batch.weights, "tokens": lengths * (batch.indices >= 0)}
+
+    def told(self, means: dict[str, float]) -> dict[str, float]:
+        """The loss alone; there is none where every row has a weight of 0."""
+        return {name: value for name, value in means.items() if name == "loss"}

@@ -65,7 +65,11 @@ class Collator(ABC):
     def demonstrations(self, rows: Sequence[EncodedSFT], indices: Sequence[int]) -> SFTBatch:
         """Collate demonstrations, as `pairs` does."""
         groups = [[Joined.of(k, row.prompt_ids, row.completion)] for k, row in enumerate(rows)]
-        return SFTBatch(**self.tensors(groups), indices=torch.tensor(indices))
+        return SFTBatch(
+            **self.tensors(groups),
+            indices=torch.tensor(indices),
+            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
+        )
 
     def judged(self, rows: Sequence[EncodedUnpaired], indices: Sequence[int]) -> UnpairedBatch:
         """Collate judged answers and what is mismatched with their prompts, as `pairs` does."""

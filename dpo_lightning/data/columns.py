@@ -133,7 +133,9 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
 
 def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) -> str:
     """The column that probably is `ours` under another name, or nothing."""
-    texts = {name.lower(): name for name in found if not name.lower().endswith(NO_TEXT)}
+    texts = {
+        name.lower(): name for name in found if not name.lower().endswith(NO_TEXT) and "system" not in name.lower()
+    }
     close = difflib.get_close_matches(ours, texts, 1, 0.75)
     if close:
         return texts[close[0]]

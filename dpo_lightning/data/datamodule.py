@@ -6,7 +6,6 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,10 +20,10 @@ from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.repeats import check_leak
 from dpo_lightning.data.schema import preference_examples, sft_examples
+from dpo_lightning.data.template_limits import read_template
 from dpo_lightning.data.tokenization import Encoder, Overlong
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedPair, EncodedSFT, PreferenceExample, SFTExample
-from dpo_lightning.special_files import special_kind
 from dpo_lightning.types import Batch
 
 Allow = Literal["contradictions", "leak"]
@@ -226,7 +225,10 @@ class TextDataModule(LightningDataModule):
         return FixedBatches([row.length for row in rows], self.batch_size, **options)
 
     def _order(self, name: str, *, shuffle: bool, longest_first: bool = False) -> BatchOrder:
-        self.choose_layout(self.trainer.lightning_module.takes_trees())
+        module = self.trainer.lightning_module
+        self.choose_layout(module.takes_trees())
+        if self.collator is not None:
+            module.check_layout(self.layout)
         check_shares(self.encoded, self.batch_size, self.max_tokens, self.layout, self.trainer.world_size)
         return self.order(
             self.encoded[name],
@@ -284,17 +286,3 @@ class SFTDataModule(TextDataModule):
         """An `SFTBatch`."""
         rows, indices = zip(*items, strict=True)
         return layout.demonstrations(rows, indices)
-
-
-def read_template(path: str) -> str:
-    """The text of a chat template file."""
-    try:
-        if kind := special_kind(path):
-            raise OSError(f"{kind} where a file is due")
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            ExitCode.INPUT_MISSING,
-            Problem(f"the chat template cannot be read: {error}", where="data.chat_template", text=path),
-            fix="--data.chat_template with a UTF-8 file",
-        ) from None

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.bad_rows import RowError
+from dpo_lightning.data.invisible import visible
 from dpo_lightning.data.row_values import excerpt_name
 from dpo_lightning.data.sources import kind_of
+from dpo_lightning.data.tool_calls import read_calls
+from dpo_lightning.data.turn_marks import read_mark
 from dpo_lightning.examples import Message, Text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+OLDER_ROLES = {"function": "tool"}
 SPOKEN = ("user", "assistant")
 """Roles that must say something; a system prompt or a tool's result may be empty."""
 
@@ -48,29 +52,11 @@ def check_answer(text: Text, name: str) -> None:
     if not text:
         raise RowError(f"{name} is empty", fix=REMOVE)
     if isinstance(text, str):
-        if not text.strip():
+        if not visible(text).strip():
             raise RowError(f"{name} is only white space", text, REMOVE)
     elif text[-1]["role"] != "assistant":
         what = f"{name} ends with a {text[-1]['role']} message, not with the assistant's"
         raise RowError(what, text[-1].get("content") or "", "add the assistant's answer, or cut the last turns")
-
-
-def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """The `tools` of a row: JSON schemas in a list, or the JSON text of such a list; null or "" for none.
-
-    Raises:
-        RowError: for anything else.
-    """
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise RowError("tools is text that is not JSON", value, "write a list of JSON schemas") from None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) and tool for tool in value):
-        raise RowError("tools is not a list of JSON schemas", fix="write a list of objects, one per tool")
-    return tuple(value)
 
 
 def parse_group(value: Any) -> str:
@@ -84,6 +70,31 @@ def parse_group(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(f"group is {kind_of(value)} where text is due", fix="write a name, or remove the column")
     return str(value)
+
+
+def parse_weight(values: Mapping[str, Any], columns: Mapping[str, str]) -> float:
+    """The `weight` of a row, how much it counts: 1 where it does not say.
+
+    Raises:
+        RowError: for a negative number, or none.
+    """
+    if "weight" not in values:
+        return 1.0
+    shown = f"'{columns.get('weight', 'weight')}'"
+    weight = parse_number(values["weight"], shown)
+    if weight < 0:
+        raise RowError(f"{shown} is negative", str(weight), "write 0 or more; 0 leaves the row out")
+    return weight
+
+
+def check_asked(prompt: Text, name: str) -> None:
+    """Make sure that a conversation has a turn before the answer.
+
+    Raises:
+        RowError: it has none, and chat templates render no empty conversation.
+    """
+    if not isinstance(prompt, str) and not prompt:
+        raise RowError(f"nothing comes before {name}", fix="write the user's turn before it, or remove the row")
 
 
 def parse_number(value: Any, name: str) -> float:
@@ -109,24 +120,15 @@ def _message(value: Any, place: str) -> Message:
         raise RowError(f"{place} is {kind_of(value)} where an object is due", "", TURN)
     if "role" not in value:
         raise RowError(f"{place} has no role", "keys: " + ", ".join(map(str, value)), TURN)
-    role = value["role"]
+    role = OLDER_ROLES.get(value["role"], value["role"]) if isinstance(value["role"], str) else value["role"]
     if role not in ROLES:
         fix = "use one of " + ", ".join(ROLES)
         raise RowError(f"{place} has the unknown role {excerpt_name(json.dumps(role, default=str))}", "", fix)
     # Arrow writes null for an absent key, and some templates ask only whether a key is there.
     message = {key: item for key, item in value.items() if item is not None or key == "content"}
-    calls = message.get("tool_calls")
-    if calls:
-        _check_calls(calls, role, place)
-    _check_content(message, place, optional=bool(calls))
+    message = read_mark(read_calls({**message, "role": role}, place), place)
+    _check_content(message, place, optional=bool(message.get("tool_calls")))
     return message
-
-
-def _check_calls(calls: Any, role: str, place: str) -> None:
-    if role != "assistant":
-        raise RowError(f"{place} is a {role} message with tool_calls", fix="only the assistant calls tools")
-    if not isinstance(calls, list) or not all(isinstance(call, dict) and call for call in calls):
-        raise RowError(f"{place} has tool_calls that are no list of objects", fix="write a list of objects")
 
 
 def _check_content(message: Message, place: str, *, optional: bool) -> None:
@@ -137,6 +139,6 @@ def _check_content(message: Message, place: str, *, optional: bool) -> None:
         raise RowError(f"{place} has no content", fix=TURN)
     if not isinstance(content, str):
         raise RowError(f"{place} has {kind_of(content)} as content", fix="write the content as text")
-    if not optional and message["role"] in SPOKEN and not content.strip():
+    if not optional and message["role"] in SPOKEN and not visible(content).strip():
         what = "only white space" if content else "no text"
         raise RowError(f"{place} has {what} as content", fix=REMOVE)

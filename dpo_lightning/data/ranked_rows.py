@@ -7,16 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
-from dpo_lightning.data.messages import check_answer, parse_group, parse_number, parse_text, parse_tools
-from dpo_lightning.data.preference_rows import EMPTY_PROMPT, JSON_TEXT, MESSAGES_AS_TEXT, check_not_blank, fit_answer
+from dpo_lightning.data.context_columns import READ, ContextColumns
+from dpo_lightning.data.messages import (
+    check_answer,
+    check_asked,
+    parse_group,
+    parse_number,
+    parse_text,
+    parse_weight,
+)
+from dpo_lightning.data.preference_rows import (
+    EMPTY_PROMPT,
+    JSON_TEXT,
+    MESSAGES_AS_TEXT,
+    check_not_blank,
+    fit_answer,
+    look_alike_texts,
+)
 from dpo_lightning.data.sources import Row, kind_of
+from dpo_lightning.data.tool_calls import parse_tools
+from dpo_lightning.data.turn_marks import check_scored, read_context, unmarked
 from dpo_lightning.examples import RankedExample, Text
 
-USED = ("prompt", "responses", "scores", "tools", "group", "weight")
+USED = ("prompt", "responses", "scores", *READ, "tools", "group", "weight")
 FORMAT = ("prompt", "responses")
 
 LEAST = 2
 NEARLY_EQUAL = "lists with answers that differ only in outer white space"
+INVISIBLY_EQUAL = "lists with answers that differ only in invisible characters"
 
 
 @dataclass(frozen=True)
@@ -27,11 +45,13 @@ class RankingReader:
         bad: where reasons against a row go.
         notes: where oddities go.
         columns: our column name -> the file's, for messages.
+        context: what comes before the prompts.
     """
 
     bad: BadRows
     notes: Notes
     columns: Mapping[str, str]
+    context: ContextColumns
 
     def read(self, row: Row) -> RankedExample | None:
         """The list, or None for a row whose faults are now in `bad`."""
@@ -42,16 +62,16 @@ class RankingReader:
         if missing:
             return None
         try:
-            prompt = parse_text(row.values["prompt"], self._shown("prompt"))
+            prompt = read_context(parse_text(row.values["prompt"], self._shown("prompt")), self._shown("prompt"))
             check_not_blank(prompt, self._shown("prompt"))
+            prompt = self.context.joined(row, self.context.with_input(row, prompt))
             prompt, responses = self._fitted(prompt, self._responses(row.values["responses"]))
             if row.values.get("scores") is not None:
                 responses = self._sorted(responses, row.values["scores"])
             self._compare(row, responses)
-            tools, group = parse_tools(row.values.get("tools")), parse_group(row.values.get("group"))
-            weight = parse_number(row.values.get("weight", 1.0), self._shown("weight"))
-            if weight < 0:
-                raise RowError("'weight' is negative", str(weight), "write 0 or more; 0 leaves the list out")
+            check_asked(prompt, self._shown("responses"))
+            tools = parse_tools(row.values.get("tools"), row.values.get("functions"))
+            group, weight = parse_group(row.values.get("group")), parse_weight(row.values, self.columns)
         except RowError as error:
             self.bad.add(row.origin, error)
             return None
@@ -88,7 +108,10 @@ class RankingReader:
         """Prompt and answers of one kind: strings, or messages; a prompt that all answers repeat is read once."""
         if isinstance(prompt, str) and isinstance(responses[0], str):
             return prompt, list(responses)
-        fitted = [fit_answer(prompt, text, self._shown("responses", k)) for k, text in enumerate(responses)]
+        plain = [unmarked(text) for text in responses]
+        fitted = [fit_answer(prompt, text, self._shown("responses", k)) for k, text in enumerate(plain)]
+        for k, (text, (_, answer)) in enumerate(zip(responses, fitted, strict=True)):
+            check_scored(text, len(answer), self._shown("responses", k))
         cut = {len(answer) < len(text) for (_, answer), text in zip(fitted, responses, strict=True)}
         if len(cut) > 1 and not isinstance(responses[0], str):
             raise RowError("not all answers begin with the prompt's messages", fix="take them out of the others")
@@ -119,5 +142,7 @@ class RankingReader:
                 if text == other:
                     said = text if isinstance(text, str) else text[-1].get("content") or ""
                     raise RowError(f"{self._shown('responses')} has an answer twice", said, "keep one of the two")
-                if isinstance(text, str) and isinstance(other, str) and text.strip() == other.strip():
-                    self.notes.add(row.origin, NEARLY_EQUAL, fix="keep one of the two")
+                stripped = isinstance(text, str) and isinstance(other, str) and text.strip() == other.strip()
+                if stripped or look_alike_texts(text, other):
+                    kind = NEARLY_EQUAL if stripped else INVISIBLY_EQUAL
+                    self.notes.add(row.origin, kind, fix="keep one of the two")

@@ -9,8 +9,9 @@ from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 from dpo_lightning.data.template_limits import rendered, token_ids
+from dpo_lightning.data.tool_calls import takes_text, with_arguments
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Message, Origin, Text
+from dpo_lightning.examples import TRAIN, Message, Origin, Text
 
 Template = Literal["auto", "chat", "raw"]
 SpecialTokens = Literal["refuse", "neutralize"]
@@ -117,11 +118,26 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
 
+    @cached_property
+    def calls_as_text(self) -> bool:
+        """Whether the template takes the arguments of tool calls as JSON text, not as objects."""
+        return takes_text(partial(rendered, self.tokenizer, tokenize=False))
+
     def _guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, str) and message["role"] == "assistant":
             message = {**message, "content": self.strip_eos(content)}
-        return self._guarded_value(message, origin)
+        plain = {key: value for key, value in self._called(message).items() if key != TRAIN}
+        return self._guarded_value(plain, origin)
+
+    def _called(self, message: Message) -> Message:
+        """The message with the arguments of its tool calls as the template takes them."""
+        return with_arguments(message, as_text=self.calls_as_text) if message.get("tool_calls") else message
+
+    def converts(self, *texts: Text) -> bool:
+        """Whether a tool call in these has its arguments in another form than the template takes."""
+        messages = (message for text in texts if not isinstance(text, str) for message in text)
+        return any(self._called(message) != message for message in messages)
 
     def _guarded_value(self, value: Any, origin: Origin | None) -> Any:
         """A message or a tool whose every text is guarded: templates also write out calls, names and schemas."""
@@ -175,7 +191,7 @@ class Renderer:
             raise UserError(
                 ExitCode.DATA if origin and self._takes_a_chat() else ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
-                fix="mend the order of roles in the row, or give a template that takes it by --data.chat_template FILE",
+                fix=f"{_remedy(error, messages)}, or give a template that takes it by --data.chat_template FILE",
             ) from None
         self._check_rendering(messages, tools, text, origin)
         return text
@@ -207,6 +223,16 @@ class Renderer:
                     Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
                     fix="give a template that keeps it by --data.chat_template FILE",
                 )
+
+
+def _remedy(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:
+    """What may be wrong with messages that a template refuses."""
+    first = next((message["role"] for message in messages if message["role"] not in ("system", "developer")), "")
+    if first == "assistant":
+        return "write a user's turn before the assistant's first"
+    if type(error).__name__ != "TemplateError":  # not of the template's own raise_exception
+        return "mend the values in the row's messages that the template reads"
+    return "mend the order of roles in the row"
 
 
 def name_of(tool: Any) -> str:

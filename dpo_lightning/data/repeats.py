@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Hashable, Sequence
-from itertools import combinations
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from itertools import combinations, pairwise
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
+from dpo_lightning.data.cycles import cycles
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import (
     Example,
@@ -26,6 +27,7 @@ ALLOWANCES = (CONTRADICTIONS, LEAK)
 PLAIN = {"role", "content"}
 REPEATED = "repeated rows"
 CONTRADICTING = "rows that contradict another"
+CYCLING = "rows that close a cycle of preferences"
 
 
 def check_allowances(allow: Collection[str]) -> None:
@@ -43,6 +45,7 @@ def check_allowances(allow: Collection[str]) -> None:
 def check_pairs(examples: Sequence[PreferenceExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
     """Note pairs that are there twice; pairs that are there both ways round are bad unless allowed."""
     seen: dict[Hashable, Origin] = {}
+    ahead: dict[tuple[Hashable, Hashable], PreferenceExample] = {}
     for example in examples:
         prompt = (key(example.prompt), _tools(example))
         chosen, rejected = key(example.chosen), key(example.rejected)
@@ -56,12 +59,16 @@ def check_pairs(examples: Sequence[PreferenceExample], allow: Collection[str], b
             what = f"the same answers are ranked the other way round than in {turned}"
             fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
             bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+        elif chosen != rejected:
+            ahead.setdefault(((prompt, chosen), (prompt, rejected)), example)
+    _check_cycles(ahead, allow, bad, notes)
 
 
 def check_rankings(examples: Sequence[RankedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
     """Note lists that are there twice; two answers that lists rank both ways round are bad unless allowed."""
     seen: dict[Hashable, Origin] = {}
     ahead: dict[Hashable, Origin] = {}
+    next_to: dict[tuple[Hashable, Hashable], RankedExample] = {}
     for example in examples:
         prompt, answers = (key(example.prompt), _tools(example)), tuple(map(key, example.responses))
         first = seen.setdefault((prompt, answers), example.origin)
@@ -78,6 +85,28 @@ def check_rankings(examples: Sequence[RankedExample], allow: Collection[str], ba
             bad.add(example.origin, RowError(what, shown(example.prompt), fix))
         for better, worse in pairs:
             ahead.setdefault((prompt, better, worse), example.origin)
+        for better, worse in pairwise(answers if not turned else ()):
+            next_to.setdefault(((prompt, better), (prompt, worse)), example)
+    _check_cycles(next_to, allow, bad, notes)
+
+
+def _check_cycles(
+    ahead: Mapping[tuple[Hashable, Hashable], PreferenceExample | RankedExample],
+    allow: Collection[str],
+    bad: BadRows,
+    notes: Notes,
+) -> None:
+    """Answers that rows prefer in a cycle, of any length beyond two, are bad unless allowed."""
+    prompts = {example.origin: example.prompt for example in ahead.values()}
+    for cycle in cycles((better, worse, example.origin) for (better, worse), example in ahead.items()):
+        first = cycle.others[0]
+        if CONTRADICTIONS in allow:
+            notes.add(cycle.closing, CYCLING, other=first)
+            continue
+        others = ", ".join(map(str, cycle.others)) + (", ..." if cycle.length > len(cycle.others) + 1 else "")
+        what = f"preferences form a cycle with those of {others}"
+        fix = f"remove one of them, or --data.allow {CONTRADICTIONS}"
+        bad.add(cycle.closing, RowError(what, shown(prompts[cycle.closing]), fix))
 
 
 def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
@@ -147,7 +176,7 @@ def check_leak(
         judged = [example for example in (*train, *held_out) if isinstance(example, UnpairedExample)]
         check_judged(judged, allow, bad, notes)
         bad.raise_if_any()
-        warnings += [line for line in notes.lines() if line.startswith(CONTRADICTING)]
+        warnings += [line for line in notes.lines() if line.startswith((CONTRADICTING, CYCLING))]
     return warnings
 
 

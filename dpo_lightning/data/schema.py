@@ -15,6 +15,8 @@ from dpo_lightning.data.columns import (
     rename,
     unused,
 )
+from dpo_lightning.data.context_columns import READ, ContextColumns, note_unread
+from dpo_lightning.data.invisible import kinds_in
 from dpo_lightning.data.preference_rows import PairReader
 from dpo_lightning.data.ranked_rows import RankingReader
 from dpo_lightning.data.repeats import (
@@ -68,12 +70,12 @@ def preference_examples(
         missing.insert(0, "prompt")
     if missing:
         raise missing_columns(missing, rows, columns)
-    reader = PairReader(bad, notes, "prompt" not in names, columns or {})
+    context = ContextColumns.of(rows, columns)
+    reader = PairReader(bad, notes, "prompt" not in names, columns or {}, context)
     examples = [example for row in rows if (example := reader.read(row))]
     _check_kinds(examples, bad)
     check_pairs(examples, allow, bad, notes)
-    bad.raise_if_any()
-    return examples, [*notes.lines(), *unused(rows, preference_rows.USED)]
+    return examples, _warnings(rows, reader.used, context, bad, notes)
 
 
 def sft_examples(
@@ -100,12 +102,12 @@ def sft_examples(
     layout = layout_of(names)
     if not layout:
         raise missing_columns(_unfinished(names), rows, columns)
-    reader = DemonstrationReader(bad, notes, layout, columns or {})
+    context = ContextColumns.of(rows, columns)
+    reader = DemonstrationReader(bad, notes, layout, columns or {}, context)
     examples = [example for row in rows if (example := reader.read(row))]
     _check_kinds(examples, bad)
     check_demonstrations(examples, notes)
-    bad.raise_if_any()
-    return examples, [*notes.lines(), *unused(rows, reader.used)]
+    return examples, _warnings(rows, reader.used, context, bad, notes)
 
 
 def ranked_examples(
@@ -128,12 +130,12 @@ def ranked_examples(
     missing = [name for name in ranked_rows.FORMAT if name not in names]
     if missing:
         raise missing_columns(missing, rows, columns)
-    reader = RankingReader(bad, notes, columns or {})
+    context = ContextColumns.of(rows, columns)
+    reader = RankingReader(bad, notes, columns or {}, context)
     examples = [example for row in rows if (example := reader.read(row))]
     _check_kinds(examples, bad)
     check_rankings(examples, allow, bad, notes)
-    bad.raise_if_any()
-    return examples, [*notes.lines(), *unused(rows, ranked_rows.USED)]
+    return examples, _warnings(rows, ranked_rows.USED, context, bad, notes)
 
 
 def unpaired_examples(
@@ -153,7 +155,6 @@ def unpaired_examples(
         columns: our column name -> the file's.
         strict: treat warnings about rows as errors.
         lent: `columns` may be those of other rows: a file without them is read by our names.
-        lent: `columns` may be those of other rows: a file without them is read by our names.
         allow: `contradictions` lets answers pass that are judged both ways.
 
     Raises:
@@ -166,23 +167,37 @@ def unpaired_examples(
     names = names_in(rows)
     paired = "label" not in names and "chosen" in names and "rejected" in names
     missing = [name for name in unpaired_rows.FORMAT if name not in names]
+    context = ContextColumns.of(rows, columns)
+    read: tuple[str, ...] = (*unpaired_rows.FORMAT, *READ, "tools", "group", "weight")
     if paired:
-        split = SplitReader(PairReader(bad, notes, "prompt" not in names, columns or {}))
-        examples = [example for row in rows for example in split.read(row)]
+        split = SplitReader(PairReader(bad, notes, "prompt" not in names, columns or {}, context))
+        examples, read = [example for row in rows for example in split.read(row)], split.pairs.used
     elif missing:
         raise missing_columns(missing, rows, columns)
     else:
-        reader = JudgedReader(bad, notes, columns or {})
+        reader = JudgedReader(bad, notes, columns or {}, context)
         examples = [example for row in rows if (example := reader.read(row))]
         reader.check_scale()
     _check_kinds(examples, bad)
     check_judged(examples, allow, bad, notes)
-    bad.raise_if_any()
+    warnings = _warnings(rows, read, context, bad, notes)
     if len({example.good for example in examples}) == 1:
         what = f"all {len(examples):,} answers are {'good' if examples[0].good else 'bad'}"
         raise UserError(ExitCode.DATA, Problem(what, str(examples[0].origin)), fix="give good and bad answers")
-    read = preference_rows.USED if paired else (*unpaired_rows.FORMAT, "tools", "group", "weight")
-    return examples, [*notes.lines(), *unused(rows, read)]
+    return examples, warnings
+
+
+def _warnings(
+    rows: Sequence[Row], used: Collection[str], context: ContextColumns, bad: BadRows, notes: Notes
+) -> list[str]:
+    """What is to be said of rows; their bad ones are raised first."""
+    for row in rows:
+        kinds = set().union(*(kinds_in(value) for name, value in row.values.items() if name in used))
+        for kind in sorted(kinds):
+            notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
+    unread = note_unread(rows, used, notes)
+    bad.raise_if_any()
+    return [*notes.lines(), *context.lines(), *unused(rows, (*used, *unread))]
 
 
 def _rows(
@@ -223,7 +238,8 @@ def _refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Coll
 
 def _prompt_elsewhere(rows: Sequence[Row], names: Collection[str]) -> bool:
     """Whether rows without a `prompt` have it under another name; whole conversations bring their own."""
-    others = [name for name in names if name not in preference_rows.USED]
+    read = [name for name in preference_rows.USED if name != "input"]
+    others = [name for name in names if name not in read]
     return bool(look_alike("prompt", others, preference_rows.FORMAT)) and not all(map(_is_conversation, rows))
 
 

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
-from dpo_lightning.data.messages import check_answer, parse_group, parse_text, parse_tools
+from dpo_lightning.data.context_columns import READ, ContextColumns, join_input
+from dpo_lightning.data.messages import check_answer, check_asked, parse_group, parse_text, parse_weight
 from dpo_lightning.data.preference_rows import (
     EMPTY_PROMPT,
     JSON_TEXT,
@@ -15,14 +16,15 @@ from dpo_lightning.data.preference_rows import (
     check_not_blank,
     fit_answer,
 )
-from dpo_lightning.data.sources import Row, kind_of
-from dpo_lightning.examples import SFTExample, Text
+from dpo_lightning.data.sources import Row
+from dpo_lightning.data.tool_calls import parse_tools
+from dpo_lightning.data.turn_marks import learned_turns, read_context
+from dpo_lightning.examples import TRAIN, Message, SFTExample, Text
 
 LAYOUTS = (("prompt", "completion"), ("messages",), ("instruction", "output"))
 FORMAT = ("prompt", "completion", "messages", "instruction", "output")
-USED = (*FORMAT, "input", "tools", "group")
-JOINT = "\n\n"
-"""Between an instruction and its input."""
+USED = (*FORMAT, *READ, "context", "tools", "group", "weight")
+GREETING = "conversations that the assistant begins: its first turn is context and not learned"
 
 
 def layout_of(names: Collection[str]) -> tuple[str, ...]:
@@ -39,17 +41,20 @@ class DemonstrationReader:
         notes: where oddities go.
         layout: the columns to read, one of `LAYOUTS`.
         columns: our column name -> the file's, for messages.
+        context: what comes before the prompts.
     """
 
     bad: BadRows
     notes: Notes
     layout: tuple[str, ...]
     columns: Mapping[str, str]
+    context: ContextColumns
 
     @property
     def used(self) -> tuple[str, ...]:
         """The columns that this layout reads."""
-        return (*self.layout, "tools", "group", *(("input",) if "instruction" in self.layout else ()))
+        read = READ if "messages" not in self.layout else tuple(name for name in READ if name != "input")
+        return (*self.layout, *read, "tools", "group", "weight", *(("context",) if "output" in self.layout else ()))
 
     def read(self, row: Row) -> SFTExample | None:
         """The demonstration, or None for a row whose faults are now in `bad`."""
@@ -58,7 +63,8 @@ class DemonstrationReader:
             return None
         try:
             prompt, completion = self._split(row, texts)
-            tools, group = parse_tools(row.values.get("tools")), parse_group(row.values.get("group"))
+            tools = parse_tools(row.values.get("tools"), row.values.get("functions"))
+            group, weight = parse_group(row.values.get("group")), parse_weight(row.values, self.columns)
         except RowError as error:
             self.bad.add(row.origin, error)
             return None
@@ -66,7 +72,7 @@ class DemonstrationReader:
             self.notes.add(row.origin, EMPTY_PROMPT, fix="write a prompt, or leave out --data.strict")
         if isinstance(completion, str) and completion.startswith(MESSAGES_AS_TEXT):
             self.notes.add(row.origin, JSON_TEXT, fix="write messages as a list, not as text")
-        return SFTExample(row.origin, prompt, completion, tools, group)
+        return SFTExample(row.origin, prompt, completion, tools, group, weight)
 
     def _texts(self, row: Row) -> dict[str, Text] | None:
         texts: dict[str, Text] = {}
@@ -79,6 +85,7 @@ class DemonstrationReader:
                 if name == self.layout[-1]:
                     check_answer(text, shown)
                 else:
+                    text = read_context(text, shown)
                     check_not_blank(text, shown)
                 if name not in LAYOUTS[0]:
                     _check_kind(text, name, shown)
@@ -89,17 +96,45 @@ class DemonstrationReader:
         return texts if len(texts) == len(self.layout) else None
 
     def _split(self, row: Row, texts: dict[str, Text]) -> tuple[Text, Text]:
+        shown = f"'{self.columns.get(self.layout[-1], self.layout[-1])}'"
         if "messages" in texts:
-            return _split_conversation(texts["messages"])
-        if "instruction" in texts:
-            return _with_input(texts["instruction"], row.values.get("input")), texts["output"]
-        prompt, completion = texts["prompt"], texts["completion"]
-        if isinstance(prompt, str) and isinstance(completion, str):
-            return prompt, completion
-        asked, answer = fit_answer(prompt, completion, "'completion'")
-        if len(answer) < len(completion) and not isinstance(completion, str):
+            prompt, completion = self._split_conversation(row, texts["messages"], shown)
+            return self.context.joined(row, prompt), completion
+        asked, answer = texts[self.layout[0]], texts[self.layout[-1]]
+        asked = self._with_input(row, asked) if "instruction" in texts else self.context.with_input(row, asked)
+        prompt = self.context.joined(row, asked)
+        if isinstance(prompt, str) and isinstance(answer, str):
+            return prompt, answer
+        prompt, completion = fit_answer(prompt, answer, shown)
+        if not isinstance(answer, str) and len(completion) < len(answer):
             self.notes.add(row.origin, REPEATS_PROMPT, fix="take the prompt's messages out of the completion")
-        return asked, answer
+        check_asked(prompt, shown)
+        return prompt, learned_turns(completion, shown)
+
+    def _split_conversation(self, row: Row, text: Text, shown: str) -> tuple[Text, Text]:
+        """What comes before the first assistant turn that is learned, and all that follows.
+
+        Raises:
+            RowError: nothing of it is to be learned, or nothing comes before a turn that is.
+        """
+        messages: tuple[Message, ...] = () if isinstance(text, str) else text
+        said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if said == [0] or messages[0].get(TRAIN):
+            check_asked((), f"the assistant's first turn in {shown}")
+        kept = learned_turns(messages, shown)
+        first = next((i for i in said if i and kept[i].get(TRAIN, True)), 0)
+        if not first:
+            raise RowError(
+                f"every later turn of the assistant in {shown} is marked not to be learned", fix="remove the row"
+            )
+        if said[0] == 0:
+            self.notes.add(row.origin, GREETING, fix="write the user's turn before it, or leave out --data.strict")
+        return tuple({k: v for k, v in message.items() if k != TRAIN} for message in kept[:first]), kept[first:]
+
+    def _with_input(self, row: Row, instruction: Text) -> Text:
+        """An instruction with its `input`, or with a `context` where it has none."""
+        given = self.context.text(row, "input") or self.context.text(row, "context")
+        return join_input(instruction, given) if given and isinstance(instruction, str) else instruction
 
 
 def _check_kind(text: Text, name: str, shown: str) -> None:
@@ -108,21 +143,3 @@ def _check_kind(text: Text, name: str, shown: str) -> None:
         found = "text" if isinstance(text, str) else "a list"
         due = "a list of messages" if wanted is list else "text"
         raise RowError(f"{shown} is {found} where {due} is due", text if isinstance(text, str) else "", f"write {due}")
-
-
-def _split_conversation(messages: Text) -> tuple[Text, Text]:
-    """What comes before the first assistant turn, and all that follows."""
-    first = next(
-        i for i, message in enumerate(messages) if isinstance(message, Mapping) and message["role"] == "assistant"
-    )
-    return messages[:first], messages[first:]
-
-
-def _with_input(instruction: Text, given: object) -> Text:
-    if given is None or given == "":
-        return instruction
-    if not isinstance(given, str):
-        raise RowError(f"'input' is {kind_of(given)} where text is due", fix="write it as text, or remove it")
-    if not given.strip() or not isinstance(instruction, str):
-        return instruction
-    return instruction + JOINT + given if instruction else given

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.limits import ROOM, SECONDS, LimitError, limited
+from dpo_lightning.special_files import special_kind
 
 FRAME = 1 << 20
 """Characters that a template may add to a conversation; instructions for tools take some thousands."""
@@ -94,3 +95,17 @@ def template_source(tokenizer: Any) -> str:
         return "data.chat_template"
     folder = Path(str(getattr(tokenizer, "name_or_path", "")))
     return str(next((folder / name for name in FILES if (folder / name).is_file()), folder))
+
+
+def read_template(path: str) -> str:
+    """The text of a chat template file."""
+    try:
+        if kind := special_kind(path):
+            raise OSError(f"{kind} where a file is due")
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            ExitCode.INPUT_MISSING,
+            Problem(f"the chat template cannot be read: {error}", where="data.chat_template", text=path),
+            fix="--data.chat_template with a UTF-8 file",
+        ) from None

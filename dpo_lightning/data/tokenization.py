@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import (
+    TRAIN,
     EncodedAnswer,
     EncodedPair,
     EncodedRanking,
@@ -40,6 +41,7 @@ class Counts:
     cut_mismatches: int = 0
     crossing: int = 0
     last_turn_only: int = 0
+    converted_calls: int = 0
     too_long: list[Problem] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -50,6 +52,8 @@ class Counts:
             "have an answer cut at max_length, without its EOS": self.cut_answers,
             "have a mismatched answer cut at max_length": self.cut_mismatches,
             "merge prompt and answer in a token: the answer begins at the last common token": self.crossing,
+            "have tool calls whose arguments are JSON text where the template takes objects, or the other way round "
+            "(converted)": self.converted_calls,
             "have a template that rewrites earlier turns: only the last answer is learned": self.last_turn_only,
         }
         return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in told.items() if n]
@@ -111,7 +115,8 @@ class Encoder:
         for example in examples:
             fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
             if fitted is not None:
-                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, *fitted.answers))
+                (answer,) = fitted.answers
+                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, answer, example.weight))
         self._finish(len(encoded))
         return encoded
 
@@ -141,6 +146,12 @@ class Encoder:
     def _fitted(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
         self.counts.read += 1
         fitted = self._encode(origin, prompt, answers, tools)
+        if not all(any(answer.scored) for answer in fitted.answers):
+            raise UserError(
+                ExitCode.DATA,
+                Problem("the chat template rewrites every turn that is to be learned", str(origin)),
+                fix="give a template that keeps earlier turns by --data.chat_template FILE, or remove the row",
+            )
         if fitted.length > self.max_length:
             if self.overlong == "drop":
                 self.counts.dropped += 1
@@ -159,6 +170,7 @@ class Encoder:
                 return None
         self.counts.crossing += fitted.crossing
         self.counts.last_turn_only += fitted.last_turn_only
+        self.counts.converted_calls += self.renderer.converts(prompt, *answers)
         self.counts.shortened_prompts += fitted.shortened
         self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
         return fitted
@@ -231,7 +243,7 @@ class Encoder:
         """Flags of the assistant's turns from message `first` on, alone learned; whether some were rewritten."""
         scored, rewritten = [False] * len(ids), False
         for i in range(first, len(messages)):
-            if messages[i]["role"] != "assistant":
+            if messages[i]["role"] != "assistant" or not messages[i].get(TRAIN, True):
                 continue
             before = self.renderer.chat_ids(messages[:i], tools, origin, add_generation_prompt=True)
             last = i == len(messages) - 1

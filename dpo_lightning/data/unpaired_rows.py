@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
-from dpo_lightning.data.messages import parse_number
+from dpo_lightning.data.context_columns import READ, ContextColumns
 from dpo_lightning.data.preference_rows import PairReader
 from dpo_lightning.data.sft_rows import DemonstrationReader
 from dpo_lightning.data.sources import Row, kind_of
+from dpo_lightning.data.turn_marks import check_scored
 from dpo_lightning.examples import Origin, UnpairedExample
 
 TEXTS = ("prompt", "completion")
 FORMAT = (*TEXTS, "label")
-USED = (*FORMAT, "chosen", "rejected", "tools", "group", "weight")
+USED = (*FORMAT, "chosen", "rejected", *READ, "tools", "group", "weight")
 
 VERDICTS = {
     "true": True,
@@ -40,26 +41,29 @@ class JudgedReader:
         bad: where reasons against a row go.
         notes: where oddities go.
         columns: our column name -> the file's, for messages.
+        context: what comes before the prompts.
     """
 
     bad: BadRows
     notes: Notes
     columns: Mapping[str, str]
+    context: ContextColumns
     numbers: dict[str, list[Origin]] = field(default_factory=dict)
     """Rows with the label 0, and those with -1."""
 
     def read(self, row: Row) -> UnpairedExample | None:
         """The judged answer, or None for a row whose faults are now in `bad`."""
-        demonstration = DemonstrationReader(self.bad, self.notes, TEXTS, self.columns).read(row)
+        told = DemonstrationReader(self.bad, self.notes, TEXTS, self.columns, self.context).read(row)
         try:
-            good, weight = self._label(row), parse_weight(row, self.columns)
+            good = self._label(row)
+            if told is not None:
+                check_scored(told.completion, len(told.completion), f"'{self.columns.get('completion', 'completion')}'")
         except RowError as error:
             self.bad.add(row.origin, error)
             return None
-        if demonstration is None:
+        if told is None:
             return None
-        told = demonstration
-        return UnpairedExample(row.origin, told.prompt, told.completion, good, told.tools, told.group, weight)
+        return UnpairedExample(row.origin, told.prompt, told.completion, good, told.tools, told.group, told.weight)
 
     def _label(self, row: Row) -> bool:
         shown = f"'{self.columns.get('label', 'label')}'"
@@ -97,17 +101,3 @@ class SplitReader:
         if pair is not None:
             chosen = UnpairedExample(pair.origin, pair.prompt, pair.chosen, True, pair.tools, pair.group, pair.weight)
             yield from (chosen, replace(chosen, completion=pair.rejected, good=False))
-
-
-def parse_weight(row: Row, columns: Mapping[str, str]) -> float:
-    """How much a row counts: 1 where it does not say.
-
-    Raises:
-        RowError: for a negative number, or none.
-    """
-    if "weight" not in row.values:
-        return 1.0
-    weight = parse_number(row.values["weight"], f"'{columns.get('weight', 'weight')}'")
-    if weight < 0:
-        raise RowError("'weight' is negative", str(weight), "write 0 or more; 0 leaves the row out")
-    return weight

@@ -38,6 +38,16 @@ def test_ranked_lists():
     assert found["rewards/accuracies"] == pytest.approx(0.5)
 
 
+def test_ranked_lists_count_the_same_whatever_their_length():
+    """5 answers with 4 of 10 pairs tied, 3 answers with 1 of 3, and a filler."""
+    rewards = torch.tensor([[5.0, 5.0, 3.0, 3.0, 3.0], [1.0, 2.0, 1.0, 0.0, 0.0], [0.0] * 5])
+    mask = torch.tensor([[True] * 5, [True, True, True, False, False], [True] * 5])
+    found = means(RankedRewards(), {"ranked": RankedOutput(LOSSES, rewards, mask)})
+    assert found["rewards/ties"] == pytest.approx((4 / 10 + 1 / 3) / 2)
+    assert found["rewards/accuracies"] == pytest.approx((6 / 10 + 1 / 3) / 2)
+    assert (found["rewards/best"], found["rewards/worst"], found["rewards/margins"]) == (3, 2, 1)
+
+
 MARGINS = {"eval/rewards/accuracies": 0.5, "eval/rewards/ties": 0.0, "eval/rewards/margins": 0.1}
 PAIRS = MARGINS | {
     "eval/logps/accuracies": 0.5,

@@ -1,12 +1,23 @@
 """Rows into batches: a function of seed and epoch, shared out so that every row counts once and none waits."""
 
+from types import SimpleNamespace
+
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies
 from torch.utils.data import DataLoader
 
-from dpo_lightning.data.batching import BUCKET_RATIO, FixedBatches, Rows, TokenBatches, check_shares, upper_bounds
+from dpo_lightning.data.batching import (
+    BUCKET_RATIO,
+    FixedBatches,
+    Rows,
+    TokenBatches,
+    check_shares,
+    settle_epoch,
+    told_steps,
+    upper_bounds,
+)
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.errors import UserError
 from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT, Origin
@@ -255,6 +266,50 @@ def test_a_rank_without_a_row_is_refused():
     with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
         check_shares(rows, 4, None, Padded(), 1)
     assert told.value.fix == "--data.batch_size 3 or more rows"
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(3, 1), (1, 3), (2, 2)])
+def test_as_many_rows_as_one_batch_of_all_ranks_do(size, world_size):
+    rows = [pair([1], [2], [3])] * (size * world_size)
+    check_shares({"train": rows, "eval": rows[:1]}, size, None, Padded(), world_size)
+    with pytest.raises(UserError, match=rf"{len(rows) - 1} training rows are fewer than one batch \({size} x") as told:
+        check_shares({"train": rows[1:]}, size, None, Padded(), world_size)
+    fewer = (len(rows) - 1) // world_size
+    assert told.value.fix == (f"--data.batch_size {fewer} or more rows" if fewer else "more rows")
+
+
+# What is said of an epoch
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulate", "epochs", "most", "told"),
+    [
+        (10, 4, 2, -1, "6 steps"),  # 4 + 4 + 2 batches, twice
+        (8, 4, 2, -1, "4 steps"),
+        (9, 4, 1, -1, "3 steps"),
+        (10, 4, 2, 6, "6 steps"),
+        (10, 4, 2, 7, "6 steps"),
+        (10, 4, 2, 5, "6 steps; capped at 5 by trainer.max_steps (-1 takes all)"),
+        (10, 4, 2, 0, "6 steps; capped at 0 by trainer.max_steps (-1 takes all)"),
+        (10, 4, None, -1, "3 steps"),
+        (10, 1, -1, -1, "steps without end"),
+        (10, 1, -1, 3, "steps without end; capped at 3 by trainer.max_steps (-1 takes all)"),
+    ],
+)
+def test_the_steps_of_a_run(batches, accumulate, epochs, most, told):
+    trainer = SimpleNamespace(accumulate_grad_batches=accumulate, max_epochs=epochs, max_steps=most)
+    assert told_steps(trainer, batches) == told
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "left"), [(5, 1, 5), (6, 1, 1.0), (4, 1, 4), (1.0, 1, 1.0), (0.5, 1, 0.5), (6, None, 6)]
+)
+def test_an_interval_beyond_the_epoch_ends_with_it(every, epochs, left, capsys):
+    """5 batches; without `check_val_every_n_epoch` lightning counts on across epochs."""
+    trainer = SimpleNamespace(val_check_interval=every, check_val_every_n_epoch=epochs)
+    settle_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
+    assert trainer.val_check_interval == left
+    assert ("exceeds the 5 batches of an epoch" in capsys.readouterr().out) == (every != left)
 
 
 # The middle of an epoch

@@ -11,7 +11,7 @@ from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, Share
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.data.tokenization import Encoder
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedSFT, PreferenceExample
+from dpo_lightning.examples import EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired, PreferenceExample
 from dpo_lightning.types import Tree
 
 TWO = [pair([1, 2, 3], [4, 5], [6]), pair([7, 8], [9, 10], [11, 12, 13])]
@@ -39,6 +39,26 @@ def test_all_chosen_answers_come_first_then_all_rejected_ones():
     assert batch.trees == ()
     assert batch.indices.tolist() == [0, 1]
     assert batch.num_sequences == 4
+
+
+def test_rows_weigh_what_they_say_and_fillers_nothing(layout):
+    """Whatever a row's index is; a margin that is not given is 0."""
+    ids, indices = ([1], answer(2), answer(3)), [7, 0, -1, 2]
+    weights, counted = (0.5, 3.0, 9.0, 0.0), [0.5, 3.0, 0.0, 0.0]
+    margins = (None, 2.5, 1.0, 0.0)
+    rows = [EncodedPair(ORIGIN, *ids, *options) for options in zip(weights, margins, strict=True)]
+    batch = layout.pairs(rows, indices)
+    assert (batch.weights.tolist(), batch.indices.tolist()) == (counted, indices)
+    assert batch.margins.tolist() == [0.0, 2.5, 1.0, 0.0]
+    verdicts = [True, False, True, False]
+    judged = [EncodedUnpaired(ORIGIN, *ids[:2], *options) for options in zip(verdicts, weights, strict=True)]
+    batch = layout.judged(judged, indices)
+    assert (batch.weights.tolist(), batch.indices.tolist()) == (counted, indices)
+    assert batch.good.tolist() == verdicts
+    ranked = layout.rankings([EncodedRanking(ORIGIN, [1], ids[1:], weight) for weight in weights], indices)
+    assert (ranked.weights.tolist(), ranked.indices.tolist()) == (counted, indices)
+    shown = layout.demonstrations([EncodedSFT(ORIGIN, *ids[:2])] * 4, indices)
+    assert shown.indices.tolist() == indices
 
 
 def test_padding_on_the_left_keeps_positions_and_targets_with_their_tokens():

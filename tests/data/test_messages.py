@@ -9,7 +9,8 @@ import pytest
 from row_files import assistant, user
 
 from dpo_lightning.data.bad_rows import RowError
-from dpo_lightning.data.messages import check_answer, parse_group, parse_text, parse_tools
+from dpo_lightning.data.messages import check_answer, parse_group, parse_text
+from dpo_lightning.data.tool_calls import parse_tools
 
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
 TOOL = {"name": "f", "parameters": {"type": "object"}}

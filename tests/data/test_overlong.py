@@ -114,6 +114,17 @@ def test_the_oldest_turns_of_a_prompt_go_first_and_the_system_message_stays(chat
     assert encoder.counts.lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
 
 
+@pytest.mark.parametrize("roles", [("developer",), ("system", "developer"), ("developer", "system")])
+def test_what_the_author_of_a_prompt_set_down_stays(chat_tokenizer, roles):
+    """System and developer messages, in their order, wherever they stand."""
+    first = turns(*((role, f"Be {role}") for role in roles))
+    said = turns(("user", LONG), ("assistant", "Hi"), ("developer", "Be brief"), ("user", "So?"))
+    assert without_oldest_turn((*first, *said)) == (*first, *said[2:])
+    renderer = Renderer(chat_tokenizer)
+    (cut,) = Encoder(renderer, 90, "truncate").pairs(pairs(((*first, *said), "Yes", "No")))
+    assert list(cut.prompt_ids) == renderer.prompt_ids((*first, *said[2:]))
+
+
 def test_a_tool_result_never_stays_without_its_call():
     said = turns(("user", "Rain?"), ("assistant", "asks"), ("tool", "46"), ("assistant", "Yes"), ("user", "So?"))
     assert without_oldest_turn(said) == said[4:]
@@ -159,3 +170,14 @@ def test_demonstrations_follow_the_same_policy(tokenizer):
     assert encoder.counts.dropped == 1
     kept = Encoder(Renderer(tokenizer), 40, "truncate").demonstrations(rows)
     assert [row.completion.cut for row in kept] == [False, True]
+
+
+@pytest.mark.parametrize(("bad", "read"), [(3, 1005), (999, 1005), (1000, 1000), (1003, 1000)])
+def test_a_thousand_bad_rows_are_enough(chat_tokenizer, bad, read):
+    """All of them are named; more are not read."""
+    rows = pairs(*[("<|im_end|>", "Hi", "No")] * bad, *[("Hello", "Hi", "No")] * (1005 - bad))
+    encoder = Encoder(Renderer(chat_tokenizer), 100)
+    with pytest.raises(UserError, match="control token") as told:
+        encoder.pairs(rows)
+    assert len(told.value.problems) == min(bad, 1000)
+    assert encoder.counts.read == read

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from row_files import assistant, refusal, user
 
 from dpo_lightning.data.bad_rows import BadRows, Notes
-from dpo_lightning.data.repeats import check_demonstrations, check_leak, check_pairs, shared_prompts
+from dpo_lightning.data.repeats import check_demonstrations, check_leak, check_pairs, check_rankings, shared_prompts
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.examples import Origin, PreferenceExample, SFTExample, Text
+from dpo_lightning.examples import Origin, PreferenceExample, RankedExample, SFTExample, Text
 
 
 def pair(line: int, prompt: Text, chosen: Text = "a", rejected: Text = "b", file: str = "train") -> PreferenceExample:
@@ -83,3 +85,81 @@ def test_a_set_that_contradicts_the_other() -> None:
 
 def test_words_that_allow_nothing() -> None:
     refusal(lambda: check_leak([], [], allow=["leek"]), ExitCode.CONFIG, "leek", "contradictions, leak")
+
+
+def cycle(length: int, prompt: Text = "p", first: int = 1) -> list[PreferenceExample]:
+    """Pairs each of which prefers an answer to the next, the last one to the first."""
+    answers = [f"answer {k}" for k in range(length)]
+    return [pair(first + k, prompt, answers[k], answers[(k + 1) % length]) for k in range(length)]
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 50])
+@pytest.mark.parametrize("lists", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_cycles_of_preferences(length: int, lists: bool, turned: bool) -> None:
+    """Among pairs that agree with them, in any order of rows."""
+    good = [pair(100, "p", "best", "answer 0"), pair(101, "p", "answer 1", "worst"), pair(102, "p", "best", "worst")]
+    rows: list[Any] = [*good, *cycle(length)]
+    rows = rows[::-1] if turned else rows
+    check: Any = check_pairs
+    if lists:
+        rows, check = (
+            [RankedExample(row.origin, row.prompt, (row.chosen, row.rejected)) for row in rows],
+            check_rankings,
+        )
+    bad = BadRows()
+    check(rows, (), bad, Notes(bad, strict=False))
+    message = refusal(bad.raise_if_any, ExitCode.DATA, "preferences form a cycle", "--data.allow contradictions")
+    assert message.count("error: ") == 1
+    named = {int(word.strip(",").rpartition(":")[2]) for word in message.split() if word.startswith("train:")}
+    assert named <= set(range(1, length + 1))
+    assert len(named) == min(length, 4)
+    assert (", ..." in message) == (length > 4)
+    allowed = BadRows()
+    notes = Notes(allowed, strict=False)
+    check(rows, ("contradictions",), allowed, notes)
+    assert not allowed
+    assert [line.partition(" (")[0] for line in notes.lines()] == ["rows that close a cycle of preferences: 1"]
+
+
+def test_orders_without_a_cycle() -> None:
+    """Diamonds, repeats, and the same answers to other prompts are none."""
+    rows = [
+        *(pair(1, "p", "a", "b"), pair(2, "p", "b", "c"), pair(3, "p", "a", "c"), pair(4, "p", "a", "d")),
+        *(pair(5, "p", "d", "c"), pair(6, "p", "a", "b"), pair(7, "q", "c", "a"), pair(8, (user("p"),), "c", "a")),
+    ]
+    bad = BadRows()
+    check_pairs(rows, (), bad, Notes(bad, strict=False))
+    bad.raise_if_any()
+    longer = [RankedExample(Origin("f", k), "p", answers) for k, answers in enumerate(("abc", "bcd", "ad"), 1)]
+    check_rankings(longer, (), bad, Notes(bad, strict=False))
+    bad.raise_if_any()
+
+
+def test_every_cycle_is_told_and_one_of_two_rows_once() -> None:
+    rows = [*cycle(3), *cycle(3, "q", 4), pair(7, "r", "a", "b"), pair(8, "r", "b", "a")]
+    bad = BadRows()
+    check_pairs(rows, (), bad, Notes(bad, strict=False))
+    message = refusal(bad.raise_if_any, ExitCode.DATA, "train:1, train:2 at train:3", "train:4, train:5 at train:6")
+    assert message.count("error: ") == 3
+    assert "ranked the other way round than in train:7 at train:8" in message
+
+
+def test_a_cycle_over_both_sets() -> None:
+    rows = cycle(3)
+    train, held_out = rows[:2], [held(1, "p", rows[2].chosen, rows[2].rejected)]
+    refusal(lambda: check_leak(train, held_out, allow=["leak"]), ExitCode.DATA, "form a cycle", "eval:1", "train:1")
+    assert len(check_leak(train, held_out, allow={"leak", "contradictions"})) == 2
+
+
+def test_long_chains_and_many_cycles_take_no_recursion_and_no_square() -> None:
+    """Thousands of pairs on one prompt: a chain, and answers that all lead back to the first."""
+    count = 20_000
+    chain = [pair(k, "p", str(k), str(k + 1)) for k in range(count)]
+    bad = BadRows()
+    check_pairs(chain, (), bad, Notes(bad, strict=False))
+    bad.raise_if_any()
+    back = [pair(count + k, "p", str(k), "0") for k in range(2, count)]
+    notes = Notes(bad, strict=False)
+    check_pairs([*chain, *back], ("contradictions",), bad, notes)
+    assert notes.lines()[0].startswith(f"rows that close a cycle of preferences: {count - 2:,} (")

@@ -77,6 +77,18 @@ def test_tokens_that_merge_across_the_border_leave_one_prompt_for_both(tokenizer
         assert all(answer.scored)
 
 
+@pytest.mark.parametrize("text", ["Hi ", "Hi\n", " Hi \n\n", "Hi\t", "Hi\u3000", "Hi \n<|endoftext|>"])
+def test_white_space_at_the_end_of_a_raw_answer_is_learned(tokenizer, text):
+    pair, _ = encode(tokenizer, "Hello,", text, "No")
+    assert (
+        tokenizer.decode([*pair.prompt_ids, *pair.chosen.ids]) == f"Hello,{text.removesuffix(END_OF_TEXT)}{END_OF_TEXT}"
+    )
+    assert all(pair.chosen.scored)
+    encoder = Encoder(Renderer(tokenizer), 200)
+    (row,) = encoder.demonstrations([SFTExample(ORIGIN, "Hello,", text)])
+    assert [*row.prompt_ids, *row.completion.ids] == [*pair.prompt_ids, *pair.chosen.ids]
+
+
 def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_answer():
     made = tiny.make_chat_tokenizer(template=NO_THOUGHT)
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
@@ -117,6 +129,19 @@ def test_what_a_template_writes_after_the_end_of_an_answer_is_not_learned():
     row, counts = demonstrate(made, turns(("user", "Hello")), said, ends=[end])
     assert learned(made, row) == ["Hi<|im_end|>", "I am fine<|im_end|>"]
     assert counts.last_turn_only == 0
+
+
+def test_an_answer_of_two_ended_parts_ends_with_the_second():
+    """A plan before the words, each with an end of its own: neither is cut off, and what comes behind both is."""
+    plan = "('A plan<|im_end|>' if message['role'] == 'assistant' else '')"
+    parts = CHATML.replace("+ message['content'] +", f"+ {plan} + message['content'] +")
+    made = tiny.make_chat_tokenizer(template=parts)
+    pair, _ = encode(made, "Hello", "Hi", "I am fine")
+    assert made.decode(pair.chosen.ids) == "A plan<|im_end|>Hi<|im_end|>"
+    assert made.decode(pair.rejected.ids) == "A plan<|im_end|>I am fine<|im_end|>"
+    said = turns(("assistant", "Hi"), ("user", "Well?"), ("assistant", "I am fine"))
+    row, _ = demonstrate(made, turns(("user", "Hello")), said)
+    assert learned(made, row) == ["A plan<|im_end|>Hi<|im_end|>", "A plan<|im_end|>I am fine<|im_end|>"]
 
 
 @pytest.mark.parametrize("make", [tiny.make_chat_tokenizer, lambda: tiny.make_tokenizer(prepends_bos=True)])

@@ -1,5 +1,6 @@
 """Log-ratios of a thousand nats in float32: every loss stays a number with every kind of option, gradients as well."""
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from loss_family import FAMILY, pairs
 
 from dpo_lightning.divergences import AlphaDivergence, ForwardKL, JensenShannon
-from dpo_lightning.losses import AlphaPOLoss, ODPOLoss, SPPOLoss
+from dpo_lightning.losses import AlphaPOLoss, ChiPOLoss, ODPOLoss, SPPOLoss
 from dpo_lightning.losses.base import MarginLoss
 
 DIVERGENCES = [
@@ -52,3 +53,16 @@ def test_far_log_ratios_stay_numbers(name):
             output.losses.sum().backward()
             assert all(value.isfinite().all() for value in output), (moved, size)
             assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves), (moved, size)
+
+
+def test_chi_po_bounds_its_exponent_at_20():
+    """As the paper's code: from 20 nats on, phi grows like the log-ratio alone. The bound of the margin is 2R."""
+    logps = pairs(([25.0], [19.5]), ([0.0], [0.0]))
+    output = ChiPOLoss(1e-9, max_reward=1.0)(logps)
+    phi = [math.exp(20) - 1 + 25, math.exp(19.5) - 1 + 19.5]
+    assert output.chosen_rewards.item() == pytest.approx(1e-9 * phi[0], rel=1e-9)
+    assert output.rejected_rewards.item() == pytest.approx(1e-9 * phi[1], rel=1e-9)
+    assert output.losses.item() == pytest.approx(math.log1p(math.exp(-1e-9 * (phi[0] - phi[1]))), rel=1e-9)
+    for sign, loss in ((1, math.log1p(math.exp(-3.0))), (-1, math.log1p(math.exp(3.0)))):
+        far = ChiPOLoss(0.1, max_reward=1.5)(pairs(([25.0 * sign], [-25.0 * sign]), ([0.0], [0.0])))
+        assert far.losses.item() == pytest.approx(loss, rel=1e-9)

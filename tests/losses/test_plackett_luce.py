@@ -1,5 +1,6 @@
 """The Plackett-Luce loss: a case by hand, DPO's own at two answers, safe numbers, and what padding must not change."""
 
+import itertools
 import math
 
 import hypothesis
@@ -130,3 +131,41 @@ def test_measures_by_hand():
         "rewards/accuracies": [pytest.approx(4 / 6), 0.0],
         "rewards/ties": [pytest.approx(1 / 6), 0.0],
     }
+
+
+LONG = [
+    [5.0, 5.0, 3.0, 3.0, 3.0],  # ties of two and of three: 1 + 3 of 10 pairs, the other 6 in order
+    [2.0, 1.0, 2.0, 1.0, 2.0, 1.0],  # three and three: 3 + 3 of 15; 3 + 2 + 1 in order
+    [0.5] * 7,  # all 21
+    [7.0, 6.0, 5.0, 4.0, 3.0],  # none
+    [1.0, 2.0, 2.0, 2.0, 2.0, 3.0, 0.0, 0.0],  # four and two: 6 + 1 of 28; six answers ahead of two
+    [4.0, 4.0],
+]
+
+
+def test_ties_are_a_share_of_a_lists_pairs():
+    """Lists of up to eight answers, with several groups of ties; they have far more pairs than answers."""
+    mask = torch.tensor([[rank < len(row) for rank in range(8)] for row in LONG])
+    rewards = torch.tensor([row + [0.0] * (8 - len(row)) for row in LONG])
+    found = ranked_rewards(RankedOutput(torch.zeros(len(LONG)), rewards, mask))
+    by_hand = [4 / 10, 6 / 15, 1.0, 0.0, 7 / 28, 1.0]
+    ahead = [6 / 10, 6 / 15, 0.0, 1.0, 12 / 28, 0.0]
+    assert found["rewards/ties"].tolist() == pytest.approx(by_hand, abs=1e-7)
+    assert found["rewards/accuracies"].tolist() == pytest.approx(ahead, abs=1e-7)
+    for row, tie in zip(LONG, by_hand, strict=True):
+        equal = [one == other for one, other in itertools.combinations(row, 2)]
+        assert sum(equal) / len(equal) == pytest.approx(tie)
+
+
+@hypothesis.given(strategies.lists(strategies.lists(strategies.integers(0, 3), min_size=2, max_size=9), min_size=1))
+def test_measures_of_lists_with_ties_counted_pair_by_pair(rows):
+    """Few different rewards, so that ties are many."""
+    most = max(map(len, rows))
+    mask = torch.tensor([[rank < len(row) for rank in range(most)] for row in rows])
+    rewards = torch.tensor([row + [0] * (most - len(row)) for row in rows]).float()
+    found = ranked_rewards(RankedOutput(torch.zeros(len(rows)), rewards, mask))
+    for k, row in enumerate(rows):
+        both = list(itertools.combinations(row, 2))
+        assert float(found["rewards/ties"][k]) == pytest.approx(sum(a == b for a, b in both) / len(both))
+        assert float(found["rewards/accuracies"][k]) == pytest.approx(sum(a > b for a, b in both) / len(both))
+        assert float(found["rewards/margins"][k]) == row[0] - row[-1]

@@ -9,14 +9,13 @@ import torch
 from formulas import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_family import FAMILY, mpo
+from loss_family import FAMILY
 from loss_family import pairs as plain_pairs
 
 from dpo_lightning.divergences import AlphaDivergence, ForwardKL, ReverseKL
 from dpo_lightning.losses import (
     AlphaPOLoss,
     AOTLoss,
-    APOZeroLoss,
     BetaDPOLoss,
     ChiPOLoss,
     DPOLoss,
@@ -188,37 +187,15 @@ def test_what_only_fills_up_changes_nothing(name):
     check()
 
 
-@settings(max_examples=50)
-@given(pairs())
-def test_rewards_are_what_a_loss_compares(p):
-    """By them accuracies are counted: means for SimPO, IPO and LN-DPO, sums for DPO, corrected ones for TDPO."""
-    logps = p.tensors()
-    kw, kl = (torch.as_tensor([tokens.sum() for tokens in side.kl]) for side in p[:2])
-    expected = {
-        DPOLoss(0.3): (p.a, p.r),
-        IPOLoss(0.3): (p.a / p.nw, p.r / p.nl),
-        LNDPOLoss(0.3): (p.a / p.nw, p.r / p.nl),
-        SimPOLoss(0.3): (p.mw, p.ml),
-        ORPOLoss(0.3): (p.mw, p.ml),
-        TDPO1Loss(0.3): (p.a + kw.numpy(), p.r + kl.numpy()),
-        TDPO2Loss(0.3, 0.2): (p.a + 0.2 * kw.numpy(), p.r + 0.2 * kl.numpy()),
-        APOZeroLoss(0.3): (p.a, p.r),
-        WPOLoss(IPOLoss(0.3)): (p.a / p.nw, p.r / p.nl),
-    }
-    for loss, scores in expected.items():
-        for mine, score in zip(loss(logps)[1:], scores, strict=True):
-            np.testing.assert_allclose(mine, 0.3 * score, rtol=1e-9, atol=1e-9)
-
-
-def test_where_sum_and_mean_disagree_the_loss_decides():
-    """Chosen has 8 tokens of -1, rejected 2 of -2: likelier per token, less likely as a whole (trap 46)."""
-    logps = plain_pairs(([-8.0], [-4.0]), ([0.0], [0.0]), ([8], [2]))
-
-    def wins(loss):
-        return bool(loss(logps).chosen_rewards > loss(logps).rejected_rewards)
-
-    assert [wins(loss) for loss in (SimPOLoss(), IPOLoss(), LNDPOLoss(), ORPOLoss(), AlphaPOLoss())] == [True] * 5
-    assert [wins(loss) for loss in (DPOLoss(), IPOLoss(normalization="sum"), HingeLoss())] == [False] * 3
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_no_gradient_flows_through_the_chosen_divergence_of_tdpo_2(alpha):
+    """Zeng et al. 2024: `sg(Kw)`; through `Kl` it is `-alpha beta sigmoid(-x)` turned round."""
+    kw, kl = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (0.7, 0.4))
+    logps = plain_pairs(([-8.0], [-4.0]), ([-9.0], [-3.0]), ([8], [2]))._replace(kl=torch.cat([kw, kl]))
+    TDPO2Loss(0.5, alpha)(logps).losses.sum().backward()
+    x = 0.5 * (2 - alpha * (0.4 - 0.7))
+    assert float(kw.grad) == 0
+    assert float(kl.grad) == pytest.approx(0.5 * alpha / (1 + math.exp(x)), rel=1e-12)
 
 
 def test_the_weights_of_wpo_have_no_gradient():
@@ -230,18 +207,6 @@ def test_the_weights_of_wpo_have_no_gradient():
         gradients.append(float(leaf.grad))
     weight = math.exp((-1 + 0.25) + (-2 + 0.25))
     assert gradients[1] == pytest.approx(weight * gradients[0], rel=1e-9)
-
-
-def test_rewards_of_a_mixture_are_not_multiplied():
-    """swift multiplies them by the sum of weights, TRL's `sft` once zeroed them; what is switched off does not lead."""
-    logps = plain_pairs(([-8.0], [-4.0]), ([-9.0], [-4.5]), ([8], [2]))
-    alone = DPOLoss(0.1)(logps)
-    for loss in (
-        mpo(),
-        WeightedSum([SFTLoss(), DPOLoss(0.1)], [5.0, 0.1]),
-        WeightedSum([IPOLoss(), DPOLoss(0.1)], [0.0, 2.0]),
-    ):
-        same(loss(logps)[1:], alone[1:])
 
 
 def test_a_mixture_normalises_each_part_by_itself():
@@ -278,3 +243,17 @@ def test_odds_are_right_near_certainty(dtype):
     loss = ORPOLoss()(plain_pairs((leaf, [-2.0]), ([0.0], [0.0]), dtype=dtype)).losses
     loss.sum().backward()
     assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mean", [-1e-5, -3e-7, -1e-9, -1e-20, -1e-30])
+def test_orpo_of_an_answer_that_is_nearly_certain(mean, dtype, tolerance):
+    """The odds of exp(m) are exp(m) / (1 - exp(m)), near -1/m; here the sure answer is the one that is rejected."""
+    chosen = torch.tensor([-2.0], dtype=dtype)
+    rejected = torch.tensor([mean], dtype=dtype, requires_grad=True)
+    loss = ORPOLoss(0.3)(plain_pairs((chosen, rejected), ([0.0], [0.0]), dtype=dtype)).losses
+    odds = (-2 - math.log(-math.expm1(-2))) - (mean - math.log(-math.expm1(mean)))
+    assert loss.item() == pytest.approx(2 + 0.3 * math.log1p(math.exp(-odds)), rel=tolerance)
+    loss.sum().backward()
+    slope = 1 / -math.expm1(mean)  # of the log odds by m: 1 / (1 - exp(m))
+    assert rejected.grad.item() == pytest.approx(0.3 * slope / (1 + math.exp(odds)), rel=10 * tolerance)

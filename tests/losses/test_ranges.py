@@ -1,0 +1,167 @@
+"""The options of all losses: what each is where none is given, and where its range ends."""
+
+import math
+from dataclasses import MISSING, fields
+from inspect import isabstract
+
+import pytest
+
+import dpo_lightning.losses
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.losses import (
+    AlphaPOLoss,
+    AOTLoss,
+    AOTUnpairedLoss,
+    APOZeroUnpairedLoss,
+    BCOLoss,
+    BetaDPOLoss,
+    ChiPOLoss,
+    CPOLoss,
+    DiscoPOPLoss,
+    DPOLoss,
+    DPOPLoss,
+    EXOLoss,
+    IPOLoss,
+    KTOLoss,
+    LDDPOLoss,
+    LNDPOLoss,
+    ODPOLoss,
+    PlackettLuceLoss,
+    RDPOLoss,
+    RobustLoss,
+    SFTLoss,
+    SimPOLoss,
+    TDPO2Loss,
+    WeightedSum,
+)
+from dpo_lightning.losses.base import MarginLoss, PreferenceLoss
+from dpo_lightning.losses.listwise import ListwiseLoss
+from dpo_lightning.losses.unpaired import UnpairedLoss
+
+ALL = [getattr(dpo_lightning.losses, name) for name in dpo_lightning.losses.__all__]
+LOSSES = [one for one in ALL if not isabstract(one) and one not in (PreferenceLoss, MarginLoss)]
+
+DEFAULTS = {
+    SimPOLoss: {"beta": 2.0, "gamma": 1.0},  # gamma 0.5 of beta, as its authors advise
+    AlphaPOLoss: {"beta": 2.5, "gamma": 0.25, "alpha": 0.25},
+    CPOLoss: {"nll_weight": 1.0, "normalization": "token_mean"},  # TRL's cpo_alpha is 1
+    SFTLoss: {"normalization": "token_mean"},
+    IPOLoss: {"normalization": "mean"},
+    DPOLoss: {"label_smoothing": 0.0},
+    RobustLoss: {"label_smoothing": 0.1},
+    AOTLoss: {"label_smoothing": 0.0},
+    AOTUnpairedLoss: {"label_smoothing": 0.0},
+    EXOLoss: {"label_smoothing": 1e-3},  # TRL's, where it is 0
+    LNDPOLoss: {"beta": 5.0},  # Tulu 3's
+    DPOPLoss: {"penalty": 5.0},
+    RDPOLoss: {"alpha": 0.01},
+    ODPOLoss: {"alpha": 1.0, "scaling": "identity"},
+    DiscoPOPLoss: {"tau": 0.05},  # TRL's discopop_tau
+    ChiPOLoss: {"max_reward": 1.0},
+    LDDPOLoss: {"alpha": 0.5},
+    TDPO2Loss: {"alpha": 0.5},  # its authors'
+    BetaDPOLoss: {"alpha": 0.6, "keep": 1.0, "momentum": 0.9},  # its authors' alpha and momentum
+    KTOLoss: {"desirable_weight": 1.0, "undesirable_weight": 1.0},
+    APOZeroUnpairedLoss: {"desirable_weight": 1.0, "undesirable_weight": 1.0},
+}
+"""Numbers and names; beta is 0.1 where nothing else is said, and whatever has no beta is a mixture or a likelihood."""
+
+SMOOTHING = {"label_smoothing": ([0.0, 0.49], [-1e-3, 0.5, 0.75])}
+AT_LEAST_0 = ([0.0, 1.5, 30.0], [-1e-3, -2.0])
+ABOVE_0 = ([1e-3, 30.0], [0.0, -1e-3])
+RANGES = {
+    DPOLoss: SMOOTHING,
+    RobustLoss: SMOOTHING,
+    AOTLoss: SMOOTHING,
+    AOTUnpairedLoss: SMOOTHING,
+    EXOLoss: {"label_smoothing": ([1e-6, 0.49], [0.0, -1e-3, 0.5, 0.75])},
+    SimPOLoss: {"gamma": AT_LEAST_0},
+    AlphaPOLoss: {"gamma": AT_LEAST_0, "alpha": ([-3.0, 0.0, 3.0], [])},
+    CPOLoss: {"nll_weight": AT_LEAST_0},
+    DPOPLoss: {"penalty": AT_LEAST_0},
+    RDPOLoss: {"alpha": AT_LEAST_0},
+    ODPOLoss: {"alpha": AT_LEAST_0},
+    TDPO2Loss: {"alpha": AT_LEAST_0},
+    DiscoPOPLoss: {"tau": ([1e-3, 1.0], [0.0, -1e-3, 1.001])},
+    ChiPOLoss: {"max_reward": ABOVE_0},
+    LDDPOLoss: {"alpha": ([0.0, 0.5, 1.0], [-1e-3, 1.001])},
+    BetaDPOLoss: {
+        "alpha": AT_LEAST_0,
+        "keep": ([1e-3, 1.0], [0.0, -1e-3, 1.001]),
+        "momentum": ([0.0, 0.999], [-1e-3, 1.0, 1.5]),
+    },
+    KTOLoss: {"desirable_weight": AT_LEAST_0, "undesirable_weight": AT_LEAST_0},
+    APOZeroUnpairedLoss: {"desirable_weight": AT_LEAST_0, "undesirable_weight": AT_LEAST_0},
+}
+"""By class and option: values that are taken, and values that are not."""
+
+
+def options(kind):
+    """What a user may give, with its default."""
+    return {field.name: field.default for field in fields(kind) if field.init and field.default is not MISSING}
+
+
+@pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: kind.__name__)
+def test_the_options_that_are_left_out(kind):
+    beta = {"beta": 0.1} if issubclass(kind, (PreferenceLoss, UnpairedLoss, ListwiseLoss)) else {}
+    plain = {name: value for name, value in options(kind).items() if isinstance(value, (int, float, str))}
+    shift = {"shift": True} if "shift" in plain else {}
+    assert plain == beta | shift | DEFAULTS.get(kind, {})
+    assert all(type(plain[name]) is type(value) for name, value in DEFAULTS.get(kind, {}).items())
+
+
+@pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: kind.__name__)
+def test_ranges_end_where_they_are_said_to(kind):
+    """Every number but beta has a range here; no option takes what is no number."""
+    numbers = {name for name, value in options(kind).items() if isinstance(value, float)}
+    ranges = RANGES.get(kind, {}) | ({"beta": ABOVE_0} if "beta" in numbers else {})
+    assert ranges.keys() == numbers
+    for name, (taken, refused) in ranges.items():
+        for value in taken:
+            assert getattr(kind(**{name: value}), name) == value
+        for value in [*refused, math.nan, math.inf, -math.inf]:
+            with pytest.raises(UserError, match=rf"{kind.__name__} {name}=") as told:
+                kind(**{name: value})
+            assert told.value.code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize("kind", [KTOLoss, APOZeroUnpairedLoss])
+def test_one_kind_of_answer_may_be_left_out_but_not_both(kind):
+    assert kind(desirable_weight=0.0).undesirable_weight == 1
+    assert kind(undesirable_weight=0.0).desirable_weight == 1
+    with pytest.raises(UserError, match="leaves no answer"):
+        kind(desirable_weight=0.0, undesirable_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1.0], "must be 2 numbers"),
+        ([1.0, 1.0, 1.0], "must be 2 numbers"),
+        ([1.0, -1e-3], "must be 0 or more each"),
+        ([1.0, math.inf], "must be 0 or more each"),
+        ([1.0, math.nan], "must be 0 or more each"),
+        ([0.0, 0.0], "must not all be 0"),
+    ],
+)
+def test_weights_of_a_mixture(weights, said):
+    with pytest.raises(UserError, match=said):
+        WeightedSum([DPOLoss(), SFTLoss()], weights)
+    assert [weight for weight, _ in WeightedSum([DPOLoss(), SFTLoss()], [0.0, 0.25]).parts] == [0.25]
+    with pytest.raises(UserError, match="must name at least one"):
+        WeightedSum([], [])
+
+
+@pytest.mark.parametrize("loss", [PlackettLuceLoss(), BCOLoss(), DPOLoss()])
+def test_a_loss_needs_nothing_that_it_does_not_name(loss):
+    assert (loss.statistics, loss.reference_free) == (frozenset(), False)
+
+
+@pytest.mark.parametrize("kind", LOSSES, ids=lambda kind: kind.__name__)
+def test_losses_of_the_same_options_are_equal(kind):
+    """State that training moves is no option: it is neither compared nor shown."""
+    made = [kind([DPOLoss()], [1.0]) if kind is WeightedSum else kind() for _ in range(2)]
+    assert made[0] == made[1]
+    assert "RunningMean" not in repr(made[0])
+    if "beta" in options(kind):
+        assert kind(beta=0.7) != made[0]

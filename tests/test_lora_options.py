@@ -1,0 +1,86 @@
+"""The options of a new adapter: their defaults, where their ranges end, and what its beginning asks of the base."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.models import Lora
+
+
+def test_an_adapter_of_which_nothing_is_said():
+    """The update is scaled by 2; peft's own defaults are a rank of 8, scaled by 1, on some layers alone."""
+    assert asdict(Lora()) == {
+        "r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "target_modules": "all-linear",
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 1},
+        {"lora_alpha": 1},
+        {"lora_dropout": 0.0},
+        {"lora_dropout": 0.999},
+        {"r": 2, "init_lora_weights": "orthogonal"},
+        {"r": 3, "init_lora_weights": "gaussian"},
+        {"use_dora": True, "init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_16"},
+    ],
+)
+def test_what_lies_inside_of_the_ranges(options):
+    assert options.items() <= asdict(Lora(**options)).items()
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "reason"),
+    [
+        ({"r": 0}, "r", "must be at least 1"),
+        ({"r": -4}, "r", "must be at least 1"),
+        ({"r": 3, "init_lora_weights": "orthogonal"}, "r", "must be even for orthogonal"),
+        ({"lora_alpha": 0}, "lora_alpha", "must be greater than 0"),
+        ({"lora_alpha": -1}, "lora_alpha", "must be greater than 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout", r"must lie in \[0, 1\)"),
+        ({"lora_dropout": -0.01}, "lora_dropout", r"must lie in \[0, 1\)"),
+        ({"lora_dropout": math.nan}, "lora_dropout", r"must lie in \[0, 1\)"),
+        ({"use_dora": True, "init_lora_weights": "mica"}, "use_dora", "does not go with mica"),
+        ({"init_lora_weights": False}, "init_lora_weights", "begins with noise"),
+        ({"init_lora_weights": "pissa_niter_0"}, "init_lora_weights", "is none that is known here"),
+        ({"init_lora_weights": "pissa_niter_"}, "init_lora_weights", "is none that is known here"),
+        ({"init_lora_weights": "gaussians"}, "init_lora_weights", "is none that is known here"),
+        ({"init_lora_weights": "eva"}, "init_lora_weights", "needs the rows"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights", "needs the rows"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights", "needs gradients"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights", "needs a quantization of its own"),
+    ],
+)
+def test_what_lies_outside_of_them(options, name, reason):
+    with pytest.raises(UserError, match=rf"{name}=.* {reason}") as told:
+        Lora(**options)
+    assert told.value.code == ExitCode.CONFIG
+    assert f"--model.policy.lora.{name} " in told.value.fix
+
+
+@pytest.mark.parametrize(
+    ("start", "from_base", "takes_out", "needs_whole"),
+    [
+        (True, False, False, False),
+        ("gaussian", False, False, False),
+        ("orthogonal", False, False, True),  # peft draws it in the number type of the base
+        ("mica", True, False, True),
+        ("olora", True, True, True),
+        ("pissa", True, True, True),
+        ("pissa_niter_4", True, True, True),
+    ],
+)
+def test_what_a_beginning_asks_of_the_base(start, from_base, takes_out, needs_whole):
+    lora = Lora(init_lora_weights=start)
+    assert (lora.from_base, lora.takes_out, lora.needs_whole) == (from_base, takes_out, needs_whole)

@@ -1,0 +1,406 @@
+"""A model whose numbers would be wrong without a word is refused, and what is taken gives those of its plain calls."""
+
+import pytest
+import runs
+import tiny
+import torch
+from families import FAMILIES, PAIRS, VOCAB, make
+from layouts import LAYOUTS
+from lookups import data, loaded, scoring_of
+from test_kernels import REFUSED
+
+from dpo_lightning import kernels, model_checks, precomputed
+from dpo_lightning.attention import tree_attention
+from dpo_lightning.data.collate import Padded
+from dpo_lightning.dropout import without_dropout
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.heads import find_head
+from dpo_lightning.kernels import install, takes_trees
+from dpo_lightning.logps import token_logps
+from dpo_lightning.model_checks import check_layout, check_model, check_training_mode, independent_length
+from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.references import FrozenCopy
+
+NUMBERS = range(len(PAIRS))
+IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 0}
+BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48} | IDS
+BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.2} | IDS
+PHI = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} | IDS
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 48,
+    "rope_parameters": LONG | {"original_max_position_embeddings": 48},
+}
+
+
+def build(kind, vocab_size=VOCAB, **options):
+    """A causal language model of a kind of transformers, of random weights, in train mode; the same at every call."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = CONFIG_MAPPING[kind](vocab_size=vocab_size, **{"initializer_range": 0.2} | options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).train()
+
+
+def save(path, kind, **options):
+    """A folder of such a model with a tokenizer."""
+    return tiny.save(path, build(kind, tiny.VOCAB, **options), tiny.make_chat_tokenizer())
+
+
+def plain(model):
+    """Log-probabilities of the pairs' scored tokens, by a plain call for each unpadded sequence."""
+    found = []
+    for side in (0, 1):
+        for row in PAIRS:
+            said = row.answers[side]
+            ids = [*row.prompt_ids, *said.ids]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            first = len(row.prompt_ids)
+            found += [logits[first + k - 1, id_] for k, id_ in enumerate(said.ids) if said.scored[k]]
+    return torch.stack(found)
+
+
+def logps(model, layout, head=None):
+    """Of the same tokens, by a batch."""
+    with torch.no_grad():
+        return token_logps(model, layout.pairs(PAIRS, NUMBERS), head).values
+
+
+def refused(call, *args, code=ExitCode.MODEL):
+    """The message of a refusal."""
+    with pytest.raises(UserError) as raised:
+        call(*args)
+    assert raised.value.code == code
+    assert raised.value.fix
+    return str(raised.value)
+
+
+def fitting(made, rows, folder):
+    """A call that trains two steps."""
+    return lambda: runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
+
+
+# What is right
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *(name for name in REFUSED)])
+def test_every_layout_gives_what_plain_calls_give(family):
+    name, options = REFUSED[family][:2] if family in REFUSED else (family, {})
+    model = make(name, **options).eval()
+    expected = plain(model)
+    check_model(model)
+    install(model)
+    check_layout(model, Padded(side="left"))
+    without_dropout(model.train())
+    check_training_mode(model)
+    head = find_head(model)
+    for layout in LAYOUTS.values():
+        if isinstance(layout, Padded) or takes_trees(model):
+            for parts in (None, head):
+                torch.testing.assert_close(logps(model, layout, parts), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [*FAMILIES])
+def test_half_precision_is_not_taken_for_another_model(family, dtype):
+    model = make(family).to(dtype)
+    check_model(model)
+    check_training_mode(model)
+
+
+@pytest.mark.parametrize(
+    "check", [check_model, check_training_mode, lambda model: check_layout(model, Padded(1, "left"))]
+)
+def test_numbers_that_are_none_are_not_blamed_on_the_model(check):
+    model = make("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    check(model)
+
+
+def test_a_check_leaves_the_model_and_the_random_numbers_as_they_were():
+    model = build("opt", hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.0, **IDS)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    check_model(model)
+    check_training_mode(model)  # its layers draw a number in train mode, to which nothing comes
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_ids_with_a_meaning_are_not_in_the_probe():
+    model = make("llama", pad_token_id=1)
+    ids = {id_ for row in kernels.probe(VOCAB)[0] for answer in row.answers for id_ in (*row.prompt_ids, *answer.ids)}
+    model.config.image_token_id, model.config.eos_token_id = max(ids), sorted(ids)[:3]
+    batch = model_checks.probe_batch(model, Padded())
+    assert max(ids) not in batch.input_ids
+    assert batch.mask.sum(-1).tolist() == [12, 9, 10, 7]
+
+
+# Not causal, or positions of its own
+
+
+ENCODERS = {
+    "bert": BERT,
+    "roberta": BERT,
+    "big_bird": BERT,
+    "electra": BERT | {"embedding_size": 32},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48} | IDS,
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4} | IDS,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_model_in_which_a_token_sees_later_ones_is_refused(kind, dtype):
+    message = refused(check_model, build(kind, **ENCODERS[kind]).to(dtype), "folder")
+    assert f"{kind} is not a causal language model: the last token moves earlier logits" in message
+
+
+def test_an_encoder_is_refused_before_training(file, tmp_path):
+    """With the small weights that a new model has, whose earlier logits move by a thousandth."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = tmp_path / "bert"
+    BertForMaskedLM(BertConfig(vocab_size=tiny.VOCAB, max_position_embeddings=256, **BERT)).save_pretrained(folder)
+    tiny.make_chat_tokenizer().save_pretrained(folder)
+    message = refused(runs.fit, runs.module(folder), file, tmp_path / "run")
+    assert "bert is not a causal language model" in message
+    assert str(folder) in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "data2vec-text", "roberta-prelayernorm"])
+def test_a_model_that_counts_positions_its_own_way_is_refused(kind):
+    message = refused(check_model, build(kind, is_decoder=True, **BERT))
+    assert f"{kind} gives other log-probabilities in padded rows than for a row alone" in message
+
+
+def test_what_a_models_code_raises_is_a_refusal():
+    model = make("llama")
+    model.forward = lambda input_ids, **options: [].pop()
+    assert "llama cannot score rows of token ids: IndexError pop from empty list" in refused(check_model, model)
+    model.forward = lambda input_ids, **options: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        check_model(model)
+
+
+def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+    tiny.save(tmp_path, T5ForConditionalGeneration(T5Config(vocab_size=tiny.VOCAB, **sizes)), tiny.make_tokenizer())
+    for use in ("config", "tokenizer", "build"):
+        message = refused(getattr(CausalLM(str(tmp_path)), use))
+        assert "t5 is an encoder-decoder model and not a causal language model" in message
+        assert len(message) < 400
+
+
+# Padding on the left
+
+
+LEFT = {
+    "bart": BART,
+    "marian": BART,
+    "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2} | IDS,
+    "recurrent_gemma": PHI | {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_rows_padded_on_the_left_are_refused_where_the_numbers_are_others(kind):
+    model = build(kind, **LEFT[kind]).eval()
+    expected = plain(model)
+    check_model(model)
+    torch.testing.assert_close(logps(model, Padded()), expected, rtol=0, atol=2e-5)
+    assert (logps(model, Padded(side="left")) - expected).abs().max() > 0.05
+    check_layout(model, Padded())
+    assert f"{kind} gives other log-probabilities in rows padded on the left" in refused(
+        check_layout, model, Padded(side="left")
+    )
+
+
+def test_so_they_are_in_a_run_and_for_a_reference(file, tiny_llama, tmp_path):
+    folder = save(tmp_path / "bart", "bart", max_position_embeddings=256, **BART)
+    left = data(file, collator=Padded(side="left"))
+    assert "at data.collator" in refused(fitting(runs.module(folder), left, tmp_path / "run"))
+    other = runs.module(tiny_llama, FrozenCopy(str(folder)))
+    assert "bart gives" in refused(fitting(other, left, tmp_path / "other"))
+    made = loaded(folder, Precomputed(path=str(tmp_path / "ref.safetensors")))
+    assert "bart gives" in refused(made.reference.look_up, made.policy, scoring_of(made, left))
+    assert not (tmp_path / "ref.safetensors").exists()
+    fitting(runs.module(folder), data(file, collator=Padded()), tmp_path / "right")()
+
+
+# Noise in train mode
+
+
+def test_a_routers_jitter_is_switched_off(file, tmp_path, capsys):
+    sizes = {"max_position_embeddings": 256, "vocab_size": tiny.VOCAB, "router_jitter_noise": 0.2}
+    model = make("mixtral", **sizes)
+    assert not torch.equal(logps(model, Padded()), logps(model, Padded()))
+    folder = tiny.save(tmp_path / "mixtral", model, tiny.make_chat_tokenizer())
+    made = runs.module(folder)
+    runs.fit(made, file, tmp_path / "run", enable_checkpointing=False)
+    assert "self-check: passed (starting loss 0.693147, margins 0" in capsys.readouterr().out
+    assert made.policy.training
+    assert torch.equal(logps(made.policy, Padded()), logps(made.policy, Padded()))
+    assert made.policy.config.router_jitter_noise == 0.2
+
+
+@pytest.mark.parametrize("reference", [None, Precomputed()])
+@pytest.mark.parametrize("lora", [None, Lora(r=2, target_modules=["q_proj"])])
+@pytest.mark.usefixtures("place")
+def test_a_router_that_draws_its_experts_is_refused(lora, reference, tmp_path):
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    folder = save(tmp_path / "phimoe", "phimoe", max_position_embeddings=256, **PHI | sizes)
+    message = refused(runs.module(folder, reference, lora=lora).configure_model)
+    assert "phimoe gives other log-probabilities in train mode" in message
+    assert "it draws random numbers there" in message
+
+
+class Drawing(torch.nn.Module):
+    """Noise in train mode, below what rounding is allowed in half precision."""
+
+    def forward(self, hidden):
+        return hidden * (1 + 0.01 * torch.rand(()) * self.training)
+
+
+class Steady(torch.nn.Module):
+    """Another function in train mode that draws nothing."""
+
+    def forward(self, hidden):
+        return hidden * (1 + 0.5 * self.training)
+
+
+class Normed(torch.nn.BatchNorm1d):
+    """By the numbers of the batch in train mode."""
+
+    def __init__(self):
+        super().__init__(32)
+
+    def forward(self, hidden):
+        return super().forward(hidden.mT).mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Drawing, Steady, Normed])
+def test_any_part_that_is_another_function_in_train_mode_is_found(kind, dtype):
+    model = make("llama")
+    model.model.norm = kind()
+    message = refused(check_training_mode, model.to(dtype))
+    assert "llama gives other log-probabilities in train mode, by up to" in message
+    assert ("it draws random numbers there" in message) == (kind is Drawing)
+
+
+# A backbone that is none, and logits that are all given
+
+
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "rembert", "trocr", "whisper"])
+def test_whole_logits_where_a_model_does_not_come_apart(kind, capsys):
+    options = {
+        "modernbert-decoder": PHI,
+        "rembert": BERT | {"is_decoder": True, "input_embedding_size": 16, "output_embedding_size": 24},
+        "trocr": BART,
+        "whisper": {"max_target_positions": 64} | BART,
+    }[kind]
+    model = build(kind, **options).eval()
+    expected = plain(model)
+    check_model(model)
+    install(model)
+    head = find_head(model)
+    if kind in ("modernbert-decoder", "rembert"):
+        assert head is None
+        assert "note: " in capsys.readouterr().out
+    for parts in (None, head):
+        torch.testing.assert_close(logps(model, Padded(), parts), expected, rtol=0, atol=2e-5)
+
+
+# Rows that depend on the longest of their batch
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory):
+    """A folder of a model whose positions change where a batch has a row of more than 48 tokens."""
+    return save(tmp_path_factory.mktemp("phi3"), "phi3", **PHI | LONGROPE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "length"),
+    [
+        ("phi3", PHI | LONGROPE, 48),
+        ("llama", PHI | {"rope_parameters": LONG | {"original_max_position_embeddings": 32}}, 32),
+        ("deepseek_v32", {"index_topk": 8}, 8),
+        ("glm_moe_dsa", {"index_topk": 2048}, 2048),
+        ("llama", PHI, None),
+        ("gemma3_text", {}, None),
+    ],
+)
+def test_how_long_rows_may_be(kind, options, length):
+    from transformers import CONFIG_MAPPING
+
+    found = independent_length(CONFIG_MAPPING[kind](**options))
+    assert (found and found[0]) == length
+
+
+def test_what_is_said_of_it_is_what_happens():
+    model = build("phi3", **PHI | LONGROPE).eval()
+    ids, widths = torch.randint(5, VOCAB, (1, 60), generator=torch.Generator().manual_seed(0)), (30, 48, 49, 60)
+    with torch.no_grad():
+        first, *others = (model(input_ids=ids[:, :width]).logits[0, :30] for width in widths)
+    apart = [float((other - first).abs().max()) for other in others]
+    assert apart[0] < 1e-5
+    assert min(apart[1:]) > 0.1
+
+
+@pytest.mark.parametrize(("max_length", "times"), [(48, 0), (128, 1)])
+def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file, tmp_path, capsys):
+    made, rows = runs.module(longrope), data(file, max_length=max_length, overlong="drop", eval=str(file))
+    runs.fit(made, file, tmp_path, data=rows, enable_checkpointing=False)
+    told = capsys.readouterr().out
+    said = (
+        "note: beyond 48 tokens, a row's log-probabilities depend on the longest row of its batch (phi3: its longrope"
+    )
+    assert told.count(said) == times
+    assert "self-check: passed (starting loss 0.693147, margins 0" in told
+
+
+@pytest.mark.usefixtures("place")
+def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_path):
+    """Of the nine pairs some have more than 48 tokens."""
+    message = refused(fitting(runs.module(longrope, Precomputed()), data(file), tmp_path / "run"), code=ExitCode.CONFIG)
+    assert "beyond 48, log-probabilities depend on the longest row of their batch (phi3: its longrope" in message
+    assert "pairs.jsonl:9" in message
+    assert not (tmp_path / "outputs" / "reference").exists()
+    fitting(runs.module(longrope, Precomputed()), data(file, max_length=48, overlong="drop"), tmp_path / "short")()
+
+
+@pytest.mark.usefixtures("place")
+def test_the_self_check_looks_at_the_longest_row(longrope, file, tmp_path, monkeypatch):
+    """Where nothing in the configuration tells of it."""
+    monkeypatch.setattr(precomputed, "independent_length", lambda config: None)
+    message = refused(fitting(runs.module(longrope, Precomputed()), data(file), tmp_path / "run"))
+    assert "pairs.jsonl:9 and " in message
+    assert "pairs.jsonl:1 in one batch" in message
+    assert "the model's numbers depend on the rows of a batch" in message
+
+
+# The probe
+
+
+def test_a_leak_from_one_pair_into_the_next_is_found(monkeypatch):
+    """As it is with two pairs in a row: one by itself would not show it."""
+
+    def leaking(query, key, value, trees, kernel):
+        out = tree_attention(query, key, value, trees, kernel)
+        for tree in trees[1:]:
+            out[tree.row, tree.start] += value[tree.row, 0, 0].mean()
+        return out
+
+    monkeypatch.setattr(kernels, "tree_attention", leaking)
+    assert "llama gives other log-probabilities in packed rows" in install(make("llama"))
