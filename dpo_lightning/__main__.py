@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import traceback
 from importlib import import_module
 
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.terminal import one_line
 
 COMMANDS = {
     "fit": ("dpo_lightning.cli:main", "train: SFT or DPO, as the config says"),
@@ -63,6 +65,9 @@ def run(args: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code, whatever happens in it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has not every letter gets an escape for it
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -83,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             "w", prefix="dpo_lightning-", suffix=".log", delete=False, encoding="utf-8"
         ) as file:
             traceback.print_exc(file=file)
-        reason = next(iter(str(error).strip().splitlines()), "")
+        reason = one_line(next(iter(str(error).strip().splitlines()), ""))
         print(
             f"error: {type(error).__name__}: {reason}\nfix: this is a bug; please report it with {file.name}",
             file=sys.stderr,

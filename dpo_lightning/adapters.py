@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.model_folder import damaged, loaded, no_weights, read_header, read_json, weights_digest
+from dpo_lightning.folder_files import damaged, read_json
+from dpo_lightning.model_folder import loaded, no_weights, read_header, weights_digest
+from dpo_lightning.model_size import check_ranks
+from dpo_lightning.patterns import check_module_patterns
 
 KEY = "model.policy.lora"
 ORIGIN_FILE = "dpo_lightning.json"
@@ -115,6 +118,7 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
         part is end for part in whole for end in ends
     )
     layers, shared = linear_names(model), with_shared_weights(model)
+    check_module_patterns(options, [name for name, _ in model.named_modules()], ExitCode.CONFIG, KEY)
     try:
         with torch.random.fork_rng(devices=[], enabled="niter" in str(lora.init_lora_weights)):
             if "niter" in str(lora.init_lora_weights):  # drawn, and the base changes with it: a run that goes on
@@ -233,7 +237,12 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise no_weights(folder, weights.name)
-    stored = set(json.loads(read_header(weights))) - {"__metadata__"}
+    names = [name for name, _ in model.named_modules()]
+    config = folder / "adapter_config.json"
+    check_module_patterns(read_json(config), names, ExitCode.MODEL, str(config))
+    header = json.loads(read_header(weights))
+    stored = set(header) - {"__metadata__"}
+    check_ranks(read_json(config), [size for name in stored for size in header[name]["shape"]], str(config))
     policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
     state = get_peft_model_state_dict(policy)
     wanted = set(state)

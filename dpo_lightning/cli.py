@@ -21,6 +21,7 @@ from dpo_lightning import losses
 from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
 from dpo_lightning.class_paths import check_names, imports_restricted, take_allowed
+from dpo_lightning.config_values import check_arguments
 from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -277,6 +278,7 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     quiet()
     check_environment()
     args, packages = take_allowed(args)
+    check_arguments(args)
     try:
         with imports_restricted(packages):
             kind(args)

@@ -7,6 +7,7 @@ import os
 from typing import NoReturn
 
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.terminal import one_line
 
 
 def is_first_process() -> bool:
@@ -16,9 +17,9 @@ def is_first_process() -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line at once; control characters in it are written as escapes."""
     if is_first_process():
-        print(line, flush=True)
+        print(one_line(line), flush=True)
 
 
 def config_paths(args: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from dpo_lightning.terminal import one_line, quoted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -32,10 +34,10 @@ class ExitCode(IntEnum):
 
 
 def excerpt(text: object) -> str:
-    """Return at most 80 characters of `text` on one line, with control characters and surrogates escaped."""
+    """Return at most 80 characters of `text` on one line, with what is not printed escaped."""
     plain = str(text)
     shown = plain if len(plain) <= TEXT_LIMIT else plain[: TEXT_LIMIT - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return quoted(shown)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Problem:
 
     def __str__(self) -> str:
         """`what at where`, and the offending text on a line of its own."""
-        line = f"{self.what} at {self.where}" if self.where else self.what
+        what = one_line(" ".join(self.what.splitlines()))
+        line = f"{what} at {one_line(self.where)}" if self.where else what
         return f"{line}\n  | {excerpt(self.text)}" if self.text else line
 
 
@@ -79,5 +82,5 @@ class UserError(Exception):
         if len(self.problems) > MAX_SHOWN:
             lines.append(f"... and {len(self.problems) - MAX_SHOWN} more of this kind")
         if self.fix:
-            lines.append(f"fix: {self.fix}")
+            lines.append(f"fix: {one_line(self.fix)}")
         return "\n".join(lines)

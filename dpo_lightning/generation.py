@@ -74,6 +74,7 @@ def answer(
         mask[row, width - len(prompt) :] = 1
     drawn = sampling.temperature > 0
     options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if drawn else {}
+    options |= {"num_beams": 1, "num_return_sequences": 1}  # whatever the folder's generation config has
     training = model.training
     model.eval()
     try:
@@ -90,6 +91,9 @@ def answer(
                 pad_token_id=min(stops),
                 **options,
             )
+    except ValueError as error:  # what a generation config may ask for, and transformers refuses
+        what = f"the model does not generate: {' '.join(str(error).split()[:30])}"
+        raise UserError(ExitCode.MODEL, what, fix="mend generation_config.json in the model's folder") from None
     finally:
         model.train(training)
     return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 
+from dpo_lightning.terminal import clean_libraries
+
 
 def quiet() -> None:
     """Silence what libraries say about themselves; what concerns the run is said by the run."""
     from transformers.utils import logging as transformers_logging
 
+    clean_libraries()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric"):

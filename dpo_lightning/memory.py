@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from dpo_lightning.adapters import attach_lora
+from dpo_lightning.folder_files import check_description
 from dpo_lightning.logps import CHUNK
-from dpo_lightning.model_folder import check_folder, loaded, no_weights, read_header, read_json
+from dpo_lightning.model_folder import loaded, no_weights, read_header
 from dpo_lightning.models import CausalLM
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -82,10 +83,9 @@ def architecture(model: CausalLM) -> Any:
     from transformers import AutoConfig
 
     folder = Path(model.path)
-    if not folder.is_dir() or is_adapter(model) or any(folder.glob("*.safetensors*")):
+    if not folder.is_dir() or is_adapter(model) or any((*folder.glob("*.safetensors*"), *folder.glob("*.bin"))):
         return model.config()
-    if any(folder.glob("*.bin")) or "auto_map" in read_json(folder / "config.json"):
-        check_folder(model.path)
+    check_description(folder, "config.json")
     return loaded(AutoConfig.from_pretrained, model.path, trust_remote_code=False)
 
 

@@ -6,18 +6,26 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import shlex
 import struct
 from pathlib import Path
 from typing import Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.folder_files import check_description, damaged, read_json
+from dpo_lightning.foreign_code import READ_BESIDE
 
 KEY = "model.policy.path"
 EMBEDDED = "models/smollm2-135m-instruct"
 """Where `fetch-model` puts the embedded model."""
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
 PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
+
+LARGEST_HEADER = 100 << 20
+"""Bytes of a safetensors header, by the format's own limit."""
 
 
 def check_folder(path: str) -> Path | None:
@@ -32,20 +40,9 @@ def check_folder(path: str) -> Path | None:
             return None
         raise missing_folder(path)
     if (folder / "adapter_config.json").exists():
+        check_description(folder, "adapter_config.json")
         return folder
-    config = read_json(folder / "config.json")
-    if "auto_map" in config:
-        raise UserError(
-            ExitCode.MODEL,
-            Problem("the model brings code of its own (`auto_map`), which is never run", f"{folder}/config.json"),
-            fix="use a model whose architecture transformers knows",
-        )
-    if "quantization_config" in config:
-        raise UserError(
-            ExitCode.MODEL,
-            Problem("the weights are stored quantized: what is trained on them fits no other", f"{folder}/config.json"),
-            fix="give the whole weights; --model.policy.quantization.bits 4 quantizes them while they are loaded",
-        )
+    check_description(folder, "config.json")
     check_weights(folder)
     return folder
 
@@ -91,9 +88,24 @@ def adapter_base(adapter: Path) -> str:
     return base
 
 
+def check_hub_model(path: str) -> None:
+    """Fetch what describes a model of a hub and look at it as at a folder's files, before anything else is loaded.
+
+    Raises:
+        UserError: it cannot be fetched, or names code or other files.
+    """
+    from transformers.utils import cached_file
+
+    config, *_ = [
+        loaded(cached_file, path, filename=name, _raise_exceptions_for_missing_entries=name == "config.json")
+        for name in ("config.json", *READ_BESIDE)
+    ]
+    check_description(Path(config).parent, "config.json")
+
+
 def looks_like_hub_id(path: str) -> bool:
     """`name` or `org/name`, and nothing on disk or of ours that the path could have meant."""
-    if Path(path) == Path(EMBEDDED):
+    if Path(path) == Path(EMBEDDED) or not HUB_ID.fullmatch(path):
         return False
     parts = Path(path).parts
     ours = len(parts) == 2 and (parts[0] in ("models", "outputs") or Path(parts[0]).is_dir())
@@ -107,7 +119,10 @@ def missing_folder(path: str) -> UserError:
         fix = "python -m dpo_lightning fetch-model"
     else:
         parent = Path(path).parent
-        names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+        try:
+            names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+        except OSError:  # a folder that may not be read
+            names = []
         near = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.4)
         fix = (
             f"did you mean {', '.join(str(parent / name) for name in near)}?"
@@ -121,8 +136,13 @@ def loaded(load: Any, path: str, **options: Any) -> Any:
     """Call a transformers loader; what it raises becomes a message about `path`."""
     try:
         return load(path, **options)
-    except Exception as error:  # a folder from elsewhere may provoke anything
-        if "memory" in str(error).lower():
+    except BaseException as error:  # a folder from elsewhere may provoke anything, a panic of the tokenizer's Rust too
+        panic = type(error).__name__ == "PanicException"
+        if (
+            isinstance(error, UserError)
+            or "memory" in str(error).lower()
+            or not (isinstance(error, Exception) or panic)
+        ):
             raise
         reason = " ".join([f"{type(error).__name__}:", *str(error).split()[:30]])
         if isinstance(error, ImportError):
@@ -139,23 +159,6 @@ def loaded(load: Any, path: str, **options: Any) -> Any:
             if local
             else "check the hub id and the connection, or give a local folder (HF_HUB_OFFLINE=1 uses what is cached)",
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            ExitCode.MODEL,
-            Problem(f"the model folder has no {path.name}", where=str(path.parent)),
-            fix="give the folder that `save_pretrained` wrote (for a run: its final_model/)",
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
-    if not isinstance(content, dict):
-        raise damaged(path, "not a JSON object")
-    return content
 
 
 def check_weights(folder: Path) -> None:
@@ -199,6 +202,8 @@ def read_header(path: Path) -> bytes:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if length > size - 8:
             raise damaged(path, "the file ends early")
+        if length > LARGEST_HEADER:  # the limit of the format itself
+            raise damaged(path, "its header is not that of a safetensors file")
         header = file.read(length)
     try:
         tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
@@ -208,15 +213,6 @@ def read_header(path: Path) -> bytes:
     if size != promised:
         raise damaged(path, f"it has {size} bytes where its header promises {promised}")
     return header
-
-
-def damaged(path: Path, reason: str) -> UserError:
-    """The error for a file that cannot be what it says it is."""
-    return UserError(
-        ExitCode.MODEL,
-        Problem(f"the model file is damaged: {reason}", str(path)),
-        fix="copy or download it again",
-    )
 
 
 def count_values(folder: Path) -> int:

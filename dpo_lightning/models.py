@@ -17,10 +17,13 @@ from dpo_lightning.model_folder import (
     KEY,
     adapter_base,
     check_folder,
+    check_hub_model,
     count_values,
     loaded,
     read_json,
 )
+from dpo_lightning.model_size import check_size
+from dpo_lightning.patterns import check_tokenizer_file
 from dpo_lightning.quantization import Quantization, compute_in, loading, steady
 from dpo_lightning.transformers4 import add_older_names
 
@@ -142,8 +145,9 @@ class CausalLM:
         adapter = self.adapter_folder()
         own = adapter is not None and (adapter / "tokenizer_config.json").exists()
         path = self.path if own else self.base_path()
-        tokenizer = loaded(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
         rows = self.config().get_text_config().vocab_size
+        check_tokenizer_file(Path(path) / "tokenizer.json")
+        tokenizer = loaded(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
         last = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps: their number says nothing
         if last >= rows:
             raise UserError(
@@ -168,7 +172,17 @@ class CausalLM:
             ids = GenerationConfig.from_pretrained(self.base_path()).eos_token_id
         except OSError:
             return frozenset()
-        return frozenset([ids] if isinstance(ids, int) else ids or ())
+        except (ValueError, TypeError, AttributeError) as error:
+            what = Problem(f"generation_config.json cannot be used: {error}", KEY, self.base_path())
+            raise UserError(ExitCode.MODEL, what, fix="mend it, or remove it") from None
+        several = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(one) is int for one in several):
+            raise UserError(
+                ExitCode.MODEL,
+                Problem("eos_token_id is no id of a token", f"{self.base_path()}/generation_config.json", str(ids)),
+                fix="write a number, or a list of numbers",
+            )
+        return frozenset(several)
 
 
 def check_known(tokenizer: Any, path: str) -> None:
@@ -203,10 +217,12 @@ def load_config(path: str) -> Any:
     """The configuration of a model that can be loaded as a causal language model.
 
     Raises:
-        UserError: it is of another kind, such as an encoder with a decoder.
+        UserError: it is of another kind, such as an encoder with a decoder, or names code or other files.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
+    if check_folder(path) is None:
+        check_hub_model(path)
     config = loaded(AutoConfig.from_pretrained, path, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = "an encoder-decoder model" if config.is_encoder_decoder else "another kind of model"
@@ -220,13 +236,19 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     """A whole model whose every weight came from its files."""
     from transformers import AutoModelForCausalLM
 
-    load_config(path)
+    config = load_config(path)
+    check_size(path, config)
+    named = getattr(config, "_attn_implementation", None)
+    if named is not None:
+        say(f"note: attention {named} in the config.json of {path} is not used; --model.policy.attention chooses")
     quantized = {} if quantization is None else loading(quantization)
     model, info = loaded(
         AutoModelForCausalLM.from_pretrained,
         path,
+        config=config,  # read before, so that the kernels given here replace those that it names, in every part of it
         dtype=dtype,
         attn_implementation=None if attention == "auto" else attention,
+        experts_implementation=None,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,

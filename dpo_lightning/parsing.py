@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from dpo_lightning.class_paths import ALLOW_FLAG
+from dpo_lightning.config_values import check_values
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.special_files import special_kind
 
 HELP = "python -m dpo_lightning fit --help lists the options"
 
@@ -216,6 +218,8 @@ def read_config(path: str) -> dict[str, Any]:
         UserError: the file is missing (66) or is no YAML mapping (64, with line and column).
     """
     try:
+        if kind := special_kind(path):
+            raise OSError(None, f"{kind} where a file is due")
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             content = yaml.load(file, Loader=UniqueKeys)
     except OSError as error:
@@ -231,6 +235,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(ExitCode.CONFIG, Problem(f"this is no YAML: {reason}", where), fix="mend the line") from None
     if not isinstance(content, dict):
         raise UserError(ExitCode.CONFIG, Problem("a config is a mapping of keys", path), fix="see configs/dpo.yaml")
+    check_values(content, path)
     if not isinstance(content.get("trainer", {}), dict):
         raise UserError(
             ExitCode.CONFIG,

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 
 from dpo_lightning.errors import Problem
-from dpo_lightning.model_folder import check_folder, no_weights, read_json
+from dpo_lightning.folder_files import read_json
+from dpo_lightning.model_folder import check_folder, no_weights
 from dpo_lightning.models import CausalLM
 
 SHOWN = 16

@@ -15,6 +15,7 @@ from dpo_lightning.data.position import check_whole, check_window, window_start
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.parsing import read_config
 from dpo_lightning.run_folder import CONFIG, LOCK
+from dpo_lightning.special_files import special_kind
 
 KEY = "ckpt_path"
 DATE = "data.init_args.template_date"
@@ -59,10 +60,11 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         )
     file = Path(path)
     if not file.is_file():
-        found = ", ".join(map(str, sorted(file.parent.glob("*.ckpt")))) or "none"
+        kind = special_kind(file)
+        found = ", ".join(str(path) for path in sorted(file.parent.glob("*.ckpt")) if path.is_file()) or "none"
         raise UserError(
             ExitCode.INPUT_MISSING,
-            Problem("there is no such checkpoint", KEY, path),
+            Problem(f"{kind} where a checkpoint is due" if kind else "there is no such checkpoint", KEY, path),
             fix=f"there are: {found}",
         )
     content = read_checkpoint(file)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from dpo_lightning.console import say
 from dpo_lightning.errors import UserError
-from dpo_lightning.model_folder import adapter_base, read_json, weights_digest
+from dpo_lightning.folder_files import read_json
+from dpo_lightning.model_folder import adapter_base, weights_digest
 from dpo_lightning.models import ORIGIN_FILE
 
 SHOWN = 16

@@ -122,10 +122,5 @@ def loss_lines(metrics: dict[str, Any], more: str = "") -> list[str]:
 
 def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:
     """One sampled answer of each."""
-    lines = [f"  prompt              {one_line(prompt)}", f"  policy              {one_line(policy)}"]
-    return [*lines, f"  reference           {one_line(reference)}"] if reference else lines
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks and without what would move a terminal's cursor."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    told = {"prompt": prompt, "policy": policy} | ({"reference": reference} if reference else {})
+    return [f"  {name:<20}{' '.join(text.split())}" for name, text in told.items()]

@@ -2,12 +2,14 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 import runs
 import tiny
 import torch
+from command_runs import refused, run
 from layouts import read_back
 
 from dpo_lightning.data.rendering import Renderer
@@ -188,3 +190,34 @@ def test_compiled_layers_answer_uncompiled(tiny_llama, chat_tokenizer):
     assert not compiled
     model(torch.tensor([[5, 6, 7]]))
     assert compiled
+
+
+@pytest.mark.parametrize("changes", [{"num_beams": 10**6}, {"num_beam_groups": 2}])
+def test_a_folders_beams_are_not_used(tiny_llama, tmp_path, changes):
+    """`temperature` 0 takes the likeliest token; a folder could ask for any amount of memory."""
+    folder = with_generation_config(tiny_llama, tmp_path, changes)
+    args = ("infer", "--instruction", "hi", "--max_new_tokens", 3, "--temperature", 0, "--model")
+    assert run(*args, folder) == run(*args, tiny_llama)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "high"},
+        {"stop_strings": ["x"]},
+        {"num_return_sequences": 10**6},
+    ],
+)
+def test_what_a_folder_may_not_ask_for_is_refused(tiny_llama, tmp_path, changes):
+    folder = with_generation_config(tiny_llama, tmp_path, changes)
+    ran = run("infer", "--instruction", "hi", "--max_new_tokens", 3, "--temperature", 0, "--model", folder)
+    refused(ran, 67, "generation_config.json")
+
+
+def with_generation_config(model, tmp_path, changes):
+    """A copy of a model's folder with other keys in its generation config."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder

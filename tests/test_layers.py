@@ -9,10 +9,11 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "types judged rankings examples errors console",
+    "types judged rankings examples errors console special_files limits terminal config_values",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "kernels heads models model_checks adapters dropout routers quantization memory model_folder library_noise "
-    "precision references generation artefact precomputed provenance scoring needs stages merging transformers4",
+    "foreign_code folder_files model_size patterns kernels heads models model_checks adapters dropout routers "
+    "quantization memory model_folder library_noise precision references generation artefact precomputed provenance "
+    "scoring needs stages merging transformers4",
     "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "
     "resume switches class_paths output_paths trainer_options parsing summary callbacks",
     "cli commands __main__ __init__",

@@ -17,6 +17,7 @@ from dpo_lightning.commands.fetch_model import damage
 from dpo_lightning.console import ShortParser, config_paths
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.model_folder import EMBEDDED
+from dpo_lightning.terminal import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
     findings = []
     for finding in _examine():
         # Line by line: a torch that kills the process leaves at least what was found before it.
-        print(finding, flush=True)
+        print(harmless(str(finding)), flush=True)
         findings.append(finding)
     missing = sum(finding.status == "missing" for finding in findings)
     print(f"\n{missing} missing" if missing else "\nnothing required is missing")

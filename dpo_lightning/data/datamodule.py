@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.console import say
 from dpo_lightning.data.batching import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
-from dpo_lightning.data.chat_templates import RunDate, read_template
+from dpo_lightning.data.chat_templates import RunDate
 from dpo_lightning.data.collate import Collator, Padded, layout_for
 from dpo_lightning.data.counts import unlisted_ends
 from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.repeats import check_leak
 from dpo_lightning.data.schema import preference_examples, sft_examples
+from dpo_lightning.data.template_limits import read_template
 from dpo_lightning.data.tokenization import Encoder, Overlong
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedPair, EncodedSFT, PreferenceExample, SFTExample

@@ -11,6 +11,8 @@ import stat
 from pathlib import Path
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.special_files import special_kind
+from dpo_lightning.terminal import quoted
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,17 +21,10 @@ MAX_LISTED = 10_000
 SHOWN_NAMES = 3
 LONGEST_SHOWN = 200
 
-SPECIAL_FILES = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
 
 def display_name(path: str) -> str:
     """The path as it is printed: bytes that are no UTF-8 and control characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+    return quoted(path)
 
 
 def check_path(path: str) -> None:
@@ -52,7 +47,7 @@ def check_path(path: str) -> None:
         names = [name for name in _listing(Path(path)) if name.endswith(DATA_SUFFIXES)]
         raise _missing(path, "a folder where a file is due", f"name its files{_examples(names)}")
     if not stat.S_ISREG(mode):
-        kind = SPECIAL_FILES.get(stat.S_IFMT(mode), "no regular file")
+        kind = special_kind(path) or "no regular file"
         raise _missing(path, f"{kind} where a file is due", "write the rows to a file first")
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from dpo_lightning.data.chat_templates import dated
 from dpo_lightning.data.kept_texts import check_rendering
+from dpo_lightning.data.template_limits import rendered, token_ids
 from dpo_lightning.data.tool_calls import takes_text, with_arguments
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import TRAIN, Message, Origin, Text
@@ -120,7 +121,7 @@ class Renderer:
         ids: list[int] = []
         for piece, control in self._pieces(text):
             options = {"split_special_tokens": True} if control else {}
-            ids += self.tokenizer(piece, add_special_tokens=False, **options)["input_ids"]
+            ids += token_ids(self.tokenizer, piece, **options)
         return ids
 
     def check_one_bos(self, ids: Sequence[int], origin: Origin | None = None) -> None:
@@ -164,7 +165,7 @@ class Renderer:
     @cached_property
     def calls_as_text(self) -> bool:
         """Whether the template takes the arguments of tool calls as JSON text, not as objects."""
-        return takes_text(partial(self.tokenizer.apply_chat_template, tokenize=False))
+        return takes_text(partial(rendered, self.tokenizer, tokenize=False))
 
     @property
     def wrote_date(self) -> bool:
@@ -233,7 +234,7 @@ class Renderer:
     ) -> str:
         from jinja2 import TemplateError
 
-        render: Callable[..., str] = self.tokenizer.apply_chat_template
+        render: Callable[..., str] = partial(rendered, self.tokenizer)
         try:
             written = self._day_written(tools)
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation, **written)
@@ -257,7 +258,7 @@ class Renderer:
         """Whether the template renders a plain exchange: what it refuses is then the row's own fault."""
         exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            self.tokenizer.apply_chat_template(exchange, tokenize=False)
+            rendered(self.tokenizer, exchange, tokenize=False)
         except Exception:  # a template may raise anything
             return False
         return True

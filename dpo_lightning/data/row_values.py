@@ -7,6 +7,7 @@ import unicodedata
 from typing import Any
 
 from dpo_lightning.data.bad_rows import RowError
+from dpo_lightning.terminal import quoted
 
 MAX_FIELD_BYTES = 1_000_000
 MAX_DEPTH = 64
@@ -43,7 +44,7 @@ def clean(values: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
 def excerpt_name(name: str) -> str:
     """A column's name as it may stand in a message."""
     shown = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return quoted(shown)
 
 
 class _Field:

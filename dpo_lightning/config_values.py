@@ -1,0 +1,50 @@
+"""What no value of a config or a command line may be: the path of a pipe or a device, or control characters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.special_files import special_kind
+
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and what turns the direction of text: values become names of files, of curves, of columns."""
+
+
+def check_values(value: Any, key: str) -> None:
+    """Look at every text of a config.
+
+    Args:
+        value: of a key; also a list or a mapping.
+        key: dotted, or the path of a config file.
+
+    Raises:
+        UserError: 66, a text leads to a pipe or a device, which the parser would open; 64, it has control characters.
+    """
+    if isinstance(value, dict):
+        for name, part in value.items():
+            check_values(str(name), "a key")
+            check_values(part, str(name) if "/" in key or key.endswith((".yaml", ".yml")) else f"{key}.{name}")
+    elif isinstance(value, list):
+        for part in value:
+            check_values(part, key)
+    elif isinstance(value, str) and FORBIDDEN.search(value):
+        raise UserError(ExitCode.CONFIG, Problem("control characters in a value", key, value), fix="leave them out")
+    elif isinstance(value, str) and key != "output_dir" and (kind := special_kind(value)):
+        what = Problem(f"{kind} where a file is due", key, value)
+        raise UserError(ExitCode.INPUT_MISSING, what, fix="write it to a file first, and name that")
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Look at every value of a command line.
+
+    Raises:
+        UserError: as `check_values`.
+    """
+    for flag, following in pairwise([*args, ""]):
+        key, equals, value = flag.removeprefix("--").partition("=")
+        if flag.startswith("--"):
+            check_values(value if equals else following, key)

@@ -1,0 +1,26 @@
+"""Pipes, sockets and devices where a file is due: opening one may wait for ever, so its kind is looked at first."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def special_kind(path: str | Path) -> str:
+    """`a pipe`, `a socket` or `a device`; empty for files, for folders, and for what is not there. Links are followed.
+
+    Raises:
+        OSError: it cannot be looked at for another reason than that it is not there.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL in the path is a ValueError
+        return ""
+    return KINDS.get(stat.S_IFMT(mode), "")
