@@ -11,6 +11,7 @@ from torch import nn
 from dpo_lightning.adapters import ORIGIN_FILE, Lora, attach_lora, load_adapter, save_adapter
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.folder_files import read_json
 from dpo_lightning.kernels import install
 from dpo_lightning.model_checks import OTHER_MODEL, check_model
 from dpo_lightning.model_folder import (
@@ -20,7 +21,6 @@ from dpo_lightning.model_folder import (
     check_hub_model,
     count_values,
     loaded,
-    read_json,
 )
 from dpo_lightning.model_size import check_size
 from dpo_lightning.patterns import check_tokenizer_file
