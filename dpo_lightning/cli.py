@@ -20,6 +20,7 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
 from dpo_lightning.adapters import KEY as LORA
 from dpo_lightning.callbacks.means import MeansCallback
+from dpo_lightning.class_paths import check_names, imports_restricted, take_allowed
 from dpo_lightning.console import config_paths, is_first_process, say
 from dpo_lightning.data.batching import told_steps
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -33,15 +34,17 @@ from dpo_lightning.library_noise import quiet
 from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.models import CausalLM, Lora, Quantization
 from dpo_lightning.module import PolicyModule
-from dpo_lightning.parsing import Known, parsing_error, read_config, restrict_imports, take_allowed, unknown_option
+from dpo_lightning.output_paths import check_outputs
+from dpo_lightning.parsing import Known, parsing_error, read_config, unknown_option
 from dpo_lightning.precision import choose_precision
 from dpo_lightning.quantization import KEY as QUANTIZATION
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.resume import check_checkpoint
+from dpo_lightning.resume import check_checkpoint, take_date
 from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
 from dpo_lightning.summary import summarize
 from dpo_lightning.switches import dropped_options, loss_defaults
+from dpo_lightning.trainer_options import check_environment, check_trainer
 
 PROGRAM = "python -m dpo_lightning"
 
@@ -97,6 +100,11 @@ class PreferenceCLI(LightningCLI):
             self.config = parser.parse_args([*args, *loss_defaults(self.config_files, args)])
         except ArgumentError as error:
             raise (user_error(error.__cause__) or parsing_error(str(error), known)) from None
+        config = self.config[self.config.subcommand]
+        check_names(config, {"model": PolicyModule, "data": TextDataModule, "trainer": Trainer})
+        check_trainer(config.trainer, self.config.subcommand)
+        check_outputs(config, args)
+        config.fresh = config.fresh and "--fresh" in args  # a file does not move folders
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The run's folder."""
@@ -108,13 +116,13 @@ class PreferenceCLI(LightningCLI):
         command = self.config.subcommand
         path = self.config[command].get("ckpt_path")
         if path:
+            take_date(str(path), self.config[command])
             self._dump_config()
             check_checkpoint(str(path), self.config_dump, compare=command == "fit")
 
     def before_instantiate_classes(self) -> None:
         """Check what needs no model, and settle what was left to the hardware."""
         config = self.config[self.subcommand]
-        check_trainer(config.trainer)
         for line in dropped_options(self.config_files, config):
             say(f"warning: {line}")
         self.folder = RunFolder(config.output_dir)
@@ -122,6 +130,7 @@ class PreferenceCLI(LightningCLI):
             self.folder.check(fresh=config.fresh, ckpt_path=config.get("ckpt_path"))
         if self.subcommand == "predict" and is_first_process():
             self.folder.check_writable()
+            self.folder.check_links()
         if config.trainer.precision is None:
             config.trainer.precision, reason = choose_precision(str(config.trainer.accelerator))
             say(f"precision: {config.trainer.precision} ({reason})")
@@ -167,6 +176,7 @@ class PreferenceCLI(LightningCLI):
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
+            self.datamodule.template_date.keep(self.config_dump["data"]["init_args"])
             self.folder.write_config(yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True))
         try:
             self.trainer.fit(**kwargs)
@@ -187,6 +197,8 @@ class PreferenceCLI(LightningCLI):
         trainer, data = self.trainer, self.datamodule
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
         told, window = f"data: {rows} training rows, {held_out} held out", trainer.accumulate_grad_batches
+        if held_out and trainer.limit_val_batches == 0:
+            say(f"note: none of the {held_out} held-out rows is measured, as trainer.limit_val_batches is 0")
         if data.max_tokens:  # the data module tells what that makes of the rows once the model has settled the layout
             window *= trainer.world_size
             say(f"{told}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
@@ -209,18 +221,6 @@ def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, 
     # Elsewhere than in `fit`, nothing but predictions is written.
     kept = [c for c in callbacks if not isinstance(c, (ModelCheckpoint, project_callbacks.FinalModel))]
     return [*kept, project_callbacks.PredictionWriter()] if command == "predict" else kept
-
-
-def check_trainer(trainer: Any) -> None:
-    """Refuse numbers of steps that are no numbers of steps."""
-    for name in ("accumulate_grad_batches", "max_epochs", "max_steps", "log_every_n_steps"):
-        value = trainer.get(name)
-        if isinstance(value, int) and value < 1 and not (value == -1 and name.startswith("max_")):
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem(f"{name}={value} is less than 1", f"trainer.{name}"),
-                fix=f"--trainer.{name} 1 or more",
-            )
 
 
 def known_names(parser: Any) -> Known:
@@ -275,10 +275,11 @@ def translated(error: Exception) -> UserError | None:
 def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     """Run a LightningCLI subcommand with `args[0]` its name."""
     quiet()
+    check_environment()
     args, packages = take_allowed(args)
-    restrict_imports(packages)
     try:
-        kind(args)
+        with imports_restricted(packages):
+            kind(args)
     except UserError:
         raise
     except SystemExit as stop:  # --help and --print_config end here, and lightning's answer to Ctrl-C

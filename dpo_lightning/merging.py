@@ -17,6 +17,7 @@ from dpo_lightning.heads import causal_lm
 from dpo_lightning.kernels import undisturbed
 from dpo_lightning.model_folder import loaded
 from dpo_lightning.models import CausalLM
+from dpo_lightning.transformers4 import add_older_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -181,3 +182,4 @@ def write(model: Any, tokenizer: Any, folder: Path, dtype: str, size: str) -> No
     cast(model, dtype)
     model.save_pretrained(folder, max_shard_size=size)
     tokenizer.save_pretrained(folder)
+    add_older_names(folder, tokenizer)

@@ -19,8 +19,13 @@ from dpo_lightning.model_folder import (
     check_folder,
     count_values,
     loaded,
+    read_json,
 )
 from dpo_lightning.quantization import Quantization, compute_in, loading, steady
+from dpo_lightning.transformers4 import add_older_names
+
+NAMED_TOKENS = ("eos_token", "bos_token", "pad_token")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ class CausalLM:
                 Problem("the tokenizer has no EOS token: an answer could not end", KEY, self.path),
                 fix="set eos_token in the folder's tokenizer_config.json",
             )
+        check_known(tokenizer, path)
         return tokenizer
 
     def end_ids(self) -> frozenset[int]:
@@ -163,6 +169,34 @@ class CausalLM:
         except OSError:
             return frozenset()
         return frozenset([ids] if isinstance(ids, int) else ids or ())
+
+
+def check_known(tokenizer: Any, path: str) -> None:
+    """Refuse an EOS, BOS or padding token that the tokenizer's files lack: transformers makes up an id for it.
+
+    Raises:
+        UserError: 67, with the tokens.
+    """
+    from transformers.utils import cached_file
+
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False) if tokenizer.is_fast else {}
+    named = {name: getattr(tokenizer, name) for name in NAMED_TOKENS}
+    strange = {name: token for name, token in named.items() if token and token not in vocabulary}
+    files = [cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES]
+    present = [Path(file) for file in files if file is not None]
+    if not strange or len(present) < len(files):  # another format, which is converted whenever it is loaded
+        return
+    content, config = map(read_json, present)
+    added = [*content.get("added_tokens", ()), *config.get("added_tokens_decoder", {}).values()]
+    known = {token.get("content") for token in added if isinstance(token, dict)}
+    problems = [
+        Problem(f"{name} {token} is not in the tokenizer's vocabulary: an id without a trained embedding", KEY, path)
+        for name, token in strange.items()
+        if token not in known and (name == "eos_token" or config.get(name))  # others may be a class's defaults
+    ]
+    if problems:
+        fix = "write a token of the vocabulary into the folder's tokenizer_config.json"
+        raise UserError(ExitCode.MODEL, problems, fix=fix)
 
 
 def load_config(path: str) -> Any:
@@ -231,6 +265,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_older_names(folder, tokenizer)
 
 
 __all__ = ["ORIGIN_FILE", "CausalLM", "Lora", "Quantization", "load_base", "save_model"]

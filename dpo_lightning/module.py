@@ -68,6 +68,10 @@ class PolicyModule(LightningModule):
         self.builder, self.learning_rate = policy, learning_rate
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._window_weight = torch.zeros(())
+        self.updating = False
+        """Whether weights may have been changed by a step that is not counted yet."""
+        self.evaluated = 0
+        """Batches of the epoch that is gone on with, up to which a checkpoint's run was evaluated."""
         self._told_length = 0
 
     @staticmethod
@@ -155,7 +159,9 @@ class PolicyModule(LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Make clipping possible where gradients are scaled."""
+        """Begin a window, and make clipping possible where gradients are scaled."""
+        self._window_weight.zero_()
+        self.updating = False
         if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
             for optimizer in self.trainer.optimizers:
                 without_fusing(optimizer)
@@ -164,6 +170,14 @@ class PolicyModule(LightningModule):
         """Let the routers of a mixture of experts be watched."""
         if self.routers is not None:
             self.routers.watch(batch.mask)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """A step is over; pass over an evaluation whose result the checkpoint holds already."""
+        self.updating = False
+        if batch_idx < self.evaluated:
+            self.trainer.fit_loop.epoch_loop._skip_next_val = True
+        else:
+            self.evaluated = 0
 
     def accumulate(self, losses: Tensor, weights: Tensor) -> Tensor:
         """A loss whose gradient becomes the weighted mean over everything that one optimizer step sees.
@@ -181,6 +195,7 @@ class PolicyModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn summed gradients into the mean; Lightning clips after this."""
+        self.updating = True
         weight = self.trainer.strategy.reduce(self._window_weight.clone(), reduce_op="sum")
         weight = torch.where(weight > 0, weight, 1)
         gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]

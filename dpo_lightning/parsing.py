@@ -1,4 +1,4 @@
-"""The command line's manners: short errors, did-you-mean, and what a config may import."""
+"""The command line's manners: configs as plain data, short errors, did-you-mean."""
 
 from __future__ import annotations
 
@@ -9,58 +9,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import set_parsing_settings
 
+from dpo_lightning.class_paths import ALLOW_FLAG
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
-ALLOWED = (
-    "dpo_lightning",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.plugins",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.strategies",
-    "torch.optim",
-    "peft",
-    "bitsandbytes",
-    "torchmetrics",
-)
-"""What `class_path` may name. A config may come from someone else, and to name a class is to import its module."""
-
-OPENED: set[str] = set()
-"""What calls in this process have let `class_path` reach: the parser's own list only grows."""
-
-ALLOW_FLAG = "--allow-class-path"
 HELP = "python -m dpo_lightning fit --help lists the options"
-
-
-def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
-    """Split the packages of `--allow-class-path PACKAGE` off the arguments: they must be known before parsing."""
-    kept: list[str] = []
-    packages: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        if arg == ALLOW_FLAG:
-            packages.append(next(rest, ""))
-        elif arg.startswith(ALLOW_FLAG + "="):
-            packages.append(arg.partition("=")[2])
-        else:
-            kept.append(arg)
-    for package in packages:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem("this is no package name", ALLOW_FLAG, package),
-                fix=f"{ALLOW_FLAG} your_package",
-            )
-    return kept, packages
-
-
-def restrict_imports(packages: list[str]) -> None:
-    """Let `class_path` reach the list above and `packages`, nothing else, nor what an earlier call let it reach."""
-    closed = OPENED - {*ALLOWED, *packages}
-    set_parsing_settings(import_path_denylist=["*", *closed], import_path_allowlist=[*ALLOWED, *packages])
-    OPENED.update(packages)
 
 
 class Known(NamedTuple):
@@ -86,6 +39,8 @@ class Said(NamedTuple):
 
 UNKNOWN = re.compile(r"(?:Group '([\w.]+)' does not accept option|does not accept option|Option) '([^']+)'")
 EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|(.+?))(?:\. Got value: (.*))?")
+CALLED = re.compile(r"Type .+ expects a function or a callable class: (.*?)\.*(?:\. Got value: .*)?")
+OTHER = re.compile(r"Expected '([\w.]+)' to be a (?:subclass of (.+)|class that instantiates into .+|function that .+)")
 NOISE = (
     "Does not validate",
     "Subtypes:",
@@ -113,7 +68,7 @@ def parsing_error(message: str, known: Known) -> UserError:
         return unknown_option(reason.split()[2].partition("=")[0].lstrip("-"), known.keys)
     if "are required:" in reason:
         return missing_options(said.key, reason)
-    if denied := re.search(r"Importing '([^']+)' is not allowed", reason):
+    if denied := re.search(r"Importing '([^']+)' is not allowed", "\n".join(said.reasons)):
         return UserError(
             ExitCode.CONFIG,
             Problem("this lies outside of what a config may import", said.key, denied.group(1)),
@@ -128,6 +83,9 @@ def parsing_error(message: str, known: Known) -> UserError:
         return UserError(
             ExitCode.CONFIG, Problem(f"expected {types}", said.key, given), fix=f"--{said.key} with such a value"
         )
+    if other := OTHER.match(reason):
+        names = " or ".join(re.findall(r"(\w+)(?:'>|[,\]]|$)", other.group(2) or "")) or "class that can be named here"
+        return UserError(ExitCode.CONFIG, Problem(f"this is no {names}", said.key, other.group(1)), fix=HELP)
     if kind := re.match(r"Not a valid subclass of (\w+)", reason):
         return UserError(ExitCode.CONFIG, Problem(f"this is no {kind.group(1)}", said.key, said.given), fix=HELP)
     return UserError(ExitCode.CONFIG, Problem(shortened(reason), said.key), fix=HELP)
@@ -148,6 +106,7 @@ def walk(lines: Sequence[str]) -> Said:
             branch = indent if line.startswith("- ") else branch
             continue
         line = line.removeprefix("- ")
+        line = called.group(1) if (called := CALLED.fullmatch(line)) else line
         if keyed := re.match(r'(?:Parser key|argument) "?(?:--)?([\w.]+)"?:', line):
             name = keyed.group(1).replace("init_args.", "")
             keys += [] if keys[-1:] == [name] else [name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -49,7 +50,7 @@ class Provenance:
     """Digest of vocabulary and special tokens."""
 
     template: str
-    """Digest of the chat template, and of how it is used."""
+    """Digest of the chat template, and of how it is used; the date, where it writes one."""
 
     truncation: str
     """`max_length`, and what happens beyond it."""
@@ -79,11 +80,12 @@ class Provenance:
         Raises:
             UserError: the model's folder is missing or not whole.
         """
+        day = data.template_date.written
         special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
         return cls(
             **model_digests(model),
             tokenizer=digest_of([sorted(tokenizer.get_vocab().items()), special]),
-            template=digest_of([data.template, tokenizer.chat_template]),
+            template=digest_of([data.template, tokenizer.chat_template]) + (f" of {day}" if day else ""),
             truncation=f"max_length {data.max_length}, overlong {data.overlong}",
             special_tokens=data.special_tokens,
             dtype=model.dtype,
@@ -153,5 +155,5 @@ def digest_of(content: object) -> str:
 
 
 def shown(value: str) -> str:
-    """A digest in short; a text whole."""
-    return f"{value[:SHOWN]}…" if len(value) == 64 else value
+    """A digest in short, with what follows it; a text whole."""
+    return f"{value[:SHOWN]}…{value[64:]}" if re.match("[0-9a-f]{64}", value) else value

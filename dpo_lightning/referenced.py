@@ -124,6 +124,8 @@ class ReferencedModule(PolicyModule):
         """Let every process begin with the same reference, as it does with the same policy."""
         super().on_train_start()
         self.reference.align()
+        for part in self._means():
+            part.begin()
 
     def takes_trees(self) -> bool:
         """Both models see the same batch."""
@@ -139,9 +141,12 @@ class ReferencedModule(PolicyModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn summed gradients into the mean, and let the loss's state count the step."""
         super().on_before_optimizer_step(optimizer)
-        for part in self.loss_state.modules() if self.loss_state is not None else ():
-            if isinstance(part, RunningMean):
-                part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
+        for part in self._means():
+            part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+    def _means(self) -> list[RunningMean]:
+        parts = () if self.loss_state is None else self.loss_state.modules()
+        return [part for part in parts if isinstance(part, RunningMean)]
 
     def optimizer_step(
         self,

@@ -11,22 +11,29 @@ from typing import Any
 import torch
 
 from dpo_lightning.console import say
+from dpo_lightning.data.position import check_whole, check_window, window_start
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.parsing import read_config
-from dpo_lightning.run_folder import CONFIG
+from dpo_lightning.run_folder import CONFIG, LOCK
 
 KEY = "ckpt_path"
+DATE = "data.init_args.template_date"
 COMPARED = (
     "model",
     "data",
     "seed_everything",
     "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
+    "trainer.overfit_batches",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
     "trainer.precision",
 )
 FREE = ("data.init_args.num_workers", "data.init_args.eval")
 """Keys that change nothing in what is trained."""
+
+SECTIONS = {"model", "data", "trainer", "output_dir"}
+"""What a run's configuration holds, and another file of this name hardly."""
 
 PARTS = {"state_dict", "loops", "optimizer_states", "global_step", "pytorch-lightning_version"}
 """What a checkpoint of `fit` holds at least."""
@@ -59,20 +66,52 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
             fix=f"there are: {found}",
         )
     content = read_checkpoint(file)
+    for place in places(content):
+        check_whole(place)
     if not compare:
         return
-    recorded = file.parent.parent / CONFIG
+    recorded = run_config(file)
     now = dict(flat(config))
-    if recorded.exists():
+    if recorded is not None:
         problems = list(differences(dict(flat(read_config(str(recorded)))), now, str(recorded)))
         fix = f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one"
     else:
-        say(f"note: no {recorded} tells what the checkpoint's run was: of its options, the learning rate is compared")
+        say(f"note: no {CONFIG} above {file} tells its run's options: the learning rate alone is compared")
         problems = list(other_rates(content, now))
         fix = "--model.learning_rate as the run had it"
     if problems:
         raise UserError(ExitCode.CONFIG, problems, fix=fix)
     check_progress(content, now)
+
+
+def run_config(file: Path) -> Path | None:
+    """The configuration of the run whose folder a checkpoint lies in, however deep: its name may hold a slash."""
+    for folder in file.resolve().parents:
+        path = folder / CONFIG
+        try:
+            if path.is_file() and read_config(str(path)).keys() >= SECTIONS:
+                return path
+        except UserError:
+            if (folder / LOCK).exists():  # a run's own, and not another program's
+                raise
+    return None
+
+
+def take_date(path: str, config: Any) -> None:
+    """Go on with the date that the checkpoint's run wrote into its prompts, where this command names none.
+
+    Args:
+        path: the checkpoint; its run's folder holds the configuration.
+        config: this command's, which is changed.
+    """
+    recorded = run_config(Path(path))
+    options = config.data.init_args
+    if options.get("template_date") is not None or recorded is None:
+        return
+    before = dict(flat(read_config(str(recorded)))).get(DATE)
+    if before is not None:
+        options.template_date = before
+        say(f"template_date: {before}, as the checkpoint's run had it")
 
 
 def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -83,8 +122,8 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         config: dotted keys and values of this command.
     """
     loop = content["loops"]["fit_loop"]
-    places = loop["state_dict"].get("combined_loader")  # lightning's count takes an epoch cut by max_steps for whole
-    epochs = places[0]["epoch"] if places else loop["epoch_progress"]["current"]["processed"]
+    place = next(iter(places(content)), None)  # lightning's count takes an epoch cut by max_steps for whole
+    epochs = place["epoch"] if place else loop["epoch_progress"]["current"]["processed"]
     steps = content["global_step"]
     for name, done in (("max_epochs", epochs), ("max_steps", steps)):
         limit = config.get(f"trainer.{name}")
@@ -94,8 +133,19 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
                 Problem(f"nothing is left to train: the checkpoint has {done} of {limit}", f"trainer.{name}"),
                 fix=f"--trainer.{name} {done + 1} or more",
             )
-    if not places and not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+    window = config.get("trainer.accumulate_grad_batches", 1)
+    if place:
+        window_start(place, window)
+        return
+    check_window(loop["epoch_loop.batch_progress"], window)
+    if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
         say("warning: the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left")
+
+
+def places(content: Mapping[str, Any]) -> list[Mapping[str, int]]:
+    """Where training is, as the loader wrote it; nothing for the checkpoint of another package."""
+    found: list[Mapping[str, int]] = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    return found
 
 
 def read_checkpoint(file: Path) -> Mapping[str, Any]:

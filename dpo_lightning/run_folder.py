@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from datetime import datetime
@@ -25,6 +26,12 @@ class RunFolder:
         if "\0" in path or not path.strip():
             raise UserError(
                 ExitCode.CONFIG, Problem("this is no folder name", KEY, path), fix="--output_dir outputs/NAME"
+            )
+        if path.startswith("~") or re.search(r"\$[\w{]|://", path) or not path.isprintable():
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("a folder's name is taken as it stands: no `~`, `$NAME` or URL", KEY, path),
+                fix="--output_dir with the path written out (a shell does that outside of quotes)",
             )
         self.path = Path(path)
         self._lock: int | None = None
@@ -52,6 +59,20 @@ class RunFolder:
             self._check_movable(ckpt_path)
         elif not self.holds(ckpt_path):
             raise self._taken()
+        else:
+            self.check_links()
+
+    def check_links(self) -> None:
+        """Refuse links in the folder through which something outside of it would be written over."""
+        home = self.path.resolve()
+        for folder, folders, files in os.walk(self.path):
+            for link in (Path(folder, name) for name in [*folders, *files]):
+                if link.is_symlink() and home not in link.resolve().parents:
+                    raise UserError(
+                        ExitCode.OUTPUT,
+                        Problem("a link leads out of the folder, and would be written through", KEY, str(link)),
+                        fix="--output_dir NAME goes on in a new folder; or remove the link",
+                    )
 
     def check_writable(self) -> None:
         """Refuse a folder that is none, or that nothing can be written in."""
@@ -79,8 +100,8 @@ class RunFolder:
         return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
 
     def holds(self, ckpt_path: str | None) -> bool:
-        """Whether a checkpoint lies in this folder's `checkpoints/`."""
-        return ckpt_path is not None and (self.path / CHECKPOINTS).resolve() in Path(ckpt_path).resolve().parents
+        """Whether a checkpoint lies in this folder, however deep."""
+        return ckpt_path is not None and self.path.resolve() in Path(ckpt_path).resolve().parents
 
     def claim(self, *, fresh: bool = False) -> None:
         """Make the folder, moving a used one aside where that was asked for, and lock it for this process."""

@@ -86,3 +86,10 @@ for name, blocks in (("cpu", cpu), ("cuda", cuda), ("test", test), ("pip", pip))
     (out / f"{name}.lock").write_text(text)
     print(f"lock: requirements/{name}.lock has {len(blocks)} packages")
 PYTHON
+
+# Only what differs from the locks above: the test puts it in front of the environment's own packages.
+cp requirements/transformers4.lock "$tmp/transformers4"
+printf '%s\n' 'huggingface-hub<1' 'tokenizers<=0.23' 'transformers>=4.57,<5' |
+  "$tmp/venv/bin/uv" pip compile - --quiet --universal --python-version 3.11 --no-deps --only-binary :all: \
+    --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links "$@" -o "$tmp/transformers4" >/dev/null
+sed -E "s/ ; python_full_version < '[0-9.]+' and sys_platform == 'linux'//" "$tmp/transformers4" >requirements/transformers4.lock

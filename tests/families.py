@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 from layouts import answer, pair
 
@@ -59,6 +61,22 @@ PAIRS = [
 ]
 """Pairs that are longer than a window, of unequal lengths, with answers that begin alike."""
 
+IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 0}
+"""Special tokens inside a small vocabulary."""
+
+BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48} | IDS
+BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.2} | IDS
+PHI = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} | IDS
+"""Sizes of the models that `build` makes."""
+
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 48,
+    "rope_parameters": LONG | {"original_max_position_embeddings": 48},
+}
+"""Positions that are others where a batch has a row of more than 48 tokens."""
+
 
 def make(family: str, **changes: Any) -> Any:
     """A model of a family, in train mode and without dropout; the same at every call."""
@@ -87,3 +105,18 @@ def with_adapter(model: Any, **options: Any) -> Any:
             if "lora_B" in name:
                 value.copy_(torch.randn(value.shape, generator=draw) * 0.2)
     return policy
+
+
+def build(kind: str, vocab_size: int = VOCAB, **options: Any) -> Any:
+    """A causal language model of a kind of transformers, of random weights, in train mode; the same at every call."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = CONFIG_MAPPING[kind](vocab_size=vocab_size, **{"initializer_range": 0.2} | options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).train()
+
+
+def save(path: Path, kind: str, **options: Any) -> Path:
+    """A folder of such a model with a tokenizer."""
+    return tiny.save(path, build(kind, tiny.VOCAB, **options), tiny.make_chat_tokenizer())

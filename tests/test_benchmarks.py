@@ -45,16 +45,19 @@ def test_steps_against_trl(tiny_llama, rows, tmp_path):
 def test_the_share_of_the_machines_speed(tiny_llama, rows, tmp_path):
     found = run("share", tiny_llama, rows, tmp_path)
     assert found.keys() == {"bf16", "fp32"}
-    for value in found.values():
+    for value in found.values():  # speeds: which one is higher is the machine's matter
         assert value["best_square_gflops"] > 0
-        assert all(0 < part < 1 for part in value["shares"].values())  # of a model of some thousand weights
+        assert value["shares"].keys() == {"training", "reference", "step"}
+        assert all(part > 0 for part in value["shares"].values())
 
 
 def test_a_profile(tiny_llama, rows, tmp_path):
     found = run("profile", tiny_llama, rows, tmp_path)
     assert found["tokens"] > 0
-    assert "aten::mm" in found["shares"]
-    assert 0.5 < sum(found["shares"].values()) <= 1
+    shares = list(found["shares"].values())  # of the 14 operators that took most of the time, whichever they are
+    assert len(shares) == 14
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1 + 1e-9
 
 
 def test_growth(tiny_llama, rows, tmp_path):

@@ -21,8 +21,8 @@ from dpo_lightning import (
     SFTModule,
     UnpairedDataModule,
 )
+from dpo_lightning.class_paths import imports_restricted
 from dpo_lightning.cli import PreferenceCLI
-from dpo_lightning.parsing import restrict_imports
 
 FILES = sorted(path.name for path in CONFIGS.glob("**/*.yaml"))
 OVERLAYS = ["smoke.yaml"]
@@ -111,11 +111,11 @@ def test_every_file_is_known():
 def test_a_recipe_is_instantiated_without_loading_anything(monkeypatch, tmp_path, name, overlay):
     """What stands in the file is what the objects hold."""
     loaded = watch_loading(monkeypatch)
-    restrict_imports([])
     written = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     assert written["output_dir"] == f"outputs/{name.removesuffix('.yaml')}"
     args = ["fit", f"--config={CONFIGS / name}", *(f"--config={CONFIGS / file}" for file in overlay), *ON_CPU]
-    cli = Instantiated([*args, f"--output_dir={tmp_path / 'run'}"])
+    with imports_restricted([]):
+        cli = Instantiated([*args, f"--output_dir={tmp_path / 'run'}"])
     module, data = KINDS[kind_of(name)]
     options = written["model"]["init_args"]
     assert (type(cli.model), type(cli.datamodule)) == (module, data)

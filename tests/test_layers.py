@@ -12,9 +12,9 @@ FLOORS = (
     "types judged rankings examples errors console",
     "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
     "kernels heads models model_checks adapters dropout routers quantization memory model_folder library_noise "
-    "precision references generation artefact precomputed provenance scoring needs stages merging",
+    "precision references generation artefact precomputed provenance scoring needs stages merging transformers4",
     "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "
-    "resume switches parsing summary callbacks",
+    "resume switches class_paths output_paths trainer_options parsing summary callbacks",
     "cli commands __main__ __init__",
 )
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.merging import agreement, check_mergeable, merged, probe, shard_size, write
+from dpo_lightning.merging import agreement, check_mergeable, merged, probe, retie, shard_size, untie, write
 from dpo_lightning.models import CausalLM
 
 
@@ -75,6 +75,41 @@ def test_the_written_model_is_what_was_trained(kind, tied, tmp_path, capsys):
     assert ("written as two" in capsys.readouterr().out) == (tied and not stays)
 
 
+@pytest.mark.parametrize("part", ["a rounding", 1e-6, 1e-4, 1e-3])
+@pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
+def test_the_least_difference_makes_two_of_a_tie(part, end, tmp_path, capsys):
+    """No comparison of logits would see it: the probe may not even hold the token whose row was trained."""
+    model = tiny.make_llama()
+    untie(model)
+    weight = model.get_submodule(end if end == "lm_head" else f"model.{end}").weight
+    with torch.no_grad():
+        weight[7, 3] = torch.nextafter(weight[7, 3], torch.tensor(9.0)) if part == "a rounding" else weight[7, 3] + part
+    expected = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
+    retie(model)
+    assert "written as two" in capsys.readouterr().out
+    write(model, tiny.make_chat_tokenizer(), tmp_path, "float32", "5GB")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.get_input_embeddings().weight, expected[0])
+    assert torch.equal(loaded.get_output_embeddings().weight, expected[1])
+
+
+def test_a_hardly_trained_head_is_not_lost(tmp_path):
+    """Its change is smaller than what logits may differ by."""
+    folder = base(tmp_path)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["lm_head"])
+    )
+    layer = model.base_model.model.lm_head
+    torch.nn.init.constant_(layer.lora_B["default"].weight, 1e-6)
+    head = layer.base_layer.weight + layer.get_delta_weight("default")
+    model.save_pretrained(tmp_path / "adapter")
+    found = merged(CausalLM(str(tmp_path / "adapter"), attention="eager").build())
+    assert torch.equal(found.lm_head.weight, head)
+    assert torch.equal(found.model.embed_tokens.weight, layer.base_layer.weight)
+    assert 0 < (head - layer.base_layer.weight).abs().max() < 1e-4
+
+
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_plain_peft_would_lose_it(tmp_path):
     """Why ties are cut before: an adapter of a tied head that is merged in place changes the embedding as well."""
@@ -97,6 +132,14 @@ def test_half_precision_rounds_and_no_more(dtype, tmp_path):
     assert near.holds
     assert near.difference > 1e-4
     assert not agreement(expected, probe(AutoModelForCausalLM.from_pretrained(folder)), dtype).holds
+
+
+@pytest.mark.parametrize(("dtype", "near", "far"), [("float32", 9e-6, 1.1e-5), ("float16", 0.019, 0.021)])
+def test_how_far_two_models_may_be_apart(dtype, near, far):
+    """A part of the largest logit, whatever its size."""
+    logits = torch.tensor([[[100.0, -3.0]]], dtype=torch.float64)
+    assert agreement(logits, logits + 100 * near, dtype).holds
+    assert not agreement(logits, logits + 100 * far, dtype).holds
 
 
 def test_what_is_no_number_does_not_agree():

@@ -4,12 +4,12 @@ import pytest
 import runs
 import tiny
 import torch
-from families import FAMILIES, PAIRS, VOCAB, make
+from families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, VOCAB, build, make, save
 from layouts import LAYOUTS
 from lookups import data, loaded, scoring_of
 from test_kernels import REFUSED
 
-from dpo_lightning import kernels, model_checks, precomputed
+from dpo_lightning import kernels, model_checks
 from dpo_lightning.attention import tree_attention
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.dropout import without_dropout
@@ -17,37 +17,12 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.heads import find_head
 from dpo_lightning.kernels import install, takes_trees
 from dpo_lightning.logps import token_logps
-from dpo_lightning.model_checks import check_layout, check_model, check_training_mode, independent_length
+from dpo_lightning.model_checks import check_layout, check_model, check_training_mode
 from dpo_lightning.models import CausalLM, Lora
 from dpo_lightning.precomputed import Precomputed
 from dpo_lightning.references import FrozenCopy
 
 NUMBERS = range(len(PAIRS))
-IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 0}
-BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48} | IDS
-BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.2} | IDS
-PHI = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4} | IDS
-LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
-LONGROPE = {
-    "max_position_embeddings": 256,
-    "original_max_position_embeddings": 48,
-    "rope_parameters": LONG | {"original_max_position_embeddings": 48},
-}
-
-
-def build(kind, vocab_size=VOCAB, **options):
-    """A causal language model of a kind of transformers, of random weights, in train mode; the same at every call."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    config = CONFIG_MAPPING[kind](vocab_size=vocab_size, **{"initializer_range": 0.2} | options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).train()
-
-
-def save(path, kind, **options):
-    """A folder of such a model with a tokenizer."""
-    return tiny.save(path, build(kind, tiny.VOCAB, **options), tiny.make_chat_tokenizer())
 
 
 def plain(model):
@@ -158,7 +133,8 @@ ENCODERS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_model_in_which_a_token_sees_later_ones_is_refused(kind, dtype):
-    message = refused(check_model, build(kind, **ENCODERS[kind]).to(dtype), "folder")
+    model = build(kind, initializer_range=0.02, **ENCODERS[kind]).to(dtype)
+    message = refused(check_model, model, "folder")
     assert f"{kind} is not a causal language model: the last token moves earlier logits" in message
 
 
@@ -188,6 +164,14 @@ def test_what_a_models_code_raises_is_a_refusal():
     model.forward = lambda input_ids, **options: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
     with pytest.raises(RuntimeError, match="allocate memory"):
         check_model(model)
+
+
+def test_a_model_whose_code_asserts_what_trees_are_not_keeps_padded_rows():
+    model = build("xlm", causal=True, emb_dim=32, n_layers=2, n_heads=4, **IDS).eval()
+    expected = plain(model)
+    check_model(model)
+    assert "xlm does not run with it: AssertionError" in install(model)
+    torch.testing.assert_close(logps(model, Padded(), find_head(model)), expected, rtol=0, atol=2e-5)
 
 
 def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path):
@@ -319,75 +303,6 @@ def test_whole_logits_where_a_model_does_not_come_apart(kind, capsys):
         assert "note: " in capsys.readouterr().out
     for parts in (None, head):
         torch.testing.assert_close(logps(model, Padded(), parts), expected, rtol=0, atol=2e-5)
-
-
-# Rows that depend on the longest of their batch
-
-
-@pytest.fixture(scope="module")
-def longrope(tmp_path_factory):
-    """A folder of a model whose positions change where a batch has a row of more than 48 tokens."""
-    return save(tmp_path_factory.mktemp("phi3"), "phi3", **PHI | LONGROPE)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "length"),
-    [
-        ("phi3", PHI | LONGROPE, 48),
-        ("llama", PHI | {"rope_parameters": LONG | {"original_max_position_embeddings": 32}}, 32),
-        ("deepseek_v32", {"index_topk": 8}, 8),
-        ("glm_moe_dsa", {"index_topk": 2048}, 2048),
-        ("llama", PHI, None),
-        ("gemma3_text", {}, None),
-    ],
-)
-def test_how_long_rows_may_be(kind, options, length):
-    from transformers import CONFIG_MAPPING
-
-    found = independent_length(CONFIG_MAPPING[kind](**options))
-    assert (found and found[0]) == length
-
-
-def test_what_is_said_of_it_is_what_happens():
-    model = build("phi3", **PHI | LONGROPE).eval()
-    ids, widths = torch.randint(5, VOCAB, (1, 60), generator=torch.Generator().manual_seed(0)), (30, 48, 49, 60)
-    with torch.no_grad():
-        first, *others = (model(input_ids=ids[:, :width]).logits[0, :30] for width in widths)
-    apart = [float((other - first).abs().max()) for other in others]
-    assert apart[0] < 1e-5
-    assert min(apart[1:]) > 0.1
-
-
-@pytest.mark.parametrize(("max_length", "times"), [(48, 0), (128, 1)])
-def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file, tmp_path, capsys):
-    made, rows = runs.module(longrope), data(file, max_length=max_length, overlong="drop", eval=str(file))
-    runs.fit(made, file, tmp_path, data=rows, enable_checkpointing=False)
-    told = capsys.readouterr().out
-    said = (
-        "note: beyond 48 tokens, a row's log-probabilities depend on the longest row of its batch (phi3: its longrope"
-    )
-    assert told.count(said) == times
-    assert "self-check: passed (starting loss 0.693147, margins 0" in told
-
-
-@pytest.mark.usefixtures("place")
-def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_path):
-    """Of the nine pairs some have more than 48 tokens."""
-    message = refused(fitting(runs.module(longrope, Precomputed()), data(file), tmp_path / "run"), code=ExitCode.CONFIG)
-    assert "beyond 48, log-probabilities depend on the longest row of their batch (phi3: its longrope" in message
-    assert "pairs.jsonl:9" in message
-    assert not (tmp_path / "outputs" / "reference").exists()
-    fitting(runs.module(longrope, Precomputed()), data(file, max_length=48, overlong="drop"), tmp_path / "short")()
-
-
-@pytest.mark.usefixtures("place")
-def test_the_self_check_looks_at_the_longest_row(longrope, file, tmp_path, monkeypatch):
-    """Where nothing in the configuration tells of it."""
-    monkeypatch.setattr(precomputed, "independent_length", lambda config: None)
-    message = refused(fitting(runs.module(longrope, Precomputed()), data(file), tmp_path / "run"))
-    assert "pairs.jsonl:9 and " in message
-    assert "pairs.jsonl:1 in one batch" in message
-    assert "the model's numbers depend on the rows of a batch" in message
 
 
 # The probe

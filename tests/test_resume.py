@@ -43,10 +43,10 @@ def checkpoint(first):
     return first.folder / "run" / "checkpoints" / "last.ckpt"
 
 
-def go_on(bench, checkpoint, *more, epochs=2):
+def go_on(bench, checkpoint, *more, epochs=2, out="run"):
     """Continue the first run with more epochs, in a new folder."""
     epochs = ("--trainer.max_epochs", epochs, "--trainer.gradient_clip_val", "0.5")
-    return bench.fit(*epochs, "--ckpt_path", checkpoint, *more)
+    return bench.fit(*epochs, "--ckpt_path", checkpoint, *more, out=out)
 
 
 def test_going_on_is_the_same_as_never_having_stopped(bench, first, checkpoint, tmp_path):
@@ -165,6 +165,21 @@ def test_other_hyperparameters_are_refused_with_the_difference(bench, checkpoint
     refused(ran, 64, f"{flag} is {shown}, the checkpoint's run had ", old, "config.yaml", "--config")
     assert not loaded
     assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["checkpoints/step=2-eval/rewards/accuracies=0.50", "best/step=2", "step=2"])
+def test_a_checkpoint_is_of_the_run_that_it_lies_in(bench, first, tmp_path, place):
+    """Wherever below: a name with `{eval/rewards/accuracies}` makes folders. Another file of the name is no run's."""
+    shutil.copytree(first.folder / "run", tmp_path / "before" / "run")
+    (tmp_path / "config.yaml").write_text("- another: program's\n")
+    (tmp_path / "before" / "config.yaml").write_text("jobs: 3\n")
+    file = tmp_path / "before" / "run" / f"{place}.ckpt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(tmp_path / "before" / "run" / "checkpoints" / "last.ckpt", file)
+    refused(go_on(bench, file, "--model.loss.beta", "0.9"), 64, "model.loss.beta is 0.9, the checkpoint's run had 0.1")
+    ran = go_on(bench, file, out="before/run")
+    assert ran.code == 0, ran
+    assert "note: " not in ran.out
 
 
 def test_every_difference_is_named_at_once(bench, checkpoint):

@@ -105,6 +105,22 @@ def test_a_link_to_another_disk(new, tmp_path):
     assert not (tmp_path / "scratch" / "left").exists()
 
 
+@pytest.mark.parametrize("why", ["none is on offer", "its hash is not listed"])
+def test_the_cuda_build_where_the_cpu_wheel_cannot_be_had(new, why):
+    wheel = next(new.index.glob("torch-1.0+cpu-*.whl"))
+    if why == "none is on offer":
+        wheel.unlink()
+    else:
+        new.edit("requirements/cpu.lock", new.digest(wheel), "0" * 64)
+    code, said = new.install(environment={"TORCH": "cpu"})
+    assert code == 1
+    assert "could not install the CPU build of torch" in said
+    code, said = new.install(environment={"TORCH": "auto"})
+    assert code == 0, said
+    assert new.packages() == LOCKED | {"torch": "1.0"}
+    assert new.install(environment={"TORCH": "auto"}) == (0, "")
+
+
 def test_two_at_once(new):
     with new.start() as one, new.start() as other:
         said = sorted((one.communicate()[0], other.communicate()[0]), key=len)

@@ -122,13 +122,12 @@ class Toy:
 
     def environment(self, **more):
         """Where packages come from: the index alone, and no setting of this machine."""
+        shutil.rmtree(self.index / "simple", ignore_errors=True)
         for wheel in self.index.glob("*.whl"):
             page = self.index / "simple" / wheel.name.split("-")[0] / "index.html"
             page.parent.mkdir(parents=True, exist_ok=True)
-            links = page.read_text() if page.exists() else "<!DOCTYPE html>\n"
-            link = f'<a href="../../{wheel.name}">{wheel.name}</a>\n'
-            if link not in links:
-                page.write_text(links + link)
+            with page.open("a") as file:
+                file.write(f'<a href="../../{wheel.name}#sha256={self.digest(wheel)}">{wheel.name}</a>\n')
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
         own = {
             "PIP_CONFIG_FILE": os.devnull,

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dpo_lightning.console import say
 from dpo_lightning.models import save_model
 from dpo_lightning.stages import Stage, chain, folder_digest, record, recorded, section
+from dpo_lightning.transformers4 import read_by
 
 FOLDER = "final_model"
 VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
@@ -121,6 +122,7 @@ def card(trainer: Trainer, module: Any, stages: Sequence[Stage] = ()) -> str:
     metrics = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("eval/")}
     lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     lines += [f"| {name} | {package_version(name)} |" for name in VERSIONS]
+    lines.append(f"| read by | {read_by(builder.config().model_type)} |")
     return "\n".join(lines) + "\n" + (section(stages) if stages else "")
 
 

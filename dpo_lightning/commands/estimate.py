@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo_lightning import cli
 from dpo_lightning.adapters import Lora
-from dpo_lightning.cli import PreferenceCLI, check_trainer
+from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.console import say
 from dpo_lightning.errors import UserError
 from dpo_lightning.memory import Held, Run, is_adapter
@@ -28,7 +28,6 @@ class EstimateCLI(PreferenceCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the precision; where the config's device is not here, as on its usual kind."""
         config = self.config[self.subcommand]
-        check_trainer(config.trainer)
         if config.trainer.precision is None:
             try:
                 config.trainer.precision, _ = choose_precision(str(config.trainer.accelerator))

@@ -140,11 +140,13 @@ def require(agreement: Agreement, when: str) -> None:
 def card(builder: CausalLM, name: str, stages: Sequence[Stage]) -> str:
     """The model card: what it was made of, and every stage before."""
     from dpo_lightning.stages import section
+    from dpo_lightning.transformers4 import read_by
 
     base, adapter = builder.base_path(), builder.adapter_folder()
     made = f"the adapter `{builder.path}`, merged into `{base}`" if adapter else f"`{builder.path}`, written anew"
     head = ["---", f"base_model: {base}", "pipeline_tag: text-generation", "library_name: transformers", "---"]
-    return "\n".join([*head, "", f"# {name}", "", f"Exported by `dpo_lightning`: {made}.", section(stages)])
+    said = [f"Exported by `dpo_lightning`: {made}.", "", f"It is read by {read_by(builder.config().model_type)}."]
+    return "\n".join([*head, "", f"# {name}", "", *said, section(stages)])
 
 
 def tell_next(folder: Path, dtype: str) -> None:

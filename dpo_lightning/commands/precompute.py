@@ -99,6 +99,8 @@ class PrecomputeCLI(PreferenceCLI):
         else:
             named = {name: getattr(self.reference, name) for name in ("path", "model")}
             flags = "".join(f" --model.reference.{name} {value}" for name, value in named.items() if value)
+            day = self.datamodule.template_date.written
+            flags += f" --data.template_date {day}" if day else ""
             say(f"use it: fit with the same options and --model.reference Precomputed{flags}")
 
 

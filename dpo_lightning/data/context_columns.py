@@ -180,7 +180,7 @@ def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set
             if name not in names:
                 names[name] = "" if name in used else _ours(name, whole)
     noted = set()
-    for row in rows:
+    for row in rows if any(names.values()) else ():
         for name, value in row.values.items():
             ours = names[name]
             texts = [text.strip() for text in texts_in(value) if text.strip()] if ours else []

@@ -41,7 +41,7 @@ def cycles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterator
 def _walked(
     start: Hashable, worse: Mapping[Hashable, Mapping[Hashable, Origin]], done: set[Hashable]
 ) -> Iterator[Cycle]:
-    """Circles that are found depth first from an answer."""
+    """Cycles that are found depth first from an answer."""
     places = {start: 0}  # where an answer stands on the way
     rows: list[Origin] = []  # what leads on from each
     way = [iter(worse[start].items())]

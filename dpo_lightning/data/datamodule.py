@@ -6,7 +6,6 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.console import say
 from dpo_lightning.data.batching import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
+from dpo_lightning.data.chat_templates import RunDate, read_template
 from dpo_lightning.data.collate import Collator, Padded, layout_for
+from dpo_lightning.data.counts import unlisted_ends
 from dpo_lightning.data.position import TrainingLoader
 from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.repeats import check_leak
@@ -44,6 +45,7 @@ class TextDataModule(LightningDataModule):
         overlong: Overlong = "error",
         template: Template = "auto",
         chat_template: str | None = None,
+        template_date: str | None = None,
         special_tokens: SpecialTokens = "refuse",
         columns: dict[str, str] | None = None,
         strict: bool = False,
@@ -66,6 +68,7 @@ class TextDataModule(LightningDataModule):
             template: `auto` reads a string row as one user turn and one answer where the model has a chat template,
                 raw where it has none; `chat` insists on a template; `raw` joins the strings as they are.
             chat_template: a file with a Jinja chat template, used in place of the model's own.
+            template_date: the date in prompts, for a chat template that writes one (2026-11-28); left out, the start's.
             special_tokens: a control token inside a text is refused, or neutralized (read as plain text).
             columns: our column name -> the file's, where they differ.
             strict: treat warnings about rows as errors.
@@ -86,6 +89,7 @@ class TextDataModule(LightningDataModule):
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
+        self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
         self.collator, self.num_workers = collator, num_workers
         self.layout: Collator = collator or Padded()
@@ -128,7 +132,11 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Prepare what the stage needs, with the tokenizer of the trainer's module."""
-        self.prepare(TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
+        prepare = partial(self.prepare, TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
+        prepare()
+        if self.template_date.adopt(self.trainer.strategy.broadcast):
+            self.encoded = {}
+            prepare()
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
         """Read, check and encode rows, once. No weight is loaded.
@@ -153,8 +161,9 @@ class TextDataModule(LightningDataModule):
                 continue
             encoder = Encoder(renderer, self.max_length, self.overlong)
             self.encoded[name] = self.encode(encoder, self.examples[name])
-            for line in encoder.counts.lines():
+            for line in [*encoder.counts.lines(), *unlisted_ends(self.encoded[name], renderer)]:
                 say(f"note: {name}: {line}")
+            self.template_date.tell(written=renderer.wrote_date)
         fewest = layout_for(self.collator, takes_trees=True)  # a row that is too long for it is too long for all
         check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
@@ -168,7 +177,8 @@ class TextDataModule(LightningDataModule):
                 Problem("the model has no chat template", where="data.template"),
                 fix="--data.chat_template FILE, or --data.template raw",
             )
-        return Renderer(tokenizer, self.template, self.special_tokens, end_ids)
+        day = self.template_date.settle(tokenizer.chat_template)
+        return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
 
     def choose_layout(self, takes_trees: bool) -> None:
         """Settle how rows become batches, by what the model takes.
@@ -286,15 +296,3 @@ class SFTDataModule(TextDataModule):
         """An `SFTBatch`."""
         rows, indices = zip(*items, strict=True)
         return layout.demonstrations(rows, indices)
-
-
-def read_template(path: str) -> str:
-    """The text of a chat template file."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            ExitCode.INPUT_MISSING,
-            Problem(f"the chat template cannot be read: {error}", where="data.chat_template"),
-            fix="--data.chat_template with a UTF-8 file",
-        ) from None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
+from dpo_lightning.data.chat_templates import dated
+from dpo_lightning.data.kept_texts import check_rendering
 from dpo_lightning.data.tool_calls import takes_text, with_arguments
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import TRAIN, Message, Origin, Text
@@ -27,6 +30,9 @@ class Tokenizer(Protocol):
     chat_template: Any
     eos_token: str
     eos_token_id: int
+    bos_token: str | None
+    bos_token_id: int | None
+    unk_token_id: int | None
     added_tokens_decoder: dict[int, Any]
 
     def __call__(self, text: str, **options: Any) -> Any:
@@ -34,6 +40,9 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """Render messages."""
+
+    def get_chat_template(self, chat_template: Any = None, tools: Any = None) -> str:
+        """The template that renders, of several."""
 
     def decode(self, token_ids: Any) -> str:
         """The text of ids."""
@@ -48,6 +57,12 @@ class Renderer:
     special_tokens: SpecialTokens = "refuse"
     end_ids: frozenset[int] = field(default_factory=frozenset)
     """Ids that end an answer besides the tokenizer's EOS (a generation config may list several)."""
+
+    day: date | None = None
+    """The day that a template writes which writes the date; None is the day of the rendering."""
+
+    _dated: dict[bool, dict[str, str]] = field(default_factory=dict)
+    """The options with which a template writes the day, without and with tools."""
 
     def messages(self, text: Text, role: str) -> tuple[Message, ...] | None:
         """The text as chat messages, or None where it is read raw."""
@@ -72,16 +87,25 @@ class Renderer:
         add_generation_prompt: bool,
     ) -> list[int]:
         """Ids of rendered messages; BOS and EOS are the template's own."""
+        return self.encode(self.chat_text(messages, tools, origin, add_generation_prompt=add_generation_prompt))
+
+    def chat_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any],
+        origin: Origin | None,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        """Rendered messages, with a sentinel for each neutralized control token in them."""
         if not self.tokenizer.chat_template:
             raise UserError(
                 ExitCode.MODEL,
                 Problem("the tokenizer has no chat template, and the rows are chats", where=str(origin or "")),
                 fix="--data.chat_template FILE, or --data.template raw for rows of plain strings",
             )
-        guarded = [self._guarded_message(message, origin) for message in messages]
-        return self.encode(
-            self._render(guarded, self._guarded_value(list(tools), origin), origin, add_generation_prompt)
-        )
+        guarded = [self.guarded_message(message, origin) for message in messages]
+        return self._render(guarded, self._guarded_value(list(tools), origin), origin, add_generation_prompt)
 
     def raw_ids(self, prompt: str, answer: str, origin: Origin | None = None) -> list[int]:
         """Ids of a plain prompt and answer read as one text."""
@@ -99,10 +123,30 @@ class Renderer:
             ids += self.tokenizer(piece, add_special_tokens=False, **options)["input_ids"]
         return ids
 
+    def check_one_bos(self, ids: Sequence[int], origin: Origin | None = None) -> None:
+        """Refuse a template that writes the BOS twice: models have seen one.
+
+        Raises:
+            UserError: 67.
+        """
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and list(ids[:2]) == [bos, bos]:
+            raise UserError(
+                ExitCode.MODEL,
+                Problem(f"the chat template writes {self.tokenizer.bos_token}, the BOS, twice", str(origin or "")),
+                fix="--data.chat_template with one that writes it once",
+            )
+
     @property
     def stops(self) -> frozenset[int]:
         """Every id that ends an answer."""
         return self.end_ids | {self.tokenizer.eos_token_id}
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id for what the tokenizer lacks, where it stands for nothing else."""
+        unknown = self.tokenizer.unk_token_id
+        return None if unknown in self.stops | {self.tokenizer.bos_token_id} else unknown
 
     @cached_property
     def raw_prefix(self) -> tuple[int, ...]:
@@ -122,7 +166,13 @@ class Renderer:
         """Whether the template takes the arguments of tool calls as JSON text, not as objects."""
         return takes_text(partial(self.tokenizer.apply_chat_template, tokenize=False))
 
-    def _guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
+    @property
+    def wrote_date(self) -> bool:
+        """Whether `day` stands in what was rendered so far."""
+        return any(self._dated.values())
+
+    def guarded_message(self, message: Message, origin: Origin | None) -> dict[str, Any]:
+        """A message as the template is given it: no EOS at the end of an answer, its control tokens guarded."""
         content = message.get("content")
         if isinstance(content, str) and message["role"] == "assistant":
             message = {**message, "content": self.strip_eos(content)}
@@ -185,15 +235,23 @@ class Renderer:
 
         render: Callable[..., str] = self.tokenizer.apply_chat_template
         try:
-            text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation)
+            written = self._day_written(tools)
+            text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation, **written)
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
                 ExitCode.DATA if origin and self._takes_a_chat() else ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
                 fix=f"{_remedy(error, messages)}, or give a template that takes it by --data.chat_template FILE",
             ) from None
-        self._check_rendering(messages, tools, text, origin)
+        check_rendering(messages, tools, text, origin)
         return text
+
+    def _day_written(self, tools: Sequence[Any]) -> dict[str, str]:
+        """The options with which the template writes `day`; none where it writes no date."""
+        if self.day is not None and bool(tools) not in self._dated:
+            source = self.tokenizer.get_chat_template(tools=list(tools) or None)
+            self._dated[bool(tools)] = dated(source, self.day)
+        return self._dated.get(bool(tools), {})
 
     def _takes_a_chat(self) -> bool:
         """Whether the template renders a plain exchange: what it refuses is then the row's own fault."""
@@ -204,25 +262,6 @@ class Renderer:
             return False
         return True
 
-    @staticmethod
-    def _check_rendering(
-        messages: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, origin: Origin | None
-    ) -> None:
-        """A template may drop what it does not know. Reasoning of earlier turns is dropped on purpose by some."""
-        wanted = [("a tool", name_of(tool)) for tool in tools]
-        for message in messages:
-            content = message.get("content")
-            if isinstance(content, str):
-                wanted.append((f"a turn of the {message['role']}", content.rpartition("</think>")[2].strip()))
-            wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
-        for what, due in wanted:
-            if due not in text:
-                raise UserError(
-                    ExitCode.MODEL,
-                    Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
-                    fix="give a template that keeps it by --data.chat_template FILE",
-                )
-
 
 def _remedy(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:
     """What may be wrong with messages that a template refuses."""
@@ -232,9 +271,3 @@ def _remedy(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:
     if type(error).__name__ != "TemplateError":  # not of the template's own raise_exception
         return "mend the values in the row's messages that the template reads"
     return "mend the order of roles in the row"
-
-
-def name_of(tool: Any) -> str:
-    """The name in a tool's schema or in a call, with or without the `function` around it."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-    return str(function.get("name", "")) if isinstance(function, Mapping) else ""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal
 
+from dpo_lightning.data.bad_rows import MAX_FIXES
+from dpo_lightning.data.counts import Counts
 from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.whole_texts import Conversation, common_prefix
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import (
-    TRAIN,
     EncodedAnswer,
     EncodedPair,
     EncodedRanking,
     EncodedSFT,
     EncodedUnpaired,
-    Message,
     Origin,
     PreferenceExample,
     RankedExample,
@@ -30,35 +32,6 @@ MOST_REFUSED = 1000
 """Bad rows after which reading on would tell nothing new."""
 
 
-@dataclass
-class Counts:
-    """What happened to rows on their way to tokens; printed, never silent."""
-
-    read: int = 0
-    dropped: int = 0
-    shortened_prompts: int = 0
-    cut_answers: int = 0
-    cut_mismatches: int = 0
-    crossing: int = 0
-    last_turn_only: int = 0
-    converted_calls: int = 0
-    too_long: list[Problem] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """One line for each thing that happened to some rows."""
-        told = {
-            "dropped: longer than max_length": self.dropped,
-            "lost the start of the prompt to max_length": self.shortened_prompts,
-            "have an answer cut at max_length, without its EOS": self.cut_answers,
-            "have a mismatched answer cut at max_length": self.cut_mismatches,
-            "merge prompt and answer in a token: the answer begins at the last common token": self.crossing,
-            "have tool calls whose arguments are JSON text where the template takes objects, or the other way round "
-            "(converted)": self.converted_calls,
-            "have a template that rewrites earlier turns: only the last answer is learned": self.last_turn_only,
-        }
-        return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in told.items() if n]
-
-
 @dataclass(frozen=True)
 class Encoding:
     """A prompt and its answers as ids, and what happened on the way."""
@@ -68,6 +41,9 @@ class Encoding:
     crossing: bool = False
     last_turn_only: bool = False
     shortened: bool = False
+    respaced: bool = False
+    opening: str = ""
+    ending: str = ""
 
     @property
     def length(self) -> int:
@@ -168,12 +144,36 @@ class Encoder:
                 what = f"max_length {self.max_length} leaves nothing to learn of an answer"
                 self.counts.too_long.append(Problem(what, str(origin)))
                 return None
+        self._check_distinct(origin, fitted.answers)
+        unknown = self.renderer.unknown_id
+        self.counts.unknown += unknown is not None and any(unknown in answer.ids for answer in fitted.answers)
         self.counts.crossing += fitted.crossing
+        self.counts.respaced += fitted.respaced
+        self.counts.other_openings += bool(fitted.opening)
+        self.counts.opening = self.counts.opening or fitted.opening
+        self.counts.unended += bool(fitted.ending)
+        self.counts.ending = self.counts.ending or fitted.ending
         self.counts.last_turn_only += fitted.last_turn_only
         self.counts.converted_calls += self.renderer.converts(prompt, *answers)
         self.counts.shortened_prompts += fitted.shortened
         self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
         return fitted
+
+    def _check_distinct(self, origin: Origin, answers: Sequence[EncodedAnswer]) -> None:
+        """Refuse answers that are the same to the model, though their texts differ: nothing is preferred."""
+        for (one, first), (other, second) in combinations(enumerate(answers, 1), 2):
+            if first.ids != second.ids:
+                continue
+            which = "chosen and rejected" if len(answers) == 2 else f"the answers ranked {one} and {other}"
+            cut = first.cut or second.cut
+            what = f"{which} are the same {len(first.ids)} tokens" + f", cut at max_length {self.max_length}" * cut
+            raise UserError(
+                ExitCode.DATA,
+                Problem(what, str(origin), self.renderer.tokenizer.decode(first.ids)),
+                fix="raise --data.max_length, or --data.overlong drop"
+                if cut
+                else "remove the row, or give a template that keeps what differs by --data.chat_template FILE",
+            )
 
     def _cut(self, whole: Encoding) -> Encoding:
         """Cut the prompt's start down to half of the room at most, then the end of an answer that is still too long.
@@ -197,75 +197,28 @@ class Encoder:
         return replace(whole, prompt_ids=prompt_ids, answers=answers, shortened=whole.shortened or shorter)
 
     def _encode(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding:
-        prompt_ids = self.renderer.prompt_ids(prompt, tools, origin)
-        wholes = [self._whole(origin, prompt, answer, tools) for answer in answers]
+        conversation = Conversation(self.renderer, tools, origin)
+        asked = conversation.asked(prompt)
+        wholes = [conversation.whole(prompt, asked, answer) for answer in answers]
         # A template or a tokenizer may write the border otherwise once an answer follows: both sides then begin
         # at the last token that prompt and answers agree on, so that they are conditioned on the same ids.
-        border = min(common_prefix(prompt_ids, ids) for ids, _, _ in wholes)
+        border = min(common_prefix(asked.ids, whole.ids) for whole in wholes)
+        opening = next((whole.opening for whole in wholes if whole.opening), "")
         return Encoding(
-            prompt_ids[:border],
-            [EncodedAnswer(ids[border:], scored[border:]) for ids, scored, _ in wholes],
-            crossing=border < len(prompt_ids),
-            last_turn_only=any(rewritten for _, _, rewritten in wholes),
+            asked.ids[:border],
+            [EncodedAnswer(whole.ids[border:], whole.scored[border:]) for whole in wholes],
+            crossing=border < len(asked.ids) and not opening,
+            last_turn_only=any(whole.rewritten for whole in wholes),
+            respaced=any(whole.respaced for whole in wholes),
+            opening=opening,
+            ending=next((whole.ending for whole in wholes if whole.ending), ""),
         )
-
-    def _whole(
-        self, origin: Origin, prompt: Text, answer: Text, tools: Sequence[Any]
-    ) -> tuple[list[int], list[bool], bool]:
-        """Ids of prompt and answer together, ended by one EOS; which are the author's; whether turns were rewritten."""
-        turns = self.renderer.messages(prompt, "user")
-        replies = self.renderer.messages(answer, "assistant")
-        if turns is None or replies is None:
-            ids = self.renderer.raw_ids(str(prompt), self.renderer.strip_eos(str(answer)), origin)
-            ids.append(self.renderer.tokenizer.eos_token_id)
-            return ids, [True] * len(ids), False
-        whole = (*turns, *replies)
-        ids = self.renderer.chat_ids(whole, tools, origin, add_generation_prompt=False)
-        ids = self._ended(
-            ids,
-            common_prefix(ids, self.renderer.chat_ids(whole[:-1], tools, origin, add_generation_prompt=True)),
-        )
-        if len(replies) == 1:
-            return ids, [True] * len(ids), False
-        return ids, *self._assistant_turns(ids, whole, len(turns), tools, origin)
-
-    def _ended(self, ids: list[int], start: int) -> list[int]:
-        """Cut what a template writes after the last turn (a newline, a second end), or add the EOS it left out."""
-        tokenizer = self.renderer.tokenizer
-        ends = [i for i in range(start, len(ids)) if ids[i] in self.renderer.stops]
-        while len(ends) > 1 and not tokenizer.decode(ids[ends[-2] + 1 : ends[-1]]).strip():
-            ends.pop()
-        return ids[: ends[-1] + 1] if ends else [*ids, tokenizer.eos_token_id]
-
-    def _assistant_turns(
-        self, ids: list[int], messages: Sequence[Message], first: int, tools: Sequence[Any], origin: Origin
-    ) -> tuple[list[bool], bool]:
-        """Flags of the assistant's turns from message `first` on, alone learned; whether some were rewritten."""
-        scored, rewritten = [False] * len(ids), False
-        for i in range(first, len(messages)):
-            if messages[i]["role"] != "assistant" or not messages[i].get(TRAIN, True):
-                continue
-            before = self.renderer.chat_ids(messages[:i], tools, origin, add_generation_prompt=True)
-            last = i == len(messages) - 1
-            through = (
-                ids
-                if last
-                else self._ended(
-                    self.renderer.chat_ids(messages[: i + 1], tools, origin, add_generation_prompt=False),
-                    len(before),
-                )
-            )
-            if not last and common_prefix(through, ids) < len(through):
-                rewritten = True
-                continue
-            start = common_prefix(before, ids)
-            scored[start : len(through)] = [True] * (len(through) - start)
-        return scored, rewritten
 
     def _finish(self, kept: int) -> None:
         if self._refused:
             problems = [problem for error in self._refused for problem in error.problems]
-            raise UserError(ExitCode.DATA, problems, fix=self._refused[0].fix)
+            fixes = dict.fromkeys(error.fix for error in self._refused)
+            raise UserError(ExitCode.DATA, problems, fix="; ".join([*fixes][:MAX_FIXES]))
         if self.counts.too_long:
             raise UserError(
                 ExitCode.DATA,
@@ -278,14 +231,6 @@ class Encoder:
                 f"all {self.counts.read} rows are longer than max_length {self.max_length}",
                 fix="raise --data.max_length",
             )
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    for i, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return i
-    return min(len(left), len(right))
 
 
 def without_oldest_turn(prompt: Text) -> Text | None:

@@ -21,7 +21,7 @@ MARKS = ("weight", "train", "trainable", "training", "loss", "loss_mask")
 """Keys under which chats say whether a turn is learned."""
 
 MARKED = f'mark it {{"{TRAIN}": false}}'
-ONE_WEIGHT = f'write 0 or 1 ({MARKED} or true); a weight between them is for whole rows, in a column "weight"'
+ONE_WEIGHT = 'write 0 or 1, false or true; other weights are for whole rows, in a column "weight"'
 
 
 def read_mark(message: dict[str, Any], place: str) -> dict[str, Any]:

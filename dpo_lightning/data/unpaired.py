@@ -9,6 +9,7 @@ from typing import Any
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.data.mismatches import mismatches
+from dpo_lightning.data.repeats import CONTRADICTIONS
 from dpo_lightning.data.schema import unpaired_examples
 from dpo_lightning.data.tokenization import Encoder
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -43,6 +44,8 @@ class UnpairedDataModule(TextDataModule):
     def encode(self, encoder: Encoder, examples: Sequence[UnpairedExample]) -> list[EncodedUnpaired]:
         """Judged answers as ids. What is mismatched is settled here, before rows are shared out to ranks."""
         rows = encoder.judged(examples)
+        if CONTRADICTIONS not in self.allow:
+            check_verdicts(rows)
         if not self.asks_kl:
             return rows
         others = [rows[other].completion for other in mismatches(rows)]
@@ -55,6 +58,24 @@ class UnpairedDataModule(TextDataModule):
         """An `UnpairedBatch`."""
         rows, indices = zip(*items, strict=True)
         return layout.judged(rows, indices)
+
+
+def check_verdicts(rows: Sequence[EncodedUnpaired]) -> None:
+    """Refuse answers that are judged both ways once they are tokens, though their texts differ.
+
+    Raises:
+        UserError: 65, with every such row.
+    """
+    first: dict[int, EncodedUnpaired] = {}
+    problems, cut = [], False
+    for row in rows:
+        other = first.setdefault(hash((tuple(row.prompt_ids), tuple(row.completion.ids))), row)
+        if other.good != row.good:
+            cut |= row.completion.cut
+            problems.append(Problem(f"the same tokens are judged the other way in {other.origin}", str(row.origin)))
+    if problems:
+        fix = "raise --data.max_length, or --data.overlong drop" if cut else "remove one of the two"
+        raise UserError(ExitCode.DATA, problems, fix=f"{fix}, or --data.allow {CONTRADICTIONS}")
 
 
 def fit(row: EncodedUnpaired, answer: EncodedAnswer, max_length: int) -> EncodedAnswer:

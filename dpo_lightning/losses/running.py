@@ -37,6 +37,10 @@ class RunningMean(nn.Module):
         self.value, self.weight = (buffer.to(fn(buffer).device) for buffer in (self.value, self.weight))
         return self
 
+    def begin(self) -> None:
+        """Forget the micro-batches of a step that never came."""
+        self._window = torch.zeros_like(self._window)
+
     def add(self, values: Float[Tensor, " pair"], weights: Float[Tensor, " pair"]) -> None:
         """Count the values of a micro-batch."""
         values, weights = values.detach().double(), weights.double()
@@ -46,7 +50,7 @@ class RunningMean(nn.Module):
     def step(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """End an optimizer step; `reduce` sums over ranks."""
         total, weight = reduce(self._window.clone()).unbind()
-        self._window = torch.zeros_like(self._window)
+        self.begin()
         mean = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         self.weight += weight
         share = weight / self.weight.clamp(min=1e-300) if self.momentum is None else 1 - self.momentum

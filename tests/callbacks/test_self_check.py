@@ -215,10 +215,21 @@ def test_damaged_tokens_are_named_with_their_rows(change, layout, beginning, fil
     assert f"{file}:3" not in message  # the second batch
 
 
-def test_a_template_that_begins_twice_is_named(beginning, file, tmp_path):
-    template = tmp_path / "twice.jinja"
-    template.write_text("{{ bos_token }}{{ bos_token }}" + tiny.CHATML)
-    data = PreferenceDataModule(train=str(file), batch_size=2, chat_template=str(template), max_length=128)
+@dataclass(frozen=True)
+class TwoBeginnings(Padded):
+    """Puts the BOS into the second place as well."""
+
+    def pairs(self, rows, indices):
+        batch = super().pairs(rows, indices)
+        batch.input_ids[:, 1] = batch.input_ids[:, 0]
+        return batch
+
+
+def test_a_text_that_begins_twice_is_named(beginning, file, tmp_path):
+    template = tmp_path / "once.jinja"
+    template.write_text("{{ bos_token }}" + tiny.CHATML)
+    options = {"chat_template": str(template), "max_length": 128, "collator": TwoBeginnings()}
+    data = PreferenceDataModule(train=str(file), batch_size=2, **options)
     assert "two BOS tokens" in problems(runs.module(beginning), file, tmp_path, ExitCode.DATA, data=data)
 
 

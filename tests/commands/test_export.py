@@ -251,7 +251,7 @@ def test_a_model_that_became_another_one_is_not_kept(when, adapter, tmp_path, mo
             spoil(model)
 
     if when == "merged in float32":
-        monkeypatch.setattr(merging, "merged", lambda policy: spoil(real_merged(policy)))
+        monkeypatch.setattr(merging, "merged", lambda policy: spoil(real_merged(policy), 1.0001))
     monkeypatch.setattr(merging, "write", write)
     dtype = when.split()[-1] if "rounded" in when else "bfloat16"  # which would allow for as much
     ran = exported(adapter, tmp_path / "out", "--dtype", dtype)
@@ -264,7 +264,7 @@ def test_its_help_imports_nothing_heavy():
         "import sys; from dpo_lightning.__main__ import main; main(['export', '--help']);"
         "sys.exit(bool({'torch', 'transformers', 'peft', 'lightning'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done
     assert "--max_shard_size" in done.stdout
 

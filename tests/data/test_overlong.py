@@ -88,8 +88,18 @@ def test_the_prompt_gives_way_before_an_answer_does(tokenizer):
     assert encoder.counts.lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
 
 
+def test_answers_that_are_the_same_once_cut_are_refused(tokenizer):
+    rows = pairs(("Hello", LONG + "Hi", LONG + "No"), ("Hello", "Hi", "No"))
+    with pytest.raises(UserError, match=r"the same \d+ tokens, cut at max_length 40 at pairs.jsonl:1") as told:
+        Encoder(Renderer(tokenizer), 40, "truncate").pairs(rows)
+    assert told.value.code == ExitCode.DATA
+    assert told.value.fix == "raise --data.max_length, or --data.overlong drop"
+    assert len(Encoder(Renderer(tokenizer), 40, "drop").pairs(rows)) == 1
+    assert len(Encoder(Renderer(tokenizer), 400, "truncate").pairs(rows)) == 2
+
+
 def test_an_answer_that_lost_its_eos_gets_no_false_one_and_is_counted(tokenizer):
-    rows = pairs(("Hello", LONG, LONG), ("Hello", "Hi", "No"), ("Hello", LONG, "No"))
+    rows = pairs(("Hello", LONG, "No " + LONG), ("Hello", "Hi", "No"), ("Hello", LONG, "No"))
     encoder = Encoder(Renderer(tokenizer), 40, "truncate")
     kept = encoder.pairs(rows)
     assert [[answer.cut for answer in pair.answers] for pair in kept] == [[True, True], [False, False], [True, False]]
@@ -157,7 +167,7 @@ def test_what_happened_is_counted_once_a_row_however_often_it_is_encoded(chat_to
     prompt = turns(*[("user", LONG), ("assistant", "Hi")] * 3, ("user", "So?"))
     encoder = Encoder(Renderer(made), 60, "truncate")
     encoder.pairs(pairs((prompt, turns(("assistant", "Yes")), turns(("assistant", "No")))))
-    assert encoder.counts.crossing == 1
+    assert encoder.counts.other_openings == 1
     assert encoder.counts.shortened_prompts == 1
 
 

@@ -98,6 +98,18 @@ def test_a_template_that_drops_reasoning_alone_passes_and_one_that_drops_the_ans
         whole(Renderer(made), *said)
 
 
+@pytest.mark.parametrize(("written", "shown"), [("items", "built-in method"), ("values() | map('trim')", "generator")])
+def test_a_template_that_writes_an_address_is_refused_and_a_row_that_holds_one_is_not(written, shown):
+    writes = f"(message.content ~ (message.{written})) +"
+    made = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", writes))
+    with pytest.raises(UserError, match="writes an address in memory") as told:
+        Renderer(made).prompt_ids(turns(("user", "Hello")), (), ORIGIN)
+    assert told.value.code == ExitCode.MODEL
+    assert f"| <{shown}" in str(told.value)
+    said = "it prints <function f at 0x7f00> again"
+    assert said in tiny.make_chat_tokenizer().decode(Renderer(tiny.make_chat_tokenizer()).prompt_ids(said))
+
+
 def test_what_a_template_raises_is_told_with_the_row():
     template = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + CHATML
     made = tiny.make_chat_tokenizer(template=template)

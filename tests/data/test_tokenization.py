@@ -5,12 +5,16 @@ import json
 import pytest
 import tiny
 from tiny import CHATML, END, END_OF_TEXT, PAD, turns
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from dpo_lightning.data.counts import unlisted_ends
 from dpo_lightning.data.rendering import Renderer
 from dpo_lightning.data.schema import preference_examples
 from dpo_lightning.data.tokenization import Encoder
-from dpo_lightning.errors import UserError
-from dpo_lightning.examples import Origin, PreferenceExample, SFTExample
+from dpo_lightning.data.unpaired import UnpairedDataModule
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
 
 ORIGIN = Origin("pairs.jsonl", 7)
 NO_THOUGHT = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")
@@ -97,7 +101,9 @@ def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_
     for answer, text in ((pair.chosen, "Hi"), (pair.rejected, "I am fine")):
         assert (header + made.decode(answer.ids)).endswith(f"<|im_start|>assistant\n{text}<|im_end|>")
         assert made.decode(answer.ids).strip() == f"{text}<|im_end|>"
-    assert counts.crossing == 1
+    assert counts.crossing == 0
+    assert counts.other_openings == 1
+    assert r"rendered without '<think>\n\n</think>\n\n', with which" in counts.lines()[0]
 
 
 @pytest.mark.parametrize("text", ["Hi", "Hi{eos}"])
@@ -115,9 +121,87 @@ def test_an_answer_ends_with_one_eos_whether_the_text_ends_with_it_or_not(text, 
 
 def test_an_eos_that_the_template_leaves_out_is_added():
     made = tiny.make_tokenizer(template=WITHOUT_EOS)
-    pair, _ = encode(made, "Hello", "Hi", "I am fine")
+    pair, counts = encode(made, "Hello", "Hi", "I am fine")
     assert made.decode(pair.chosen.ids).strip() == "Hi\n<|endoftext|>"
     assert list(pair.chosen.ids).count(made.eos_token_id) == 1
+    (line,) = counts.lines()
+    assert line.startswith("1 of 1 rows have answers that the template ends with no end token: give a template")
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (END, "<|im_end|>, which ends no generation: add its id 2 to eos_token_id in generation_config.json"),
+        ("<|eot|>", "<|eot|>, 7 tokens here: give a template that writes EOS by --data.chat_template"),
+    ],
+)
+def test_an_end_that_ends_no_generation_is_told(end, told):
+    made = tiny.make_tokenizer(template=CHATML.replace(END, end))
+    pair, counts = encode(made, "Hello", "Hi", "I am fine")
+    assert made.decode(pair.chosen.ids) == f"Hi{end}\n<|endoftext|>"
+    assert counts.lines() == [f"1 of 1 rows have answers that the template ends with {told}; EOS is added (100.0%)"]
+    if end == END:
+        pair, counts = encode(made, "Hello", "Hi", "I am fine", ends=[2])
+        assert made.decode(pair.chosen.ids) == "Hi<|im_end|>"
+        assert counts.lines() == []
+
+
+def test_an_end_that_the_generation_config_does_not_list_is_told():
+    made = tiny.make_chat_tokenizer()
+    pair, _ = encode(made, "Hello", "Hi", "I am fine")
+    for ends, told in (([0], 1), ([0, 2], 0), ([], 0)):  # none: what it says is not known
+        lines = list(unlisted_ends([pair], Renderer(made, end_ids=frozenset(ends))))
+        assert len(lines) == told
+    (line,) = unlisted_ends([pair], Renderer(made, end_ids=frozenset([0])))
+    assert "answers end with <|im_end|> (id 2), which eos_token_id in the model's generation_config.json" in line
+
+
+def test_characters_that_the_tokenizer_lacks_are_counted():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "Hello": 2, "Hi": 3, "No": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    rows = [PreferenceExample(ORIGIN, "Hello", *answers) for answers in ((" Hi", " No"), (" Hi", " No no"))]
+    encoder = Encoder(Renderer(made), 20)
+    encoder.pairs(rows)
+    assert encoder.counts.unknown == 1
+    (line,) = encoder.counts.lines()
+    assert line.startswith("1 of 2 rows have characters in an answer that the tokenizer lacks")
+    made.unk_token = "</s>"  # as SmolLM2 has it: what ends an answer is no sign
+    encoder = Encoder(Renderer(made), 20)
+    encoder.pairs(rows)
+    assert encoder.counts.unknown == 0
+
+
+def test_a_template_that_writes_the_bos_twice_is_refused():
+    made = tiny.make_tokenizer(template="{{ bos_token }}<s>" + CHATML, prepends_bos=True)
+    with pytest.raises(UserError, match=r"writes <s>, the BOS, twice at pairs\.jsonl:7") as told:
+        encode(made, "Hello", "Hi", "I am fine")
+    assert told.value.code == ExitCode.MODEL
+
+
+def test_answers_that_are_the_same_tokens_are_refused_as_the_same_texts_are():
+    trimmed = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", "message['content'] | trim +"))
+    encoder = Encoder(Renderer(trimmed), 200)
+    rows = [PreferenceExample(Origin("pairs.jsonl", k), "Hello", "Hi", "No" if k == 2 else " Hi\n") for k in (1, 2, 3)]
+    with pytest.raises(UserError, match=r"chosen and rejected are the same 3 tokens at pairs\.jsonl:1") as told:
+        encoder.pairs(rows)
+    assert told.value.code == ExitCode.DATA
+    assert [problem.where for problem in told.value.problems] == ["pairs.jsonl:1", "pairs.jsonl:3"]
+    with pytest.raises(UserError, match="the answers ranked 1 and 3 are the same 3 tokens"):
+        Encoder(Renderer(trimmed), 200).rankings([RankedExample(ORIGIN, "Hello", ("Hi", "No", "Hi "))])
+
+
+def test_an_answer_that_is_judged_both_ways_as_tokens_is_refused():
+    trimmed = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", "message['content'] | trim +"))
+    said = (("Hi", True), ("No", False), ("Hi ", False), (" Hi", True))
+    rows = [UnpairedExample(Origin("f", k), "Hello", text, good) for k, (text, good) in enumerate(said, 1)]
+    data = UnpairedDataModule(train="f")
+    with pytest.raises(UserError, match="the same tokens are judged the other way in f:1 at f:3") as told:
+        data.encode(Encoder(Renderer(trimmed), 200), rows)
+    assert told.value.code == ExitCode.DATA
+    assert len(told.value.problems) == 1
+    data = UnpairedDataModule(train="f", allow="contradictions")
+    assert len(data.encode(Encoder(Renderer(trimmed), 200), rows)) == 4
 
 
 def test_what_a_template_writes_after_the_end_of_an_answer_is_not_learned():

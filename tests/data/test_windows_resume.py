@@ -1,0 +1,339 @@
+"""Checkpoints from anywhere in an accumulation window: each gives the weights of a run that was never stopped."""
+
+import sys
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import whole_runs as runs
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+
+from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.losses import BCOPairLoss
+from dpo_lightning.resume import check_progress
+
+WINDOW, EPOCHS, STEPS = 3, 2, 4
+CUTS = {"rows": {"batch_size": 2}, "tokens": {"max_tokens": 160}}
+"""Five batches an epoch either way: a window of three and a last one of two."""
+
+HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_batch_start",
+    "on_validation_end",
+    "on_train_epoch_end",
+)
+"""Where a callback of a user's may save."""
+
+
+class Everywhere(Callback):
+    """Saves in every hook; `made` has each checkpoint with its hook and the evaluations before it."""
+
+    def __init__(self, folder):
+        self.folder, self.made, self.evaluations = folder, [], 0
+
+    def save(self, hook, trainer, *_, **__):
+        self.evaluations += hook == "on_validation_end"
+        path = self.folder / f"{len(self.made):02d}-{hook}.ckpt"
+        trainer.save_checkpoint(path)
+        self.made.append((path, hook, self.evaluations))
+
+    def setup(self, trainer, pl_module, stage):
+        for hook in HOOKS:
+            setattr(self, hook, partial(self.save, hook))
+
+
+class Order(Callback):
+    """The batches, and where they were evaluated."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append((trainer.current_epoch, batch_idx, batch.indices.tolist()))
+
+    def on_validation_end(self, trainer, pl_module):
+        self.seen.append(("evaluated", trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx))
+
+
+def train(model, folder, ckpt=None, callbacks=(), cut="rows", module=None, **options):
+    """Weights after two epochs, evaluated after every second batch; and what was seen on the way."""
+    folder.mkdir(exist_ok=True, parents=True)
+    made = module or runs.dpo(model)
+    files = [runs.write_rows(folder, name, runs.preference_rows(n, i)) for name, n, i in (("t", 10, 0), ("e", 3, 50))]
+    data, order = PreferenceDataModule(*files, max_length=64, **CUTS[cut]), Order()
+    defaults = {"max_epochs": EPOCHS, "accumulate_grad_batches": WINDOW, "val_check_interval": 2}
+    defaults["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    runs.fit(made, data, folder, ckpt, callbacks=[order, *callbacks], **{**defaults, **options})
+    return runs.weights(made), order.seen
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama, tmp_path_factory):
+    """The weights of a run that is never stopped, and what it saw, by the kind of batch."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {cut: train(tiny_llama, folder / cut, cut=cut) for cut in CUTS}
+
+
+def same(weights, others):
+    """Equal to the bit."""
+    return all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
+def parts(seen):
+    """The batches, and the places of evaluations."""
+    return tuple([entry for entry in seen if (entry[0] == "evaluated") == wanted] for wanted in (False, True))
+
+
+def steps_of(path):
+    """The optimizer step of a checkpoint, and the batches of its epoch that it counts as done."""
+    content = torch.load(path, weights_only=True)
+    (place,) = content["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    return content["global_step"], place
+
+
+@pytest.mark.parametrize(
+    ("cut", "options"),
+    [
+        ("rows", {}),
+        ("rows", {"max_steps": STEPS}),
+        ("tokens", {"check_val_every_n_epoch": None, "val_check_interval": 4}),
+    ],
+)
+def test_a_checkpoint_from_anywhere_gives_the_weights_of_the_whole_run(cut, options, whole, tiny_llama, tmp_path):
+    """And what was evaluated before it is not evaluated again: an early stop counts every evaluation once."""
+    saver = Everywhere(tmp_path)
+    expected, seen = train(tiny_llama, tmp_path / "a", callbacks=[saver], cut=cut, **options)
+    assert same(expected, whole[cut][0])
+    assert {hook for _, hook, _ in saver.made} == set(HOOKS)
+    batches, evaluations = parts(seen)
+    for path, hook, evaluated in saver.made:
+        assert steps_of(path)[1]["batches"] in (0, WINDOW), path.name
+        weights, again = train(tiny_llama, tmp_path / "b", path, cut=cut, **options)
+        assert same(weights, expected), path.name
+        left, later = parts(again)
+        assert left == batches[len(batches) - len(left) :], path.name
+        assert later == evaluations[len(evaluations) - len(later) :], path.name
+        if hook in ("on_validation_end", "on_train_batch_start"):
+            assert later == evaluations[evaluated:], path.name
+
+
+WAYS = {
+    "every step, by a metric": {"monitor": "eval/loss", "every_n_train_steps": 1, "save_top_k": -1},
+    "always": {"train_time_interval": timedelta(0), "save_top_k": -1},
+    "an evaluation": {"monitor": "eval/loss", "save_top_k": -1, "save_on_train_epoch_end": False},
+    "an evaluation, the last": {"save_last": True, "save_top_k": 0},
+    "an epoch": {"save_on_train_epoch_end": True, "save_top_k": -1},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_a_checkpoint_is_written_for(way, whole, tiny_llama, tmp_path):
+    """Its weights are those of its own optimizer step, also where a metric was measured within a window."""
+    steps = ModelCheckpoint(tmp_path / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+    written = ModelCheckpoint(tmp_path / "way", "{step}", **WAYS[way])
+    train(tiny_llama, tmp_path / "a", callbacks=[steps, written])
+    made = sorted((tmp_path / "way").iterdir())
+    assert len(made) == {"always": STEPS, "an epoch": EPOCHS, "an evaluation, the last": 1}.get(way, len(made))
+    for path in made:
+        step, _ = steps_of(path)
+        if step:
+            stored = torch.load(tmp_path / "steps" / f"step={step}.ckpt", weights_only=True)
+            content = torch.load(path, weights_only=True)
+            assert same(content["state_dict"], stored["state_dict"]), path.name
+        weights, _ = train(tiny_llama, tmp_path / "b", path)
+        assert same(weights, whole["rows"][0]), path.name
+
+
+class Failing(Callback):
+    """An error in the n-th call of a hook."""
+
+    def __init__(self, hook, call):
+        self.left = call
+        setattr(self, hook, self.fail)
+
+    def fail(self, *_, **__):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("a failure of the test")
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_train_batch_end", "on_validation_batch_end"])
+def test_what_is_saved_on_an_error(hook, call, whole, tiny_llama, tmp_path):
+    """Within a window, at its last batch and within an evaluation."""
+    callbacks = [Failing(hook, call), OnExceptionCheckpoint(tmp_path)]
+    with pytest.raises(RuntimeError, match="a failure of the test"):
+        train(tiny_llama, tmp_path / "a", callbacks=callbacks)
+    weights, _ = train(tiny_llama, tmp_path / "b", tmp_path / "on_exception.ckpt")
+    assert same(weights, whole["rows"][0])
+
+
+@pytest.mark.parametrize("window", [1, WINDOW])
+@pytest.mark.parametrize("part", ["the update", "what follows it"])
+def test_half_an_optimizer_step_is_no_place_to_go_on_from(part, window, tiny_llama, tmp_path):
+    """An error within the update itself leaves some weights new and some old."""
+
+    def step(optimizer, *_, **__):
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].add_(1)
+        raise RuntimeError("a failure of the test")
+
+    module = runs.dpo(tiny_llama)
+    if part == "the update":
+        module.optimizer = type("Torn", (torch.optim.SGD,), {"step": lambda self, closure: (closure(), step(self))})
+    else:
+        module.optimizer_zero_grad = lambda *_: None
+        real = module.optimizer_step
+
+        def late(*args, **options):
+            real(*args, **options)
+            raise RuntimeError("a failure of the test")
+
+        module.optimizer_step = late
+    with pytest.raises(RuntimeError, match="a failure of the test"):
+        train(
+            tiny_llama,
+            tmp_path / "a",
+            callbacks=[OnExceptionCheckpoint(tmp_path)],
+            module=module,
+            accumulate_grad_batches=window,
+        )
+    with pytest.raises(UserError, match="written while an optimizer step changed the weights") as told:
+        train(tiny_llama, tmp_path / "b", tmp_path / "on_exception.ckpt", accumulate_grad_batches=window)
+    assert told.value.code == ExitCode.INPUT_MISSING
+
+
+@pytest.fixture(scope="module")
+def within(tiny_llama, tmp_path_factory):
+    """A run's checkpoints, one after each batch."""
+    folder = tmp_path_factory.mktemp("within")
+    saver = Everywhere(folder)
+    train(tiny_llama, folder / "a", callbacks=[saver])
+    return [path for path, hook, _ in saver.made if hook == "on_train_batch_end"]
+
+
+def rewritten(path, target, change):
+    """A checkpoint with another place."""
+    content = torch.load(path, weights_only=True)
+    state = content["loops"]["fit_loop"]["state_dict"]
+    done = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
+    state["combined_loader"] = [change(place, done) for place in state["combined_loader"]]
+    content["PreferenceDataModule"] = state["combined_loader"][0]
+    torch.save(content, target)
+    return target
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3, 5, 8])
+def test_a_place_within_a_window_is_taken_back_to_its_start(batch, within, whole, tiny_llama, tmp_path):
+    """Earlier versions wrote it: the batches behind the window's start would not count in its step."""
+
+    def older(place, done):
+        return {"epoch": place["epoch"], "batches": done, "order": place["order"]}
+
+    weights, seen = train(tiny_llama, tmp_path / "b", rewritten(within[batch], tmp_path / "old.ckpt", older))
+    assert same(weights, whole["rows"][0])
+    assert parts(seen)[0][0][1] == batch % 5 // WINDOW * WINDOW
+
+
+def test_a_window_of_another_checkpoint_without_a_place_is_refused(within, tiny_llama, tmp_path):
+    """Plain Lightning's: the gradients are not there, and the rows are not to be found again."""
+    content = torch.load(within[3], weights_only=True)
+    content["loops"]["fit_loop"]["state_dict"].pop("combined_loader")
+    content.pop("PreferenceDataModule")
+    torch.save(content, tmp_path / "plain.ckpt")
+    for go_on in (
+        lambda: train(tiny_llama, tmp_path / "b", tmp_path / "plain.ckpt"),
+        lambda: check_progress(content, {"trainer.accumulate_grad_batches": WINDOW}),
+    ):
+        with pytest.raises(UserError, match="lies 1 of 3 micro-batches into a step") as told:
+            go_on()
+        assert "an epoch's end" in told.value.fix
+
+
+def test_windows_of_another_size_do_not_begin_there(within, tiny_llama, tmp_path):
+    """Where no config of the run is beside the checkpoint, or where a callback changes the accumulation."""
+    content = torch.load(within[3], weights_only=True)
+    for go_on in (
+        lambda: train(tiny_llama, tmp_path / "b", within[3], accumulate_grad_batches=2),
+        lambda: check_progress(content, {"trainer.accumulate_grad_batches": 2}),
+    ):
+        with pytest.raises(UserError, match="accumulate_grad_batches is 2, in the epoch of the checkpoint it was 3"):
+            go_on()
+    train(tiny_llama, tmp_path / "c", within[4], accumulate_grad_batches=2)  # an epoch's end
+
+
+class Stop(Callback):
+    """Ends training after a batch, as an early stop or a time limit does."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or trainer.fit_loop.total_batch_idx == self.batch
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3, 5, 6])
+def test_a_run_that_ends_within_a_window_goes_on_from_its_start(batch, whole, tiny_llama, tmp_path):
+    last = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
+    stopped = {"callbacks": [Stop(batch), last], "min_epochs": 0}
+    train(tiny_llama, tmp_path / "a", **stopped)
+    weights, _ = train(tiny_llama, tmp_path / "b", tmp_path / "last.ckpt")
+    assert same(weights, whole["rows"][0])
+
+
+def test_an_evaluation_counts_once_for_an_early_stop(tiny_llama, tmp_path):
+    """Both runs stop at the same step, whichever evaluation the second one goes on from."""
+
+    def stop():
+        return EarlyStopping("eval/loss", patience=3, min_delta=10.0)
+
+    saver = Everywhere(tmp_path)
+    expected, seen = train(tiny_llama, tmp_path / "a", callbacks=[stop(), saver])
+    assert len(parts(seen)[0]) < 2 * 5
+    for path in [path for path, hook, _ in saver.made if hook == "on_validation_end"][:-1]:
+        weights, again = train(tiny_llama, tmp_path / "b", path, callbacks=[stop()])
+        assert same(weights, expected), path.name
+        assert parts(again)[1] == parts(seen)[1][-len(parts(again)[1]) :]
+
+
+def test_a_module_that_was_stopped_within_a_window_begins_it_anew(tiny_llama, tmp_path):
+    """In one process: what the unfinished window had gathered, for its mean and the loss's, is not counted again."""
+    expected, _ = train(tiny_llama, tmp_path / "a", module=runs.dpo(tiny_llama, loss=BCOPairLoss()))
+    made = runs.dpo(tiny_llama, loss=BCOPairLoss())
+    callbacks = [Failing("on_train_batch_end", 2), OnExceptionCheckpoint(tmp_path)]
+    with pytest.raises(RuntimeError, match="a failure of the test"):
+        train(tiny_llama, tmp_path / "b", callbacks=callbacks, module=made)
+    weights, _ = train(tiny_llama, tmp_path / "c", tmp_path / "on_exception.ckpt", module=made)
+    assert same(weights, expected)
+
+
+def main(model: str, folder: str, rank: str) -> None:
+    """One of two ranks: a whole run, and one from each of some checkpoints of it."""
+    torch.set_num_threads(1)
+    here, shared = Path(folder) / rank, Path(folder) / "checkpoints"
+    options = {"devices": 2, "strategy": "ddp"}
+    CUTS["rows"] = {"batch_size": 1}
+    saver = Everywhere(shared)
+    expected, _ = train(model, here, callbacks=[saver], **options)
+    made = [path for path, hook, _ in saver.made if hook == "on_train_batch_end"]
+    results = [train(model, here, path, **options)[0] for path in made[:5]]
+    if rank == "0":
+        torch.save({"whole": expected, "resumed": results}, Path(folder) / "two.pt")
+
+
+def test_on_two_ranks(tiny_llama, tmp_path):
+    """The gradients of a window are each rank's own until its step."""
+    found = runs.odd_runs_on_two_ranks(tiny_llama, tmp_path, __file__)
+    assert len(found["resumed"]) == 5
+    assert all(same(weights, found["whole"]) for weights in found["resumed"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

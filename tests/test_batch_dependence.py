@@ -1,0 +1,85 @@
+"""Where a row's log-probabilities depend on the longest row of its batch, it is said; no file may stand for them."""
+
+import pytest
+import runs
+import torch
+from families import LONG, LONGROPE, PHI, VOCAB, build, save
+from lookups import data
+
+from dpo_lightning import precomputed
+from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.model_checks import independent_length
+from dpo_lightning.precomputed import Precomputed
+
+
+def refused(made, rows, folder, code):
+    """The message with which a run is refused."""
+    with pytest.raises(UserError) as raised:
+        runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
+    assert raised.value.code == code
+    return str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory):
+    """A folder of a model whose positions change where a batch has a row of more than 48 tokens."""
+    return save(tmp_path_factory.mktemp("phi3"), "phi3", **PHI | LONGROPE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "length"),
+    [
+        ("phi3", PHI | LONGROPE, 48),
+        ("llama", PHI | {"rope_parameters": LONG | {"original_max_position_embeddings": 32}}, 32),
+        ("deepseek_v32", {"index_topk": 8}, 8),
+        ("glm_moe_dsa", {"index_topk": 2048}, 2048),
+        ("llama", PHI, None),
+        ("gemma3_text", {}, None),
+    ],
+)
+def test_how_long_rows_may_be(kind, options, length):
+    from transformers import CONFIG_MAPPING
+
+    found = independent_length(CONFIG_MAPPING[kind](**options))
+    assert (found and found[0]) == length
+
+
+def test_what_is_said_of_it_is_what_happens():
+    model = build("phi3", **PHI | LONGROPE).eval()
+    ids, widths = torch.randint(5, VOCAB, (1, 60), generator=torch.Generator().manual_seed(0)), (30, 48, 49, 60)
+    with torch.no_grad():
+        first, *others = (model(input_ids=ids[:, :width]).logits[0, :30] for width in widths)
+    apart = [float((other - first).abs().max()) for other in others]
+    assert apart[0] < 1e-5
+    assert min(apart[1:]) > 0.1
+
+
+@pytest.mark.parametrize(("max_length", "times"), [(48, 0), (128, 1)])
+def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file, tmp_path, capsys):
+    made, rows = runs.module(longrope), data(file, max_length=max_length, overlong="drop", eval=str(file))
+    runs.fit(made, file, tmp_path, data=rows, enable_checkpointing=False)
+    told = capsys.readouterr().out
+    said = "note: beyond 48 tokens, a row's log-probabilities depend on the longest row of its batch (phi3: "
+    assert told.count(said) == times
+    assert "self-check: passed (starting loss 0.693147, margins 0" in told
+
+
+@pytest.mark.usefixtures("place")
+def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_path):
+    """Of the nine pairs some have more than 48 tokens."""
+    message = refused(runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.CONFIG)
+    assert "beyond 48, log-probabilities depend on the longest row of their batch (phi3: its longrope" in message
+    assert "pairs.jsonl:9" in message
+    assert not (tmp_path / "outputs" / "reference").exists()
+    short = data(file, max_length=48, overlong="drop")
+    runs.fit(runs.module(longrope, Precomputed()), file, tmp_path / "short", data=short, enable_checkpointing=False)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_self_check_looks_at_the_longest_row(longrope, file, tmp_path, monkeypatch):
+    """Where nothing in the configuration tells of it."""
+    monkeypatch.setattr(precomputed, "independent_length", lambda config: None)
+    message = refused(runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.MODEL)
+    assert "pairs.jsonl:9 and " in message
+    assert "pairs.jsonl:1 in one batch" in message
+    assert "the model's numbers depend on the rows of a batch" in message

@@ -1,0 +1,150 @@
+"""Trainer options that train nothing or do nothing, and variables of a launcher that say nothing."""
+
+import pytest
+from command_runs import Bench, refused, watch_loading
+
+from dpo_lightning.class_paths import Namespace
+from dpo_lightning.errors import UserError
+from dpo_lightning.trainer_options import check_environment, check_trainer
+
+NAN, INF = float("nan"), float("inf")
+WRONG = [
+    {"gradient_clip_val": -1},
+    {"gradient_clip_val": NAN},
+    {"gradient_clip_val": INF},
+    {"gradient_clip_algorithm": "norm", "gradient_clip_val": None},
+    {"limit_train_batches": 0},
+    {"limit_train_batches": 0.0},
+    {"limit_train_batches": -1},
+    {"limit_train_batches": NAN},
+    {"limit_train_batches": 1.5},
+    {"limit_val_batches": -0.5},
+    {"overfit_batches": -1},
+    {"overfit_batches": INF},
+    {"val_check_interval": 0},
+    {"val_check_interval": 0.0},
+    {"val_check_interval": -2},
+    {"val_check_interval": NAN},
+    {"val_check_interval": "00:00:00:00"},
+    {"check_val_every_n_epoch": 0},
+    {"num_sanity_val_steps": -2},
+    {"accumulate_grad_batches": 0},
+    {"log_every_n_steps": 0},
+    {"max_epochs": 0},
+    {"max_epochs": -2},
+    {"max_steps": 0},
+    {"min_epochs": -1},
+    {"min_steps": -1},
+    {"min_steps": 5, "max_steps": 3},
+    {"min_epochs": 5, "max_epochs": 3},
+    {"fast_dev_run": -1},
+    {"num_nodes": 0},
+    {"reload_dataloaders_every_n_epochs": -1},
+    {"max_time": "00:00:00:00"},
+    {"max_time": "soon"},
+    {"max_time": {"hours": 0}},
+    {"max_time": {"hours": -1}},
+    {"max_time": {"lightyears": 1}},
+    {"default_root_dir": "elsewhere"},
+]
+RIGHT = [
+    {"gradient_clip_val": 0, "max_steps": -1, "max_epochs": -1, "num_sanity_val_steps": -1, "fast_dev_run": False},
+    {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value", "min_steps": 0, "max_steps": 3},
+    {"limit_train_batches": 1, "limit_val_batches": 0, "overfit_batches": 0.0, "val_check_interval": 1.0},
+    {"limit_train_batches": 0.5, "val_check_interval": 500, "check_val_every_n_epoch": None, "max_time": None},
+    {"max_time": "00:12:00:00", "default_root_dir": None},
+    {"max_time": {"hours": 1}, "val_check_interval": {"minutes": 5}},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_what_trains_nothing_is_refused(options):
+    with pytest.raises(UserError) as caught:
+        check_trainer(Namespace(options), "fit")
+    first = next(iter(options))
+    assert caught.value.code == 64
+    assert f"at trainer.{first}" in str(caught.value)
+    assert f"fix: --trainer.{first}" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", RIGHT, ids=str)
+def test_what_trains_something_is_not(options):
+    check_trainer(Namespace(options), "fit")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("validate", "limit_val_batches"), ("test", "limit_test_batches"), ("predict", "limit_predict_batches")],
+)
+def test_a_command_that_would_do_nothing(command, name):
+    """And the other commands may leave the part out."""
+    with pytest.raises(UserError, match=f"{name}=0 leaves no batch"):
+        check_trainer(Namespace({name: 0}), command)
+    check_trainer(Namespace({name: 0}), "fit")
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Bench(tmp_path, tiny_llama)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["gradient_clip_val: -1", "limit_train_batches: 0", "max_time: {hours: 0}", "default_root_dir: x", "max_time: '0'"],
+)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_the_command_line_refuses_it(bench, monkeypatch, command, text):
+    """As a file gives it; a limit of training alone is nothing to `validate`."""
+    text = "limit_val_batches: 0" if (command, text) == ("validate", "limit_train_batches: 0") else text
+    loaded = watch_loading(monkeypatch)
+    refused(bench.run(command, *bench.overlay(f"trainer: {{{text}}}")), 64, f"at trainer.{text.partition(':')[0]}")
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+def test_rows_that_are_not_measured_are_told(bench):
+    ran = bench.fit("--trainer.limit_val_batches", "0", "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert "note: none of the 5 held-out rows is measured, as trainer.limit_val_batches is 0\n" in ran.out
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "abc"},
+        {"WORLD_SIZE": "0"},
+        {"RANK": "-1"},
+        {"RANK": "abc"},
+        {"RANK": "1"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"LOCAL_RANK": "x"},
+        {"LOCAL_RANK": ""},
+        {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+        {"NODE_RANK": "1.5"},
+        {"SLURM_PROCID": "4", "SLURM_NTASKS": "4"},
+        {"SLURM_NTASKS": "two"},
+    ],
+    ids=str,
+)
+def test_a_launchers_variables_are_numbers_that_fit(bench, monkeypatch, variables):
+    """A process that took itself for another than the first would train without a word, or in the first one's place."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused(bench.fit(), 64, "the environment", next(iter(variables)), "fix: unset ")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"},
+        {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"},
+        {"SLURM_PROCID": "0"},
+        {},
+    ],
+    ids=str,
+)
+def test_what_launchers_set_passes(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_environment()
