@@ -51,6 +51,12 @@ def flat(batches):
     return [row for share in batches for batch in share for row in batch if row >= 0]
 
 
+def test_a_filler_is_the_row_that_it_names():
+    rows = Rows(["a", "b", "c", "d"])
+    assert rows[[1, ~2, 3, ~0]] == [("b", 1), ("c", -1), ("d", 3), ("a", -1)]
+    assert len(rows) == 4
+
+
 # Batches of a fixed number of rows
 
 

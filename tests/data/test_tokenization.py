@@ -243,6 +243,15 @@ def test_only_the_assistants_turns_are_learned(chat_tokenizer):
     assert counts.lines() == []
 
 
+def test_two_turns_of_the_assistant_in_a_row_are_learned_each_by_itself(chat_tokenizer):
+    """What opens the second is the template's, wherever the two stand."""
+    for more in ((), (("user", "Well?"), ("assistant", "thank you"))):
+        said = turns(("assistant", "Hi"), ("assistant", "I am fine"), *more)
+        row, _ = demonstrate(chat_tokenizer, turns(("user", "Hello")), said)
+        wanted = ["Hi<|im_end|>", "I am fine<|im_end|>", *(["thank you<|im_end|>"] if more else [])]
+        assert learned(chat_tokenizer, row) == wanted
+
+
 def test_an_answer_that_begins_with_another_turn_is_learned_from_the_assistants_words_on(chat_tokenizer):
     chosen = turns(("user", "Well?"), ("assistant", "I am fine"))
     rejected = turns(("user", "Well?"), ("assistant", "thank you"))

@@ -81,15 +81,16 @@ def test_what_each_loss_takes_the_mean_of():
     )
     margins = 0.5 * (1 * 3 + 3 * -4) / 4
     rewards = 0.5 * (1 * 2.5 + 3 * 1.0) / 4
-    for loss, mean in (
-        (BetaDPOLoss(0.5, momentum=0.0), margins),
-        (BCOPairLoss(0.5), rewards),
-        (WPOLoss(BCOPairLoss(0.5)), rewards),
+    for kind, mean in (
+        (lambda: BetaDPOLoss(0.5, momentum=0.0), margins),
+        (lambda: BCOPairLoss(0.5), rewards),
+        (lambda: WPOLoss(BCOPairLoss(0.5)), rewards),
     ):
-        for several in (loss, WeightedSum([DPOLoss(0.1), loss], [1.0, 7.0])):
-            before = float(loss.state.value)
-            several.observe(several(logps), logps)
-            assert float(loss.state.value) == before
+        for wrapped in (lambda loss: loss, lambda loss: WeightedSum([DPOLoss(0.1), loss], [1.0, 7.0])):
+            loss = kind()
+            whole = wrapped(loss)
+            whole.observe(whole(logps), logps)
+            assert float(loss.state.value) == 0
             assert stepped(loss.state) == pytest.approx(mean)
     judged = UnpairedLogps(
         logps.policy_chosen, logps.reference_chosen, logps.chosen_lengths, torch.tensor([True, False])
