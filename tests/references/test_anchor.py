@@ -80,6 +80,20 @@ def test_rounding_of_another_machine_is_no_other_reference(run, file, tmp_path):
     runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
 
 
+@pytest.mark.parametrize(("dtype", "near", "far"), [("float32", 8e-5, 1.5e-4), ("bfloat16", 2.5e-2, 3.5e-2)])
+def test_a_probe_may_move_by_what_its_precision_rounds(dtype, near, far, tiny_llama):
+    """One value of it by parts of the largest: up to 1e-4 in float32, up to 3e-2 in half precision."""
+    made = runs.ready(tiny_llama, dtype=dtype)
+    anchor = made.reference.anchor(made.policy)
+    probe = anchor["reference_probe"]
+    step = torch.zeros(len(probe))
+    step[probe.abs().argmin()] = probe.abs().max()
+    for sign in (1, -1):
+        made.reference.check_anchor(made.policy, {**anchor, "reference_probe": probe + sign * near * step})
+        with pytest.raises(UserError, match="its weights are the same"):
+            made.reference.check_anchor(made.policy, {**anchor, "reference_probe": probe + sign * far * step})
+
+
 @pytest.mark.parametrize("probe", [None, torch.zeros(3)])
 def test_a_checkpoint_without_a_probe_of_this_kind_is_refused(run, probe, file, tmp_path):
     model, ckpt = run
