@@ -184,7 +184,7 @@ class Precomputed(ReferencePolicy):
             digests = {name: getattr(stored, name) for name in ("weights", "architecture", "adapter")}
             return replace(Provenance.of(self._builder, run.tokenizer, run.data, run.precision), **digests)
         if self.model is not None:
-            check_same_tokenizer(self._builder, builder)
+            check_same_tokenizer(self._builder, builder, "model")
         return Provenance.of(builder, run.tokenizer, run.data, run.precision)
 
     def _gone(self) -> bool:

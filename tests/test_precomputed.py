@@ -201,6 +201,17 @@ def test_another_model_is_not_loaded_once_the_file_is_there(tiny_llama, file, tm
         looked_up(tiny_llama, file, Precomputed(model=str(other)))
 
 
+def test_another_model_with_another_tokenizer_is_refused(tiny_llama, file, tmp_path):
+    """Before a file is written, under the option that names it."""
+    words = tiny.make_chat_tokenizer()
+    words.add_tokens(["<extra>"])
+    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), words)
+    with pytest.raises(UserError, match=r"another tokenizer than the policy at model\.reference\.model\n") as raised:
+        looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
+    assert raised.value.code == ExitCode.MODEL
+    assert not Path("ref.safetensors").exists()
+
+
 def test_a_run_goes_on_without_the_reference_model(tiny_llama, file, tmp_path):
     other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
 

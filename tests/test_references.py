@@ -181,7 +181,7 @@ def test_a_reference_with_another_tokenizer_is_refused(tiny_llama, tmp_path):
     words = tiny.make_chat_tokenizer()
     words.add_tokens(["<extra>"])
     other = tiny.save(tmp_path / "other", tiny.make_llama(), words)
-    with pytest.raises(UserError, match="another tokenizer") as raised:
+    with pytest.raises(UserError, match=r"another tokenizer than the policy at model\.reference\.path\n") as raised:
         runs.ready(tiny_llama, FrozenCopy(path=str(other)))
     assert raised.value.code == ExitCode.MODEL
 

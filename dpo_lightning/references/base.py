@@ -199,11 +199,11 @@ def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
 
 
-def check_same_tokenizer(builder: CausalLM, other: CausalLM) -> None:
-    """Log-probabilities can only be compared over the same tokens."""
+def check_same_tokenizer(builder: CausalLM, other: CausalLM, option: str) -> None:
+    """Log-probabilities can only be compared over the same tokens; `option` of the reference names the other model."""
     if builder.tokenizer().get_vocab() != other.tokenizer().get_vocab():
         raise UserError(
             ExitCode.MODEL,
-            Problem("the reference has another tokenizer than the policy", f"{KEY}.path", other.path),
+            Problem("the reference has another tokenizer than the policy", f"{KEY}.{option}", other.path),
             fix="use a reference of the same family",
         )

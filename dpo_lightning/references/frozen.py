@@ -55,7 +55,7 @@ class FrozenCopy(HeldStart):
             model = copy.deepcopy(policy)
         else:
             other = CausalLM(self.path, builder.dtype, builder.attention, quantization=builder.quantization)
-            check_same_tokenizer(builder, other)
+            check_same_tokenizer(builder, other, "path")
             model = other.build()
         without_dropout(model)
         self._held = [model.eval().requires_grad_(False)]
