@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 import whole_runs as runs
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import softplus
 from torch.optim import SGD
@@ -89,6 +90,17 @@ def test_a_step_is_the_mean_over_its_window(kind, loss, clip, tiny_llama, tmp_pa
             assert memory.steps.keys() == logged.keys()
             for step, metrics in memory.steps.items():
                 assert metrics == pytest.approx(logged[step], rel=1e-5, abs=1e-4)
+
+
+def test_a_row_of_weight_0_may_have_no_finite_loss(tiny_llama):
+    """Neither NaN nor infinity reaches the sum `3 * (2 * 1.5 + 0.5 * 2)` or its gradient, as of a filler."""
+    module = KINDS["dpo"][0](tiny_llama)
+    module.trainer = Trainer(accelerator="cpu", devices=1, logger=False, accumulate_grad_batches=3)
+    losses = torch.tensor([1.5, math.nan, math.inf, 2.0], requires_grad=True)
+    total = module.accumulate(losses, torch.tensor([2.0, 0.0, 0.0, 0.5]))
+    total.backward()
+    assert total == 12.0
+    assert losses.grad.tolist() == [6.0, 0.0, 0.0, 1.5]
 
 
 def test_two_ranks_are_one(tiny_llama, tmp_path, start):

@@ -9,7 +9,7 @@ import runs
 import tiny
 import torch
 from command_runs import watch_loading
-from lookups import data, files, looked_up
+from lookups import data, files, loaded, looked_up, scoring_of
 
 from dpo_lightning.artefact import TokenTable, read, write
 from dpo_lightning.data.collate import Padded
@@ -252,6 +252,21 @@ def test_rows_that_come_up_after_the_policy_has_moved_are_refused(tiny_llama, fi
         runner.validate(made, datamodule=others, verbose=False)
     looked_up(tiny_llama, file, eval=str(tmp_path / "more.jsonl"))  # as `precompute` does
     assert "eval/loss" in runner.validate(made, datamodule=others, verbose=False)[0]
+
+
+def test_rows_are_looked_up_once_and_other_rows_anew(tiny_llama, file, tmp_path):
+    """The same rows cost nothing, not even the file; others of the same names and number have values of their own."""
+    made, live = loaded(tiny_llama, Precomputed(path="ref.safetensors")), runs.ready(tiny_llama, FrozenCopy())
+    others = runs.write_pairs(tmp_path / "others.jsonl", rows=9, prompt="Another question")
+    for pairs in (file, others):
+        run = scoring_of(made, data(pairs))
+        made.reference.look_up(made.policy, run)
+        Path("ref.safetensors").unlink()
+        made.reference.look_up(made.policy, run)
+        assert not Path("ref.safetensors").exists()
+    batch = runs.batch(made, others)
+    expected = live.reference(live.policy, batch).sums
+    torch.testing.assert_close(made.reference(made.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_policy_without_its_folder_is_told(tiny_llama, file, tmp_path):
