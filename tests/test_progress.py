@@ -121,6 +121,7 @@ def test_a_fused_optimizer_is_unfused_where_fp16_is_clipped():
     with pytest.raises(RuntimeError, match="fused"):
         plugin.clip_gradients(optimizer, 1.0)
     without_fusing(optimizer)
+    assert [options["fused"] for options in (optimizer.defaults, *optimizer.param_groups)] == [False, False]
     plugin.clip_gradients(optimizer, 1.0)
     optimizer.step()
     assert weight.grad.norm() < 1.01
