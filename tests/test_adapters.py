@@ -53,7 +53,7 @@ def test_every_start_is_the_model_itself(start, tiny_llama, file):
 )
 def test_a_saved_adapter_fits_the_untouched_base(start, kind, tiny_llama, file, tmp_path):
     """peft's own conversion leaves magnitudes out, and without any the base would lack what was taken out."""
-    lora = Lora(r=2, init_lora_weights=start, **KINDS[kind])
+    lora = Lora(r=4, init_lora_weights=start, **KINDS[kind])  # of 2, twice and squared are the same
     made, pairs = trained(tiny_llama, file, lora)
     expected = score(made.policy, pairs).sums
     folder = saved(made, tmp_path / "saved", tiny_llama)
@@ -66,7 +66,7 @@ def test_a_saved_adapter_fits_the_untouched_base(start, kind, tiny_llama, file, 
         assert torch.equal(score(plain, pairs).sums, before)
     again = CausalLM(str(folder)).build().eval()
     torch.testing.assert_close(score(again, pairs).sums, expected, rtol=0, atol=1e-4)
-    assert json.loads((folder / "adapter_config.json").read_text())["r"] == (4 if start in TAKEN_OUT else 2)
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == (8 if start in TAKEN_OUT else 4)
 
 
 def test_saving_leaves_the_policy_as_it_is(tiny_llama, file, tmp_path):
