@@ -91,7 +91,7 @@ def run_config(file: Path) -> Path | None:
     for folder in file.resolve().parents:
         path = folder / CONFIG
         try:
-            if path.is_file() and read_config(str(path)).keys() >= SECTIONS:
+            if path.exists() and read_config(str(path)).keys() >= SECTIONS:  # a pipe exists, and is refused
                 return path
         except UserError:
             if (folder / LOCK).exists():  # a run's own, and not another program's
