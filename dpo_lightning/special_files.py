@@ -24,3 +24,13 @@ def special_kind(path: str | Path) -> str:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL in the path is a ValueError
         return ""
     return KINDS.get(stat.S_IFMT(mode), "")
+
+
+def check_not_special(path: str | Path) -> None:
+    """Refuse a pipe, a socket or a device before it is opened in place of a file.
+
+    Raises:
+        OSError: it is one, or it cannot be looked at; `strerror` is the reason.
+    """
+    if kind := special_kind(path):
+        raise OSError(None, f"{kind} where a file is due")
