@@ -1,4 +1,4 @@
-"""The command line's manners: configs as plain data, short errors, did-you-mean."""
+"""Configs as plain data, short errors of the parser, and suggestions for misspelt names."""
 
 from __future__ import annotations
 

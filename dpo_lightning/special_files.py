@@ -1,4 +1,4 @@
-"""Pipes, sockets and devices where a file is due: opening one may wait for ever, so its kind is looked at first."""
+"""Pipes, sockets and devices in place of a file: found before they are opened, which may block for ever."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class ContextColumns:
-    """Puts what belongs to a prompt before it.
+    """Adds what other columns hold to a prompt: system message and earlier turns before it, `input` after it.
 
     Attributes:
         columns: our column name -> the file's, for messages.
@@ -168,9 +168,9 @@ def join_input(instruction: str, given: str) -> str:
 
 
 def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set[str]:
-    """Note texts that a question may need and that no column of ours has; the names of their columns.
+    """Note columns that are not read although a question may need their text; return their names.
 
-    A text that stands in what is read, such as the question that a conversation begins with, is no loss.
+    A column is not noted where its text also stands in one that is read, such as the first question of a conversation.
     """
     whole = not any(name in row.values for row in rows for name in ("prompt", "instruction"))
     names: dict[str, str] = {}
@@ -200,7 +200,7 @@ def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set
 
 
 def _ours(name: str, whole: bool) -> str:
-    """Our column for what a name says, or nothing; beside whole conversations a question is no part of its own."""
+    """Our column for the words in a name, or nothing; beside whole conversations (`whole`) none is a prompt."""
     lower = name.lower()
     if lower.endswith(NO_TEXT):
         return ""

@@ -1,4 +1,4 @@
-"""Whether a chat template writes what it is given: what it leaves out would be missing in silence."""
+"""Whether a chat template writes all that it is given: what it leaves out would not be learned."""
 
 from __future__ import annotations
 
