@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any
