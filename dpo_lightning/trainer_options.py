@@ -54,6 +54,8 @@ def check_trainer(trainer: Any, command: str) -> None:
     problems = [*counted(options), *shared(options, command), *clipped(options), *timed(options)]
     if options.get("default_root_dir") is not None:
         problems.append(("default_root_dir", "has no effect: output_dir is the run's folder"))
+    if options.get("model_registry") is not None:
+        problems.append(("model_registry", "names a place on the network: checkpoints stay in output_dir"))
     if problems:
         raise UserError(
             ExitCode.CONFIG,
