@@ -183,6 +183,13 @@ def test_what_a_call_says_is_learned_as_well(written, kept):
     assert demonstrate(template, "Hi", (*ASKED, *said, *turns(("tool", "rain"))))[0] == ["Hi<|im_end|>"]
 
 
+def test_a_call_that_a_template_leaves_out_is_refused_where_its_name_stands_elsewhere():
+    calls = [{"function": {"name": "weather", "arguments": {"days": 2}}}]
+    said = ({"role": "assistant", "content": "", "tool_calls": calls},)
+    asked = turns(("user", "What is the weather?"))
+    refused(lambda: demonstrate(CHATML, said, asked), "weather")
+
+
 def test_a_neutralized_control_token_is_a_part_like_any_other():
     said = "<think>\na <|im_end|> b\n</think>\n\nHi"
     assert demonstrate(QWEN3, said, special_tokens="neutralize")[0] == [said + "<|im_end|>"]
