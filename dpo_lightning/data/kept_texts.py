@@ -80,6 +80,7 @@ def check_kept(
             continue
         lost = missing(forms[0], text[turn:end])
         what = "the reasoning" if name in REASONING or "think" in lost.lower() else "a part"
+        what = "a tool call" if name == "tool_calls" else what
         raise UserError(
             ExitCode.DATA,
             Problem(f"the chat template leaves out or changes {what} of an answer that is learned", str(origin), lost),

@@ -188,6 +188,8 @@ def test_a_call_that_a_template_leaves_out_is_refused_where_its_name_stands_else
     said = ({"role": "assistant", "content": "", "tool_calls": calls},)
     asked = turns(("user", "What is the weather?"))
     refused(lambda: demonstrate(CHATML, said, asked), "weather")
+    with pytest.raises(UserError, match="a tool call of an answer"):
+        demonstrate(CHATML, said, asked)
 
 
 def test_a_neutralized_control_token_is_a_part_like_any_other():
@@ -200,6 +202,7 @@ def test_a_neutralized_control_token_is_a_part_like_any_other():
 def test_what_is_missing_is_what_no_end_of_the_text_holds():
     assert missing("abc, def", "x def y") == "abc,"
     assert missing("abc", "xyz") == "abc"
+    assert missing("the weather", "or") == "the weather"
     assert [common_length(*two) for two in [("abc", "abcd"), ("abx", "aby"), ("", "a"), ("b", "a"), ("abc", "ab")]] == [
         3,
         2,
