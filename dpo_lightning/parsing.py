@@ -1,4 +1,4 @@
-"""The command line's manners: configs as plain data, short errors, did-you-mean."""
+"""Configs as plain data, short errors of the parser, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from dpo_lightning.class_paths import ALLOW_FLAG
 from dpo_lightning.config_values import check_values
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.special_files import special_kind
+from dpo_lightning.special_files import check_not_special
 
 HELP = "python -m dpo_lightning fit --help lists the options"
 
@@ -218,8 +218,7 @@ def read_config(path: str) -> dict[str, Any]:
         UserError: the file is missing (66) or is no YAML mapping (64, with line and column).
     """
     try:
-        if kind := special_kind(path):
-            raise OSError(None, f"{kind} where a file is due")
+        check_not_special(path)
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             content = yaml.load(file, Loader=UniqueKeys)
     except OSError as error:

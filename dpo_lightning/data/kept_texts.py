@@ -1,4 +1,4 @@
-"""Whether a chat template writes what it is given: what it leaves out would be missing in silence."""
+"""Whether a chat template writes all that it is given: what it leaves out would not be learned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dpo_lightning.data.invisible import texts_in
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import Message, Origin
 
@@ -31,7 +32,7 @@ def check_rendering(messages: Sequence[dict[str, Any]], tools: Sequence[Any], te
             wanted.append((f"a turn of the {message['role']}", REASONED.split(content)[-1].strip()))
         wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
     address = ADDRESS.search(text) if " at 0x" in text else None
-    if address and not any(address[0] in value for value in texts([*messages, *tools])):
+    if address and not any(address[0] in value for value in texts_in([*messages, *tools])):
         raise UserError(
             ExitCode.MODEL,
             Problem("the chat template writes an address in memory, another in each run", text=address[0]),
@@ -100,17 +101,8 @@ def parts(message: Message) -> Iterator[tuple[str, list[str]]]:
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         if name := name_of(call):
             yield "tool_calls", [name]
-        for value in texts(function.get("arguments") if isinstance(function, Mapping) else None):
+        for value in texts_in(function.get("arguments") if isinstance(function, Mapping) else None):
             yield "tool_calls", [value, *(json.dumps(value, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))]
-
-
-def texts(value: Any) -> Iterator[str]:
-    """Every text within a value of JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from texts(item)
 
 
 def squeezed(text: str) -> str:
