@@ -81,6 +81,7 @@ def check_kept(
             continue
         lost = missing(forms[0], text[turn:end])
         what = "the reasoning" if name in REASONING or "think" in lost.lower() else "a part"
+        what = "a tool call" if name == "tool_calls" else what
         raise UserError(
             ExitCode.DATA,
             Problem(f"the chat template leaves out or changes {what} of an answer that is learned", str(origin), lost),
@@ -98,6 +99,8 @@ def parts(message: Message) -> Iterator[tuple[str, list[str]]]:
             yield key, [text.strip()]  # outer white space is trimmed by most templates
     for call in message.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
+        if name := name_of(call):
+            yield "tool_calls", [name]
         for value in texts_in(function.get("arguments") if isinstance(function, Mapping) else None):
             yield "tool_calls", [value, *(json.dumps(value, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))]
 
@@ -108,7 +111,7 @@ def squeezed(text: str) -> str:
 
 
 def missing(due: str, turn: str) -> str:
-    """What is left of a text without the longest end of it that is there."""
+    """What is left of a text without the longest end of it that is there; no word is cut."""
     low, high = 0, len(due)
     while low < high:  # an end of a length is there only where all shorter ones are
         middle = (low + high) // 2
@@ -116,6 +119,8 @@ def missing(due: str, turn: str) -> str:
             high = middle
         else:
             low = middle + 1
+    while 0 < low < len(due) and due[low - 1 : low + 1].isalnum():
+        low += 1
     return due[:low].rstrip() or due
 
 
