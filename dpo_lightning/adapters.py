@@ -237,12 +237,12 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise no_weights(folder, weights.name)
-    names = [name for name, _ in model.named_modules()]
     config = folder / "adapter_config.json"
-    check_module_patterns(read_json(config), names, ExitCode.MODEL, str(config))
+    options, names = read_json(config), [name for name, _ in model.named_modules()]
+    check_module_patterns(options, names, ExitCode.MODEL, str(config))
     header = json.loads(read_header(weights))
     stored = set(header) - {"__metadata__"}
-    check_ranks(read_json(config), [size for name in stored for size in header[name]["shape"]], str(config))
+    check_ranks(options, [size for name in stored for size in header[name]["shape"]], str(config))
     policy = loaded(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
     state = get_peft_model_state_dict(policy)
     wanted = set(state)

@@ -24,7 +24,7 @@ from torch import Tensor
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import EncodedAnswer
 from dpo_lightning.provenance import SHOWN, Provenance
-from dpo_lightning.special_files import special_kind
+from dpo_lightning.special_files import check_not_special
 
 KEY = "model.reference.path"
 HEADER = "dpo_lightning.reference"
@@ -214,8 +214,7 @@ def read(path: Path) -> tuple[Provenance, TokenTable]:
         UserError: it cannot be read (66), is damaged or none of ours (65).
     """
     try:
-        if kind := special_kind(path):
-            raise OSError(None, f"{kind} where a file is due")
+        check_not_special(path)
         with path.open("rb"), safe_open(path, "pt") as file:
             stored = (file.metadata() or {}).get(HEADER)
             if stored is None:

@@ -106,8 +106,8 @@ def restrict(packages: Sequence[str]) -> None:
 def check_names(config: Mapping[str, Any] | Namespace, hints: Mapping[str, Any]) -> None:
     """Refuse whatever a parsed config names that its option does not take.
 
-    The parser lets a function stand where a class is wanted or where a type says only that something is called, and
-    calls it when it makes the run's objects.
+    The parser also takes a function for a class, or where the type is any callable, and calls it when the run's objects
+    are made.
 
     Args:
         config: what was parsed; nothing of it is made yet.
@@ -216,7 +216,7 @@ def option(owner: Any, name: str) -> inspect.Parameter | None:
 
 
 def evaluated(annotation: Any, places: Sequence[ModuleType]) -> Any:
-    """An annotation whose names are looked up in these modules: a dataclass has fields of classes elsewhere."""
+    """The type that an annotation names; names are looked up in these modules, as dataclasses inherit fields."""
     names, holder = ChainMap(*map(vars, [*places, typing])), SimpleNamespace(__annotations__={"it": annotation})
     try:
         return typing.get_type_hints(holder, {}, names)["it"]
@@ -225,7 +225,7 @@ def evaluated(annotation: Any, places: Sequence[ModuleType]) -> Any:
 
 
 def find(path: str) -> Any:
-    """What a dotted path leads to, without a way through what a module has imported from elsewhere."""
+    """The object at a dotted path; modules that a package has imported from elsewhere are not entered."""
     parts = path.split(".")
     for length in range(len(parts) - 1, 0, -1):
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from dpo_lightning.data.unpaired import UnpairedDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.kto import KTOModule
+from dpo_lightning.library_errors import translated, user_error
 from dpo_lightning.library_noise import quiet
 from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.models import CausalLM, Lora, Quantization
@@ -148,7 +147,7 @@ class PreferenceCLI(LightningCLI):
         kwargs["callbacks"] = with_defaults(callbacks, self.folder.path, self.subcommand, given)
         try:
             return super().instantiate_trainer(default_root_dir=root, **kwargs)
-        except ValueError as error:  # the name of an accelerator, a strategy
+        except (TypeError, ValueError, ImportError) as error:  # the name of an accelerator, a number of devices
             raise MisconfigurationException(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
@@ -238,39 +237,6 @@ def known_names(parser: Any) -> Known:
     keys = [action.dest for action in parser._actions if action.dest != "help"]
     keys += [f"{key}.{name}" for key, kinds in parts.items() for kind in kinds for name in signature(kind).parameters]
     return Known(keys, {key: [kind.__name__ for kind in kinds] for key, kinds in owners.items()})
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that a library wrapped into something else."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def translated(error: Exception) -> UserError | None:
-    """What a library raised for a user's mistake or a full machine, in this project's words."""
-    text = str(error)
-    if isinstance(error, MisconfigurationException):
-        if "invalid accelerator name" not in text and re.search(r"\bgpus?\b|cuda|mps|devices?\b", text, re.IGNORECASE):
-            fix = f"{PROGRAM} doctor shows what this machine has"
-            return UserError(ExitCode.DEVICE, text.splitlines()[0], fix)
-        return UserError(ExitCode.CONFIG, text.splitlines()[0], fix=f"{PROGRAM} fit --help lists the options")
-    if "out of memory" in text.lower() or "can't allocate memory" in text:
-        return UserError(
-            ExitCode.IO,
-            "the device is out of memory",
-            fix="--data.batch_size 1 --trainer.accumulate_grad_batches 16, a smaller --data.max_tokens or "
-            "--data.max_length, --model.policy.gradient_checkpointing true, or --model.policy.lora.r 16",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-        return UserError(ExitCode.IO, f"writing failed: {error.strerror}", fix="make room, or --output_dir elsewhere")
-    if "Error(s) in loading state_dict" in text or "doesn't match the size of" in text:
-        return UserError(
-            ExitCode.CONFIG,
-            Problem("the checkpoint belongs to another model", "ckpt_path", text.splitlines()[-1].strip()),
-            fix="give the config that the run was started with (its config.yaml)",
-        )
-    return user_error(error)
 
 
 def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:

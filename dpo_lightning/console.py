@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import NoReturn
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -26,7 +27,8 @@ def config_paths(args: list[str]) -> list[str]:
     """The files that `--config` names."""
     following = zip(args, [*args, ""][1:], strict=True)
     paths = [value for flag, value in following if flag in ("-c", "--config")]
-    return paths + [arg.partition("=")[2] for arg in args if arg.startswith(("--config=", "-c="))]
+    attached = [arg for arg in args if arg.startswith("--config=") or re.match("-c.", arg)]
+    return paths + [re.sub("^(--config=|-c=?)", "", arg) for arg in attached]
 
 
 class ShortParser(argparse.ArgumentParser):

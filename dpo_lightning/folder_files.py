@@ -1,4 +1,4 @@
-"""The files that describe a model: regular ones of a sane size, JSON where it is due, and nothing in them that runs."""
+"""Checks of the files that describe a model: regular, of limited size, JSON where it is expected, naming no code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_JSON = 64 << 20
 
 
 def check_description(folder: Path, config: str) -> None:
-    """See that a folder's files can be read, and that none names code or files that are not of the folder.
+    """Check that a folder's files can be read, and that none names code or files outside of the folder.
 
     Args:
         folder: of a model or an adapter; its weights are not looked at.
@@ -42,7 +42,7 @@ def check_description(folder: Path, config: str) -> None:
 
 
 def check_entries(folder: Path) -> None:
-    """See that what is read of a folder are files of a sane size; links to files are followed.
+    """Check that whatever is read of a folder is a file of limited size; links to files are followed.
 
     Raises:
         UserError: one is a pipe, a socket, a device or a folder, or far too large.
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, reason: str) -> UserError:
-    """The error for a file that cannot be what it says it is."""
+    """The error for a file that is not in the format of its name."""
     return UserError(
         ExitCode.MODEL,
         Problem(f"the model file is damaged: {reason}", str(path)),

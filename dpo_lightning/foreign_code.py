@@ -137,10 +137,10 @@ MOST = 4096
 
 
 def refuse(content: Any, rules: tuple[Rule, ...], where: Path) -> None:
-    """Look at every key of a file.
+    """Check every key of a file, however deep.
 
     Raises:
-        UserError: one names code or other files.
+        UserError: one names code or other files, or more layers or experts than are built.
     """
     for key, value in entries(content):
         if COUNTS.fullmatch(key) and isinstance(value, (int, float)) and value > MOST:

@@ -95,7 +95,7 @@ def find_head(policy: nn.Module) -> SplitHead | None:
 
 
 def gives_logits(head: SplitHead, model: Any) -> bool:
-    """Whether two parts give the logits of the whole model, tried on a few tokens."""
+    """Whether backbone and output layer give the logits of the whole model, tried on a few tokens."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(head.vocabulary, (1, 8), generator=draw, device="cpu").to(model.device)
     with undisturbed(model), torch.compiler.set_stance("force_eager"):  # a trial is not worth a graph
@@ -106,7 +106,7 @@ def gives_logits(head: SplitHead, model: Any) -> bool:
         except Exception as error:  # a model's own code may raise anything
             if lacks_memory(error):
                 raise
-            return False  # what stands between the two is not in either
+            return False  # the model has layers between the two, such as a projection
         with returning(head.backbone, hidden):
             expected = model(input_ids=ids, use_cache=False).logits[0].float()
         found = head.logits(hidden[0]).float()

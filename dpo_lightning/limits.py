@@ -1,4 +1,4 @@
-"""Limits of processor time and memory for what runs a text from elsewhere: a template, a regular expression."""
+"""Limits of processor time and memory for templates and regular expressions from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS = 2.0
 """Of the processor, not of the clock: a machine that is busy with something else makes no difference."""
 
 ROOM = 1 << 30
-"""Bytes of memory that may be asked for on top of what the process has."""
+"""Bytes that may be allocated on top of the memory that the process has mapped."""
 
 AGAIN = 0.5
 """Seconds after which the signal comes again, where a library caught what the first one raised."""
@@ -28,7 +28,7 @@ class LimitError(Exception):
 
 @contextlib.contextmanager
 def limited(seconds: float, room: int = ROOM) -> Iterator[None]:
-    """Raise `LimitError` or `MemoryError` in what takes more than so much time or memory.
+    """Raise `LimitError` or `MemoryError` in a block that takes more than `seconds` or `room` bytes.
 
     The time counts in the main thread only, where signals are handled: Python code, its regular expressions and its
     arithmetic are interrupted, other libraries are not. Memory is limited on Linux.

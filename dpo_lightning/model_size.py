@@ -19,7 +19,7 @@ SLACK = 200_000_000
 def check_size(path: str, config: Any) -> None:
     """Build the model without values, and compare how many it has with how many are stored.
 
-    Which weights are missing is told when they are loaded; this bounds what is allocated for them.
+    Missing weights are reported when they are loaded; this check bounds the memory that is allocated for them.
 
     Raises:
         UserError: the model is far larger than its files.

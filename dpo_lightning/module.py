@@ -148,14 +148,17 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trained, with its scheduler."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(trained, self.learning_rate)
+        optimizer = make("model.optimizer", self.optimizer, trained, self.learning_rate)
         if getattr(optimizer, "is_paged", False) and self.device.type == "cpu":
             say("optimizer: its states are not paged, as they lie in the memory of the CPU anyway")
         if self.lr_scheduler is None:
             return optimizer
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+            "lr_scheduler": {
+                "scheduler": make("model.lr_scheduler", self.lr_scheduler, optimizer),
+                "interval": "step",
+            },
         }
 
     def on_train_start(self) -> None:
@@ -231,6 +234,19 @@ class PolicyModule(LightningModule):
         """What is not trained; tied weights stand under each of their names, as they do in a state dict."""
         named = self.policy.named_parameters(remove_duplicate=False)
         return {f"policy.{name}": value for name, value in named if not value.requires_grad}
+
+
+def make(key: str, kind: Callable[..., Any], *args: Any) -> Any:
+    """An optimizer or a scheduler by the options of a config.
+
+    Raises:
+        UserError: it does not take them.
+    """
+    try:
+        return kind(*args)
+    except (TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(ExitCode.CONFIG, Problem(reason, key), fix=f"--{key} with other options") from error
 
 
 def check_precision(policy: CausalLM, precision: str) -> None:

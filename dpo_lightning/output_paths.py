@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from dpo_lightning.class_paths import find, members, option, within
+from dpo_lightning.class_paths import defined, find, members, option, within
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.precomputed import FOLDER, Precomputed
 
@@ -66,17 +66,23 @@ def places(value: Any, key: str, home: str) -> Iterator[tuple[str, str, bool]]:
             yield from places(inner, key, home)
     if not isinstance(value, (Mapping, Namespace)):
         return
-    content, owner = members(value), None
+    content, named, owner = members(value), None, None
     if isinstance(path := content.get("class_path"), str):
         content = members(content.get("init_args")) | members(content.get("dict_kwargs"))
-        owner = find(path) if within(path, ("lightning",)) else None
+        named = find(path)
+        owner = of_lightning(named)
     for name, inner in content.items():
         if owner is not None and name in FOLDERS | NAMES and isinstance(inner, (str, os.PathLike)):
             taken, text = option(owner, name), os.fspath(inner)
-            if taken is None or inner != taken.default:
+            if inner != taken.default if taken else owner is named:
                 yield f"{key}.{name}", text, lies_in(text, home) if name in FOLDERS else is_name(text)
         else:
             yield from places(inner, f"{key}.{name}", home)
+
+
+def of_lightning(found: Any) -> Any:
+    """The class itself or the nearest one above it that lightning defines, by whatever path it was named."""
+    return next((base for base in getattr(found, "__mro__", ()) if within(defined(base), ("lightning",))), None)
 
 
 def references(config: Mapping[str, Any] | Namespace, home: str) -> Iterator[tuple[str, str, bool]]:

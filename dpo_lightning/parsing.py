@@ -1,4 +1,4 @@
-"""The command line's manners: configs as plain data, short errors, did-you-mean."""
+"""Configs as plain data, short errors of the parser, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import yaml
 from dpo_lightning.class_paths import ALLOW_FLAG
 from dpo_lightning.config_values import check_values
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.special_files import special_kind
+from dpo_lightning.special_files import check_not_special
+
+MOST_VALUES = 100_000
+"""Values that a config may have, each counted as often as an anchor repeats it."""
 
 HELP = "python -m dpo_lightning fit --help lists the options"
 
@@ -200,6 +203,8 @@ class UniqueKeys(yaml.SafeLoader):
         """Refuse a repeated key."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<`: keys of another mapping, which the ones written here take the place of
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no word", key_node.start_mark)
@@ -211,6 +216,27 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def check_anchors(value: Any, sizes: dict[int, int]) -> int:
+    """Count the values of a config, each as often as it is referred to.
+
+    Args:
+        value: of YAML; anchors make it the same object at several places, or a part of itself.
+        sizes: the counts of what was met, by identity.
+
+    Raises:
+        ValueError: it is a part of itself, or written out it is far larger than a config.
+    """
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = MOST_VALUES
+        parts = [*value.values()] if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(check_anchors(part, sizes) for part in parts)
+    if sizes[id(value)] >= MOST_VALUES:
+        raise ValueError(f"its anchors make more than {MOST_VALUES:,} values of it")
+    return sizes[id(value)]
+
+
 def read_config(path: str) -> dict[str, Any]:
     """A config file as plain data, before any class is known.
 
@@ -218,10 +244,10 @@ def read_config(path: str) -> dict[str, Any]:
         UserError: the file is missing (66) or is no YAML mapping (64, with line and column).
     """
     try:
-        if kind := special_kind(path):
-            raise OSError(None, f"{kind} where a file is due")
+        check_not_special(path)
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             content = yaml.load(file, Loader=UniqueKeys)
+        check_anchors(content, {})
     except OSError as error:
         raise UserError(
             ExitCode.INPUT_MISSING,

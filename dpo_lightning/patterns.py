@@ -1,4 +1,4 @@
-"""Regular expressions of a folder, for modules and for a tokenizer: tried on what they will meet, until a limit."""
+"""Regular expressions of an adapter or a tokenizer: refused where matching exceeds a time limit."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def comes_to_an_end(pattern: str) -> bool:
 
 
 def in_time(call: Callable[[], Any]) -> bool:
-    """Whether a call of a library that lets other threads run returns, without a panic, in the time that it has."""
+    """Whether a call returns within `WAIT` seconds and without a panic; it has to release the GIL."""
     done: list[bool] = []
 
     def tried() -> None:

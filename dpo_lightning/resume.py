@@ -78,7 +78,7 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         problems = list(differences(dict(flat(read_config(str(recorded)))), now, str(recorded)))
         fix = f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one"
     else:
-        say(f"note: no {CONFIG} above {file} tells its run's options: the learning rate alone is compared")
+        say(f"note: its run's {CONFIG} is not above {file}: of its options, the learning rate is compared, no other")
         problems = list(other_rates(content, now))
         fix = "--model.learning_rate as the run had it"
     if problems:
@@ -91,7 +91,7 @@ def run_config(file: Path) -> Path | None:
     for folder in file.resolve().parents:
         path = folder / CONFIG
         try:
-            if path.is_file() and read_config(str(path)).keys() >= SECTIONS:
+            if path.exists() and read_config(str(path)).keys() >= SECTIONS:  # a pipe exists, and is refused
                 return path
         except UserError:
             if (folder / LOCK).exists():  # a run's own, and not another program's

@@ -1,4 +1,4 @@
-"""Pipes, sockets and devices where a file is due: opening one may wait for ever, so its kind is looked at first."""
+"""Pipes, sockets and devices in place of a file: found before they are opened, which may block for ever."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def special_kind(path: str | Path) -> str:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL in the path is a ValueError
         return ""
     return KINDS.get(stat.S_IFMT(mode), "")
+
+
+def check_not_special(path: str | Path) -> None:
+    """Refuse a pipe, a socket or a device before it is opened in place of a file.
+
+    Raises:
+        OSError: it is one, or it cannot be looked at; `strerror` is the reason.
+    """
+    if kind := special_kind(path):
+        raise OSError(None, f"{kind} where a file is due")

@@ -54,6 +54,8 @@ def check_trainer(trainer: Any, command: str) -> None:
     problems = [*counted(options), *shared(options, command), *clipped(options), *timed(options)]
     if options.get("default_root_dir") is not None:
         problems.append(("default_root_dir", "has no effect: output_dir is the run's folder"))
+    if options.get("model_registry") is not None:
+        problems.append(("model_registry", "names a place on the network: checkpoints stay in output_dir"))
     if problems:
         raise UserError(
             ExitCode.CONFIG,
@@ -63,7 +65,7 @@ def check_trainer(trainer: Any, command: str) -> None:
 
 
 def counted(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with numbers of something."""
+    """What is wrong with options that count something."""
     for name, least in COUNTS.items():
         value = options.get(name)
         if isinstance(value, int) and value < least and not (value == -1 and name in OPEN):
@@ -75,7 +77,7 @@ def counted(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with numbers or parts of the batches."""
+    """What is wrong with options that limit batches."""
     for name, commands in SHARES.items():
         value = options.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -87,24 +89,24 @@ def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
 
 
 def clipped(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the limit of gradients."""
+    """What is wrong with gradient clipping."""
     value = options.get("gradient_clip_val")
     if value is not None and not (math.isfinite(value) and value >= 0):
-        yield "gradient_clip_val", "is no limit"
+        yield "gradient_clip_val", "is not a finite number of 0 or more"
     if options.get("gradient_clip_algorithm") is not None and not value:
         yield "gradient_clip_algorithm", "has no effect without gradient_clip_val"
 
 
 def timed(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with times."""
+    """What is wrong with options that hold a time."""
     for name in ("max_time", "val_check_interval"):
         value = options.get(name)
         if isinstance(value, (str, dict, timedelta)) and not duration(value) > timedelta():
-            yield name, "is no time; DD:HH:MM:SS is one"
+            yield name, "is not a time above 0; write DD:HH:MM:SS"
 
 
 def duration(value: str | dict[str, int] | timedelta) -> timedelta:
-    """The time that an option says; none where it says nothing that is a time."""
+    """The time that an option holds; zero where it is not one."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+):(\d+):(\d+):(\d+)\s*", value)
         days, hours, minutes, seconds = map(int, match.groups()) if match else (0, 0, 0, 0)
@@ -116,21 +118,21 @@ def duration(value: str | dict[str, int] | timedelta) -> timedelta:
 
 
 def check_environment() -> None:
-    """Refuse variables of a launcher that are no numbers, or a process that is none of those that there are.
+    """Refuse variables of a launcher that are not numbers, or a rank that is not below the number of processes.
 
     Raises:
         UserError: 64, with every such variable.
     """
     found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     problems = [
-        Problem("this is no number of a process or of processes", f"the environment's {name}", value)
+        Problem("this is not a rank or a number of processes", f"the environment's {name}", value)
         for name, value in found.items()
         if not (value.isascii() and value.isdecimal()) or (name in RANKS.values() and int(value) == 0)
     ]
     for rank, size in RANKS.items():
         count = found.get(size, "1" if rank == "RANK" else None)
         if not problems and rank in found and count is not None and int(found[rank]) >= int(count):
-            problems.append(Problem(f"{rank}={found[rank]} is none of {size}={count} processes", "the environment"))
+            problems.append(Problem(f"{rank}={found[rank]} is not below {size}={count}", "the environment"))
     if problems:
         names = " ".join(name for name in found if name in str(problems))
         raise UserError(ExitCode.CONFIG, problems, fix=f"unset {names}, or start the processes by torchrun or srun")

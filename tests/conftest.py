@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+import signal
 import typing
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -105,3 +106,21 @@ def toy(toy_copies):
         shutil.rmtree(folder)
         shutil.copytree(folder.with_name(f"{folder.name}-copy"), folder, symlinks=True)
     return toy_copies
+
+
+LONGEST = 60
+"""Seconds after which a test is given up as one that waits for ever; nothing takes a part of that."""
+
+
+@pytest.fixture
+def given_up():
+    """Let what would wait for ever fail."""
+
+    def stop(*_):
+        raise AssertionError("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(LONGEST)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

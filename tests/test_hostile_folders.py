@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,22 +14,7 @@ from command_runs import refused, run
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models import CausalLM, Lora, save_model
 
-LONGEST = 60
-"""Seconds after which a test is given up as one that waits for ever; nothing here takes a part of that."""
-
-
-@pytest.fixture(autouse=True)
-def given_up():
-    """Let what would wait for ever fail."""
-
-    def stop(*_):
-        raise AssertionError("it waits for ever")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LONGEST)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("given_up")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ FLOORS = (
     "quantization memory model_folder library_noise precision references generation artefact precomputed provenance "
     "scoring needs stages merging transformers4",
     "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "
-    "resume switches class_paths output_paths trainer_options parsing summary callbacks",
+    "resume switches library_errors class_paths output_paths trainer_options parsing summary callbacks",
     "cli commands __main__ __init__",
 )
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}

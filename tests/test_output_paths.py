@@ -1,5 +1,7 @@
 """Where a config may have files written, and what the command line may name besides."""
 
+import sys
+
 import pytest
 from command_runs import Bench, refused, watch_loading
 
@@ -52,6 +54,15 @@ OUTSIDE = {
     ),
     "an absolute name": (callback("ModelCheckpoint", "filename: VICTIM/important"), "callbacks.filename"),
     "on an exception": (callback("OnExceptionCheckpoint", "dirpath: victim"), "callbacks.dirpath"),
+    "a class by another path": (
+        "trainer: {callbacks: [{class_path: dpo_lightning.cli.ModelCheckpoint, init_args: {dirpath: victim}}]}",
+        "callbacks.dirpath",
+    ),
+    "curves by another path": (
+        "trainer: {logger: {class_path: dpo_lightning.callbacks.samples.TensorBoardLogger, "
+        "init_args: {save_dir: victim}}}",
+        "logger.save_dir",
+    ),
     "a list of bad batches": (
         callback("SpikeDetection", "exclude_batches_path: victim/x.json"),
         "exclude_batches_path",
@@ -99,6 +110,36 @@ def test_the_command_line_may_name_any_place(bench):
     assert list((bench.folder / "b").glob("*.ckpt"))
     (bench.folder / "callbacks.yaml").write_text(f"[{entry}]\n")
     refused(bench.fit("--trainer.callbacks", bench.folder / "callbacks.yaml", out="third"), 64, "callbacks.dirpath")
+
+
+OWN_CALLBACKS = """
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+class Kept(ModelCheckpoint):
+    def __init__(self, **options):
+        super().__init__(**options)
+
+class Noted(Callback):
+    def __init__(self, dir: str):
+        self.dir = dir
+"""
+
+
+def test_a_class_of_the_users_own_is_no_way_around(bench, victim, monkeypatch):
+    """What it hands to a class of lightning is looked at; its other options are its own."""
+    (bench.folder / "own_callbacks.py").write_text(OWN_CALLBACKS)
+    monkeypatch.syspath_prepend(str(bench.folder))
+    text = "trainer: {callbacks: [{class_path: own_callbacks.KIND, init_args: {OPTION}}]}"
+    allow = ("--allow-class-path", "own_callbacks", "--trainer.max_steps", "1")
+    hostile = text.replace("KIND", "Kept").replace("OPTION", f"dirpath: {victim}")
+    harmless = text.replace("KIND", "Noted").replace("OPTION", f"dir: {victim}")
+    try:
+        refused(bench.fit(*bench.overlay(hostile), *allow), 64, "at trainer.callbacks.dirpath")
+        ran = bench.fit(*bench.overlay(harmless), *allow)
+    finally:
+        sys.modules.pop("own_callbacks", None)
+    assert ran.code == 0, ran
 
 
 def test_places_in_the_run_are_free(bench):

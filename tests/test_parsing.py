@@ -1,5 +1,7 @@
 """What a wrong command line or config gets: the key, what is wrong with it, and the near name."""
 
+import itertools
+
 import pytest
 from command_runs import CONFIGS, Bench, refused, run, watch_loading
 
@@ -108,6 +110,13 @@ FILES = {
     "two documents": ("a: 1\n---\nb: 1\n", "another document", "overlay.yaml:2:1"),
     "a list as a key": ("? [a, b]\n: 1\n", "this is no YAML", "overlay.yaml:1:3"),
     "bottomless": ("[" * 5000, "this is no YAML"),
+    "a part of itself": ("trainer: &a {callbacks: [*a]}\n", "this is no YAML: its anchors make", "overlay.yaml"),
+    "a list in itself": ("trainer: &a [*a]\n", "this is no YAML: its anchors make"),
+    "anchors without bound": (
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in itertools.pairwise("abcdefghi")),
+        "this is no YAML: its anchors make",
+    ),
     "an impossible date": ("a: 2024-13-45\n", "this is no YAML"),
     "Python in YAML": ("a: !!python/object/apply:os.abort []\n", "this is no YAML", "overlay.yaml:1:4"),
     "no text": (b"\xff\xfe\x00", "this is no YAML", "overlay.yaml"),
@@ -139,6 +148,21 @@ def test_a_wrong_file_is_a_short_error(bench, monkeypatch, case):
     refused(bench.fit(*bench.overlay(text)), 64, *said)
     assert not loaded
     assert not (bench.folder / "run").exists()
+
+
+def test_anchors_share_what_is_written_once(bench):
+    """With merge keys, whose values those that stand beside them take the place of."""
+    text = "data:\n  init_args: {<<: {batch_size: 2, max_length: 96}, batch_size: 3}\n"
+    ran = bench.fit(*bench.overlay(text), "--print_config")
+    assert ran.code == 0, ran
+    assert "batch_size: 3\n" in ran.out
+
+
+def test_an_attached_config_is_read_as_any_other(bench):
+    """`-cFILE`, which argparse takes as well."""
+    path = bench.overlay("trainer:\n  max_steps: 1\n  max_steps: 2\n")[1]
+    for flag in (f"-c{path}", f"-c={path}", f"--config={path}"):
+        refused(bench.fit(flag), 64, "'max_steps' stands twice")
 
 
 @pytest.mark.parametrize("path", ["absent.yaml", ""])

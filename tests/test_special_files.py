@@ -1,7 +1,6 @@
 """Pipes, sockets and devices in place of files: an error at once, never a wait."""
 
 import os
-import signal
 import socket
 
 import pytest
@@ -9,22 +8,7 @@ from command_runs import Bench, refused, run
 
 from dpo_lightning.special_files import special_kind
 
-LONGEST = 30
-"""Seconds after which a test is given up as one that waits for ever; nothing here takes a part of that."""
-
-
-@pytest.fixture(autouse=True)
-def given_up():
-    """Let what would wait for ever fail."""
-
-    def stop(*_):
-        raise AssertionError("it waits for ever")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LONGEST)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("given_up")
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ WRONG = [
     {"max_time": {"hours": -1}},
     {"max_time": {"lightyears": 1}},
     {"default_root_dir": "elsewhere"},
+    {"model_registry": "organization/project/model"},
 ]
 RIGHT = [
     {"gradient_clip_val": 0, "max_steps": -1, "max_epochs": -1, "num_sanity_val_steps": -1, "fast_dev_run": False},

@@ -1,4 +1,4 @@
-"""Chat templates that write the same at every rendering: the date is fixed for a run, chance is refused."""
+"""Chat templates that render a row the same each time: the date is fixed for a run, random choices are refused."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def check_repeatable(template: Template) -> None:
     for source in sources(template):
         try:
             words = [text for _, kind, text in Environment().lex(source) if kind in ("name", "operator")]
-        except TemplateSyntaxError:  # it is told where a row is rendered
+        except TemplateSyntaxError:  # reported when a row is rendered
             continue
         for pair in pairwise(words):
             if pair in CHANCE:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from dpo_lightning.data.row_values import excerpt_name
 from dpo_lightning.data.sources import Row
+from dpo_lightning.data.turn_marks import MARKED, MARKS
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 QUESTIONS = (
@@ -48,6 +49,9 @@ ALIASES = {
 
 NO_TEXT = ("_id", "_hash", "_len", "_length", "_score", "_tokens", "_model")
 """Ends of names of columns that tell something about a text."""
+
+WEIGHTS = frozenset(("weights", "loss_weight", "loss_weights", "sample_weight", "mask_history"))
+"""Columns of other tools that say what is learned, besides those named as the mark of a turn."""
 
 SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
 META = "meta"
@@ -157,6 +161,12 @@ def unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
     lines = [
         f"{file} has no column '{excerpt_name(named)}': its '{ours}' is read instead" for file, named, ours in kept
     ]
+    if said := [name for name in names if name.lower() in WEIGHTS or name.lower() in MARKS]:
+        names = [name for name in names if name not in said]
+        lines.append(
+            f"columns that may say what is learned, and are not read: {', '.join(map(excerpt_name, said))} "
+            f"(of a turn, {MARKED} in the message; of a row, 'weight')"
+        )
     if names:
         shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
         lines.append(f"columns that are not used: {shown}" + (", ..." if len(names) > MAX_NAMES else ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from dpo_lightning.data.bad_rows import Notes, RowError
 from dpo_lightning.data.columns import NO_TEXT
 from dpo_lightning.data.invisible import texts_in
 from dpo_lightning.data.messages import SPOKEN, parse_text
-from dpo_lightning.data.row_values import excerpt_name
+from dpo_lightning.data.row_values import decode_json, excerpt_name, excerpt_value
 from dpo_lightning.data.sources import Row, kind_of
 from dpo_lightning.data.turn_marks import read_context
 from dpo_lightning.examples import Message, Text
@@ -49,7 +48,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class ContextColumns:
-    """Puts what belongs to a prompt before it.
+    """Adds what other columns hold to a prompt: system message and earlier turns before it, `input` after it.
 
     Attributes:
         columns: our column name -> the file's, for messages.
@@ -140,7 +139,7 @@ class ContextColumns:
     def _history(self, row: Row) -> tuple[Message, ...]:
         value, name = row.values.get(HISTORY), self._shown(HISTORY)
         if isinstance(value, str) and value.strip():
-            value = _from_json(value, name)
+            value = decode_json(value, name, PAIRS)
         if value in (None, "", []) or isinstance(value, str):
             return ()
         if not isinstance(value, list):
@@ -155,7 +154,7 @@ class ContextColumns:
         turns: list[Any] = []
         for number, item in enumerate(value, 1):
             if not isinstance(item, list) or len(item) != len(SPOKEN):
-                raise RowError(f"{name} {number} is no pair of question and answer", _excerpt(item), PAIRS)
+                raise RowError(f"{name} {number} is no pair of question and answer", excerpt_value(item), PAIRS)
             if number == 1 and item[0] in (None, ""):  # a greeting: nobody asked for it
                 turns.append({"role": "assistant", "content": item[1]})
             else:
@@ -169,9 +168,9 @@ def join_input(instruction: str, given: str) -> str:
 
 
 def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set[str]:
-    """Note texts that a question may need and that no column of ours has; the names of their columns.
+    """Note columns that are not read although a question may need their text; return their names.
 
-    A text that stands in what is read, such as the question that a conversation begins with, is no loss.
+    A column is not noted where its text also stands in one that is read, such as the first question of a conversation.
     """
     whole = not any(name in row.values for row in rows for name in ("prompt", "instruction"))
     names: dict[str, str] = {}
@@ -201,7 +200,7 @@ def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set
 
 
 def _ours(name: str, whole: bool) -> str:
-    """Our column for what a name says, or nothing; beside whole conversations a question is no part of its own."""
+    """Our column for the words in a name, or nothing; beside whole conversations (`whole`) none is a prompt."""
     lower = name.lower()
     if lower.endswith(NO_TEXT):
         return ""
@@ -225,14 +224,3 @@ def _is_blank(value: Any) -> bool:
 
 def _system_name(row: Row) -> str:
     return next(name for name in SYSTEM if not _is_blank(row.values.get(name)))
-
-
-def _from_json(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise RowError(f"{name} is text that is not JSON", text, PAIRS) from None
-
-
-def _excerpt(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""What happened to rows on their way to tokens: counted, and told in a line each."""
+"""Counts of what happens to rows during tokenization, and the lines that report them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Counts:
 
     def lines(self) -> list[str]:
         """One line for each thing that happened to some rows."""
-        told = {
+        lines = {
             "dropped: longer than max_length": self.dropped,
             "lost the start of the prompt to max_length": self.shortened_prompts,
             "have an answer cut at max_length, without its EOS": self.cut_answers,
@@ -51,7 +51,7 @@ class Counts:
             "have characters in an answer that the tokenizer lacks (learned as its unknown token)": self.unknown,
             f"have answers that the template ends with {self.ending}; EOS is added": self.unended,
         }
-        return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in told.items() if n]
+        return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in lines.items() if n]
 
 
 def unlisted_ends(rows: Sequence[Encoded], renderer: Renderer) -> Iterator[str]:

@@ -10,10 +10,16 @@ from typing import Any
 DIRECTION = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 SPACES, JOINERS = "\u200b", "\u200c\u200d"
 WIDTHLESS = "\u180e\u2060-\u2064\ufeff"
+FILLERS = "\u3164\uffa0"
+"""Hangul letters that show nothing; old Hangul has fillers of its own."""
+
 TAGS = "\U000e0000-\U000e007f"
 
-INVISIBLE = re.compile(f"[{DIRECTION}{SPACES}{JOINERS}{WIDTHLESS}{TAGS}]")
+INVISIBLE = re.compile(f"[{DIRECTION}{SPACES}{JOINERS}{WIDTHLESS}{FILLERS}{TAGS}]")
 DIRECTIONS = re.compile(f"[{DIRECTION}]")
+SIDES = "\u061c\u200e\u200f"
+RIGHT_TO_LEFT = re.compile("[\u0590-\u061b\u061d-\u08ff\ufb1d-\ufdff\ufe70-\ufefe]")
+"""Scripts beside which a mark of direction says to which side a digit or a bracket belongs."""
 
 JOINING = re.compile(
     "[\u0600-\u08ff\ufb50-\ufdff\ufe70-\ufefe"  # Arabic, Persian, Syriac, N'Ko
@@ -69,7 +75,9 @@ def _places(text: str) -> Iterator[int]:
                 continue
         if character in JOINERS and (JOINING.match(before) or (_is_emoji(before) and _is_emoji(after))):
             continue
-        if character in SPACES and SPACELESS.match(before) and SPACELESS.match(after):
+        if character in SPACES and (SPACELESS.match(before) or SPACELESS.match(after)):
+            continue
+        if character in SIDES and RIGHT_TO_LEFT.search(text):
             continue
         yield place
 

@@ -1,4 +1,4 @@
-"""Whether a chat template writes what it is given: what it leaves out would be missing in silence."""
+"""Whether a chat template writes all that it is given: what it leaves out would not be learned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dpo_lightning.data.invisible import texts_in
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.examples import Message, Origin
 
@@ -31,7 +32,7 @@ def check_rendering(messages: Sequence[dict[str, Any]], tools: Sequence[Any], te
             wanted.append((f"a turn of the {message['role']}", REASONED.split(content)[-1].strip()))
         wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
     address = ADDRESS.search(text) if " at 0x" in text else None
-    if address and not any(address[0] in value for value in texts([*messages, *tools])):
+    if address and not any(address[0] in value for value in texts_in([*messages, *tools])):
         raise UserError(
             ExitCode.MODEL,
             Problem("the chat template writes an address in memory, another in each run", text=address[0]),
@@ -80,6 +81,7 @@ def check_kept(
             continue
         lost = missing(forms[0], text[turn:end])
         what = "the reasoning" if name in REASONING or "think" in lost.lower() else "a part"
+        what = "a tool call" if name == "tool_calls" else what
         raise UserError(
             ExitCode.DATA,
             Problem(f"the chat template leaves out or changes {what} of an answer that is learned", str(origin), lost),
@@ -97,17 +99,10 @@ def parts(message: Message) -> Iterator[tuple[str, list[str]]]:
             yield key, [text.strip()]  # outer white space is trimmed by most templates
     for call in message.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
-        for value in texts(function.get("arguments") if isinstance(function, Mapping) else None):
+        if name := name_of(call):
+            yield "tool_calls", [name]
+        for value in texts_in(function.get("arguments") if isinstance(function, Mapping) else None):
             yield "tool_calls", [value, *(json.dumps(value, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))]
-
-
-def texts(value: Any) -> Iterator[str]:
-    """Every text within a value of JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from texts(item)
 
 
 def squeezed(text: str) -> str:
@@ -116,7 +111,7 @@ def squeezed(text: str) -> str:
 
 
 def missing(due: str, turn: str) -> str:
-    """What is left of a text without the longest end of it that is there."""
+    """What is left of a text without the longest end of it that is there; no word is cut."""
     low, high = 0, len(due)
     while low < high:  # an end of a length is there only where all shorter ones are
         middle = (low + high) // 2
@@ -124,6 +119,8 @@ def missing(due: str, turn: str) -> str:
             high = middle
         else:
             low = middle + 1
+    while 0 < low < len(due) and due[low - 1 : low + 1].isalnum():
+        low += 1
     return due[:low].rstrip() or due
 
 

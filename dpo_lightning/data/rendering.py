@@ -138,7 +138,7 @@ class Renderer:
                 fix="--data.chat_template with one that writes it once",
             )
 
-    @property
+    @cached_property
     def stops(self) -> frozenset[int]:
         """Every id that ends an answer."""
         return self.end_ids | {self.tokenizer.eos_token_id}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from typing import Any
@@ -45,6 +46,30 @@ def excerpt_name(name: str) -> str:
     """A column's name as it may stand in a message."""
     shown = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
     return quoted(shown)
+
+
+def excerpt_value(value: Any) -> str:
+    """A value as it may stand in a message: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def decode_json(value: Any, name: str, fix: str) -> Any:
+    """What a text that is JSON stands for; any other value as it is.
+
+    Args:
+        value: of a row.
+        name: of its column, for the message.
+        fix: the remedy where the text is not JSON.
+
+    Raises:
+        RowError: the text is not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise RowError(f"{name} is text that is not JSON", value, fix) from None
 
 
 class _Field:

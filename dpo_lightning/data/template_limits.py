@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.limits import ROOM, SECONDS, LimitError, limited
-from dpo_lightning.special_files import special_kind
+from dpo_lightning.special_files import check_not_special
 
 FRAME = 1 << 20
 """Characters that a template may add to a conversation; instructions for tools take some thousands."""
@@ -100,12 +100,12 @@ def template_source(tokenizer: Any) -> str:
 def read_template(path: str) -> str:
     """The text of a chat template file."""
     try:
-        if kind := special_kind(path):
-            raise OSError(f"{kind} where a file is due")
+        check_not_special(path)
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
             ExitCode.INPUT_MISSING,
-            Problem(f"the chat template cannot be read: {error}", where="data.chat_template", text=path),
+            Problem(f"the chat template cannot be read: {reason}", where="data.chat_template", text=path),
             fix="--data.chat_template with a UTF-8 file",
         ) from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.data.bad_rows import RowError
+from dpo_lightning.data.row_values import decode_json, excerpt_value
 from dpo_lightning.examples import Message
 
 SCHEMAS = "write a list of objects, one per tool"
@@ -26,31 +27,22 @@ def parse_tools(value: Any, functions: Any = None) -> tuple[Mapping[str, Any], .
     if functions not in (None, "", []):
         if value not in (None, "", []):
             raise RowError("the row has both tools and functions", fix="keep the tools")
-        functions = _decoded(functions, "functions")
+        functions = decode_json(functions, "functions", SCHEMAS)
         value = [{"type": "function", "function": item} for item in functions] if isinstance(functions, list) else 0
     if value is None or value == "":
         return ()
-    value = _decoded(value, "tools")
+    value = decode_json(value, "tools", SCHEMAS)
     if not isinstance(value, list):
         raise RowError("tools is not a list of JSON schemas", fix=SCHEMAS)
-    tools = [_decoded(tool, "tools") for tool in value]
+    tools = [decode_json(tool, "tools", SCHEMAS) for tool in value]
     if not all(isinstance(tool, dict) and tool for tool in tools):
         raise RowError("tools is not a list of JSON schemas", fix=SCHEMAS)
     return tuple(_with_parameters(tool) for tool in tools)
 
 
-def _decoded(value: Any, name: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise RowError(f"{name} is text that is not JSON", value, "write a list of JSON schemas") from None
-
-
 def _with_parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tool with its parameters as a schema, where they are the text of one."""
-    inner = _decoded(tool.get("function"), "tools")
+    inner = decode_json(tool.get("function"), "tools", SCHEMAS)
     if isinstance(inner, dict):
         return {**tool, "function": _with_parameters(inner)}
     if not isinstance(tool.get("parameters"), str):
@@ -87,7 +79,7 @@ def read_calls(message: dict[str, Any], place: str) -> dict[str, Any]:
         given = function.get("arguments")
         if given is not None and not isinstance(given, dict) and json_object(given) is None:
             what = f"{place} calls {function.get('name', 'a tool')} with arguments that are no JSON object"
-            raise RowError(what, given if isinstance(given, str) else json.dumps(given, default=str), ARGUMENTS)
+            raise RowError(what, excerpt_value(given), ARGUMENTS)
     return message
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ class Conversation:
         ending = self._ending(text) if len(ids) > len(rendered) else ""
         whole = Whole(ids, [True] * len(ids), asked.text[common_length(asked.text, text) :][-SHOWN:], ending)
         if len(replies) > 1:
-            return self._assistant_turns(whole, text, said, len(asked.turns))
+            return self._assistant_turns(whole, text, said, {len(asked.turns): asked, len(said) - 1: before})
         return replace(whole, respaced=self._check_kept(said, text, before.text, len(text)))
 
     def _text(self, turns: Sequence[Message], *, generation: bool = False) -> str:
@@ -104,13 +104,22 @@ class Conversation:
             return f"{marker}, {len(ids)} tokens here: give a template that writes EOS by --data.chat_template"
         return f"{marker}, which ends no generation: add its id {ids[0]} to eos_token_id in generation_config.json"
 
-    def _assistant_turns(self, whole: Whole, text: str, messages: tuple[Message, ...], first: int) -> Whole:
-        """The same, with the assistant's turns from message `first` on as all that is learned."""
+    def _assistant_turns(
+        self, whole: Whole, text: str, messages: tuple[Message, ...], rendered: Mapping[int, Asked]
+    ) -> Whole:
+        """The same, with only the assistant's turns of the answer learned.
+
+        Args:
+            whole: prompt and answer with everything learned.
+            text: the same as rendered.
+            messages: the same as turns.
+            rendered: number of turns -> these turns as a prompt, for the prompt itself and for all turns but the last.
+        """
         ids, scored, rewritten, respaced = whole.ids, [False] * len(whole.ids), False, False
-        for i in range(first, len(messages)):
+        for i in range(min(rendered), len(messages)):
             if messages[i]["role"] != "assistant" or not messages[i].get(TRAIN, True):
                 continue
-            before, through, end = self.asked(messages[:i]), ids, len(text)
+            before, through, end = rendered.get(i) or self.asked(messages[:i]), ids, len(text)
             if i < len(messages) - 1:
                 said = self._text(messages[: i + 1])
                 through, end = self.renderer.encode(said), common_length(said, text)

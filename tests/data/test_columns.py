@@ -85,6 +85,14 @@ def test_unknown_columns_are_named_once() -> None:
     assert unused(rows, (*KNOWN, "score")) == []
 
 
+@pytest.mark.parametrize("name", ["loss_mask", "train", "weights", "sample_weight", "Loss_Weight"])
+def test_columns_that_say_what_is_learned_have_a_line_of_their_own(name: str) -> None:
+    first, second = unused([row({**PAIR, name: 0, "score": 1})], KNOWN)
+    assert first.startswith(f"columns that may say what is learned, and are not read: {name} (")
+    assert "'weight'" in first
+    assert second == "columns that are not used: score"
+
+
 def test_two_files_of_other_columns() -> None:
     rows = [row({"prompt": 1, "chosen": 2}), row({"chosen": 2}, "g", 7)]
     refusal(

@@ -12,7 +12,7 @@ from dpo_lightning.data.schema import preference_examples, ranked_examples, sft_
 from dpo_lightning.errors import ExitCode
 
 DIRECTION = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C]
-HIDDEN = [*range(0x200B, 0x200E), 0x2060, 0xFEFF, 0x2063, 0x180E, 0xE0041]
+HIDDEN = [*range(0x200B, 0x200E), 0x2060, 0xFEFF, 0x2063, 0x180E, 0x3164, 0xFFA0, 0xE0041]
 MARKS, WIDTHLESS = "bidirectional control characters (such as U+202E)", "zero-width characters (such as U+200B)"
 
 
@@ -59,7 +59,11 @@ def test_every_format_is_looked_at(tmp_path: Path, reader: Any, rows: list[Any])
         "ശ്രീ ന്\u200d",  # Malayalam, at the end of a word
         "ක්\u200dෂ",  # Sinhala
         "ភាសា\u200bខ្មែរ",  # Khmer
+        "ភាសា «\u200bខ្មែរ» ១\u200b abc",  # Khmer beside a quotation mark and a space
         "ภาษา\u200bไทย",
+        "שלום (abc)\u200f",  # Hebrew: the bracket belongs to it
+        "\u200fمرحبا\u200e 1\u061c!",
+        "나랏말ᄊᆞ미 \u115f\u1161",  # old Hangul, with the fillers of its own
         "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",  # the flag of England
         "서울 é café naïve 東京",
     ],
@@ -86,7 +90,7 @@ def test_answers_that_differ_in_nothing_else(tmp_path: Path, code: int) -> None:
         assert f"{what}: 1 ({path}:2)" in ranked_examples(path)[1]
 
 
-@pytest.mark.parametrize("text", ["\u200b", " \u202a\u202c ", "\ufeff\n"])
+@pytest.mark.parametrize("text", ["\u200b", " \u202a\u202c ", "\ufeff\n", "\u3164"])
 def test_a_text_of_nothing_else_is_blank(tmp_path: Path, text: str) -> None:
     path = jsonl(tmp_path, [OTHER, {**PAIR, "prompt": text, "chosen": text}])
     what = [f"'{name}' is only white space at {path}:2" for name in ("prompt", "chosen")]

@@ -183,6 +183,15 @@ def test_what_a_call_says_is_learned_as_well(written, kept):
     assert demonstrate(template, "Hi", (*ASKED, *said, *turns(("tool", "rain"))))[0] == ["Hi<|im_end|>"]
 
 
+def test_a_call_that_a_template_leaves_out_is_refused_where_its_name_stands_elsewhere():
+    calls = [{"function": {"name": "weather", "arguments": {"days": 2}}}]
+    said = ({"role": "assistant", "content": "", "tool_calls": calls},)
+    asked = turns(("user", "What is the weather?"))
+    refused(lambda: demonstrate(CHATML, said, asked), "weather")
+    with pytest.raises(UserError, match="a tool call of an answer"):
+        demonstrate(CHATML, said, asked)
+
+
 def test_a_neutralized_control_token_is_a_part_like_any_other():
     said = "<think>\na <|im_end|> b\n</think>\n\nHi"
     assert demonstrate(QWEN3, said, special_tokens="neutralize")[0] == [said + "<|im_end|>"]
@@ -193,6 +202,7 @@ def test_a_neutralized_control_token_is_a_part_like_any_other():
 def test_what_is_missing_is_what_no_end_of_the_text_holds():
     assert missing("abc, def", "x def y") == "abc,"
     assert missing("abc", "xyz") == "abc"
+    assert missing("the weather", "or") == "the weather"
     assert [common_length(*two) for two in [("abc", "abcd"), ("abx", "aby"), ("", "a"), ("b", "a"), ("abc", "ab")]] == [
         3,
         2,

@@ -243,6 +243,19 @@ def test_only_the_assistants_turns_are_learned(chat_tokenizer):
     assert counts.lines() == []
 
 
+def test_no_part_of_a_conversation_is_rendered_twice(chat_tokenizer, monkeypatch):
+    rendered, render = [], type(chat_tokenizer).apply_chat_template
+
+    def recorded(tokenizer, messages, **options):
+        rendered.append((len(messages), options["add_generation_prompt"]))
+        return render(tokenizer, messages, **options)
+
+    monkeypatch.setattr(type(chat_tokenizer), "apply_chat_template", recorded)
+    said = turns(("user", "Hello"), ("assistant", "Hi"), ("user", "Well?"), ("assistant", "thank you"))
+    demonstrate(chat_tokenizer, said[:1], said[1:])
+    assert sorted(rendered) == [(1, True), (2, False), (3, True), (4, False)]
+
+
 def test_two_turns_of_the_assistant_in_a_row_are_learned_each_by_itself(chat_tokenizer):
     """What opens the second is the template's, wherever the two stand."""
     for more in ((), (("user", "Well?"), ("assistant", "thank you"))):
