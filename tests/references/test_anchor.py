@@ -61,6 +61,17 @@ def test_the_same_weights_as_another_function_are_refused(run, file, tmp_path):
     assert error.value.code == ExitCode.CONFIG
 
 
+def test_weights_that_differ_by_less_than_the_probe_tells_are_another_reference(run, file, tmp_path):
+    """A digest is of every bit that is sampled."""
+    model, ckpt = run
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 1 + 1e-6
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="another reference") as raised:
+        runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
+    assert "its weights are the same" not in str(raised.value)
+
+
 def test_weights_between_those_that_are_sampled_are_seen(run, file, tmp_path):
     model, ckpt = run
     weights = load_file(model / "model.safetensors")
