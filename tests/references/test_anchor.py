@@ -61,14 +61,24 @@ def test_the_same_weights_as_another_function_are_refused(run, file, tmp_path):
     assert error.value.code == ExitCode.CONFIG
 
 
-def test_weights_that_differ_by_less_than_the_probe_tells_are_another_reference(run, file, tmp_path):
-    """A digest is of every bit that is sampled."""
-    model, ckpt = run
-    weights = load_file(model / "model.safetensors")
-    weights["model.norm.weight"] *= 1 + 1e-6
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+@pytest.mark.parametrize("kind", ["whole", "new", "trained"])
+def test_weights_that_differ_by_less_than_the_probe_tells_are_another_reference(kind, tiny_llama, tmp_path):
+    """A digest is of every bit that is sampled: of a whole model, the base of a new adapter, an adapter's own."""
+    model = adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
+    folder, lora = shutil.copytree(model, tmp_path / "model"), Lora(r=2) if kind == "new" else None
+    made = runs.ready(folder, lora=lora)
+    anchor = made.reference.anchor(made.policy)
+    file = folder / ("adapter_model.safetensors" if kind == "trained" else "model.safetensors")
+    weights = load_file(file)
+    for value in weights.values():
+        value *= 1 + 1e-6
+    save_file(weights, file, {"format": "pt"})
+    again = runs.ready(folder, lora=lora)
+    torch.testing.assert_close(
+        again.reference.anchor(again.policy)["reference_probe"], anchor["reference_probe"], rtol=0, atol=1e-4
+    )
     with pytest.raises(UserError, match="another reference") as raised:
-        runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
+        again.reference.check_anchor(again.policy, anchor)
     assert "its weights are the same" not in str(raised.value)
 
 
