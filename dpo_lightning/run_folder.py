@@ -101,8 +101,9 @@ class RunFolder:
         return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
 
     def holds(self, ckpt_path: str | None) -> bool:
-        """Whether a checkpoint lies in this folder, however deep."""
-        return ckpt_path is not None and self.path.resolve() in Path(ckpt_path).resolve().parents
+        """Whether a checkpoint lies in this folder, however deep, and not in that of another run within it."""
+        home, above = self.path.resolve(), Path(ckpt_path).resolve().parents if ckpt_path is not None else ()
+        return next((folder for folder in above if folder == home or (folder / CONFIG).exists()), None) == home
 
     def claim(self, *, fresh: bool = False) -> None:
         """Make the folder, moving a used one aside where that was asked for, and lock it for this process."""
