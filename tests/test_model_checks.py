@@ -282,6 +282,21 @@ def test_any_part_that_is_another_function_in_train_mode_is_found(kind, dtype):
     assert ("it draws random numbers there" in message) == (kind is Drawing)
 
 
+class Seldom(torch.nn.Module):
+    """Draws in every pass in train mode, and is the same function as in eval mode in two of five."""
+
+    def forward(self, hidden):
+        return hidden * (1 + 0.5 * (torch.rand(()) < 0.6)) if self.training else hidden
+
+
+def test_noise_that_two_passes_may_miss_is_found():
+    model = make("llama")
+    model.model.norm = Seldom()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        assert "it draws random numbers there" in refused(check_training_mode, model)
+
+
 # A backbone that is none, and logits that are all given
 
 
