@@ -70,6 +70,29 @@ def tiny_gpt2(tmp_path_factory):
 
 
 @pytest.fixture
+def folder(tiny_llama, tmp_path):
+    """A model folder of the test's own."""
+    return shutil.copytree(tiny_llama, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_llama, tmp_path_factory):
+    """An adapter folder with its tokenizer; read it, do not write into it."""
+    from dpo_lightning.models import CausalLM, Lora, save_model
+
+    folder = tmp_path_factory.mktemp("adapter")
+    builder = CausalLM(str(tiny_llama), lora=Lora(r=2))
+    save_model(builder.build(), builder.tokenizer(), folder, str(tiny_llama))
+    return folder
+
+
+@pytest.fixture
+def adapter(trained, tmp_path):
+    """An adapter folder of the test's own."""
+    return shutil.copytree(trained, tmp_path / "adapter")
+
+
+@pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder of the test's own to work in: files without a path lie there."""
     monkeypatch.chdir(tmp_path)

@@ -12,30 +12,9 @@ import pytest
 from command_runs import refused, run
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.models import CausalLM
 
 pytestmark = pytest.mark.usefixtures("given_up")
-
-
-@pytest.fixture
-def folder(tiny_llama, tmp_path):
-    """A model folder of the test's own."""
-    return shutil.copytree(tiny_llama, tmp_path / "model")
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_llama, tmp_path_factory):
-    """An adapter folder with its tokenizer."""
-    folder = tmp_path_factory.mktemp("adapter")
-    builder = CausalLM(str(tiny_llama), lora=Lora(r=2))
-    save_model(builder.build(), builder.tokenizer(), folder, str(tiny_llama))
-    return folder
-
-
-@pytest.fixture
-def adapter(trained, tmp_path):
-    """An adapter folder of the test's own."""
-    return shutil.copytree(trained, tmp_path / "adapter")
 
 
 def change_json(path, **changes):

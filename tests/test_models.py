@@ -15,12 +15,6 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models import ORIGIN_FILE, CausalLM, Lora, save_model
 
 
-@pytest.fixture
-def folder(tiny_llama, tmp_path):
-    """A model folder of the test's own."""
-    return shutil.copytree(tiny_llama, tmp_path / "model")
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_llama, tmp_path_factory):
     """An adapter folder whose adapter was moved away from nothing."""

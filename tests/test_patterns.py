@@ -1,14 +1,13 @@
 """Regular expressions of adapters and tokenizers: those that do not come to an end are refused by their file."""
 
 import json
-import shutil
 
 import pytest
 from command_runs import refused, run
 
 from dpo_lightning import patterns
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.models import CausalLM, Lora
 
 ENDLESS = (r"([\w.]+)+!", "(.*)*!", r"(\w|\w\w|\.)+!", r"(.?){40}!", r"((.+)+)+!")
 USED = (
@@ -27,27 +26,6 @@ USED = (
     r" {2,}",
 )
 """Expressions of tokenizers that are in use."""
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_llama, tmp_path_factory):
-    """An adapter folder with its tokenizer."""
-    folder = tmp_path_factory.mktemp("adapter")
-    builder = CausalLM(str(tiny_llama), lora=Lora(r=2))
-    save_model(builder.build(), builder.tokenizer(), folder, str(tiny_llama))
-    return folder
-
-
-@pytest.fixture
-def adapter(trained, tmp_path):
-    """An adapter folder of the test's own."""
-    return shutil.copytree(trained, tmp_path / "adapter")
-
-
-@pytest.fixture
-def folder(tiny_llama, tmp_path):
-    """A model folder of the test's own."""
-    return shutil.copytree(tiny_llama, tmp_path / "model")
 
 
 @pytest.fixture(autouse=True)
