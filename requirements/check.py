@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-# Not a public module of pip, but pip.lock pins the pip that this runs with.
-from pip._vendor.packaging.requirements import Requirement
-from pip._vendor.packaging.utils import canonicalize_name
+try:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+except ImportError:  # not installed; pip has a copy, which is no public module, but pip.lock pins the pip
+    from pip._vendor.packaging.requirements import Requirement
+    from pip._vendor.packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 PIN = re.compile(r"^([A-Za-z0-9].*==.*?)(?: \\)?$", re.MULTILINE)

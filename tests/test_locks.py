@@ -53,6 +53,18 @@ def test_both_builds_agree():
     assert all(re.match("cuda|nvidia|triton", name) for name in cuda.keys() - cpu.keys())
 
 
+def test_pip_is_not_imported():
+    """In a process that has imported pip, setuptools takes no part in `distutils`, and torch.compile fails."""
+    ran = subprocess.run(
+        [sys.executable, "-c", "import sys, check; print('pip' in sys.modules)"],
+        cwd=SOURCE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "False\n"
+
+
 def test_what_is_installed_is_compared(tmp_path):
     """Without the network: as set-up runs it, on a lock whose package is not installed in that version."""
     lock = tmp_path / "some.lock"
