@@ -60,8 +60,8 @@ def main() -> None:
     from torch.optim import AdamW
 
     from dpo_lightning import DPOModule, PreferenceDataModule
-    from dpo_lightning.library_noise import quiet
-    from dpo_lightning.models import CausalLM
+    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.models.causal_lm import CausalLM
 
     torch.set_num_threads(1)
     quiet()

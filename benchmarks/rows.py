@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lightning import DPOModule, PreferenceDataModule
-from dpo_lightning.data.schema import preference_examples
+from dpo_lightning.data.examples import EncodedPair
+from dpo_lightning.data.formats.load import preference_examples
 from dpo_lightning.errors import UserError
-from dpo_lightning.examples import EncodedPair
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 """ShareGPT's names of the roles."""

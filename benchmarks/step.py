@@ -15,13 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpo_lightning.allocator import settle_memory
+from dpo_lightning.batches import PreferenceBatch
 from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
-from dpo_lightning.heads import causal_lm, find_head
+from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.hardware import settle_memory
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM
-from dpo_lightning.types import PreferenceBatch
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.lm_head import causal_lm, find_head
 
 SHAPES = {"pairs": (1, 2, 4, 8), "response": (64, 128, 256, 512), "prompt": (64, 128, 256, 512)}
 """What grows, in pairs or tokens, while the others stay: 2 pairs, responses and prompts of 128 tokens."""

@@ -68,9 +68,9 @@ def ours(settings: dict[str, Any]) -> None:
     from torch.optim import AdamW
 
     from dpo_lightning import DPOModule, PreferenceDataModule
-    from dpo_lightning.library_noise import quiet
-    from dpo_lightning.models import CausalLM
-    from dpo_lightning.precomputed import Precomputed
+    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.references.precomputed import Precomputed
 
     quiet()
     losses = [0.0]

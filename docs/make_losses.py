@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dpo_lightning import divergences, losses
-from dpo_lightning.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon
+from dpo_lightning import losses
+from dpo_lightning.losses import divergences
 from dpo_lightning.losses.base import MarginLoss, PairwiseLoss, PolicyLoss
+from dpo_lightning.losses.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon
 from dpo_lightning.types import PairLogps
 
 FOLDER = Path(__file__).parent

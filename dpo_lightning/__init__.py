@@ -5,16 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dpo_lightning.version import __version__
+
 if TYPE_CHECKING:
-    from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
-    from dpo_lightning.data.ranked_datamodule import RankedDataModule
-    from dpo_lightning.data.unpaired import UnpairedDataModule
+    from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
     from dpo_lightning.dpo import DPOModule
     from dpo_lightning.kto import KTOModule
     from dpo_lightning.listwise import ListwiseDPOModule
     from dpo_lightning.sft import SFTModule
 
-__version__ = "0.1.0"
 __all__ = [
     "DPOModule",
     "KTOModule",
@@ -24,6 +23,7 @@ __all__ = [
     "SFTDataModule",
     "SFTModule",
     "UnpairedDataModule",
+    "__version__",
 ]
 
 _HOME = {
@@ -31,10 +31,10 @@ _HOME = {
     "KTOModule": "dpo_lightning.kto",
     "SFTModule": "dpo_lightning.sft",
     "ListwiseDPOModule": "dpo_lightning.listwise",
-    "PreferenceDataModule": "dpo_lightning.data.datamodule",
-    "RankedDataModule": "dpo_lightning.data.ranked_datamodule",
-    "SFTDataModule": "dpo_lightning.data.datamodule",
-    "UnpairedDataModule": "dpo_lightning.data.unpaired",
+    "PreferenceDataModule": "dpo_lightning.data.datamodules",
+    "RankedDataModule": "dpo_lightning.data.datamodules",
+    "SFTDataModule": "dpo_lightning.data.datamodules",
+    "UnpairedDataModule": "dpo_lightning.data.datamodules",
 }
 
 
@@ -47,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names."""
-    return [*__all__, "__version__"]
+    return __all__

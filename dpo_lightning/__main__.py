@@ -47,7 +47,7 @@ def run(args: list[str]) -> int:
         print(usage())
         return 0
     if args[0] == "--version":
-        from dpo_lightning import __version__
+        from dpo_lightning.version import __version__
 
         print(__version__)
         return 0

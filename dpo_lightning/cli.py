@@ -16,35 +16,35 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
-from dpo_lightning.adapters import KEY as LORA
-from dpo_lightning.callbacks.means import MeansCallback
-from dpo_lightning.class_paths import check_names, imports_restricted, take_allowed
-from dpo_lightning.config_values import check_arguments
-from dpo_lightning.console import config_paths, is_first_process, say
-from dpo_lightning.data.batching import told_steps
+from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.summary import summarize
+from dpo_lightning.config.class_paths import check_names, imports_restricted, take_allowed
+from dpo_lightning.config.files import config_paths, read_config
+from dpo_lightning.config.library_errors import translated, user_error
+from dpo_lightning.config.library_noise import quiet
+from dpo_lightning.config.output_paths import check_outputs
+from dpo_lightning.config.overrides import dropped_options, loss_defaults
+from dpo_lightning.config.parse_errors import Known, parsing_error, unknown_option
+from dpo_lightning.config.trainer_options import check_environment, check_trainer
+from dpo_lightning.config.values import check_arguments
+from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule, TextDataModule
-from dpo_lightning.data.ranked_datamodule import RankedDataModule
-from dpo_lightning.data.unpaired import UnpairedDataModule
+from dpo_lightning.data.datamodule import TextDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
+from dpo_lightning.data.samplers import told_steps
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.hardware import choose_precision
 from dpo_lightning.kto import KTOModule
-from dpo_lightning.library_errors import translated, user_error
-from dpo_lightning.library_noise import quiet
 from dpo_lightning.listwise import ListwiseDPOModule
-from dpo_lightning.models import CausalLM, Lora, Quantization
-from dpo_lightning.module import PolicyModule
-from dpo_lightning.output_paths import check_outputs
-from dpo_lightning.parsing import Known, parsing_error, read_config, unknown_option
-from dpo_lightning.precision import choose_precision
-from dpo_lightning.quantization import KEY as QUANTIZATION
+from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
+from dpo_lightning.models.lora import KEY as LORA
+from dpo_lightning.models.quantization import KEY as QUANTIZATION
+from dpo_lightning.policy_module import PolicyModule
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.resume import check_checkpoint, take_date
-from dpo_lightning.run_folder import CHECKPOINTS, RunFolder, check_space
+from dpo_lightning.runs.folder import CHECKPOINTS, RunFolder, check_space
+from dpo_lightning.runs.resume import check_checkpoint, take_date
 from dpo_lightning.sft import SFTModule
-from dpo_lightning.summary import summarize
-from dpo_lightning.switches import dropped_options, loss_defaults
-from dpo_lightning.trainer_options import check_environment, check_trainer
 
 PROGRAM = "python -m dpo_lightning"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from typing import NoReturn
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -21,14 +20,6 @@ def say(line: str) -> None:
     """Print a line at once; control characters in it are written as escapes."""
     if is_first_process():
         print(one_line(line), flush=True)
-
-
-def config_paths(args: list[str]) -> list[str]:
-    """The files that `--config` names."""
-    following = zip(args, [*args, ""][1:], strict=True)
-    paths = [value for flag, value in following if flag in ("-c", "--config")]
-    attached = [arg for arg in args if arg.startswith("--config=") or re.match("-c.", arg)]
-    return paths + [re.sub("^(--config=|-c=?)", "", arg) for arg in attached]
 
 
 class ShortParser(argparse.ArgumentParser):

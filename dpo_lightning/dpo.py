@@ -6,15 +6,17 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import AdamW
 
-from dpo_lightning.callbacks.pairwise import PreferenceAccuracy, RewardMargins
+from dpo_lightning.batches import PreferenceBatch
+from dpo_lightning.callbacks.preference_accuracy import PreferenceAccuracy
+from dpo_lightning.callbacks.reward_margins import RewardMargins
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PairwiseLoss
-from dpo_lightning.models import CausalLM
-from dpo_lightning.module import OptimizerFactory
-from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.policy_module import OptimizerFactory
+from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.types import PairLogps, PreferenceBatch, PreferenceOutput
+from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
 class DPOModule(ReferencedModule):

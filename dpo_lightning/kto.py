@@ -11,18 +11,18 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
+from dpo_lightning.batches import UnpairedBatch
 from dpo_lightning.callbacks.self_check import SelfCheck
-from dpo_lightning.callbacks.unpaired import UnpairedRewards
+from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
 from dpo_lightning.console import say
-from dpo_lightning.examples import EncodedUnpaired
-from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
+from dpo_lightning.data.examples import EncodedUnpaired
 from dpo_lightning.logps import score
 from dpo_lightning.losses.unpaired import KTOLoss, UnpairedLoss, WeighedLoss
-from dpo_lightning.models import CausalLM
-from dpo_lightning.module import OptimizerFactory
-from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.policy_module import OptimizerFactory
+from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.types import UnpairedBatch
+from dpo_lightning.types import UnpairedLogps, UnpairedOutput
 
 BALANCE = (1.0, 4 / 3)
 """Weighted good answers to weighted bad ones, as KTO's authors recommend (Ethayarajh et al. 2024)."""

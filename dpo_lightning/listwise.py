@@ -6,18 +6,18 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import AdamW
 
-from dpo_lightning.callbacks.ranked import RankedRewards
+from dpo_lightning.batches import RankedBatch
+from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import ListwiseLoss, PlackettLuceLoss
-from dpo_lightning.models import CausalLM
-from dpo_lightning.module import OptimizerFactory
-from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.rankings import GroupLogps, RankedOutput
-from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.policy_module import OptimizerFactory
+from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import KEY, ReferencePolicy
-from dpo_lightning.types import RankedBatch
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.types import GroupLogps, RankedOutput
 
 
 class ListwiseDPOModule(ReferencedModule):

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpo_lightning.masks import Forest
-from dpo_lightning.types import Batch, SequenceLogps, Statistic, TokenLogps
+from dpo_lightning.attention.masks import Forest
+from dpo_lightning.batches import Batch
+from dpo_lightning.types import SequenceLogps, Statistic, TokenLogps
 
 CHUNK = 2**25
 """Logits that are made at once, whatever the batch: 64 MiB in bf16, as much for their gradient, 128 MiB in float32."""

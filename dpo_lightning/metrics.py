@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
-    from dpo_lightning.rankings import RankedOutput
-    from dpo_lightning.types import PairLogps, PreferenceOutput
+from dpo_lightning.types import PairLogps, PreferenceOutput, RankedOutput, UnpairedLogps, UnpairedOutput
 
 
 def reward_margins(output: PreferenceOutput, logps: PairLogps) -> dict[str, Tensor]:

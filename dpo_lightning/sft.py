@@ -8,12 +8,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import AdamW
 
+from dpo_lightning.batches import SFTBatch
 from dpo_lightning.callbacks.token_loss import TokenLoss
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM
-from dpo_lightning.module import OptimizerFactory, PolicyModule
-from dpo_lightning.needs import check_weights, tell_weights
-from dpo_lightning.types import SequenceLogps, SFTBatch
+from dpo_lightning.loss_requirements import check_weights, tell_weights
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.policy_module import OptimizerFactory, PolicyModule
+from dpo_lightning.types import SequenceLogps
 
 
 class SFTModule(PolicyModule):

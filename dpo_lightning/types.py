@@ -8,153 +8,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dpo_lightning.batches import PreferenceBatch, RankedBatch
+
 Statistic: TypeAlias = Literal["tokens", "collisions", "kl", "margin"]
 """What a loss may need besides sums and lengths.
 
 `tokens`: every scored token's log-probability. `collisions`: the policy's `log sum_v p(v)^2`, summed over an answer.
 `kl`: `KL(reference || policy)` over the vocabulary, summed over an answer. `margin`: the rows' column of that name.
 """
-
-
-class Tree(NamedTuple):
-    """Where sequences with a common beginning lie in a row: the trunk once, then what each has of its own.
-
-    A trunk token sees the trunk before it; a branch token sees the whole trunk and its own branch before it. There is a
-    branch for every sequence; that of a sequence by itself is empty.
-    """
-
-    row: int
-    start: int
-    trunk: int
-    branches: tuple[int, ...]
-    numbers: tuple[int, ...]
-    """The sequence that each branch belongs to."""
-
-
-class PreferenceBatch(NamedTuple):
-    """`B` pairs as `2B` sequences: chosen answers are sequences `0..B-1`, rejected ones `B..2B-1`.
-
-    Attributes:
-        input_ids: token ids.
-        position_ids: positions within the sequence, so that neither padding nor neighbours change anything.
-        mask: True on real tokens.
-        places: for each scored token, the position that predicts it, counted through the rows.
-        targets: the scored tokens' ids, those of a sequence in its order.
-        sequence_ids: the sequence that each scored token belongs to.
-        trees: which token sees which; empty where every row is one causal sequence.
-        indices: the row of the data set per pair, -1 for a pair that only fills up a rank's share.
-        weights: how much each pair counts in the loss; 0 for one that only fills up.
-        margins: by how much the chosen answer was found better, in the rows' own unit; 0 where rows do not tell.
-    """
-
-    input_ids: Int[Tensor, "row position"]
-    position_ids: Int[Tensor, "row position"]
-    mask: Bool[Tensor, "row position"]
-    places: Int[Tensor, " scored"]
-    targets: Int[Tensor, " scored"]
-    sequence_ids: Int[Tensor, " scored"]
-    trees: tuple[Tree, ...]
-    indices: Int[Tensor, " pair"]
-    weights: Float[Tensor, " pair"]
-    margins: Float[Tensor, " pair"]
-
-    @property
-    def num_sequences(self) -> int:
-        """Two per pair."""
-        return 2 * len(self.indices)
-
-    def owners(self) -> list[tuple[int, int]]:
-        """The pair of each sequence, and which of its answers it is."""
-        return [(pair, side) for side in range(2) for pair in range(len(self.indices))]
-
-
-class SFTBatch(NamedTuple):
-    """Demonstrations, one sequence each; the attributes are those of `PreferenceBatch`.
-
-    Attributes:
-        weights: how much each token of a demonstration counts in the loss; 0 for one that only fills up.
-    """
-
-    input_ids: Int[Tensor, "row position"]
-    position_ids: Int[Tensor, "row position"]
-    mask: Bool[Tensor, "row position"]
-    places: Int[Tensor, " scored"]
-    targets: Int[Tensor, " scored"]
-    sequence_ids: Int[Tensor, " scored"]
-    trees: tuple[Tree, ...]
-    indices: Int[Tensor, " sequence"]
-    weights: Float[Tensor, " sequence"]
-
-    @property
-    def num_sequences(self) -> int:
-        """One per demonstration."""
-        return len(self.indices)
-
-
-class RankedBatch(NamedTuple):
-    """Ranked lists, their answers as sequences: list after list, the best answer of each first.
-
-    Attributes:
-        answers: the sequence at each rank of a list, -1 behind the last of a shorter list.
-        num_sequences: answers of all lists.
-        indices: the row of the data set per list, -1 for a list that only fills up a rank's share.
-        weights: how much each list counts in the loss; 0 for one that only fills up.
-
-    The other attributes are those of `PreferenceBatch`.
-    """
-
-    input_ids: Int[Tensor, "row position"]
-    position_ids: Int[Tensor, "row position"]
-    mask: Bool[Tensor, "row position"]
-    places: Int[Tensor, " scored"]
-    targets: Int[Tensor, " scored"]
-    sequence_ids: Int[Tensor, " scored"]
-    trees: tuple[Tree, ...]
-    answers: Int[Tensor, "list rank"]
-    num_sequences: int
-    indices: Int[Tensor, " list"]
-    weights: Float[Tensor, " list"]
-
-    def owners(self) -> list[tuple[int, int]]:
-        """The list of each sequence, and its rank there."""
-        table = [[number for number in numbers if number >= 0] for numbers in self.answers.tolist()]
-        return [(row, rank) for row, numbers in enumerate(table) for rank in range(len(numbers))]
-
-
-class UnpairedBatch(NamedTuple):
-    """`B` judged answers as sequences `0..B-1`; where a loss asks for it, a mismatched one to each prompt after them.
-
-    The other attributes are those of `PreferenceBatch`.
-
-    Attributes:
-        weights: how much each answer counts in the loss; 0 for one that only fills up.
-        good: True for an answer that was judged good.
-        answers: sequences per row: 1, or 2 with the mismatched ones, which are `B..2B-1`.
-    """
-
-    input_ids: Int[Tensor, "row position"]
-    position_ids: Int[Tensor, "row position"]
-    mask: Bool[Tensor, "row position"]
-    places: Int[Tensor, " scored"]
-    targets: Int[Tensor, " scored"]
-    sequence_ids: Int[Tensor, " scored"]
-    trees: tuple[Tree, ...]
-    indices: Int[Tensor, " answer"]
-    weights: Float[Tensor, " answer"]
-    good: Bool[Tensor, " answer"]
-    answers: int
-
-    @property
-    def num_sequences(self) -> int:
-        """One or two per row."""
-        return self.answers * len(self.indices)
-
-    def owners(self) -> list[tuple[int, int]]:
-        """The row of each sequence, and which of its answers it is: the judged one or the mismatched one."""
-        return [(row, side) for side in range(self.answers) for row in range(len(self.indices))]
-
-
-Batch: TypeAlias = PreferenceBatch | SFTBatch | UnpairedBatch | RankedBatch
 
 
 class TokenLogps(NamedTuple):
@@ -285,3 +146,136 @@ class PreferenceOutput(NamedTuple):
     def margins(self) -> Float[Tensor, " pair"]:
         """By how much the chosen answer is rewarded more."""
         return self.chosen_rewards - self.rejected_rewards
+
+
+class UnpairedLogps(NamedTuple):
+    """What a loss of single answers is given: summed log-probabilities, numbers of scored tokens, and the judgement."""
+
+    policy: Float[Tensor, " answer"]
+    reference: Float[Tensor, " answer"]
+    lengths: Float[Tensor, " answer"]
+    good: Bool[Tensor, " answer"]
+    weights: Float[Tensor, " answer"] | None = None
+    """How much each answer counts; where it is left out, every answer counts as one."""
+    kl: Float[Tensor, ""] | None = None
+    """Mean log-ratio of mismatched answers in the micro-batch of all ranks; where a loss asks it."""
+
+    @property
+    def logratios(self) -> Float[Tensor, " answer"]:
+        """Log pi(answer) - log ref(answer)."""
+        return self.policy - self.reference
+
+    @property
+    def margins(self) -> Float[Tensor, " answer"]:
+        """What has to be 0 at the start, as a pair's margin: the log-ratios."""
+        return self.logratios
+
+    @property
+    def counts(self) -> Float[Tensor, " answer"]:
+        """The weights, 1 where none were given."""
+        return torch.ones_like(self.lengths) if self.weights is None else self.weights
+
+    @property
+    def each(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
+        """Log-ratios, the policy's sums and lengths of every judged answer."""
+        return self.logratios, self.policy, self.lengths
+
+    def detach(self) -> UnpairedLogps:
+        """The same numbers without their graph."""
+        return UnpairedLogps._make(None if value is None else value.detach() for value in self)
+
+    def select(self, answers: Bool[Tensor, " answer"]) -> UnpairedLogps:
+        """Some of the answers; what all of them came to stays."""
+        return UnpairedLogps._make(value if value is None or not value.ndim else value[answers] for value in self)
+
+    def at_start(self) -> UnpairedLogps:
+        """What the same answers give where the policy still is the reference."""
+        return self._replace(reference=self.policy, kl=None if self.kl is None else torch.zeros_like(self.kl))
+
+
+class UnpairedOutput(NamedTuple):
+    """A loss's answer per judged answer. Rewards are implicit (`beta * log-ratio`), detached."""
+
+    losses: Float[Tensor, " answer"]
+    rewards: Float[Tensor, " answer"]
+
+    @property
+    def margins(self) -> Float[Tensor, " answer"]:
+        """What has to be 0 at the start, as a pair's margin: the rewards."""
+        return self.rewards
+
+
+class GroupLogps(NamedTuple):
+    """What a list-wise loss is given: summed log-probabilities by list and rank, zeros behind a shorter list."""
+
+    policy: Float[Tensor, "list rank"]
+    reference: Float[Tensor, "list rank"]
+    lengths: Float[Tensor, "list rank"]
+    """Scored tokens of each answer."""
+    mask: Bool[Tensor, "list rank"]
+    """True where a list has an answer."""
+
+    @classmethod
+    def of(cls, policy: SequenceLogps, reference: SequenceLogps, batch: RankedBatch) -> GroupLogps:
+        """Sort the sequences of a `RankedBatch` into its lists."""
+        mask = batch.answers >= 0
+        sums, others, lengths = (
+            torch.where(mask, values[batch.answers.clamp(min=0)], 0)
+            for values in (policy.sums, reference.sums, policy.lengths)
+        )
+        return cls(sums, others, lengths, mask)
+
+    @property
+    def logratios(self) -> Float[Tensor, "list rank"]:
+        """Log pi - log ref of each answer."""
+        return self.policy - self.reference
+
+    @property
+    def margins(self) -> Float[Tensor, " list"]:
+        """By how many nats the log-ratios of a list are apart at most."""
+        low, high = (torch.where(self.mask, self.logratios, end) for end in (torch.inf, -torch.inf))
+        return high.amax(1) - low.amin(1)
+
+    @property
+    def each(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
+        """Log-ratios, the policy's sums and lengths of every answer, list after list."""
+        return self.logratios[self.mask], self.policy[self.mask], self.lengths[self.mask]
+
+    def detach(self) -> GroupLogps:
+        """The same numbers without their graph."""
+        return GroupLogps._make(value.detach() for value in self)
+
+    def select(self, lists: Bool[Tensor, " list"]) -> GroupLogps:
+        """Some of the lists."""
+        return GroupLogps._make(value[lists] for value in self)
+
+    def at_start(self) -> GroupLogps:
+        """What the same answers give where the policy still is the reference."""
+        return self._replace(reference=self.policy)
+
+
+class RankedOutput(NamedTuple):
+    """A list-wise loss's answer per list, and implicit rewards of its answers, detached.
+
+    Zeros stand behind a shorter list.
+    """
+
+    losses: Float[Tensor, " list"]
+    rewards: Float[Tensor, "list rank"]
+    mask: Bool[Tensor, "list rank"]
+    """True where a list has an answer."""
+
+    @property
+    def best(self) -> Float[Tensor, " list"]:
+        """The reward of the answer that was ranked first."""
+        return self.rewards[:, 0]
+
+    @property
+    def worst(self) -> Float[Tensor, " list"]:
+        """The reward of the answer that was ranked last."""
+        return self.rewards.gather(1, self.mask.sum(1, keepdim=True) - 1).squeeze(1)
+
+    @property
+    def margins(self) -> Float[Tensor, " list"]:
+        """By how much the first answer is ahead of the last."""
+        return self.best - self.worst

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dpo_lightning.dpo import DPOModule
-from dpo_lightning.models import CausalLM, Lora, load_base
+from dpo_lightning.models.causal_lm import CausalLM, Lora, load_base
 
 PLAIN: dict[str, dict[str, Any]] = {
     "plain": {},

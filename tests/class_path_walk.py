@@ -88,8 +88,8 @@ def walk():
     """Put every name to every option that takes a class or something to call, and make what can be made."""
     from lightning.pytorch import Trainer
 
-    from dpo_lightning import class_paths as product
     from dpo_lightning.cli import PAIRED
+    from dpo_lightning.config import class_paths as product
 
     sys.addaudithook(watch)
     places = list(modules(product.ALLOWED))

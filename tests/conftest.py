@@ -4,36 +4,38 @@ import importlib
 import os
 import shutil
 import signal
-import typing
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import beartype  # noqa: F401 - like torchmetrics, imported before TYPE_CHECKING is turned
 import hypothesis
 import jaxtyping
 import pytest
 import tiny
 import torch._dynamo
-import torchmetrics  # noqa: F401
 from toy_setup import Toy
 
 SHAPED = tuple(
-    f"dpo_lightning.{name}" for name in ("types", "judged", "masks", "attention", "logps", "heads", "losses", "metrics")
+    f"dpo_lightning.{name}"
+    for name in (
+        "batches",
+        "types",
+        "attention.masks",
+        "attention.tree",
+        "logps",
+        "models.lm_head",
+        "losses",
+        "metrics",
+    )
 )
 """The modules whose public signatures hold tensors: shapes and types are checked at every call."""
 
 
 def check_shapes():
-    """Import `SHAPED` with beartype on every function, and with what they import for type checkers only."""
-    importlib.import_module("dpo_lightning.errors")
+    """Import `SHAPED` with beartype on every function."""
     with jaxtyping.install_import_hook(SHAPED, "beartype.beartype"):
-        typing.TYPE_CHECKING = True
-        try:
-            for name in SHAPED:
-                importlib.import_module(name)
-        finally:
-            typing.TYPE_CHECKING = False
+        for name in SHAPED:
+            importlib.import_module(name)
 
 
 torch.set_num_threads(1)
@@ -78,7 +80,7 @@ def folder(tiny_llama, tmp_path):
 @pytest.fixture(scope="session")
 def trained(tiny_llama, tmp_path_factory):
     """An adapter folder with its tokenizer; read it, do not write into it."""
-    from dpo_lightning.models import CausalLM, Lora, save_model
+    from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 
     folder = tmp_path_factory.mktemp("adapter")
     builder = CausalLM(str(tiny_llama), lora=Lora(r=2))

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import torch
 from layouts import visible
 
-from dpo_lightning.attention import Kernel
-from dpo_lightning.types import Tree
+from dpo_lightning.attention.tree import Kernel
+from dpo_lightning.batches import Tree
 
 TREES = {
     "a pair": [Tree(0, 0, 4, (3, 2), (0, 1))],

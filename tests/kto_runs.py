@@ -13,7 +13,7 @@ from torch.optim import SGD
 
 from dpo_lightning import KTOModule, UnpairedDataModule
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss, KTOLoss
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 
 KTO = KTOLoss(0.3, desirable_weight=1.5, undesirable_weight=0.5)
 """With weights that differ, so that kinds that are mixed up show."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
 
 LAYOUTS = {
     "padded": Padded(),

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import runs
 
-from dpo_lightning import precomputed, scoring
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.dpo import DPOModule
-from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.scoring import Scoring
+from dpo_lightning.references import precomputed
+from dpo_lightning.references import reference_pass as scoring
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.references.reference_pass import Scoring
 
 
 def data(file: Any, **options: Any) -> PreferenceDataModule:

@@ -4,7 +4,6 @@ import math
 
 import torch
 
-from dpo_lightning.divergences import AlphaDivergence, ForwardKL, JensenShannon
 from dpo_lightning.losses import (
     AlphaPOLoss,
     AOTLoss,
@@ -37,6 +36,7 @@ from dpo_lightning.losses import (
     WeightedSum,
     WPOLoss,
 )
+from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon
 from dpo_lightning.types import PairLogps
 
 

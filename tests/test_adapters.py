@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.references import FrozenCopy
 
 STARTS = [True, "gaussian", "orthogonal", "mica", "olora", "pissa", "pissa_niter_4"]

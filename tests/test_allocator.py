@@ -7,13 +7,14 @@ import sys
 import pytest
 import runs
 
-from dpo_lightning import allocator, module
-from dpo_lightning.allocator import OWN_CHOICE, settle_memory
+from dpo_lightning import hardware
+from dpo_lightning import policy_module as module
+from dpo_lightning.hardware import OWN_CHOICE, settle_memory
 
 SETTLE = """
 import resource, sys
 from array import array
-from dpo_lightning.allocator import settle_memory
+from dpo_lightning.hardware import settle_memory
 print(settle_memory(keep=sys.argv[1] == "keep") if len(sys.argv) > 1 else None)
 def block(mebibytes):
     return array("b", bytes(1)) * (mebibytes * 2**20)
@@ -95,7 +96,7 @@ def test_where_there_is_no_such_option_nothing_is_done(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert settle_memory(keep=True) is False
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: object())
     assert settle_memory(keep=True) is False
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpo_lightning import artefact as module
-from dpo_lightning.artefact import KEY_BYTES, Artefact, TokenTable, content_key, read, write
+from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedAnswer
-from dpo_lightning.provenance import Provenance
+from dpo_lightning.references import logp_store as module
+from dpo_lightning.references.logp_store import KEY_BYTES, Artefact, TokenTable, content_key, read, write
+from dpo_lightning.references.provenance import Provenance
 
 SOURCE = Provenance(**{field.name: hashlib.sha256(field.name.encode()).hexdigest() for field in fields(Provenance)})
 

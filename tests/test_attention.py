@@ -5,9 +5,9 @@ import pytest
 import torch
 from forests import KERNELS, TREES, dense, gradients, tensors
 
-from dpo_lightning import cpu_attention
-from dpo_lightning.attention import Kernel, by_pieces, tree_attention
-from dpo_lightning.types import Tree
+from dpo_lightning.attention import cpu as cpu_attention
+from dpo_lightning.attention.tree import Kernel, by_pieces, tree_attention
+from dpo_lightning.batches import Tree
 
 WAYS = {"cpu": tree_attention, "pieces": by_pieces}
 

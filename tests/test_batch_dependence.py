@@ -6,10 +6,10 @@ import torch
 from families import LONG, LONGROPE, PHI, VOCAB, build, save
 from lookups import data
 
-from dpo_lightning import precomputed
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.model_checks import independent_length
-from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.models.checks import independent_length
+from dpo_lightning.references import precomputed
+from dpo_lightning.references.precomputed import Precomputed
 
 
 def refused(made, rows, folder, code):

@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from dpo_lightning import logps
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.heads import SplitHead, find_head
 from dpo_lightning.logps import ChunkedLogps, logps_of, token_logps
+from dpo_lightning.models.lm_head import SplitHead, find_head
 
 
 def head_of(bias=True, scale=1.0, softcap=None, frozen=False, dim=12, vocabulary=31):

@@ -22,9 +22,9 @@ KEPT = (
     "lightning.pytorch.strategies.ddp.DDPStrategy",
     "lightning.fabric.plugins.environments.slurm.SLURMEnvironment",
     "dpo_lightning.losses.ipo.IPOLoss",
-    "dpo_lightning.divergences.ForwardKL",
+    "dpo_lightning.losses.divergences.ForwardKL",
     "dpo_lightning.references.synced.Synced",
-    "dpo_lightning.adapters.Lora",
+    "dpo_lightning.models.lora.Lora",
 )
 
 
@@ -55,5 +55,5 @@ def test_an_option_takes_the_classes_of_its_kind_alone(walked):
     assert not [
         name
         for name in walked["taken"]
-        if name.startswith(("torchmetrics.", "peft.tuners.", "dpo_lightning.data.datamodule"))
+        if name.startswith(("torchmetrics.", "peft.tuners.", "dpo_lightning.data.datamodules"))
     ]

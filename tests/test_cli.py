@@ -6,7 +6,7 @@ import re
 import pytest
 from command_runs import Bench, fail_at_start, json_lines, pairs, refused, run, watch_loading
 
-from dpo_lightning.precision import choose_precision
+from dpo_lightning.hardware import choose_precision
 
 FIELDS = {
     "file",

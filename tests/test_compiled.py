@@ -7,13 +7,13 @@ import torch
 from runs import fit, module, write_pairs
 from torch._dynamo.utils import counters
 
-from dpo_lightning import kernels
 from dpo_lightning.data.collate import PackedSharedPrefix
+from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
 from dpo_lightning.errors import UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
-from dpo_lightning.heads import find_head
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.compilation import compile_layers
+from dpo_lightning.models.lm_head import find_head
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -44,7 +44,7 @@ def test_compiled_layers_compute_the_same_in_one_graph_for_every_shape(tiny_llam
     model = CausalLM(str(tiny_llama)).build().train()
     batches = [batch((8, 6, 5), (4, 3, 9)), batch((7, 9, 5), (12, 6, 4), (5, 3, 8)), batch((6, 11, 7))]
     expected = [sums_and_gradients(model, pairs) for pairs in batches]
-    kernels.compile_layers(model)
+    compile_layers(model)
     graphs = []
     for pairs, (sums, gradients) in zip(batches, expected, strict=True):
         found, others = sums_and_gradients(model, pairs)
@@ -68,4 +68,4 @@ def test_a_compiled_run_trains(lora, tiny_llama, tmp_path, capsys):
 def test_without_a_compiler_it_is_refused(tiny_llama, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
-        kernels.compile_layers(CausalLM(str(tiny_llama)).build())
+        compile_layers(CausalLM(str(tiny_llama)).build())

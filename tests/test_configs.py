@@ -21,8 +21,8 @@ from dpo_lightning import (
     SFTModule,
     UnpairedDataModule,
 )
-from dpo_lightning.class_paths import imports_restricted
 from dpo_lightning.cli import PreferenceCLI
+from dpo_lightning.config.class_paths import imports_restricted
 
 FILES = sorted(path.name for path in CONFIGS.glob("**/*.yaml"))
 OVERLAYS = ["smoke.yaml"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from forests import KERNELS, TREES, dense, gradients, tensors
 
-from dpo_lightning.attention import by_pieces, tree_attention
-from dpo_lightning.cpu_attention import products_of, unseen, unseen_in_tree
-from dpo_lightning.masks import causal_mask
-from dpo_lightning.types import Tree
+from dpo_lightning.attention.cpu import products_of, unseen, unseen_in_tree
+from dpo_lightning.attention.masks import causal_mask
+from dpo_lightning.attention.tree import by_pieces, tree_attention
+from dpo_lightning.batches import Tree
 
 
 @pytest.mark.parametrize("mixed", [False, True])

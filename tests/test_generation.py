@@ -12,10 +12,10 @@ import torch
 from command_runs import refused, run
 from layouts import read_back
 
-from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.generation import Sampling, answer
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.generation import Sampling, answer
 
 STOPS = frozenset([0, 2])
 GREEDY = Sampling(max_new_tokens=12, temperature=0)

@@ -10,10 +10,10 @@ from layouts import LAYOUTS, pair
 
 from dpo_lightning import logps
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.heads import SplitHead, causal_lm, find_head
-from dpo_lightning.kernels import install
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.attention import install
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.lm_head import SplitHead, causal_lm, find_head
 
 NUMBERS = range(len(PAIRS))
 

@@ -12,7 +12,7 @@ import pytest
 from command_runs import refused, run
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 
 pytestmark = pytest.mark.usefixtures("given_up")
 

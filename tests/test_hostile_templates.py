@@ -10,8 +10,8 @@ import pytest
 import tiny
 from command_runs import Bench, refused, run
 
-from dpo_lightning.data import template_limits
-from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.encoding import template_limits
+from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.limits import LimitError, limited
 

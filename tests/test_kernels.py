@@ -10,18 +10,18 @@ from families import FAMILIES, PAIRS, make
 from layouts import LAYOUTS, TREES
 from torch.nn.attention.flex_attention import flex_attention
 
-from dpo_lightning import kernels
-from dpo_lightning.attention import Kernel, tree_attention
+from dpo_lightning.attention.masks import Forest
+from dpo_lightning.attention.tree import Kernel, tree_attention
+from dpo_lightning.batches import Tree
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.generation import Sampling, answer
-from dpo_lightning.heads import find_head
-from dpo_lightning.kernels import NAME, attention, install, takes_trees
 from dpo_lightning.logps import token_logps
-from dpo_lightning.masks import Forest
-from dpo_lightning.models import CausalLM, Lora, save_model
-from dpo_lightning.types import Tree
+from dpo_lightning.models import attention as model_attention
+from dpo_lightning.models.attention import NAME, attention, install, takes_trees
+from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
+from dpo_lightning.models.generation import Sampling, answer
+from dpo_lightning.models.lm_head import find_head
 
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 REFUSED = {
@@ -134,7 +134,7 @@ def by_blocks(monkeypatch):
         out = flex_attention(query, key, value, capped, mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
         return out.transpose(1, 2), None
 
-    monkeypatch.setattr(kernels, "BY_BLOCKS", {"cpu"})
+    monkeypatch.setattr(model_attention, "BY_BLOCKS", {"cpu"})
     monkeypatch.setattr("transformers.integrations.flex_attention.flex_attention_forward", flex_attention_forward)
     return called
 

@@ -12,11 +12,11 @@ from kto_runs import KTO, assert_same_weights, files, judged_rows, kto, losses, 
 
 from dpo_lightning import DPOModule, UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
+from dpo_lightning.data.examples import EncodedAnswer, EncodedUnpaired, Origin
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedUnpaired, Origin
 from dpo_lightning.kto import tell_balance
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss, KTOLoss
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
 
 

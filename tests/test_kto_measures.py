@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.callbacks import PredictionWriter
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss
-from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.references.precomputed import Precomputed
 
 
 @pytest.fixture(scope="module")

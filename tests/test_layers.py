@@ -1,6 +1,7 @@
 """The architecture: floors whose imports point downwards, who may import and call what, and how long things get."""
 
 import ast
+from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -9,15 +10,15 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "types judged rankings examples errors console special_files limits terminal config_values",
-    "allocator attention cpu_attention divergences logps losses masks metrics intervals data",
-    "foreign_code folder_files model_size patterns kernels heads models model_checks adapters dropout routers "
-    "quantization memory model_folder library_noise precision references generation artefact precomputed provenance "
-    "scoring needs stages merging transformers4",
-    "module referenced sft dpo kto listwise data.datamodule data.unpaired data.ranked_datamodule run_folder new_folder "
-    "resume switches library_errors class_paths output_paths trainer_options parsing summary callbacks",
+    "version errors terminal console special_files limits batches types intervals",
+    "attention losses logps metrics data hardware",
+    "models references config.library_noise runs.memory_estimate",
+    "config runs callbacks loss_requirements policy_module preference_module sft dpo kto listwise data.datamodule "
+    "data.datamodules",
     "cli commands __main__ __init__",
 )
+"""Wings and modules, lowest floor first; a wing's modules are on its floor, where they are not listed themselves."""
+
 ONLY_ON = {"transformers": {2}, "peft": {2}, "lightning": {3, 4}}
 LOG_SOFTMAX = {"log_softmax", "logsumexp", "cross_entropy", "nll_loss", "CrossEntropyLoss", "LogSoftmax", "NLLLoss"}
 SEQUENCES = {"input_ids", "targets", "labels", "logits"}
@@ -35,12 +36,14 @@ def floor_of(name):
 
 
 def imports(tree, package, modules):
-    """(module or foreign package, line, whether it happens while the module loads) of every import."""
-    late = {
+    """(module or foreign package, line, whether a run can execute it) of every import, those in functions included.
+
+    A package whose classes load on first use names their modules in a dictionary `_HOME`.
+    """
+    typing = {
         id(node)
         for block in ast.walk(tree)
-        if isinstance(block, (ast.FunctionDef, ast.AsyncFunctionDef))
-        or (isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING"))
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
         for node in ast.walk(block)
     }
     for node in ast.walk(tree):
@@ -49,14 +52,17 @@ def imports(tree, package, modules):
             names = [f"{base}.{alias.name}" for alias in node.names] if not node.level else ["." * node.level + base]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOME":
+            names = sorted(set(ast.literal_eval(node.value).values()))
         else:
             continue
         for name in names:
             own = name.removeprefix(f"{package}.")
             if own == name:
-                yield name.split(".")[0] or ".", node.lineno, id(node) not in late
-            elif own in modules or own.rpartition(".")[0]:
-                yield own if own in modules else own.rpartition(".")[0], node.lineno, id(node) not in late
+                yield name.split(".")[0] or ".", node.lineno, id(node) not in typing
+            else:  # a name of a module, a module, or (from the package itself) a public name
+                target = next((part for part in (own, own.rpartition(".")[0]) if part in modules), "__init__")
+                yield target, node.lineno, id(node) not in typing
 
 
 def shifts(node):
@@ -111,20 +117,35 @@ def violations(root):
         if floor is None:
             yield f"{name}: is on no floor"
             continue
-        for target, line, loading in imports(tree, root.name, files):
-            below = floor_of(target) if target in files else None
+        for target, line, executed in imports(tree, root.name, files):
+            own = target.startswith(f"{name}.")  # a package hands on the classes of its modules
+            below = floor_of(target) if target in files and not own else None
             if below is not None and below > floor:
                 yield f"{name}:{line}: floor {floor} imports {target} of floor {below}"
             if floor not in ONLY_ON.get(target, {floor}):
                 yield f"{name}:{line}: floor {floor} imports {target}"
             if target == ".":
                 yield f"{name}:{line}: a relative import"
-            if target in files and loading:
+            if target in files and executed:
                 graph[name].add(target)
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        yield f"import cycle: {' -> '.join(error.args[1])}"
+    yield from cycles(graph)
+
+
+def cycles(graph):
+    """Cycles of modules, and of wings: module -> the modules that it imports."""
+    wings = defaultdict(set)
+    for name, targets in graph.items():
+        wings[wing_of(name)] |= {wing_of(target) for target in targets} - {wing_of(name)}
+    for kind, arrows in (("import", graph), ("wing", wings)):
+        try:
+            TopologicalSorter(arrows).prepare()
+        except CycleError as error:
+            yield f"{kind} cycle: {' -> '.join(error.args[1])}"
+
+
+def wing_of(name):
+    """The folder of a module, or the module itself at the front door."""
+    return name.partition(".")[0]
 
 
 def test_the_package_keeps_its_architecture():
@@ -168,7 +189,7 @@ def test_a_sound_toy_package_passes(tmp_path):
         ("dpo.py", "import peft\n", "dpo:1: floor 3 imports peft"),
         ("models.py", "import lightning\n", "models:1: floor 2 imports lightning"),
         ("dpo.py", "from .models import f\n", "dpo:1: a relative import"),
-        ("models.py", "import toy.precision\n", None),
+        ("models.py", "import toy.hardware\n", None),
         ("metrics.py", "from toy.losses import a\n", None),
         ("metrics.py", "def f(x):\n    return x.log_softmax(-1)\n", "metrics:2: log_softmax outside logps.py"),
         ("metrics.py", "import torch\nx = torch.nn.functional.cross_entropy\n", "metrics:2: cross_entropy outside"),
@@ -185,13 +206,32 @@ def test_a_sound_toy_package_passes(tmp_path):
     ],
 )
 def test_a_violation_is_found(tmp_path, name, source, complaint):
-    changes = {name: source} | {n: "" for n in ("precision.py", "losses/__init__.py") if complaint is None}
+    changes = {name: source} | {n: "" for n in ("hardware.py", "losses/__init__.py") if complaint is None}
     found = toy(tmp_path, changes)
     assert (found == []) if complaint is None else any(complaint in line for line in found), found
 
 
-def test_a_cycle_is_found(tmp_path):
-    """At module level only: an import inside a function makes none."""
-    there, back = "import toy.metrics\n", "import toy.intervals\n"
-    assert toy(tmp_path, {"intervals.py": there, "metrics.py": "def f():\n    import toy.intervals\n"}) == []
-    assert "import cycle" in toy(tmp_path, {"intervals.py": there, "metrics.py": back})[0]
+@pytest.mark.parametrize("late", [False, True])
+def test_a_cycle_is_found(tmp_path, late):
+    """Also where one of the imports waits for a call."""
+    there, back = "import toy.metrics\n", "import toy.logps\n"
+    back = f"def f():\n    {back}" if late else back
+    assert toy(tmp_path, {"logps.py": there, "metrics.py": ""}) == []
+    assert "import cycle" in toy(tmp_path, {"logps.py": there, "metrics.py": back})[0]
+
+
+def test_imports_for_type_checkers_make_no_cycle(tmp_path):
+    back = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import toy.logps\n"
+    assert toy(tmp_path, {"logps.py": "import toy.metrics\n", "metrics.py": back}) == []
+
+
+def test_a_cycle_of_wings_is_found(tmp_path):
+    """Though no module imports itself by way of another."""
+    changes = {"losses/a.py": "import toy.data.rows\n", "data/rows.py": "", "data/more.py": "import toy.losses.b\n"}
+    assert "wing cycle" in toy(tmp_path, {**changes, "losses/b.py": ""})[0]
+
+
+def test_classes_that_load_on_first_use_are_imports(tmp_path):
+    face = "_HOME = {'A': 'toy.callbacks.a'}\n"
+    assert toy(tmp_path, {"callbacks/__init__.py": face, "callbacks/a.py": ""}) == []
+    assert "import cycle" in toy(tmp_path, {"callbacks/a.py": "from toy.callbacks import A\n"})[0]

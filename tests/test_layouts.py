@@ -10,14 +10,14 @@ from families import FAMILIES, PAIRS, make, with_adapter
 from layouts import LAYOUTS, ORIGIN
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
+from dpo_lightning.data.examples import EncodedAnswer, EncodedPair
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair
-from dpo_lightning.heads import find_head
-from dpo_lightning.kernels import install
 from dpo_lightning.logps import score, token_logps
 from dpo_lightning.losses import DPOLoss, IPOLoss
-from dpo_lightning.models import Lora
+from dpo_lightning.models.attention import install
+from dpo_lightning.models.causal_lm import Lora
+from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.references import AdapterDisabled, FrozenCopy
 from dpo_lightning.types import PairLogps
 

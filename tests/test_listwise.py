@@ -12,19 +12,19 @@ from layouts import LAYOUTS, ORIGIN, answer, visible
 from lightning.pytorch import Trainer
 
 from dpo_lightning import PreferenceDataModule, RankedDataModule
+from dpo_lightning.batches import PreferenceBatch, Tree
 from dpo_lightning.callbacks import PredictionWriter, RewardMargins
-from dpo_lightning.callbacks.ranked import RankedRewards
+from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
+from dpo_lightning.data.examples import EncodedRanking
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedRanking
-from dpo_lightning.kernels import install
 from dpo_lightning.logps import score
 from dpo_lightning.losses import PlackettLuceLoss
-from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.rankings import GroupLogps
+from dpo_lightning.models.attention import install
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
-from dpo_lightning.types import PreferenceBatch, Tree
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.types import GroupLogps
 
 LISTS = [
     EncodedRanking(ORIGIN, [11, 12, 13, 14, 15, 16], (answer(21, 22, 23, 0), answer(31, 0), answer(21, 22, 0))),

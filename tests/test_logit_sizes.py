@@ -5,8 +5,8 @@ import torch
 from families import PAIRS, make
 
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.heads import find_head
 from dpo_lightning.logps import CACHED, CHUNK, cached, chunks, score
+from dpo_lightning.models.lm_head import find_head
 
 
 def test_pieces_of_logits_have_the_stated_sizes():

@@ -11,11 +11,11 @@ from layouts import LAYOUTS, ORIGIN, answer, pair
 from torch import nn
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.examples import EncodedSFT
-from dpo_lightning.heads import find_head
-from dpo_lightning.kernels import install
+from dpo_lightning.data.examples import EncodedSFT
 from dpo_lightning.logps import logps_of, reduced, score
 from dpo_lightning.losses import IPOLoss
+from dpo_lightning.models.attention import install
+from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.types import PairLogps, SequenceLogps, TokenLogps
 
 PAIRS = [

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ DDP = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     import runs, torch
-    from dpo_lightning.models import Lora
+    from dpo_lightning.models.causal_lm import Lora
     from lightning.pytorch import Callback
     from lightning.pytorch.strategies import DDPStrategy
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import Lora
+from dpo_lightning.models.causal_lm import Lora
 
 
 def test_an_adapter_of_which_nothing_is_said():

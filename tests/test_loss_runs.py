@@ -28,10 +28,10 @@ from dpo_lightning.losses import (
     TDPO2Loss,
     WeightedSum,
 )
-from dpo_lightning.losses.running import RunningMean
-from dpo_lightning.models import Lora
-from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.losses.running_mean import RunningMean
+from dpo_lightning.models.causal_lm import Lora
 from dpo_lightning.references import FrozenCopy, ReferenceFree
+from dpo_lightning.references.precomputed import Precomputed
 
 BCO = BCOPairLoss(2.0)
 

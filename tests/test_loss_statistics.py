@@ -11,10 +11,10 @@ from torch import nn
 
 from dpo_lightning import logps
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.heads import find_head
-from dpo_lightning.kernels import install
 from dpo_lightning.logps import score, scored_positions
 from dpo_lightning.losses import CPOLoss, DPOLoss, IPOLoss, LDDPOLoss, LNDPOLoss, ORPOLoss, SFTLoss, SimPOLoss
+from dpo_lightning.models.attention import install
+from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.types import PairLogps, SequenceLogps
 
 ROWS = [replace(row, margin=0.5 + k) for k, row in enumerate(PAIRS)]

@@ -8,10 +8,10 @@ from forests import TREES, dense, gradients, on_tokens, positions, tensors
 from layouts import visible
 from torch.nn.attention.flex_attention import flex_attention
 
-from dpo_lightning import masks
-from dpo_lightning.attention import Kernel, tree_attention
-from dpo_lightning.masks import Forest, causal_mask, tree_rule
-from dpo_lightning.types import Tree
+from dpo_lightning.attention import masks
+from dpo_lightning.attention.masks import Forest, causal_mask, tree_rule
+from dpo_lightning.attention.tree import Kernel, tree_attention
+from dpo_lightning.batches import Tree
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])

@@ -9,9 +9,9 @@ import tiny
 from bitsandbytes.optim import AdamW8bit
 from torch.optim import SGD, AdamW
 
-from dpo_lightning.memory import Run, shapes_of
-from dpo_lightning.model_folder import count_values
-from dpo_lightning.models import CausalLM, Lora, Quantization, save_model
+from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
+from dpo_lightning.models.folder import count_values
+from dpo_lightning.runs.memory_estimate import Run, shapes_of
 
 KINDS = {"llama": tiny.make_llama, "untied": lambda: tiny.make_llama(tie_word_embeddings=False), "gpt2": tiny.make_gpt2}
 ADAPTERS = [

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.merging import agreement, check_mergeable, merged, probe, retie, shard_size, untie, write
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.merging import agreement, check_mergeable, merged, probe, retie, shard_size, untie, write
 
 
 def base(folder, **options):

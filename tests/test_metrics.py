@@ -8,10 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_lightning.judged import UnpairedLogps
 from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, KTOLoss
 from dpo_lightning.metrics import Means, preference_accuracy, reward_margins, unpaired_rewards
-from dpo_lightning.types import PairLogps
+from dpo_lightning.types import PairLogps, UnpairedLogps
 
 TORCHTUNE = PairLogps(
     policy_chosen=torch.tensor([-0.5, -10.0, -1.0]),

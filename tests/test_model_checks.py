@@ -9,18 +9,20 @@ from layouts import LAYOUTS
 from lookups import data, loaded, scoring_of
 from test_kernels import REFUSED
 
-from dpo_lightning import kernels, model_checks
-from dpo_lightning.attention import tree_attention
+from dpo_lightning.attention.tree import tree_attention
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.dropout import without_dropout
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.heads import find_head
-from dpo_lightning.kernels import install, takes_trees
 from dpo_lightning.logps import token_logps
-from dpo_lightning.model_checks import check_layout, check_model, check_training_mode
-from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.models import attention as model_attention
+from dpo_lightning.models import checks as model_checks
+from dpo_lightning.models.attention import install, takes_trees
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.checks import check_layout, check_model, check_training_mode
+from dpo_lightning.models.dropout import without_dropout
+from dpo_lightning.models.lm_head import find_head
+from dpo_lightning.models.probe import probe
 from dpo_lightning.references import FrozenCopy
+from dpo_lightning.references.precomputed import Precomputed
 
 NUMBERS = range(len(PAIRS))
 
@@ -110,7 +112,7 @@ def test_a_check_leaves_the_model_and_the_random_numbers_as_they_were():
 
 def test_ids_with_a_meaning_are_not_in_the_probe():
     model = make("llama", pad_token_id=1)
-    ids = {id_ for row in kernels.probe(VOCAB)[0] for answer in row.answers for id_ in (*row.prompt_ids, *answer.ids)}
+    ids = {id_ for row in probe(VOCAB)[0] for answer in row.answers for id_ in (*row.prompt_ids, *answer.ids)}
     model.config.image_token_id, model.config.eos_token_id = max(ids), sorted(ids)[:3]
     batch = model_checks.probe_batch(model, Padded())
     assert max(ids) not in batch.input_ids
@@ -332,5 +334,5 @@ def test_a_leak_from_one_pair_into_the_next_is_found(monkeypatch):
             out[tree.row, tree.start] += value[tree.row, 0, 0].mean()
         return out
 
-    monkeypatch.setattr(kernels, "tree_attention", leaking)
+    monkeypatch.setattr(model_attention, "tree_attention", leaking)
     assert "llama gives other log-probabilities in packed rows" in install(make("llama"))

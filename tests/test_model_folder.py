@@ -9,7 +9,8 @@ import runs
 import tiny
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.model_folder import (
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.folder import (
     EMBEDDED,
     check_folder,
     count_values,
@@ -17,7 +18,6 @@ from dpo_lightning.model_folder import (
     read_header,
     weights_digest,
 )
-from dpo_lightning.models import CausalLM
 
 WEIGHTS = "model.safetensors"
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dpo_lightning.dropout import without_dropout
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.models.dropout import without_dropout
 
 
 @pytest.fixture(scope="module")

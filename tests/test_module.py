@@ -15,7 +15,7 @@ from whole_runs import KINDS
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import IPOLoss
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 
 ROWS, WINDOW = 10, 4
 

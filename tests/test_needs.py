@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, EncodedRanking, EncodedUnpaired, Origin
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedRanking, EncodedUnpaired, Origin
+from dpo_lightning.loss_requirements import check_columns, check_wanted, tell_columns
 from dpo_lightning.losses import (
     AOTLoss,
     DPOLoss,
@@ -17,7 +18,6 @@ from dpo_lightning.losses import (
     WeightedSum,
     WPOLoss,
 )
-from dpo_lightning.needs import check_columns, check_wanted, tell_columns
 from dpo_lightning.references import FrozenCopy, ReferenceFree
 
 ANSWER = EncodedAnswer((1, 2), (True, True))

@@ -9,7 +9,6 @@ import whole_runs as runs
 from torch.nn.functional import softplus
 
 from dpo_lightning import PreferenceDataModule
-from dpo_lightning.divergences import AlphaDivergence, ForwardKL, JensenShannon
 from dpo_lightning.losses import (
     AOTLoss,
     AOTUnpairedLoss,
@@ -30,6 +29,7 @@ from dpo_lightning.losses import (
     WeightedSum,
     WPOLoss,
 )
+from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon
 
 STEPS, BATCH = 8, 2
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")

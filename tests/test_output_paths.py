@@ -5,9 +5,9 @@ import sys
 import pytest
 from command_runs import Bench, refused, watch_loading
 
+from dpo_lightning.config.output_paths import is_name, lies_in
 from dpo_lightning.errors import UserError
-from dpo_lightning.output_paths import is_name, lies_in
-from dpo_lightning.run_folder import RunFolder
+from dpo_lightning.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from command_runs import CONFIGS, Bench, refused, run, watch_loading
 
-from dpo_lightning.parsing import Known, parsing_error, shortened
+from dpo_lightning.config.parse_errors import Known, parsing_error, shortened
 
 FLAGS = {
     "typo": (["--modle.loss.beta", "1"], "there is no option modle.loss.beta", "model.loss.beta?"),
@@ -45,7 +45,7 @@ FLAGS = {
         "no such class at trainer.callbacks",
         "did you mean Samples?",
     ),
-    "a class of another kind": (["--model.loss", "dpo_lightning.models.Lora"], "at model.loss"),
+    "a class of another kind": (["--model.loss", "dpo_lightning.models.causal_lm.Lora"], "at model.loss"),
     "smoothing of a hinge": (
         ["--model.loss", "HingeLoss", "--model.loss.label_smoothing", "0.1"],
         "HingeLoss has no option model.loss.label_smoothing",

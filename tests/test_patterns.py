@@ -5,9 +5,9 @@ import json
 import pytest
 from command_runs import refused, run
 
-from dpo_lightning import patterns
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models import patterns
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 
 ENDLESS = (r"([\w.]+)+!", "(.*)*!", r"(\w|\w\w|\.)+!", r"(.?){40}!", r"((.+)+)+!")
 USED = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.precision import choose_precision
+from dpo_lightning.hardware import choose_precision
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_cpu_without_onednn(machine):
 def test_linux_is_asked_where_torch_does_not_say(machine, monkeypatch, tmp_path, cpuinfo, precision):
     machine()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    monkeypatch.setattr("dpo_lightning.precision.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("dpo_lightning.hardware.CPUINFO", tmp_path / "cpuinfo")
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert choose_precision("cpu")[0] == precision

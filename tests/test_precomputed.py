@@ -11,13 +11,13 @@ import torch
 from command_runs import watch_loading
 from lookups import data, files, loaded, looked_up, scoring_of
 
-from dpo_lightning.artefact import TokenTable, read, write
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.precomputed import HALF_TOLERANCE, Precomputed
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
+from dpo_lightning.references.logp_store import TokenTable, read, write
+from dpo_lightning.references.precomputed import HALF_TOLERANCE, Precomputed
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -12,8 +12,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.module import without_fusing
-from dpo_lightning.resume import check_progress
+from dpo_lightning.policy_module import without_fusing
+from dpo_lightning.runs.resume import check_progress
 
 MODEL_LINE = "middle of an epoch"
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import CausalLM, Lora, save_model
-from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.provenance import model_digests, values_digest
+from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.references.provenance import model_digests, values_digest
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.model_folder import EMBEDDED, check_folder
-from dpo_lightning.models import CausalLM, Lora, Quantization, save_model
-from dpo_lightning.module import PolicyModule
-from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
+from dpo_lightning.models.folder import EMBEDDED, check_folder
+from dpo_lightning.policy_module import PolicyModule
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
+from dpo_lightning.references.precomputed import Precomputed
 
 FOUR, DOUBLE, EIGHT = Quantization(), Quantization(double_quant=True), Quantization(bits=8)
 EVERY = pytest.mark.parametrize("quantization", [FOUR, DOUBLE, Quantization(quant_type="fp4"), EIGHT], ids=str)

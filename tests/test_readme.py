@@ -13,8 +13,8 @@ import yaml
 from command_runs import QUIET, ROOT, run
 
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.model_folder import EMBEDDED
-from dpo_lightning.resume import flat, spoken
+from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.runs.resume import flat, spoken
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAM = ["python", "-m", "dpo_lightning"]

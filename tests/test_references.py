@@ -10,7 +10,7 @@ from torch import nn
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora, save_model
+from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
 
 

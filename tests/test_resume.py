@@ -10,7 +10,7 @@ from command_runs import Bench, refused, run, watch_loading
 from safetensors.torch import load_file
 
 from dpo_lightning.errors import UserError
-from dpo_lightning.resume import check_checkpoint, differences, other_rates
+from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates
 
 CANARY = []
 

@@ -9,13 +9,11 @@ from command_runs import Bench, refused, watch_loading
 from lightning.pytorch import Trainer
 
 from dpo_lightning import DPOModule, KTOModule, ListwiseDPOModule, SFTModule, losses
-from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
-from dpo_lightning.data.ranked_datamodule import RankedDataModule
-from dpo_lightning.data.unpaired import UnpairedDataModule
-from dpo_lightning.models import CausalLM, Lora, Quantization
-from dpo_lightning.parsing import read_config
+from dpo_lightning.config.files import read_config
+from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
+from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.resume import differences, flat
+from dpo_lightning.runs.resume import differences, flat
 
 FREE_DATA = {"num_workers", "eval"}
 TRAINER = {

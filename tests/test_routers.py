@@ -14,11 +14,11 @@ from torch.optim import SGD
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.heads import find_head
-from dpo_lightning.kernels import install
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.routers import RouterLoss, router_coefficient
+from dpo_lightning.models.attention import install
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.lm_head import find_head
+from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
 
 NUMBERS = range(len(PAIRS))
 KINDS = {**runs.KINDS, "kto": (kto, UnpairedDataModule, judged_rows)}
@@ -233,7 +233,7 @@ def test_without_a_word_there_is_none_and_that_is_said(folder, tmp_path, capsys)
 
 
 def test_a_model_without_experts_is_refused_before_its_weights(tiny_llama, monkeypatch):
-    monkeypatch.setattr("dpo_lightning.models.load_base", None)
+    monkeypatch.setattr("dpo_lightning.models.causal_lm.load_base", None)
     with pytest.raises(UserError, match="llama has no routers to balance") as told:
         runs.dpo(tiny_llama, policy=CausalLM(str(tiny_llama), router_aux_loss_coef=0.01)).configure_model()
     assert told.value.code == ExitCode.CONFIG

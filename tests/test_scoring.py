@@ -14,13 +14,13 @@ import tiny
 import torch
 from lookups import data, files, loaded, looked_up, scoring_of
 
-from dpo_lightning import precomputed as module
-from dpo_lightning import scoring
-from dpo_lightning.artefact import read
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.scoring import pair_keys
+from dpo_lightning.references import precomputed as module
+from dpo_lightning.references import reference_pass as scoring
+from dpo_lightning.references.logp_store import read
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.references.reference_pass import pair_keys
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -177,8 +177,8 @@ RANKS = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     import runs, torch
-    from dpo_lightning.data.datamodule import PreferenceDataModule
-    from dpo_lightning.precomputed import Precomputed
+    from dpo_lightning.data.datamodules import PreferenceDataModule
+    from dpo_lightning.references.precomputed import Precomputed
     from lightning.pytorch import Callback
     from lightning.pytorch.strategies import DDPStrategy
 

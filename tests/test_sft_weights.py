@@ -8,8 +8,8 @@ import whole_runs as runs
 from torch.optim import SGD
 
 from dpo_lightning import SFTDataModule
+from dpo_lightning.callbacks.summary import summarize
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.summary import summarize
 
 
 @pytest.fixture

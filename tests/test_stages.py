@@ -13,11 +13,11 @@ from whole_runs import sft, sft_rows, write_rows
 
 from dpo_lightning.callbacks import FinalModel
 from dpo_lightning.callbacks.final_model import file_hash
-from dpo_lightning.data.datamodule import SFTDataModule
+from dpo_lightning.data.datamodules import SFTDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models import ORIGIN_FILE, CausalLM, Lora, save_model
-from dpo_lightning.stages import UNRECORDED, Stage, chain, folder_digest, record, recorded, section
+from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.runs.lineage import UNRECORDED, Stage, chain, folder_digest, record, recorded, section
 
 
 @pytest.fixture(scope="module")

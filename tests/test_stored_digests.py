@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dpo_lightning.artefact import KEY_BYTES, TokenTable, content_key, write
-from dpo_lightning.examples import EncodedAnswer
-from dpo_lightning.provenance import Provenance
+from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.references.base import fingerprint
+from dpo_lightning.references.logp_store import KEY_BYTES, TokenTable, content_key, write
+from dpo_lightning.references.provenance import Provenance
 
 
 def test_the_key_of_an_answer_is_that_of_its_numbers():

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from templates import LLAMA, LLAMA_FIXED
 from transformers.utils import chat_template_utils
 
-from dpo_lightning import generation
-from dpo_lightning.data import chat_templates
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
+from dpo_lightning.data.encoding import chat_templates
+from dpo_lightning.models import generation
 
 FIRST, NEXT = datetime.date(2026, 3, 5), datetime.date(2026, 3, 6)
 NOTE = "note: the chat template writes the date: "

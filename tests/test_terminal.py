@@ -11,10 +11,10 @@ import warnings
 import pytest
 from command_runs import Bench, json_lines, pairs, refused, run
 
-from dpo_lightning import generation
+from dpo_lightning.callbacks.summary import sample_lines
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.summary import sample_lines
+from dpo_lightning.models import generation
 from dpo_lightning.terminal import CONTROL, clean_libraries, harmless, one_line, quoted
 
 HOSTILE = {

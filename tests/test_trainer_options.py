@@ -3,9 +3,9 @@
 import pytest
 from command_runs import Bench, refused, watch_loading
 
-from dpo_lightning.class_paths import Namespace
+from dpo_lightning.config.class_paths import Namespace
+from dpo_lightning.config.trainer_options import check_environment, check_trainer
 from dpo_lightning.errors import UserError
-from dpo_lightning.trainer_options import check_environment, check_trainer
 
 NAN, INF = float("nan"), float("inf")
 WRONG = [

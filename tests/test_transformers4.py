@@ -24,9 +24,9 @@ from tiny_gguf import write_tiny_gguf, write_wheel
 
 from dpo_lightning.callbacks import FinalModel
 from dpo_lightning.commands import fetch_model
-from dpo_lightning.data.datamodule import PreferenceDataModule
-from dpo_lightning.models import CausalLM, Lora, save_model
-from dpo_lightning.transformers4 import TRIED, read_by
+from dpo_lightning.data.datamodules import PreferenceDataModule
+from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
+from dpo_lightning.models.transformers4 import TRIED, read_by
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "transformers4.lock"

@@ -29,7 +29,7 @@ from dpo_lightning import (
     SFTDataModule,
     SFTModule,
 )
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 
 LEARNING_RATE = 1e-3
 SGD_RATE = 0.03

@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "FinalModel": "final_model",
-    "PredictionWriter": "predictions",
-    "PreferenceAccuracy": "pairwise",
-    "RankedRewards": "ranked",
-    "RewardMargins": "pairwise",
-    "RouterBalance": "router",
-    "Samples": "samples",
-    "SelfCheck": "self_check",
-    "TokenLoss": "token_loss",
-    "UnpairedRewards": "unpaired",
+    "FinalModel": "dpo_lightning.callbacks.final_model",
+    "PredictionWriter": "dpo_lightning.callbacks.prediction_writer",
+    "PreferenceAccuracy": "dpo_lightning.callbacks.preference_accuracy",
+    "RankedRewards": "dpo_lightning.callbacks.ranked_rewards",
+    "RewardMargins": "dpo_lightning.callbacks.reward_margins",
+    "RouterBalance": "dpo_lightning.callbacks.router_balance",
+    "Samples": "dpo_lightning.callbacks.samples",
+    "SelfCheck": "dpo_lightning.callbacks.self_check",
+    "TokenLoss": "dpo_lightning.callbacks.token_loss",
+    "UnpairedRewards": "dpo_lightning.callbacks.unpaired_rewards",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 
@@ -22,4 +22,4 @@ def __getattr__(name: str) -> Any:
     """Import a callback on its first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

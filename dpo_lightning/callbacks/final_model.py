@@ -14,9 +14,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.console import say
-from dpo_lightning.models import save_model
-from dpo_lightning.stages import Stage, chain, folder_digest, record, recorded, section
-from dpo_lightning.transformers4 import read_by
+from dpo_lightning.models.causal_lm import save_model
+from dpo_lightning.models.transformers4 import read_by
+from dpo_lightning.runs.lineage import Stage, chain, folder_digest, record, recorded, section
 
 FOLDER = "final_model"
 VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
@@ -141,6 +141,6 @@ def file_hash(path: str) -> str:
 
 def package_version(name: str) -> str:
     """The installed version; the checkout's own where the package itself is not installed."""
-    from dpo_lightning import __version__
+    from dpo_lightning.version import __version__
 
     return __version__ if name == "dpo-lightning" else version(name)

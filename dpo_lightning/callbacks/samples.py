@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dpo_lightning.generation import Sampling, answer
+from dpo_lightning.models.generation import Sampling, answer
 
 
 class Samples(Callback):

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from dpo_lightning.batches import Batch, PreferenceBatch, RankedBatch, UnpairedBatch
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
-from dpo_lightning.kernels import on_device
-from dpo_lightning.rankings import GroupLogps, RankedOutput
-from dpo_lightning.types import Batch, PairLogps, PreferenceBatch, PreferenceOutput, RankedBatch, UnpairedBatch
+from dpo_lightning.models.probe import on_device
+from dpo_lightning.types import GroupLogps, PairLogps, PreferenceOutput, RankedOutput, UnpairedLogps, UnpairedOutput
 
 LOSS_TOLERANCE = 1e-6
 PRECOMPUTED_LOSS_TOLERANCE = 1e-4

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dpo_lightning.callbacks.means import MeansCallback
+from dpo_lightning.callbacks.measure import MeansCallback
 
 
 class TokenLoss(MeansCallback):

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dpo_lightning.commands.fetch_model import damage
-from dpo_lightning.console import ShortParser, config_paths
+from dpo_lightning.config.files import config_paths
+from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.model_folder import EMBEDDED
+from dpo_lightning.hardware import machine_memory, read_cgroup
+from dpo_lightning.models.folder import EMBEDDED
 from dpo_lightning.terminal import harmless
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ REINSTALL = "make setup"
 DISK_LOW = 5e9
 """Bytes below which a run with a few checkpoints may fail: one of the embedded model holds 1.6 GB."""
 
-OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts")
 HANGUL_FONTS = ("nanum", "notosanscjk", "notoserifcjk", "notosanskr", "notoserifkr", "unbatang", "undotum")
@@ -126,7 +127,7 @@ def _version(name: str) -> str:
 
 
 def _machine() -> Iterator[Finding]:
-    cores, quota = len(os.sched_getaffinity(0)), _cgroup("cpu")
+    cores, quota = len(os.sched_getaffinity(0)), read_cgroup("cpu")
     share = f", of which the cgroup grants {quota:g}" if quota and quota < cores else ""
     yield Finding("ok", f"{cores} CPU cores{share}")
     if share:
@@ -135,53 +136,13 @@ def _machine() -> Iterator[Finding]:
     yield Finding("ok", f"{machine_memory() / 2**30:.1f} GiB of memory")
 
 
-def machine_memory() -> float:
-    """Bytes of memory that this process may take."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(total, _cgroup("memory") or total)
-
-
-def _cgroup(resource: Literal["cpu", "memory"]) -> float:
-    """The smallest limit in this process's groups, in cores or bytes; 0 where there is none."""
-    limits: list[float] = []
-    try:
-        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number != "0" and resource not in controllers.split(","):
-            continue
-        base = CGROUPS if number == "0" else CGROUPS / resource
-        own = base / path.strip("/")
-        # A limit of any group above counts too. In a container the own path may not be visible, its root is.
-        limits += [_limit(group, resource) for group in (own, *own.parents) if group.is_relative_to(base)]
-    return min((limit for limit in limits if limit > 0), default=0)
-
-
-def _limit(group: Path, resource: str) -> float:
-    """The limit in one folder of version 2 or 1 of cgroups."""
-
-    def read(name: str) -> list[str]:
-        try:
-            return (group / name).read_text(encoding="utf-8").split()
-        except OSError:
-            return []
-
-    if resource == "memory":
-        words = read("memory.max") or read("memory.limit_in_bytes")
-        return float(words[0]) if words and words[0] != "max" else 0
-    words = read("cpu.max") or [*read("cpu.cfs_quota_us"), *read("cpu.cfs_period_us")]
-    return float(words[0]) / float(words[1]) if len(words) == 2 and words[0] != "max" else 0
-
-
 def _torch() -> Iterator[Finding]:
     try:
         with warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned about
             warnings.simplefilter("always")
             import torch
 
-            from dpo_lightning.precision import choose_precision
+            from dpo_lightning.hardware import choose_precision
 
             gpus = list(_gpus(torch))
             precision, reason = choose_precision()

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from dpo_lightning import cli
-from dpo_lightning.adapters import Lora
 from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.console import say
 from dpo_lightning.errors import UserError
-from dpo_lightning.memory import Held, Run, is_adapter
-from dpo_lightning.precision import choose_precision
-from dpo_lightning.quantization import Quantization
-from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.hardware import choose_precision
+from dpo_lightning.models.lora import Lora
+from dpo_lightning.models.quantization import Quantization
+from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
+from dpo_lightning.runs.memory_estimate import Held, Run, is_adapter
 
 GIB = 2**30
 LEAST_SAVED = 0.01
@@ -127,7 +127,7 @@ def machine() -> tuple[str, float]:
     """The memory that a run would have: of the smallest GPU, else of the machine."""
     import torch
 
-    from dpo_lightning.commands.doctor import machine_memory
+    from dpo_lightning.hardware import machine_memory
 
     if torch.cuda.is_available():
         devices = range(torch.cuda.device_count())

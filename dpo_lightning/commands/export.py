@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_lightning.console import ShortParser, say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.new_folder import NewFolder
-from dpo_lightning.run_folder import check_space
+from dpo_lightning.runs.folder import check_space
+from dpo_lightning.runs.output_folder import NewFolder
 
 if TYPE_CHECKING:
-    from dpo_lightning.merging import Agreement
-    from dpo_lightning.models import CausalLM
-    from dpo_lightning.stages import Stage
+    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.models.merging import Agreement
+    from dpo_lightning.runs.lineage import Stage
 
 PROGRAM = "python -m dpo_lightning"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -43,10 +43,10 @@ def main(argv: list[str]) -> int:
 
     from safetensors import SafetensorError
 
-    from dpo_lightning.library_noise import quiet
-    from dpo_lightning.merging import check_mergeable, shard_size
-    from dpo_lightning.model_folder import check_folder, count_values
-    from dpo_lightning.models import CausalLM
+    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.models.folder import check_folder, count_values
+    from dpo_lightning.models.merging import check_mergeable, shard_size
 
     quiet()
     size = shard_size(args.max_shard_size)
@@ -78,9 +78,9 @@ def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> N
     Raises:
         UserError: what is read back is not the function of the adapter model.
     """
-    from dpo_lightning.merging import agreement, cast, merged, probe, write
-    from dpo_lightning.models import CausalLM
-    from dpo_lightning.stages import Stage, chain, folder_digest, record
+    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.models.merging import agreement, cast, merged, probe, write
+    from dpo_lightning.runs.lineage import Stage, chain, folder_digest, record
 
     stages, tokenizer = chain(builder.path), builder.tokenizer()
     tell_source(builder, stages, dtype)
@@ -139,8 +139,8 @@ def require(agreement: Agreement, when: str) -> None:
 
 def card(builder: CausalLM, name: str, stages: Sequence[Stage]) -> str:
     """The model card: what it was made of, and every stage before."""
-    from dpo_lightning.stages import section
-    from dpo_lightning.transformers4 import read_by
+    from dpo_lightning.models.transformers4 import read_by
+    from dpo_lightning.runs.lineage import section
 
     base, adapter = builder.base_path(), builder.adapter_folder()
     made = f"the adapter `{builder.path}`, merged into `{base}`" if adapter else f"`{builder.path}`, written anew"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_lightning.console import ShortParser, say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.model_folder import EMBEDDED
+from dpo_lightning.models.folder import EMBEDDED
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,12 +8,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from dpo_lightning.console import ShortParser
-from dpo_lightning.data.chat_templates import parse_date
+from dpo_lightning.data.encoding.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.terminal import harmless
 
 if TYPE_CHECKING:
-    from dpo_lightning.generation import Sampling
+    from dpo_lightning.models.generation import Sampling
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,10 +42,10 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from dpo_lightning.data.rendering import Renderer
-    from dpo_lightning.generation import Sampling, answer
-    from dpo_lightning.library_noise import quiet
-    from dpo_lightning.models import CausalLM
+    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.data.encoding.rendering import Renderer
+    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.models.generation import Sampling, answer
 
     quiet()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)

@@ -12,10 +12,10 @@ from dpo_lightning import cli
 from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.needs import check_wanted
-from dpo_lightning.precomputed import Precomputed
-from dpo_lightning.referenced import ReferencedModule
+from dpo_lightning.loss_requirements import check_wanted
+from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferencePolicy
+from dpo_lightning.references.precomputed import Precomputed
 
 NAME = "precompute"
 

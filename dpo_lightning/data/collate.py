@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from dpo_lightning.batches import PreferenceBatch, RankedBatch, SFTBatch, Tree, UnpairedBatch
+from dpo_lightning.data.examples import Encoded, EncodedAnswer, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import Encoded, EncodedAnswer, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
-from dpo_lightning.types import PreferenceBatch, RankedBatch, SFTBatch, Tree, UnpairedBatch
 
 
 class Joined(NamedTuple):

@@ -1,4 +1,4 @@
-"""`PreferenceDataModule` and `SFTDataModule`: files in, batches out, every row accounted for."""
+"""`TextDataModule`: what the data modules share, from reading rows before anything is loaded to loaders."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from dpo_lightning.batches import Batch
 from dpo_lightning.console import say
-from dpo_lightning.data.batching import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
-from dpo_lightning.data.chat_templates import RunDate
 from dpo_lightning.data.collate import Collator, Padded, layout_for
-from dpo_lightning.data.counts import unlisted_ends
-from dpo_lightning.data.position import TrainingLoader
-from dpo_lightning.data.rendering import Renderer, SpecialTokens, Template
-from dpo_lightning.data.repeats import check_leak
-from dpo_lightning.data.schema import preference_examples, sft_examples
-from dpo_lightning.data.template_limits import read_template
-from dpo_lightning.data.tokenization import Encoder, Overlong
+from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
+from dpo_lightning.data.encoding.counts import unlisted_ends
+from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
+from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
+from dpo_lightning.data.formats.duplicates import check_leak
+from dpo_lightning.data.resumable_loader import TrainingLoader
+from dpo_lightning.data.samplers import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedPair, EncodedSFT, PreferenceExample, SFTExample
-from dpo_lightning.types import Batch
 
 Allow = Literal["contradictions", "leak"]
+
+
 DEFAULT_SEED = 42
 
 
@@ -261,39 +260,3 @@ class TextDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),  # an iterator draws from it, and not from what the model draws from
         )
-
-
-class PreferenceDataModule(TextDataModule):
-    """Preference pairs: `prompt, chosen, rejected` as strings or messages, or chats with an implicit prompt."""
-
-    def read(self, paths: str | list[str]) -> tuple[list[PreferenceExample], list[str]]:
-        """Rows as pairs."""
-        return preference_examples(paths, columns=self.columns, lent=self._lent, strict=self.strict, allow=self.allow)
-
-    def encode(self, encoder: Encoder, examples: Sequence[PreferenceExample]) -> list[EncodedPair]:
-        """Pairs as ids."""
-        return encoder.pairs(examples)
-
-    @staticmethod
-    def lay_out(layout: Collator, items: Sequence[tuple[EncodedPair, int]]) -> Batch:
-        """A `PreferenceBatch`."""
-        rows, indices = zip(*items, strict=True)
-        return layout.pairs(rows, indices)
-
-
-class SFTDataModule(TextDataModule):
-    """Demonstrations: `prompt, completion`, `messages`, or `instruction, input, output`."""
-
-    def read(self, paths: str | list[str]) -> tuple[list[SFTExample], list[str]]:
-        """Rows as demonstrations."""
-        return sft_examples(paths, columns=self.columns, lent=self._lent, strict=self.strict)
-
-    def encode(self, encoder: Encoder, examples: Sequence[SFTExample]) -> list[EncodedSFT]:
-        """Demonstrations as ids."""
-        return encoder.demonstrations(examples)
-
-    @staticmethod
-    def lay_out(layout: Collator, items: Sequence[tuple[EncodedSFT, int]]) -> Batch:
-        """An `SFTBatch`."""
-        rows, indices = zip(*items, strict=True)
-        return layout.demonstrations(rows, indices)

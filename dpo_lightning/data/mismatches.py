@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpo_lightning.data.examples import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.examples import EncodedUnpaired
 
 LOOKED_AT = 100
 """Rows that are looked at for an answer other than a row's own; in a set of very few answers there is none."""

@@ -2,6 +2,7 @@
 
 from dpo_lightning.losses.absolute import APODownLoss, APOZeroLoss, BCOPairLoss, CalDPOLoss, NCALoss, SPPOLoss
 from dpo_lightning.losses.base import MarginLoss, PairwiseLoss, PreferenceLoss
+from dpo_lightning.losses.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
 from dpo_lightning.losses.dynamic import BetaDPOLoss
 from dpo_lightning.losses.hinge import HingeLoss
 from dpo_lightning.losses.ipo import IPOLoss
@@ -30,6 +31,7 @@ __all__ = [
     "APODownLoss",
     "APOZeroLoss",
     "APOZeroUnpairedLoss",
+    "AlphaDivergence",
     "AlphaPOLoss",
     "BCOLoss",
     "BCOPairLoss",
@@ -40,9 +42,12 @@ __all__ = [
     "DPOLoss",
     "DPOPLoss",
     "DiscoPOPLoss",
+    "Divergence",
     "EXOLoss",
+    "ForwardKL",
     "HingeLoss",
     "IPOLoss",
+    "JensenShannon",
     "KTOLoss",
     "LDDPOLoss",
     "LNDPOLoss",
@@ -55,6 +60,7 @@ __all__ = [
     "PlackettLuceLoss",
     "PreferenceLoss",
     "RDPOLoss",
+    "ReverseKL",
     "RobustLoss",
     "SFTLoss",
     "SPPOLoss",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch.nn.functional import logsigmoid
 
 from dpo_lightning.losses.base import PreferenceLoss
-from dpo_lightning.losses.running import RunningMean
+from dpo_lightning.losses.running_mean import RunningMean
 from dpo_lightning.types import PairLogps, PreferenceOutput
 
 

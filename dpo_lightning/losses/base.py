@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dpo_lightning.divergences import Divergence, ReverseKL
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.losses.divergences import Divergence, ReverseKL
 from dpo_lightning.types import PairLogps, PreferenceOutput, Statistic
 
 

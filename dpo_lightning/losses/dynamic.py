@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dpo_lightning.losses.base import PreferenceLoss
-from dpo_lightning.losses.running import RunningMean
+from dpo_lightning.losses.running_mean import RunningMean
 from dpo_lightning.types import PairLogps, PreferenceOutput
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from dpo_lightning.losses.base import PolicyLoss
-from dpo_lightning.rankings import GroupLogps, RankedOutput
+from dpo_lightning.types import GroupLogps, RankedOutput
 
 
 @dataclass(frozen=True)

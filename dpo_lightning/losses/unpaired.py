@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
 from dpo_lightning.losses.base import PolicyLoss
-from dpo_lightning.losses.running import RunningMean
+from dpo_lightning.losses.running_mean import RunningMean
+from dpo_lightning.types import UnpairedLogps, UnpairedOutput
 
 
 @dataclass(frozen=True)

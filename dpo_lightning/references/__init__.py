@@ -1,10 +1,11 @@
 """The policy that DPO measures against: its own start, in whichever way that is held, or a start that follows it."""
 
+from dpo_lightning.references.adapter_disabled import AdapterDisabled, has_new_adapter, off_start, without_adapter
 from dpo_lightning.references.base import KEY, ReferencePolicy, check_same_tokenizer
-from dpo_lightning.references.choice import default_reference
-from dpo_lightning.references.disabled import AdapterDisabled, has_new_adapter, off_start, without_adapter
-from dpo_lightning.references.free import ReferenceFree
+from dpo_lightning.references.default import default_reference
 from dpo_lightning.references.frozen import FrozenAdapter, FrozenCopy
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.references.reference_free import ReferenceFree
 from dpo_lightning.references.synced import Synced
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "AdapterDisabled",
     "FrozenAdapter",
     "FrozenCopy",
+    "Precomputed",
     "ReferenceFree",
     "ReferencePolicy",
     "Synced",

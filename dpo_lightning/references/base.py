@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpo_lightning.batches import Batch, PreferenceBatch
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.heads import SplitHead, causal_lm
-from dpo_lightning.kernels import HALF_TOLERANCE, TOLERANCE, on_device, probe, undisturbed
 from dpo_lightning.logps import Scored, score, scored_positions
-from dpo_lightning.models import CausalLM
-from dpo_lightning.types import Batch, PreferenceBatch, SequenceLogps, Statistic
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.lm_head import SplitHead, causal_lm
+from dpo_lightning.models.probe import HALF_TOLERANCE, TOLERANCE, on_device, probe, undisturbed
+from dpo_lightning.types import SequenceLogps, Statistic
 
 KEY = "model.reference"
 

@@ -10,14 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dpo_lightning.dropout import without_dropout
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.heads import causal_lm, find_head
-from dpo_lightning.kernels import HALF_TOLERANCE, compile_layers, takes_trees
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.attention import takes_trees
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.compilation import compile_layers
+from dpo_lightning.models.dropout import without_dropout
+from dpo_lightning.models.lm_head import causal_lm, find_head
+from dpo_lightning.models.probe import HALF_TOLERANCE
+from dpo_lightning.references.adapter_disabled import has_adapter, has_new_adapter
 from dpo_lightning.references.base import KEY, ReferencePolicy, check_same_tokenizer, fingerprint, frozen_weights
-from dpo_lightning.references.disabled import has_adapter, has_new_adapter
-from dpo_lightning.references.exchange import Place, exchanged, standing, trained_places
+from dpo_lightning.references.weight_swap import Place, exchanged, standing, trained_places
 
 
 class HeldStart(ReferencePolicy):

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpo_lightning.batches import Batch
 from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import Scored
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.references.adapter_disabled import has_adapter
 from dpo_lightning.references.base import KEY, ReferencePolicy
-from dpo_lightning.references.disabled import has_adapter
 from dpo_lightning.references.frozen import FrozenAdapter, FrozenCopy, HeldStart
-from dpo_lightning.types import Batch, SequenceLogps, Statistic
+from dpo_lightning.types import SequenceLogps, Statistic
 
 
 class Synced(ReferencePolicy):

@@ -13,10 +13,10 @@ from transformers import pipeline
 from dpo_lightning import __version__
 from dpo_lightning.callbacks import final_model
 from dpo_lightning.callbacks.final_model import FinalModel, card, described
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, IPOLoss
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
 
 

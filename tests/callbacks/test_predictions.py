@@ -7,10 +7,10 @@ import pytest
 import runs
 import torch
 
-from dpo_lightning.callbacks.predictions import PredictionWriter
-from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
+from dpo_lightning.callbacks.prediction_writer import PredictionWriter
+from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.sft import SFTModule
 
 

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dpo_lightning.callbacks import samples
 from dpo_lightning.callbacks.samples import Samples, as_table
-from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
-from dpo_lightning.generation import Sampling, answer
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.sft import SFTModule
 
 GREEDY = Sampling(max_new_tokens=6, temperature=0)

@@ -11,10 +11,10 @@ from layouts import LAYOUTS, answer, expected, pair
 
 from dpo_lightning.callbacks.self_check import SelfCheck, scored_runs, sequences
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, RobustLoss
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import AdapterDisabled, FrozenCopy
 
 
@@ -134,7 +134,7 @@ def test_what_starts_apart_is_named(wrong, tiny_llama, file, tmp_path):
 
 
 def test_dropout_that_was_left_on_is_named(tiny_gpt2, file, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpo_lightning.referenced.without_dropout", lambda model: 0)
+    monkeypatch.setattr("dpo_lightning.preference_module.without_dropout", lambda model: 0)
     message = problems(runs.module(tiny_gpt2), file, tmp_path, ExitCode.MODEL)
     assert "a margin is" in message
 

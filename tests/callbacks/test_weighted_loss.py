@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dpo_lightning.callbacks.ranked import RankedRewards
-from dpo_lightning.callbacks.unpaired import UnpairedRewards
-from dpo_lightning.judged import UnpairedLogps, UnpairedOutput
+from dpo_lightning.callbacks.ranked_rewards import RankedRewards
+from dpo_lightning.callbacks.summary import held_out_lines
+from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
 from dpo_lightning.metrics import Means
-from dpo_lightning.rankings import RankedOutput
-from dpo_lightning.summary import held_out_lines
+from dpo_lightning.types import RankedOutput, UnpairedLogps, UnpairedOutput
 
 LOSSES = torch.tensor([1.0, 4.0, 9.0])
 BATCH = SimpleNamespace(

@@ -12,7 +12,7 @@ import pytest
 from dpo_lightning.commands import doctor
 from dpo_lightning.commands.fetch_model import STAMP
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.model_folder import EMBEDDED
+from dpo_lightning.models.folder import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,21 +149,21 @@ def test_hangul_font_without_fontconfig(tmp_path, monkeypatch):
     ],
 )
 def test_limits_of_a_container(tmp_path, monkeypatch, own, files, cores, memory):
-    monkeypatch.setattr(doctor, "CGROUPS", tmp_path / "groups")
-    monkeypatch.setattr(doctor, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(hardware, "OWN_CGROUPS", tmp_path / "own")
     if own is not None:
         (tmp_path / "own").write_text(own)
     for name, text in files.items():
         path = tmp_path / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    assert doctor._cgroup("cpu") == cores
-    assert doctor._cgroup("memory") == memory
+    assert hardware.read_cgroup("cpu") == cores
+    assert hardware.read_cgroup("memory") == memory
 
 
 def test_quota_below_the_cores_is_told(monkeypatch):
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(64)))
-    monkeypatch.setattr(doctor, "_cgroup", lambda resource: {"cpu": 2.5, "memory": 2**30}[resource])
+    monkeypatch.setattr(doctor, "read_cgroup", lambda resource: {"cpu": 2.5, "memory": 2**30}[resource])
     cores, threads, memory = doctor._machine()
     assert cores.text == "64 CPU cores, of which the cgroup grants 2.5"
     assert threads.fix == "export OMP_NUM_THREADS=2"

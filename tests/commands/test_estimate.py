@@ -6,7 +6,7 @@ import pytest
 from command_runs import CONFIGS, Bench, refused, run, watch_loading
 
 from dpo_lightning.commands import estimate
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from command_runs import ROOT, Bench, json_lines, refused, run, watch_loading
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo_lightning import merging
 from dpo_lightning.commands import export
-from dpo_lightning.merging import probe
-from dpo_lightning.model_folder import EMBEDDED
-from dpo_lightning.models import ORIGIN_FILE, CausalLM, Lora, save_model
-from dpo_lightning.stages import Stage, folder_digest, record, recorded
+from dpo_lightning.models import merging
+from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.merging import probe
+from dpo_lightning.runs.lineage import Stage, folder_digest, record, recorded
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from command_runs import refused, run
 
-from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.encoding.rendering import Renderer
 
 
 @pytest.fixture

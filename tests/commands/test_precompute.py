@@ -6,9 +6,9 @@ import pytest
 import tiny
 from command_runs import Bench, refused, run, watch_loading
 
-from dpo_lightning.artefact import read
 from dpo_lightning.commands.precompute import share
 from dpo_lightning.errors import UserError
+from dpo_lightning.references.logp_store import read
 
 PRECOMPUTED = ("--model.reference", "Precomputed")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from row_files import refusal
 
-from dpo_lightning.data.bad_rows import BadRows, Notes, RowError
+from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import Origin
 
 
 def test_none_is_no_error() -> None:

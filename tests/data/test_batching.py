@@ -8,7 +8,9 @@ import torch
 from hypothesis import strategies
 from torch.utils.data import DataLoader
 
-from dpo_lightning.data.batching import (
+from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
+from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, EncodedSFT, Origin
+from dpo_lightning.data.samplers import (
     BUCKET_RATIO,
     FixedBatches,
     Rows,
@@ -18,9 +20,7 @@ from dpo_lightning.data.batching import (
     told_steps,
     upper_bounds,
 )
-from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.errors import UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedPair, EncodedSFT, Origin
 
 LAYOUTS = (Padded(), Packed(), SharedPrefix(), PackedSharedPrefix())
 

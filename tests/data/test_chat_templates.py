@@ -8,9 +8,9 @@ from templates import LLAMA, LLAMA_FIXED
 from tiny import CHATML, turns
 from transformers.utils import chat_template_utils
 
-from dpo_lightning.data import chat_templates
-from dpo_lightning.data.chat_templates import RunDate, check_repeatable, dated, parse_date
-from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.encoding import chat_templates
+from dpo_lightning.data.encoding.chat_templates import RunDate, check_repeatable, dated, parse_date
+from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
 
 DAY = datetime.date(2026, 3, 5)

@@ -7,12 +7,12 @@ from hypothesis import strategies
 from layouts import LAYOUTS, ORIGIN, TREES, answer, expected, pair, read_back
 from tiny import turns
 
+from dpo_lightning.batches import Tree
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.rendering import Renderer
-from dpo_lightning.data.tokenization import Encoder
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.encoding.tokenization import Encoder
+from dpo_lightning.data.examples import EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired, PreferenceExample
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired, PreferenceExample
-from dpo_lightning.types import Tree
 
 TWO = [pair([1, 2, 3], [4, 5], [6]), pair([7, 8], [9, 10], [11, 12, 13])]
 TARGETS = [4, 5, 9, 10, 6, 11, 12, 13]

@@ -9,10 +9,10 @@ import pytest
 from row_files import OTHER, PAIR, jsonl, refusal
 
 from dpo_lightning import PreferenceDataModule
-from dpo_lightning.data.columns import check_same_columns, look_alike, missing_columns, rename, unused
-from dpo_lightning.data.sources import Row
+from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.formats.columns import check_same_columns, look_alike, missing_columns, rename, unused
+from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.examples import Origin
 
 KNOWN = ("prompt", "chosen", "rejected")
 

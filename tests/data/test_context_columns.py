@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.schema import preference_examples, ranked_examples, sft_examples, unpaired_examples
+from dpo_lightning.data.formats.load import preference_examples, ranked_examples, sft_examples, unpaired_examples
 from dpo_lightning.errors import ExitCode
 
 READERS = {

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_files import refusal
 
-from dpo_lightning.data.bad_rows import BadRows
-from dpo_lightning.data.csv_rows import csv_rows
+from dpo_lightning.data.readers.bad_rows import BadRows
+from dpo_lightning.data.readers.csv_rows import csv_rows
 from dpo_lightning.errors import ExitCode
 
 

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import SGD
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.data.datamodule import PreferenceDataModule, SFTDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import CausalLM
+from dpo_lightning.models.causal_lm import CausalLM
 
 KINDS = {"PreferenceDataModule": PreferenceDataModule, "SFTDataModule": SFTDataModule}
 
@@ -141,7 +141,7 @@ def test_a_row_beyond_the_budget_in_the_models_own_layout_is_refused_too(tiny_ll
 
 def test_what_a_layout_takes_is_the_least():
     """So that what is refused before the model is known would be refused in any layout."""
-    from dpo_lightning.examples import EncodedAnswer, EncodedPair, Origin
+    from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
 
     answers = [EncodedAnswer(ids, [True] * len(ids)) for ids in ([4, 5], [4, 6, 7])]
     row = EncodedPair(Origin("f", 1), [1, 2, 3], *answers)

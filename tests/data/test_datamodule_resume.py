@@ -8,7 +8,7 @@ import torch
 import whole_runs as runs
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import UserError
 
 CUTS = {"rows": {"batch_size": 2}, "tokens": {"max_tokens": 160}}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_files import assistant, user
 
-from dpo_lightning.data.bad_rows import RowError
-from dpo_lightning.data.implicit_prompts import split_messages, split_strings
+from dpo_lightning.data.formats.implicit_prompts import split_messages, split_strings
+from dpo_lightning.data.readers.bad_rows import RowError
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
-from dpo_lightning.data.schema import preference_examples, ranked_examples, sft_examples, unpaired_examples
+from dpo_lightning.data.formats.load import preference_examples, ranked_examples, sft_examples, unpaired_examples
 from dpo_lightning.errors import ExitCode
 
 DIRECTION = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C]

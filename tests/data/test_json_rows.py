@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from row_files import refusal
 
-from dpo_lightning.data.bad_rows import BadRows
-from dpo_lightning.data.json_rows import json_rows
+from dpo_lightning.data.readers.bad_rows import BadRows
+from dpo_lightning.data.readers.json_rows import json_rows
 from dpo_lightning.errors import ExitCode
 
 

@@ -5,11 +5,11 @@ import tiny
 from templates import QWEN3, R1, R1_KEPT
 from tiny import CHATML, turns
 
-from dpo_lightning.data.kept_texts import common_length, missing
-from dpo_lightning.data.rendering import Renderer
-from dpo_lightning.data.tokenization import Encoder
+from dpo_lightning.data.encoding.kept_texts import common_length, missing
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.encoding.tokenization import Encoder
+from dpo_lightning.data.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
 
 THOUGHT = "<think>\nhm, so\n</think>\n\n"
 ASKED = turns(("user", "Hello"))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from row_files import assistant, user
 
-from dpo_lightning.data.bad_rows import RowError
-from dpo_lightning.data.messages import check_answer, parse_group, parse_text
-from dpo_lightning.data.tool_calls import parse_tools
+from dpo_lightning.data.formats.fields import check_answer, parse_group, parse_text
+from dpo_lightning.data.formats.tool_calls import parse_tools
+from dpo_lightning.data.readers.bad_rows import RowError
 
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
 TOOL = {"name": "f", "parameters": {"type": "object"}}

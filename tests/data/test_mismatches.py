@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_lightning import UnpairedDataModule
+from dpo_lightning.data.examples import EncodedAnswer, EncodedUnpaired, Origin
 from dpo_lightning.data.mismatches import mismatches
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import EncodedAnswer, EncodedUnpaired, Origin
 from dpo_lightning.losses import APOZeroUnpairedLoss
 
 

@@ -4,10 +4,10 @@ import pytest
 import tiny
 from tiny import BEGIN, turns
 
-from dpo_lightning.data.rendering import Renderer
-from dpo_lightning.data.tokenization import Encoder, without_oldest_turn
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.encoding.tokenization import Encoder, without_oldest_turn
+from dpo_lightning.data.examples import Origin, PreferenceExample, SFTExample
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import Origin, PreferenceExample, SFTExample
 
 LONG = "water " * 60
 """More tokens than any `max_length` here."""

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
-from dpo_lightning.data.schema import preference_examples
+from dpo_lightning.data.examples import PreferenceExample
+from dpo_lightning.data.formats.load import preference_examples
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.examples import PreferenceExample
 
 A, B = assistant("a"), assistant("b")
 U, V = user("u"), user("v")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.ranked_datamodule import RankedDataModule
-from dpo_lightning.data.repeats import check_leak
-from dpo_lightning.data.schema import ranked_examples
+from dpo_lightning.data.datamodules import RankedDataModule
+from dpo_lightning.data.formats.duplicates import check_leak
+from dpo_lightning.data.formats.load import ranked_examples
 from dpo_lightning.errors import ExitCode
 
 ROW = {"prompt": "Name a colour.", "responses": ["Blue, like the sea.", "Blue.", "No."]}

@@ -4,9 +4,9 @@ import pytest
 import tiny
 from tiny import BEGIN, CHATML, CONTROL, END, END_OF_TEXT, START, turns
 
-from dpo_lightning.data.rendering import Renderer
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.examples import Origin
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import Origin
 
 ORIGIN = Origin("pairs.jsonl", 7)
 WITH_BOS = "{{ bos_token }}" + CHATML

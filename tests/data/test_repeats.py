@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 from row_files import assistant, refusal, user
 
-from dpo_lightning.data.bad_rows import BadRows, Notes
-from dpo_lightning.data.repeats import check_demonstrations, check_leak, check_pairs, check_rankings, shared_prompts
+from dpo_lightning.data.examples import Origin, PreferenceExample, RankedExample, SFTExample, Text
+from dpo_lightning.data.formats.duplicates import (
+    check_demonstrations,
+    check_leak,
+    check_pairs,
+    check_rankings,
+    shared_prompts,
+)
+from dpo_lightning.data.readers.bad_rows import BadRows, Notes
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.examples import Origin, PreferenceExample, RankedExample, SFTExample, Text
 
 
 def pair(line: int, prompt: Text, chosen: Text = "a", rejected: Text = "b", file: str = "train") -> PreferenceExample:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dpo_lightning.data.bad_rows import RowError
-from dpo_lightning.data.row_values import MAX_DEPTH, MAX_FIELD_BYTES, clean, excerpt_name
+from dpo_lightning.data.readers.bad_rows import RowError
+from dpo_lightning.data.readers.text_cleaning import MAX_DEPTH, MAX_FIELD_BYTES, clean, excerpt_name
 
 COMPOSED = "서울은 é"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)

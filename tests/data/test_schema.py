@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
-from dpo_lightning.data.schema import preference_examples, sft_examples
+from dpo_lightning.data.formats.load import preference_examples, sft_examples
 from dpo_lightning.errors import ExitCode
 
 THIRD = {"prompt": "c", "chosen": "d", "rejected": "e"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.schema import sft_examples
+from dpo_lightning.data.formats.load import sft_examples
 from dpo_lightning.errors import ExitCode
 
 A, B = assistant("a"), assistant("b")

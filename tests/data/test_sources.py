@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_files import OTHER, PAIR, jsonl, refusal, written
 
-from dpo_lightning.data.sources import read_files, read_rows
+from dpo_lightning.data.readers.sources import read_files, read_rows
 from dpo_lightning.errors import ExitCode, UserError
 
 LINES = f"{json.dumps(PAIR)}\n{json.dumps(OTHER)}\n"
@@ -25,7 +25,7 @@ CSV = "prompt,chosen,rejected\n" + "".join(
 )
 TORCHLESS = """
 import sys
-import dpo_lightning.data.schema as schema
+import dpo_lightning.data.formats.load as schema
 schema.preference_examples(sys.argv[1])
 heavy = {"torch", "lightning", "transformers", "datasets", "pyarrow"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 from row_files import OTHER, PAIR, refusal, user, written
 
-from dpo_lightning.data.sources import read_rows
+from dpo_lightning.data.readers.sources import read_rows
 from dpo_lightning.errors import ExitCode
 
 

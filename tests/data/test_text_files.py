@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from row_files import refusal, written
 
-from dpo_lightning.data.text_files import read_text
+from dpo_lightning.data.readers.text_files import read_text
 from dpo_lightning.errors import ExitCode
 
 TEXT = '{"prompt": "하늘은 왜 파란가요?"}\n'

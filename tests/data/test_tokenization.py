@@ -8,13 +8,13 @@ from tiny import CHATML, END, END_OF_TEXT, PAD, turns
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dpo_lightning.data.counts import unlisted_ends
-from dpo_lightning.data.rendering import Renderer
-from dpo_lightning.data.schema import preference_examples
-from dpo_lightning.data.tokenization import Encoder
-from dpo_lightning.data.unpaired import UnpairedDataModule
+from dpo_lightning.data.datamodules import UnpairedDataModule
+from dpo_lightning.data.encoding.counts import unlisted_ends
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.encoding.tokenization import Encoder
+from dpo_lightning.data.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
+from dpo_lightning.data.formats.load import preference_examples
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
 
 ORIGIN = Origin("pairs.jsonl", 7)
 NO_THOUGHT = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")

@@ -10,9 +10,9 @@ import pytest
 import tiny
 from row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.rendering import Renderer
-from dpo_lightning.data.schema import preference_examples, ranked_examples, sft_examples, unpaired_examples
-from dpo_lightning.data.tokenization import Encoder
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.encoding.tokenization import Encoder
+from dpo_lightning.data.formats.load import preference_examples, ranked_examples, sft_examples, unpaired_examples
 from dpo_lightning.errors import ExitCode
 
 WRONG, RIGHT = assistant("It is five."), assistant("No, it is four.")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
-from dpo_lightning.data.repeats import check_leak
-from dpo_lightning.data.schema import preference_examples, sft_examples, unpaired_examples
-from dpo_lightning.data.unpaired_rows import VERDICTS
+from dpo_lightning.data.formats.duplicates import check_leak
+from dpo_lightning.data.formats.load import preference_examples, sft_examples, unpaired_examples
+from dpo_lightning.data.formats.unpaired import VERDICTS
 from dpo_lightning.errors import ExitCode
 
 

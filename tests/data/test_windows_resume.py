@@ -10,10 +10,10 @@ import torch
 import whole_runs as runs
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import BCOPairLoss
-from dpo_lightning.resume import check_progress
+from dpo_lightning.runs.resume import check_progress
 
 WINDOW, EPOCHS, STEPS = 3, 2, 4
 CUTS = {"rows": {"batch_size": 2}, "tokens": {"max_tokens": 160}}

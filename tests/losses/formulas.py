@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from dpo_lightning.divergences import AlphaDivergence, ForwardKL, JensenShannon, ReverseKL
 from dpo_lightning.losses import (
     AlphaPOLoss,
     AOTLoss,
@@ -40,6 +39,7 @@ from dpo_lightning.losses import (
     TDPO2Loss,
     WPOLoss,
 )
+from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon, ReverseKL
 from dpo_lightning.types import PairLogps
 
 

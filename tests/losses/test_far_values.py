@@ -7,9 +7,9 @@ import pytest
 import torch
 from loss_family import FAMILY, pairs
 
-from dpo_lightning.divergences import AlphaDivergence, ForwardKL, JensenShannon
 from dpo_lightning.losses import AlphaPOLoss, ChiPOLoss, ODPOLoss, SPPOLoss
 from dpo_lightning.losses.base import MarginLoss
+from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon
 
 DIVERGENCES = [
     ForwardKL(),

@@ -12,7 +12,7 @@ from loss_family import pairs
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import DPOLoss, PlackettLuceLoss
 from dpo_lightning.metrics import ranked_rewards
-from dpo_lightning.rankings import GroupLogps, RankedOutput
+from dpo_lightning.types import GroupLogps, RankedOutput
 
 NUMBERS = strategies.floats(-40, 40)
 LISTS = strategies.lists(strategies.lists(NUMBERS, min_size=2, max_size=5), min_size=1, max_size=4)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from loss_family import FAMILY
 from loss_family import pairs as plain_pairs
 
-from dpo_lightning.divergences import AlphaDivergence, ForwardKL, ReverseKL
 from dpo_lightning.losses import (
     AlphaPOLoss,
     AOTLoss,
@@ -36,6 +35,7 @@ from dpo_lightning.losses import (
     WeightedSum,
     WPOLoss,
 )
+from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, ReverseKL
 from dpo_lightning.losses.reference_free import log1mexp
 
 betas = st.floats(0.01, 5)

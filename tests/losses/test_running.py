@@ -6,9 +6,9 @@ import pytest
 import torch
 from loss_family import pairs
 
-from dpo_lightning.judged import UnpairedLogps
 from dpo_lightning.losses import BCOLoss, BCOPairLoss, BetaDPOLoss, DPOLoss, WeightedSum, WPOLoss
-from dpo_lightning.losses.running import RunningMean
+from dpo_lightning.losses.running_mean import RunningMean
+from dpo_lightning.types import UnpairedLogps
 
 
 def stepped(mean, *batches, others=(0.0, 0.0)):

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.judged import UnpairedLogps
 from dpo_lightning.losses import APOZeroLoss, APOZeroUnpairedLoss, BCOLoss, BCOPairLoss, KTOLoss
-from dpo_lightning.types import PairLogps
+from dpo_lightning.types import PairLogps, UnpairedLogps
 
 SIX = {"abs": 1e-6, "rel": 0}
 CHOSEN, REJECTED = (0.0, 0.1, -0.9), (0.0, -9.9, -20.9)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models import Lora
+from dpo_lightning.models.causal_lm import Lora
 from dpo_lightning.references import (
     AdapterDisabled,
     FrozenAdapter,

@@ -8,8 +8,7 @@ import torch
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora
-from dpo_lightning.precomputed import Precomputed
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import (
     AdapterDisabled,
     FrozenAdapter,
@@ -18,6 +17,7 @@ from dpo_lightning.references import (
     off_start,
     without_adapter,
 )
+from dpo_lightning.references.precomputed import Precomputed
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from dpo_lightning.callbacks.final_model import FinalModel
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
 
 KINDS = {**adapters.PLAIN, "lora biases": {"lora_bias": True}}

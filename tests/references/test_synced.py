@@ -15,12 +15,12 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from dpo_lightning.callbacks.samples import Samples
-from dpo_lightning.data.datamodule import PreferenceDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.generation import Sampling
 from dpo_lightning.logps import score
 from dpo_lightning.losses import SimPOLoss
-from dpo_lightning.models import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.generation import Sampling
 from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
 
 ROWS = 24
@@ -270,7 +270,7 @@ DDP = """
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     import runs, torch
-    from dpo_lightning.models import Lora
+    from dpo_lightning.models.causal_lm import Lora
     from dpo_lightning.references import Synced
     from lightning.pytorch import Callback
     from lightning.pytorch.strategies import DDPStrategy

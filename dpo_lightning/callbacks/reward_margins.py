@@ -1,0 +1,48 @@
+"""`RewardMargins`: rewards, margins and log-probabilities of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.metrics import reward_margins
+from dpo_lightning.types import PairLogps, PreferenceOutput
+
+
+class RewardMargins(MeansCallback):
+    """Loss, implicit rewards of both answers, their margin, and the answers' log-probabilities.
+
+    The loss is the mean that is trained, with the rows' weights; everything else counts every pair once.
+    """
+
+    names = (
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+        "logps/margins",
+    )
+    shown = ("loss", "rewards/margins")
+
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values per pair."""
+        output, logps = compared(outputs)
+        values = {"loss": output.losses, **reward_margins(output, logps)}
+        return values, {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}
+
+
+def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
+    """What a step on pairs returns; other steps have none."""
+    if "preference" not in outputs:
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("RewardMargins and PreferenceAccuracy measure pairs, and there are none", "trainer.callbacks"),
+            fix="--trainer.callbacks TokenLoss for SFT, UnpairedRewards for KTO, RankedRewards for lists",
+        )
+    return outputs["preference"], outputs["logps"]

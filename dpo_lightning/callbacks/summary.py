@@ -1,0 +1,126 @@
+"""What a run came to: `metrics.json`, and a few lines for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.preference_accuracy import PreferenceAccuracy
+from dpo_lightning.callbacks.ranked_rewards import RankedRewards
+from dpo_lightning.callbacks.samples import Samples
+from dpo_lightning.callbacks.token_loss import TokenLoss
+from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
+from dpo_lightning.console import say
+from dpo_lightning.intervals import wilson
+
+FILE = "metrics.json"
+
+COUNTED: dict[type[MeansCallback], str] = {
+    PreferenceAccuracy: "eval/pairs",
+    RankedRewards: "eval/lists",
+    TokenLoss: "eval/tokens",
+    UnpairedRewards: "eval/answers",
+}
+"""The measures that count what was evaluated, and what they count."""
+
+
+def summarize(trainer: Trainer) -> None:
+    """Write `metrics.json` into the run's folder and print the summary, both from the last evaluation."""
+    if not trainer.is_global_zero:
+        return
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    metrics: dict[str, Any] = {
+        name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("eval/")
+    }
+    for callback in callbacks:
+        if isinstance(callback, MeansCallback):
+            metrics |= callback.logged
+    metrics["step"] = trainer.global_step
+    counted = [(name, c.evaluated) for c in callbacks for kind, name in COUNTED.items() if isinstance(c, kind)]
+    name, rows = max(counted, key=lambda one: one[1], default=("eval/pairs", 0))
+    metrics[name] = rows
+    lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
+    if name == "eval/pairs" and "eval/rewards/accuracies" in metrics and rows:
+        low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
+        metrics["eval/rewards/accuracies_ci95"] = [low, high]
+    lines += held_out_lines(metrics, rows)
+    if "train/loss" in metrics:
+        lines.append(f"  training loss       {metrics['train/loss']:.4f} over the last logged steps")
+    for callback in callbacks:
+        if isinstance(callback, Samples) and callback.drawn:
+            lines += sample_lines(*callback.drawn[0])
+    path = Path(trainer.default_root_dir) / FILE
+    path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    for line in lines:
+        say(line)
+
+
+def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """What an evaluation found, of whatever kind of rows; nothing without one."""
+    if "eval/rewards/accuracies_ci95" in metrics:
+        return preference_lines(metrics, rows)
+    if "eval/rewards/best" in metrics:
+        return ranking_lines(metrics, rows)
+    if "eval/desirable" in metrics:
+        return unpaired_lines(metrics, rows)
+    if "eval/loss" in metrics:
+        return [f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)"]
+    return []
+
+
+def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """Accuracies and margins in words."""
+    low, high = metrics["eval/rewards/accuracies_ci95"]
+    known = metrics.get("eval/logps/ref_accuracies")  # a loss without a reference has none
+    before = "" if known is None else f"{known:.3f} before, "
+    score = "the loss's own score" if known is None else "implicit reward"
+    nats = "" if known is None else f", {metrics['eval/logps/margins']:.3f} nats"
+    return [
+        f"  held-out accuracy   {metrics['eval/rewards/accuracies']:.3f} by {score}"
+        f" (95 % interval {low:.3f} to {high:.3f}, {rows} pairs, {metrics['eval/rewards/ties']:.3f} ties)",
+        f"  by likelihood       {before}{metrics['eval/logps/accuracies']:.3f} after",
+        f"  margin              {metrics['eval/rewards/margins']:.4f} reward{nats}",
+        *loss_lines(metrics),
+    ]
+
+
+def ranking_lines(metrics: dict[str, Any], lists: int) -> list[str]:
+    """Order and margins of ranked lists in words."""
+    return [
+        f"  held-out order      {metrics['eval/rewards/accuracies']:.3f} of a list's pairs by implicit reward"
+        f" ({lists} lists, {metrics['eval/rewards/ties']:.3f} ties)",
+        f"  margin              {metrics['eval/rewards/margins']:.4f} reward, from the first answer to the last",
+        *loss_lines(metrics),
+    ]
+
+
+def unpaired_lines(metrics: dict[str, Any], rows: int) -> list[str]:
+    """Rewards of good and bad answers in words."""
+    good = round(metrics["eval/desirable"] * rows)
+    told = {"good": ("chosen", good), "bad": ("rejected", rows - good)}
+    rewards = [
+        f"{metrics[f'eval/rewards/{name}']:.4f} of {count} {kind} answers"
+        for kind, (name, count) in told.items()
+        if count
+    ]
+    known = metrics.get("eval/kl")  # only some losses ask it
+    divergence = "" if known is None else f" (divergence {known:.4f} nats)"
+    lines = [f"  held-out rewards    {', '.join(rewards)}", *loss_lines(metrics, divergence)]
+    if "eval/rewards/margins" in metrics:
+        lines.insert(1, f"  margin              {metrics['eval/rewards/margins']:.4f} reward")
+    return lines
+
+
+def loss_lines(metrics: dict[str, Any], more: str = "") -> list[str]:
+    """The held-out loss; none where every held-out row has a weight of 0."""
+    return [f"  held-out loss       {metrics['eval/loss']:.4f}{more}"] if "eval/loss" in metrics else []
+
+
+def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:
+    """One sampled answer of each."""
+    told = {"prompt": prompt, "policy": policy} | ({"reference": reference} if reference else {})
+    return [f"  {name:<20}{' '.join(text.split())}" for name, text in told.items()]

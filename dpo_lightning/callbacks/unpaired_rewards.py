@@ -1,0 +1,52 @@
+"""`UnpairedRewards`: the measures of judged answers under TRL's names, exact for any batch size and number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.losses.unpaired import UnpairedLoss
+from dpo_lightning.metrics import unpaired_rewards
+
+KINDS = ("chosen", "rejected")
+MARGIN = "rewards/margins"
+
+
+class UnpairedRewards(MeansCallback):
+    """Loss, divergence, and the rewards and log-probabilities of good (`chosen`) and bad (`rejected`) answers.
+
+    Their margin is the difference of both means. A kind that no answer is of is left out. The loss is the mean that is
+    trained, with the rows' weights; everything else counts every answer once.
+    """
+
+    names = ("loss", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "desirable")
+    shown = ("loss", MARGIN)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Leave the divergence out where the loss does not ask it."""
+        loss = getattr(pl_module, "loss", None)
+        if isinstance(loss, UnpairedLoss) and not loss.asks_kl:
+            self._measure(tuple(name for name in self.names if name != "kl"))
+
+    def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values per answer; those of a kind count for its answers alone."""
+        if "judged" not in outputs:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("UnpairedRewards measures judged answers, which only KTOModule trains on", "trainer.callbacks"),
+                fix="leave it out",
+            )
+        real, good = batch.indices >= 0, batch.good
+        of_kind = {"chosen": real & good, "rejected": real & ~good}
+        weights = {name: of_kind.get(name.rpartition("/")[2], real) for name in self.names}
+        return unpaired_rewards(outputs["judged"], outputs["logps"]), weights | {"loss": batch.weights}
+
+    def told(self, means: dict[str, float]) -> dict[str, float]:
+        """Add the margin, where there are answers of both kinds."""
+        both = [means[f"rewards/{kind}"] for kind in KINDS if f"rewards/{kind}" in means]
+        return means | ({MARGIN: both[0] - both[1]} if len(both) == len(KINDS) else {})

@@ -1,0 +1,1 @@
+"""Between the command line and the classes: config files, what they may name, overrides, and parser errors."""

@@ -1,0 +1,138 @@
+"""Options of the trainer and variables of a launcher with which nothing would be trained, or that would be ignored."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from dpo_lightning.config.class_paths import members
+from dpo_lightning.errors import ExitCode, Problem, UserError
+
+COUNTS = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "fast_dev_run": 0,
+    "log_every_n_steps": 1,
+    "max_epochs": 1,
+    "max_steps": 1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_nodes": 1,
+    "num_sanity_val_steps": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+"""Options that count something, and the least of it."""
+
+OPEN = ("max_epochs", "max_steps", "num_sanity_val_steps")
+"""Of these, -1 means all."""
+
+SHARES = {
+    "limit_train_batches": ("fit",),
+    "limit_val_batches": ("validate",),
+    "limit_test_batches": ("test",),
+    "limit_predict_batches": ("predict",),
+    "overfit_batches": (),
+    "val_check_interval": ("fit", "validate", "test", "predict", "precompute"),
+}
+"""Options that take a number of batches or a part of them, and the commands that do nothing where it is 0."""
+
+RANKS = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS"}
+VARIABLES = (*RANKS, *RANKS.values(), "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID", "SLURM_NODEID")
+
+
+def check_trainer(trainer: Any, command: str) -> None:
+    """Refuse options that train nothing, or that do nothing.
+
+    Raises:
+        UserError: 64, with every such option.
+    """
+    options = members(trainer)
+    problems = [*counted(options), *shared(options, command), *clipped(options), *timed(options)]
+    if options.get("default_root_dir") is not None:
+        problems.append(("default_root_dir", "has no effect: output_dir is the run's folder"))
+    if options.get("model_registry") is not None:
+        problems.append(("model_registry", "names a place on the network: checkpoints stay in output_dir"))
+    if problems:
+        raise UserError(
+            ExitCode.CONFIG,
+            [Problem(f"{name}={options[name]} {what}", f"trainer.{name}") for name, what in problems],
+            fix=f"--trainer.{problems[0][0]} with another value, or leave it out",
+        )
+
+
+def counted(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with options that count something."""
+    for name, least in COUNTS.items():
+        value = options.get(name)
+        if isinstance(value, int) and value < least and not (value == -1 and name in OPEN):
+            yield name, f"is less than {least}"
+    for unit in ("epochs", "steps"):
+        wanted, most = options.get(f"min_{unit}"), options.get(f"max_{unit}")
+        if isinstance(wanted, int) and isinstance(most, int) and 0 < most < wanted:
+            yield f"min_{unit}", f"is more than max_{unit}={most}, which ends the run"
+
+
+def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with options that limit batches."""
+    for name, commands in SHARES.items():
+        value = options.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if value == 0 and command in commands:
+            yield name, "leaves no batch"
+        elif not (value >= 0 if isinstance(value, int) else 0 <= value <= 1):
+            yield name, "is neither a number of batches nor a part of them (0.0 to 1.0)"
+
+
+def clipped(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with gradient clipping."""
+    value = options.get("gradient_clip_val")
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        yield "gradient_clip_val", "is not a finite number of 0 or more"
+    if options.get("gradient_clip_algorithm") is not None and not value:
+        yield "gradient_clip_algorithm", "has no effect without gradient_clip_val"
+
+
+def timed(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with options that hold a time."""
+    for name in ("max_time", "val_check_interval"):
+        value = options.get(name)
+        if isinstance(value, (str, dict, timedelta)) and not duration(value) > timedelta():
+            yield name, "is not a time above 0; write DD:HH:MM:SS"
+
+
+def duration(value: str | dict[str, int] | timedelta) -> timedelta:
+    """The time that an option holds; zero where it is not one."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+):(\d+):(\d+):(\d+)\s*", value)
+        days, hours, minutes, seconds = map(int, match.groups()) if match else (0, 0, 0, 0)
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    try:
+        return value if isinstance(value, timedelta) else timedelta(**value)
+    except (TypeError, OverflowError):
+        return timedelta()
+
+
+def check_environment() -> None:
+    """Refuse variables of a launcher that are not numbers, or a rank that is not below the number of processes.
+
+    Raises:
+        UserError: 64, with every such variable.
+    """
+    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    problems = [
+        Problem("this is not a rank or a number of processes", f"the environment's {name}", value)
+        for name, value in found.items()
+        if not (value.isascii() and value.isdecimal()) or (name in RANKS.values() and int(value) == 0)
+    ]
+    for rank, size in RANKS.items():
+        count = found.get(size, "1" if rank == "RANK" else None)
+        if not problems and rank in found and count is not None and int(found[rank]) >= int(count):
+            problems.append(Problem(f"{rank}={found[rank]} is not below {size}={count}", "the environment"))
+    if problems:
+        names = " ".join(name for name in found if name in str(problems))
+        raise UserError(ExitCode.CONFIG, problems, fix=f"unset {names}, or start the processes by torchrun or srun")

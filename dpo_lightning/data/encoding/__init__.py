@@ -1,0 +1,1 @@
+"""Encoding: examples into token ids, through the chat template and the tokenizer."""

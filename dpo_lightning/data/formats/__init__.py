@@ -1,0 +1,1 @@
+"""Row formats: rows into examples, or every reason why not."""

@@ -1,0 +1,226 @@
+"""Columns beside the prompt that belong to it: `system`, `history` and `input`; and texts that nothing reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_lightning.data.examples import Message, Text
+from dpo_lightning.data.formats.columns import NO_TEXT
+from dpo_lightning.data.formats.fields import SPOKEN, parse_text
+from dpo_lightning.data.formats.turn_marks import read_context
+from dpo_lightning.data.readers.bad_rows import Notes, RowError
+from dpo_lightning.data.readers.invisible_characters import texts_in
+from dpo_lightning.data.readers.sources import Row, kind_of
+from dpo_lightning.data.readers.text_cleaning import decode_json, excerpt_name, excerpt_value
+
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Names of one column."""
+
+HISTORY, INPUT = "history", "input"
+READ = (*SYSTEM, HISTORY, INPUT, "functions")
+"""What is read in every format besides its own columns."""
+
+JOINT = "\n\n"
+"""Between an instruction and its input."""
+
+PAIRS = 'write a list of ["question", "answer"] pairs, or of messages'
+
+AS_SYSTEM = "rows whose `system` is read as a system message"
+AS_TURNS = "rows whose `history` is read as earlier turns, which are not learned"
+JOINED = "rows whose `input` is joined to the prompt"
+THERE = "rows whose `input` stands in the prompt and is not joined to it"
+
+WORDS = {
+    "system": "system",
+    "history": HISTORY,
+    **dict.fromkeys(
+        ("input", "context", "passage", "document", "article", "paragraph", "background", "knowledge", "evidence"),
+        INPUT,
+    ),
+    **dict.fromkeys(("문맥", "지문", "본문", "입력"), INPUT),
+    **dict.fromkeys(("instruction", "prompt", "question", "query", "지시", "질문"), "prompt"),
+}
+"""Words in names of columns whose text a question may need, and our column for it."""
+
+
+@dataclass(frozen=True)
+class ContextColumns:
+    """Adds what other columns hold to a prompt: system message and earlier turns before it, `input` after it.
+
+    Attributes:
+        columns: our column name -> the file's, for messages.
+        chats: whether any row has a system message or earlier turns: all rows are then read as messages.
+        read: how many rows had each of these columns read, in words.
+    """
+
+    columns: Mapping[str, str]
+    chats: bool
+    read: dict[str, int]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], columns: Mapping[str, str] | None) -> ContextColumns:
+        """What these rows need."""
+        return cls(columns or {}, any(map(_has_turns, rows)), {})
+
+    def joined(self, row: Row, prompt: Text) -> Text:
+        """The prompt with the row's system message and earlier turns before it.
+
+        Raises:
+            RowError: columns of another kind, or a prompt of messages that has these turns itself.
+        """
+        system, history = self._system(row), self._history(row)
+        if not self.chats:
+            return prompt
+        turns: tuple[Message, ...] = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+        if history and not isinstance(prompt, str):
+            what = f"the row has a {self._shown(HISTORY)} and a conversation"
+            raise RowError(what, fix="write the earlier turns into the conversation, and remove the column")
+        given = next((message for message in (*turns, *history) if message["role"] in ("system", "developer")), None)
+        if system and given:
+            if (given.get("content") or "").strip() != system.strip():
+                what = f"{self._shown(_system_name(row))} differs from the conversation's own {given['role']} message"
+                raise RowError(what, given.get("content") or "", "keep one of the two")
+            system = ""
+        self._count(AS_SYSTEM, bool(system))
+        self._count(AS_TURNS, bool(history))
+        before: tuple[Message, ...] = ({"role": "system", "content": system},) if system else ()
+        return (*before, *history, *turns)
+
+    def with_input(self, row: Row, prompt: Text) -> Text:
+        """A prompt of text with the row's `input` after it.
+
+        Raises:
+            RowError: `input` is no text, or stands beside a prompt of messages that does not hold it.
+        """
+        given = self.text(row, INPUT)
+        if not given:
+            return prompt
+        pattern = re.compile(rf"(?<!\w){re.escape(given.strip())}(?!\w)")
+        if any(pattern.search(text) for text in texts_in(prompt)):
+            self._count(THERE)
+            return prompt
+        if not isinstance(prompt, str):
+            what = f"the row has an {self._shown(INPUT)} and a prompt of messages"
+            raise RowError(what, given, "write its text into the message, and remove the column")
+        self._count(JOINED)
+        return join_input(prompt, given)
+
+    def lines(self) -> list[str]:
+        """A line for each of these columns that was read."""
+        return [f"{what}: {count:,}" for what, count in self.read.items()]
+
+    def _count(self, what: str, happened: bool = True) -> None:
+        if happened:
+            self.read[what] = self.read.get(what, 0) + 1
+
+    def _shown(self, name: str) -> str:
+        return f"'{self.columns.get(name, name)}'"
+
+    def text(self, row: Row, name: str) -> str:
+        """A column of text; nothing where it is blank or not there.
+
+        Raises:
+            RowError: it is of another kind.
+        """
+        value = row.values.get(name)
+        if value is not None and not isinstance(value, str):
+            raise RowError(f"{self._shown(name)} is {kind_of(value)} where text is due", fix="write it as text")
+        return value if value and value.strip() else ""
+
+    def _system(self, row: Row) -> str:
+        found = {text: name for name in SYSTEM if (text := self.text(row, name))}
+        if len(found) > 1:
+            raise RowError("the columns " + " and ".join(map(self._shown, found.values())) + " differ", fix="keep one")
+        return next(iter(found), "")
+
+    def _history(self, row: Row) -> tuple[Message, ...]:
+        value, name = row.values.get(HISTORY), self._shown(HISTORY)
+        if isinstance(value, str) and value.strip():
+            value = decode_json(value, name, PAIRS)
+        if value in (None, "", []) or isinstance(value, str):
+            return ()
+        if not isinstance(value, list):
+            raise RowError(f"{name} is {kind_of(value)} where a list of earlier turns is due", fix=PAIRS)
+        turns: list[Any] = value if all(isinstance(item, dict) for item in value) else self._turns(value, name)
+        earlier = read_context(parse_text(turns, name), name)
+        return () if isinstance(earlier, str) else earlier
+
+    @staticmethod
+    def _turns(value: Sequence[Any], name: str) -> list[Any]:
+        """Pairs of question and answer as messages."""
+        turns: list[Any] = []
+        for number, item in enumerate(value, 1):
+            if not isinstance(item, list) or len(item) != len(SPOKEN):
+                raise RowError(f"{name} {number} is no pair of question and answer", excerpt_value(item), PAIRS)
+            if number == 1 and item[0] in (None, ""):  # a greeting: nobody asked for it
+                turns.append({"role": "assistant", "content": item[1]})
+            else:
+                turns += [{"role": role, "content": text} for role, text in zip(SPOKEN, item, strict=True)]
+        return turns
+
+
+def join_input(instruction: str, given: str) -> str:
+    """An instruction and the text that it is about."""
+    return instruction + JOINT + given if instruction else given
+
+
+def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set[str]:
+    """Note columns that are not read although a question may need their text; return their names.
+
+    A column is not noted where its text also stands in one that is read, such as the first question of a conversation.
+    """
+    whole = not any(name in row.values for row in rows for name in ("prompt", "instruction"))
+    names: dict[str, str] = {}
+    for row in rows:
+        for name in row.values:
+            if name not in names:
+                names[name] = "" if name in used else _ours(name, whole)
+    noted = set()
+    for row in rows if any(names.values()) else ():
+        for name, value in row.values.items():
+            ours = names[name]
+            texts = [text.strip() for text in texts_in(value) if text.strip()] if ours else []
+            if not texts:
+                continue
+            read = JOINT.join(text for other in used for text in texts_in(row.values.get(other)))
+            if all(text in read for text in texts):
+                continue
+            noted.add(name)
+            shown = excerpt_name(name)
+            fix = f"--data.columns.{ours} {shown}" if ours not in row.values else "write it into the prompt"
+            notes.add(
+                row.origin,
+                f"rows whose '{shown}' holds text that is not used (if the answer depends on it: {fix})",
+                fix=f"{fix}, or remove the column '{shown}'",
+            )
+    return noted
+
+
+def _ours(name: str, whole: bool) -> str:
+    """Our column for the words in a name, or nothing; beside whole conversations (`whole`) none is a prompt."""
+    lower = name.lower()
+    if lower.endswith(NO_TEXT):
+        return ""
+    tokens = re.split(r"[\W_]+", lower)
+    word = next((word for word in WORDS if word in (tokens[0], tokens[-1])), "")
+    ours = WORDS.get(word, "")
+    return "" if whole and ours == "prompt" else ours
+
+
+def _has_turns(row: Row) -> bool:
+    """Whether a row has a system message or earlier turns."""
+    if any(not _is_blank(row.values.get(name)) for name in SYSTEM):
+        return True
+    value = row.values.get(HISTORY)
+    return not _is_blank(value) and not (isinstance(value, str) and value.strip() in ("[]", "null"))
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _system_name(row: Row) -> str:
+    return next(name for name in SYSTEM if not _is_blank(row.values.get(name)))

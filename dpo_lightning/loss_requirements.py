@@ -1,0 +1,103 @@
+"""What a loss needs of its reference and of the rows, looked at before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from dpo_lightning.console import say
+from dpo_lightning.data.examples import Encoded, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.losses import PairwiseLoss
+from dpo_lightning.losses.base import PolicyLoss
+from dpo_lightning.references import KEY, ReferenceFree, ReferencePolicy
+
+Compared: TypeAlias = EncodedPair | EncodedRanking | EncodedUnpaired
+
+NOUNS = {
+    EncodedPair: "pairs",
+    EncodedRanking: "lists",
+    EncodedSFT: "tokens of demonstrations",
+    EncodedUnpaired: "answers",
+}
+
+
+def check_wanted(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
+    """Refuse a reference that the loss would not ask, and a loss whose reference is none.
+
+    Raises:
+        UserError: that is so.
+    """
+    if reference is None or loss.reference_free == isinstance(reference, ReferenceFree):
+        return
+    name, given = type(loss).__name__, type(reference).__name__
+    what = (
+        f"{name} asks no reference, and {given} would be held in vain"
+        if loss.reference_free
+        else (f"{name} measures the policy against a reference, and {given} is none")
+    )
+    raise UserError(ExitCode.CONFIG, Problem(what, KEY), fix=f"leave --{KEY} out")
+
+
+def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train") -> None:
+    """Refuse rows without a margin for a loss that needs one, and weights that cannot be used or leave nothing.
+
+    Raises:
+        UserError: that is so, naming the rows.
+    """
+    _check_margins(loss, rows)
+    kind = type(loss).__name__
+    problems = [
+        Problem(f"{kind} compares pairs with one another: a weight of {row.weight} has no meaning", str(row.origin))
+        for row in ([] if not isinstance(loss, PairwiseLoss) or loss.weighted else rows)
+        if row.weight != 1
+    ]
+    if problems:
+        raise UserError(ExitCode.DATA, problems, "another loss, or rows without `weight`")
+    if name == "train":
+        check_weights(rows)
+
+
+def check_weights(rows: Sequence[Encoded]) -> None:
+    """Refuse training rows none of which counts.
+
+    Raises:
+        UserError: that is so.
+    """
+    if rows and not any(row.weight for row in rows):
+        what = f"all {len(rows):,} training rows have a `weight` of 0: nothing would be trained"
+        raise UserError(ExitCode.DATA, Problem(what, str(rows[0].origin)), fix="a `weight` above 0, or no such column")
+
+
+def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
+    if "margin" not in loss.statistics:
+        return
+    above = isinstance(loss, PairwiseLoss) and loss.margin_above_0
+    margins = [(row, row.margin) for row in rows if isinstance(row, EncodedPair)]
+    what = f"{type(loss).__name__} needs a margin {'above 0' if above else 'of 0 or more'}, here "
+    problems = [
+        Problem(what + ("none" if margin is None else f"{margin}"), str(row.origin))
+        for row, margin in margins
+        if margin is None or margin < 0 or (above and margin == 0)
+    ]
+    if problems:
+        fix = "a column `margin` (--data.columns.margin NAME): by how much the chosen answer was found better"
+        raise UserError(ExitCode.DATA, problems, fix)
+
+
+def tell_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
+    """Say what becomes of the columns `weight` and `margin`."""
+    if name == "train":
+        tell_weights(rows)
+    if "margin" not in loss.statistics and any(isinstance(row, EncodedPair) and row.margin is not None for row in rows):
+        say(f"note: {name}: {type(loss).__name__} does not use the column `margin`")
+
+
+def tell_weights(rows: Sequence[Encoded]) -> None:
+    """Say what becomes of the column `weight` of training rows."""
+    weights = [row.weight for row in rows]
+    if set(weights) - {1.0}:
+        span = f"{min(weights):g} to {max(weights):g}"
+        say(
+            f"note: {NOUNS[type(rows[0])]} count by their `weight`, {span}, in the loss; other measures count each once"
+        )

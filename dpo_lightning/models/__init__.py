@@ -1,0 +1,7 @@
+"""The policy (`--model.policy`): causal language models, LoRA, quantization, and checks that a model is usable."""
+
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.lora import Lora
+from dpo_lightning.models.quantization import Quantization
+
+__all__ = ["CausalLM", "Lora", "Quantization"]

@@ -1,0 +1,275 @@
+"""`PolicyModule`: what SFT and DPO share, from the policy to a mean that is exact over accumulation and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from dpo_lightning.batches import Batch
+from dpo_lightning.callbacks.router_balance import RouterBalance
+from dpo_lightning.console import say
+from dpo_lightning.data.collate import Collator
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.hardware import settle_memory
+from dpo_lightning.models.attention import takes_trees
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.checks import check_layout, independent_length
+from dpo_lightning.models.compilation import compile_layers
+from dpo_lightning.models.lm_head import causal_lm, find_head
+from dpo_lightning.models.quantization import KEY as QUANTIZATION
+from dpo_lightning.models.quantization import quantization_states
+from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
+
+OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
+"""Called with parameters and learning rate; an `lr` among an optimizer's own options therefore has no place."""
+
+
+class PolicyModule(LightningModule):
+    """A trainable policy. The weights are loaded in `configure_model`, never while a config is parsed."""
+
+    policy: nn.Module
+    routers: RouterLoss | None = None
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        learning_rate: float,
+        optimizer: OptimizerFactory = AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Describe the policy and how it is trained.
+
+        Args:
+            policy: the model to train.
+            learning_rate: handed to the optimizer.
+            optimizer: class of the optimizer and its other options.
+            lr_scheduler: class of a scheduler that is stepped once per optimizer step.
+        """
+        super().__init__()
+        if not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"learning_rate={learning_rate} is no step size", "model.learning_rate"),
+                fix="--model.learning_rate with a positive number, such as 5e-7",
+            )
+        if learning_rate > 1e-2 and policy.lora is None:
+            say(f"warning: learning_rate={learning_rate} is very large for training all weights")
+        self._check_trainable(policy)
+        self.builder, self.learning_rate = policy, learning_rate
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self._window_weight = torch.zeros(())
+        self.updating = False
+        """Whether weights may have been changed by a step that is not counted yet."""
+        self.evaluated = 0
+        """Batches of the epoch that is gone on with, up to which a checkpoint's run was evaluated."""
+        self._told_length = 0
+
+    @staticmethod
+    def _check_trainable(policy: CausalLM) -> None:
+        adapted = policy.lora is not None or (Path(policy.path) / "adapter_config.json").is_file()
+        if policy.quantization is not None and not adapted:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("quantized weights cannot be trained themselves, only an adapter on them", QUANTIZATION),
+                fix="--model.policy.lora.r 16, or an adapter folder as --model.policy.path",
+            )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer; loaded when first asked for, before the weights."""
+        return self.builder.tokenizer()
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer besides the tokenizer's EOS."""
+        return self.builder.end_ids()
+
+    def not_given(self, *callbacks: Callback) -> list[Callback]:
+        """Those of whose kind the trainer has none: lightning would put ours in the place of the trainer's own."""
+        callbacks = (*callbacks, RouterBalance())
+        given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in given)]
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse sequences that are longer than the model's positions; say where a row depends on its batch."""
+        config = self.builder.config()
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions and max_length > positions:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"max_length={max_length} exceeds the model's {positions} positions", "data.max_length"),
+                fix=f"--data.max_length {positions} or less",
+            )
+        independent = independent_length(config)
+        if independent and max_length > independent[0] and self._told_length != max_length:
+            self._told_length = max_length
+            length, cause = independent
+            say(
+                f"note: beyond {length:,} tokens, a row's log-probabilities depend on the longest row of its batch "
+                f"({config.model_type}: {cause}); --data.max_length {length} avoids it"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Settle how memory is handed out: for speed, unless activations are to take as little of it as can be."""
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
+            settle_memory(keep=not self.builder.gradient_checkpointing)
+
+    def configure_model(self) -> None:
+        """Load the policy once, before Lightning restores a checkpoint."""
+        if "policy" not in self._modules:
+            if self._trainer is not None:
+                self.builder = self.builder.under(self.trainer.precision)
+                check_precision(self.builder, self.trainer.precision)
+            coefficient = router_coefficient(self.builder.router_aux_loss_coef, self.builder.config())
+            self.policy = self.builder.build().train()  # transformers hands models over in eval mode
+            self.head = find_head(self.policy)
+            self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
+            if self.builder.compile:
+                compile_layers(causal_lm(self.policy))
+
+    def takes_trees(self) -> bool:
+        """Whether a batch may hold sequences that share a prefix, or several in a row."""
+        return takes_trees(causal_lm(self.policy))
+
+    def check_layout(self, layout: Collator) -> None:
+        """Refuse a layout in which the model gives other log-probabilities."""
+        check_layout(self.policy, layout)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what is trained, with its scheduler."""
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer = make("model.optimizer", self.optimizer, trained, self.learning_rate)
+        if getattr(optimizer, "is_paged", False) and self.device.type == "cpu":
+            say("optimizer: its states are not paged, as they lie in the memory of the CPU anyway")
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": make("model.lr_scheduler", self.lr_scheduler, optimizer),
+                "interval": "step",
+            },
+        }
+
+    def on_train_start(self) -> None:
+        """Begin a window, and make clipping possible where gradients are scaled."""
+        self._window_weight.zero_()
+        self.updating = False
+        if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
+            for optimizer in self.trainer.optimizers:
+                without_fusing(optimizer)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the routers of a mixture of experts be watched."""
+        if self.routers is not None:
+            self.routers.watch(batch.mask)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """A step is over; pass over an evaluation whose result the checkpoint holds already."""
+        self.updating = False
+        if batch_idx < self.evaluated:
+            self.trainer.fit_loop.epoch_loop._skip_next_val = True
+        else:
+            self.evaluated = 0
+
+    def accumulate(self, losses: Tensor, weights: Tensor) -> Tensor:
+        """A loss whose gradient becomes the weighted mean over everything that one optimizer step sees.
+
+        Micro-batches, ranks and a last, shorter window hold unequal numbers of pairs or tokens, so a mean of means is
+        wrong. What is returned is the weighted *sum*; Lightning's division by the accumulation and the ranks'
+        average are undone here, and `on_before_optimizer_step` divides by the weight of the whole window. The router
+        loss of a mixture of experts is added here, to every kind of training alike.
+        """
+        if self.routers is not None:
+            losses = self.routers.added(losses, weights)
+        self._window_weight = self._window_weight.to(weights.device) + weights.detach().sum()
+        total = torch.where(weights > 0, losses * weights, 0).sum()
+        return total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn summed gradients into the mean; Lightning clips after this."""
+        self.updating = True
+        weight = self.trainer.strategy.reduce(self._window_weight.clone(), reduce_op="sum")
+        weight = torch.where(weight > 0, weight, 1)
+        gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_div_(gradients, weight)
+        self._window_weight.zero_()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, also with a fused optimizer in bf16: refusing it is only right with a scaler."""
+        plugin: Any = self.trainer.precision_plugin
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            plugin.clip_gradients(optimizer, gradient_clip_val or 0.0, algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained; frozen base weights come from their own folder again."""
+        frozen = self._frozen().keys() | {f"policy.{name}" for name in quantization_states(self.policy)}
+        state = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: value for name, value in state if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in the frozen weights, so that loading stays strict about the trained ones."""
+        checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """What is not trained; tied weights stand under each of their names, as they do in a state dict."""
+        named = self.policy.named_parameters(remove_duplicate=False)
+        return {f"policy.{name}": value for name, value in named if not value.requires_grad}
+
+
+def make(key: str, kind: Callable[..., Any], *args: Any) -> Any:
+    """An optimizer or a scheduler by the options of a config.
+
+    Raises:
+        UserError: it does not take them.
+    """
+    try:
+        return kind(*args)
+    except (TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(ExitCode.CONFIG, Problem(reason, key), fix=f"--{key} with other options") from error
+
+
+def check_precision(policy: CausalLM, precision: str) -> None:
+    """Refuse magnitudes in half precision, in which a usual step is rounded away.
+
+    Raises:
+        UserError: that is so.
+    """
+    if policy.lora is not None and policy.lora.use_dora and precision in ("bf16-true", "16-true"):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(
+                f"use_dora: with {precision} its magnitudes would be rounded back at every step", "trainer.precision"
+            ),
+            fix=f"--trainer.precision {precision.replace('true', 'mixed')}, which keeps an adapter in float32",
+        )
+
+
+def without_fusing(optimizer: Optimizer) -> None:
+    """Make an optimizer step unfused: in fp16 a fused one unscales the gradients itself, after they were clipped."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        say("optimizer: not fused, since fp16 gradients have to be unscaled before they are clipped")
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        for group in [optimizer.defaults, *optimizer.param_groups]:
+            group["fused"] = False

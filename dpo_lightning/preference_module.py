@@ -1,0 +1,170 @@
+"""`ReferencedModule`: what DPO, its list-wise form and KTO share, a loss that measures a policy against a reference."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch.optim import Optimizer
+
+from dpo_lightning.console import say
+from dpo_lightning.data.collate import Collator
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.loss_requirements import check_columns, check_wanted, tell_columns
+from dpo_lightning.losses.base import PolicyLoss
+from dpo_lightning.losses.running_mean import RunningMean
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.checks import check_layout, check_training_mode
+from dpo_lightning.models.dropout import without_dropout
+from dpo_lightning.policy_module import OptimizerFactory, PolicyModule
+from dpo_lightning.references import KEY, AdapterDisabled, ReferencePolicy, default_reference
+from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.references.reference_pass import Scoring
+
+
+class ReferencedModule(PolicyModule):
+    """What these share: a step, a reference, and the loss's state. A subclass says how rows are compared."""
+
+    loss: PolicyLoss
+    measured: str
+    """The name under which a step returns what the loss gave."""
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        loss: PolicyLoss,
+        reference: ReferencePolicy | None,
+        learning_rate: float,
+        optimizer: OptimizerFactory,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        """Describe the run; see `DPOModule`."""
+        super().__init__(policy, learning_rate, optimizer, lr_scheduler)
+        if not isinstance(loss, PolicyLoss):  # YAML's null
+            raise UserError(ExitCode.CONFIG, Problem("there is no loss", "model.loss", str(loss)), fix="name a loss")
+        if isinstance(reference, AdapterDisabled) and policy.lora is None:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("AdapterDisabled needs a new adapter to switch off", "model.reference"),
+                fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
+            )
+        check_wanted(loss, reference)
+        self.loss, self.loss_state = loss, loss.state
+        self.given_reference = reference
+        self.reference: ReferencePolicy
+        self._told: set[str] = set()
+
+    def setup(self, stage: str) -> None:
+        """Settle memory, and see that the rows have what the loss needs; what is said of them is said once a run."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        for name, rows in getattr(data, "encoded", {}).items():
+            check_columns(self.loss, rows, name)
+            if name not in self._told:
+                tell_columns(self.loss, name, rows)
+                self._told.add(name)
+
+    def configure_model(self) -> None:
+        """Load the policy, and bind the reference to it before a checkpoint can move it."""
+        if "policy" not in self._modules:
+            self._load()
+        if isinstance(self.reference, Precomputed):
+            self.reference.look_up(self.policy, Scoring.of(self.trainer, self.tokenizer))
+
+    def _load(self) -> None:
+        super().configure_model()
+        silenced = without_dropout(self.policy)
+        if silenced:
+            say(
+                f"dropout: {silenced} of the policy's dropouts (and router noises) are off, as the policy and its "
+                "reference have to be one function at the start"
+            )
+        check_training_mode(self.policy)
+        reference, reason = self.given_reference, ""
+        self.given_reference = None  # under two names, its state would be saved twice
+        if reference is None:
+            reference, reason = default_reference(self.policy, self.builder, reference_free=self.loss.reference_free)
+        reference.bind(self.policy, self.builder)
+        if "kl" in self.loss.statistics and not reference.live:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{type(self.loss).__name__} needs the reference's whole vocabulary, not its sums", KEY),
+                fix=f"leave --{KEY} out",
+            )
+        self.reference = reference
+        say(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
+
+    @abstractmethod
+    def compare(self, batch: Any, rows: str = "train") -> tuple[Any, Any]:
+        """What the loss gives, and log-probabilities; `rows` is the part of the data that the batch's indices count in.
+
+        Both are named tuples of tensors; the losses are per row.
+        """
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The loss, and what callbacks measure: what the loss gave under its name, and `logps`, both detached."""
+        output, logps = self.compare(batch)
+        loss = self.accumulate(output.losses, batch.weights)
+        output, logps = output._replace(losses=output.losses.detach()), logps.detach()
+        self.loss.observe(output, logps)
+        return {"loss": loss, self.measured: output, "logps": logps}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """What callbacks measure."""
+        output, logps = self.compare(batch, "eval")
+        return {self.measured: output, "logps": logps}
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def on_train_start(self) -> None:
+        """Let every process begin with the same reference, as it does with the same policy."""
+        super().on_train_start()
+        self.reference.align()
+        for part in self._means():
+            part.begin()
+
+    def takes_trees(self) -> bool:
+        """Both models see the same batch."""
+        return super().takes_trees() and self.reference.takes_trees()
+
+    def check_layout(self, layout: Collator) -> None:
+        """Refuse a layout in which the policy or its reference gives other log-probabilities."""
+        super().check_layout(layout)
+        if self.reference.live:
+            with self.reference.activated(self.policy) as model:
+                check_layout(model, layout)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn summed gradients into the mean, and let the loss's state count the step."""
+        super().on_before_optimizer_step(optimizer)
+        for part in self._means():
+            part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+    def _means(self) -> list[RunningMean]:
+        parts = () if self.loss_state is None else self.loss_state.modules()
+        return [part for part in parts if isinstance(part, RunningMean)]
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Let the reference know of the step: once, whatever is accumulated, and before a checkpoint is written."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.reference.after_step(self.policy, self.trainer.global_step + 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what tells the reference that the run began with."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint |= self.reference.anchor(self.policy)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on against another reference than the run began with."""
+        super().on_load_checkpoint(checkpoint)
+        self.reference.check_anchor(self.policy, checkpoint)

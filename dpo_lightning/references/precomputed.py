@@ -1,0 +1,293 @@
+"""`Precomputed`: a reference whose log-probabilities are computed once, kept in a file, and looked up from then on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpo_lightning.batches import Batch
+from dpo_lightning.console import say
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.checks import independent_length
+from dpo_lightning.models.folder import looks_like_hub_id
+from dpo_lightning.models.lm_head import find_head
+from dpo_lightning.models.probe import HALF_TOLERANCE, undisturbed
+from dpo_lightning.references.adapter_disabled import TOLERANCE as ROUNDING
+from dpo_lightning.references.adapter_disabled import has_new_adapter, off_start, told, without_adapter
+from dpo_lightning.references.base import KEY as REFERENCE
+from dpo_lightning.references.base import ReferencePolicy, check_same_tokenizer
+from dpo_lightning.references.logp_store import KEY, Artefact, TokenTable, read
+from dpo_lightning.references.provenance import SHOWN, Provenance
+from dpo_lightning.references.reference_pass import AnyRow, Keys, Scoring, pair_keys, scored
+from dpo_lightning.types import SequenceLogps, Statistic
+
+FOLDER = Path("outputs/reference")
+"""Where files lie for which no path was given, each under its digest: runs that need the same one share it."""
+
+FLUSH_SECONDS = 60.0
+"""After so long, what was computed is kept, so that a pass that is killed goes on from there."""
+
+TOLERANCE = 1e-5
+"""Nats per scored token, and part of a sum, by which batches of another shape differ in float32."""
+
+HALF_NOTE = "in half precision, sums of other batches differ by up to about 1 nat"
+
+FULL = ("32", "32-true", "64", "64-true")
+
+
+class Precomputed(ReferencePolicy):
+    """Log-probabilities out of a file: no second model is held, and none is asked while training.
+
+    What the file lacks is computed before the first step and added to it. The file is bound to the digests of all that
+    moves a log-probability, and holds answers by their content: order, batches, layout and ranks are free.
+    """
+
+    def __init__(self, path: str | None = None, model: str | None = None) -> None:
+        """Choose the file and the reference.
+
+        Args:
+            path: the file; left out, it lies in `outputs/reference/` under its digest, shared by all runs that fit it.
+            model: a model or adapter folder or a hub id to compare with; the policy's own start where it is left out.
+        """
+        super().__init__()
+        self.path, self.model = path, model
+        self.share: tuple[int, int] | None = None
+        """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
+        self.moved = False
+        """Whether the policy may have left its start, and can no longer tell what the reference would say."""
+        self._rows: dict[str, Sequence[AnyRow]] = {}
+        # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
+        self._sums: dict[str, Tensor] = {}
+        self._lengths: dict[str, Tensor] = {}
+        self._starts: dict[str, Tensor] = {}
+        self._values = torch.zeros(0)
+        self._below = False
+
+    @property
+    def starts_equal(self) -> bool:
+        """Only where no other model was named."""
+        return self.model is None
+
+    @property
+    def live(self) -> bool:
+        """Only below a new adapter, whose base is there all the time."""
+        return self._below
+
+    def bind(self, policy: nn.Module, builder: CausalLM) -> None:
+        """Remember where the policy came from; `look_up` does the rest, once the rows are known."""
+        self._builder = builder
+        self._below = self.model is None and has_new_adapter(policy, builder)
+        off = off_start(policy) if self._below else 0.0
+        if not off <= ROUNDING:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"no folder holds the policy's start, to which a file could be bound: {told(off)}", REFERENCE),
+                fix="--model.reference FrozenAdapter",
+            )
+
+    def check_anchor(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+        """Compare, and know from then on that the policy has moved."""
+        super().check_anchor(policy, checkpoint)
+        self.moved = True
+
+    @contextmanager
+    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The policy, its new adapter off; there is no other model to ask."""
+        if not self.live:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem("a precomputed reference has log-probabilities and no model", "model.reference"),
+                fix="--model.reference FrozenCopy",
+            )
+        with without_adapter(policy):
+            yield policy
+
+    def forward(
+        self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
+    ) -> SequenceLogps:
+        """Sums and lengths of the batch's sequences, without asking the host; tokens where they are wanted.
+
+        A batch that does not hold the rows that its indices tell has another length: its sums are no numbers.
+        """
+        self.moved |= rows == "train"
+        if self._sums[rows].device != batch.indices.device:
+            self._sums[rows] = self._sums[rows].to(batch.indices.device)
+            self._lengths[rows] = self._lengths[rows].to(batch.indices.device)
+        at = batch.indices.clamp(min=0)
+        sums, lengths = (table[rows].index_select(0, at).T.flatten() for table in (self._sums, self._lengths))
+        counted = torch.zeros_like(lengths).index_add(
+            0, batch.sequence_ids, torch.ones_like(batch.targets, dtype=lengths.dtype)
+        )
+        strange = (counted != lengths) & (batch.indices >= 0).repeat(self._sums[rows].shape[1])
+        found = SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
+        if "tokens" not in statistics:
+            return found
+        if self._values.device != at.device:
+            self._values = self._values.to(at.device)
+            self._starts = {name: starts.to(at.device) for name, starts in self._starts.items()}
+        starts = self._starts[rows].index_select(0, at).T.flatten()
+        place = torch.arange(batch.mask.shape[1], device=at.device)
+        within = (place < lengths[:, None]) & ~strange[:, None]
+        values = self._values[torch.where(within, starts[:, None] + place, 0)]
+        return found._replace(tokens=values.masked_fill(~within, 0))
+
+    def look_up(self, policy: nn.Module, run: Scoring) -> None:
+        """Compute what the file lacks, and find the values of every row.
+
+        Args:
+            policy: before its first step, and before a checkpoint moves it.
+            run: its rows and how it computes.
+
+        Raises:
+            UserError: the file is damaged, was computed with something else, lacks rows of a policy that has moved, or
+                cannot be written.
+        """
+        if run.rows.keys() == self._rows.keys() and all(run.rows[name] is rows for name, rows in self._rows.items()):
+            return
+        check_independence((self._builder if self._gone() else self._other()).config(), run)
+        with torch.device("cpu"):  # while a model is built, tensors would be made on its device
+            provenance, builder = self._provenance(run), self._other()
+            half = run.precision not in FULL or not builder.exact
+            # Sums depend on the shape of the batch: hardly in float32, by up to about 1 nat in half precision.
+            self._nearness = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
+            self._digest = provenance.model_digest()
+            path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:SHOWN]}.safetensors"
+            artefact = Artefact(path, provenance)
+            keys = {name: [pair_keys(row) for row in rows] for name, rows in run.rows.items()}
+            pairs = {pair: row for name in keys for pair, row in zip(keys[name], run.rows[name], strict=True)}
+            number, count = self.share or (0, 1)
+            self._fill(artefact, pairs, policy, run, (number * run.world_size + run.rank, count * run.world_size))
+            if self.share is not None:
+                return
+            run.barrier()
+            if run.rank == 0:  # ranks that saw the file before and after another process wrote it leave pairs out
+                self._fill(artefact, pairs, policy, run, (0, 1))
+                artefact.merge()
+            run.barrier()
+            self._keep(artefact, keys)
+            self._rows = dict(run.rows)
+
+    def _provenance(self, run: Scoring) -> Provenance:
+        """What the values have to come from; a reference whose folder is gone is taken from the file that is named."""
+        builder = self._other()
+        if self.path and Path(self.path).is_file() and self._gone():
+            say(f"note: {self.model} is not there: {self.path} is taken as it is")
+            stored, _ = read(Path(self.path))
+            digests = {name: getattr(stored, name) for name in ("weights", "architecture", "adapter")}
+            return replace(Provenance.of(self._builder, run.tokenizer, run.data, run.precision), **digests)
+        if self.model is not None:
+            check_same_tokenizer(self._builder, builder, "model")
+        return Provenance.of(builder, run.tokenizer, run.data, run.precision)
+
+    def _gone(self) -> bool:
+        return self.model is not None and not Path(self.model).exists() and not looks_like_hub_id(self.model)
+
+    def _other(self) -> CausalLM:
+        if self.model is None:
+            return self._builder
+        return replace(self._builder, path=self.model, lora=None, gradient_checkpointing=False, compile=False)
+
+    def _fill(
+        self,
+        artefact: Artefact,
+        pairs: Mapping[Keys, AnyRow],
+        policy: nn.Module,
+        run: Scoring,
+        share: tuple[int, int],
+    ) -> None:
+        """Compute this process's share of the pairs that are nowhere yet, longest first."""
+        whole, parts = artefact.load()
+        written = set(whole.keys)
+        ordered = sorted(
+            (pair for pair in pairs if not written.issuperset(pair)), key=lambda pair: (-pairs[pair].length, pair)
+        )
+        # Shares and batches follow from the file alone: a pass that goes on makes the batches that it would have made.
+        places = run.batches([pairs[pair] for pair in ordered], run.layout(policy))[share[0] :: share[1]]
+        known = written.union(*(part.keys for part in parts))
+        left = [[pair for place in batch if not known.issuperset(pair := ordered[place])] for batch in places]
+        batches = [batch for batch in left if batch]
+        if not batches:
+            return
+        if self.moved and self.starts_equal:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{len(pairs)} rows came up after the policy had moved", "model.reference", str(artefact.path)),
+                fix="python -m dpo_lightning precompute with these rows, before training",
+            )
+        artefact.check_writable()
+        todo = sum(map(len, batches))
+        say(f"reference: computing {todo} of {len(pairs)} pairs, once, into {artefact.path}")
+        answers: dict[bytes, Tensor] = {}
+        done, kept_at = 0, time.monotonic()
+        try:
+            with self._asked(policy, run) as model:
+                head, layout = find_head(model), run.layout(model)
+                for batch in batches:
+                    found = scored(model, head, layout, [pairs[pair] for pair in batch], run)
+                    answers |= {key: found[key] for key in found.keys() - known}  # an answer may be in several pairs
+                    known |= found.keys()
+                    done += len(batch)
+                    if time.monotonic() - kept_at >= FLUSH_SECONDS:
+                        artefact.add(answers)
+                        answers, kept_at = {}, time.monotonic()
+                        say(f"reference: {done} of {todo} pairs")
+        finally:  # an interrupted pass keeps what it has
+            artefact.add(answers)
+
+    @contextmanager
+    def _asked(self, policy: nn.Module, run: Scoring) -> Iterator[nn.Module]:
+        """The reference, on its device, without dropout and gradient."""
+        model = policy if self.model is None else self._other().build()
+        run.placed(model)
+        below = without_adapter(model) if self.live else nullcontext()
+        with below, undisturbed(model):
+            yield model
+
+    def _keep(self, artefact: Artefact, keys: Mapping[str, Sequence[Keys]]) -> None:
+        """Find sums and lengths of every row's answers."""
+        table, parts = artefact.load()
+        if parts:  # left by another process since
+            table = TokenTable.merged([table, *parts])
+        at = {key: number for number, key in enumerate(table.keys)}
+        lost = sum(key not in at for pairs in keys.values() for pair in pairs for key in pair)
+        if lost:
+            raise UserError(
+                ExitCode.INPUT_MISSING,
+                Problem(f"{lost} answers are not in the file that the first process wrote", KEY, str(artefact.path)),
+                fix=f"--{KEY} on a disk that every process sees, or copy the file to each machine",
+            )
+        sums, lengths = table.sums()
+        for name, pairs in keys.items():
+            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64)
+            self._sums[name], self._lengths[name] = sums[places], lengths[places]
+            self._starts[name] = table.offsets[:-1][places]
+        self._values = table.values
+        apart = "" if self._nearness == TOLERANCE else f"; {HALF_NOTE}"
+        say(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
+
+
+def check_independence(config: Any, run: Scoring) -> None:
+    """Refuse rows so long that log-probabilities depend on the other rows of a batch, which training changes.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    length, cause = independent_length(config) or (0, "")
+    longest = max(chain.from_iterable(run.rows.values()), key=lambda row: row.length, default=None)
+    if not length or longest is None or longest.length <= length:
+        return
+    what = (
+        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
+        f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
+    )
+    fix = f"--data.max_length {length}, or a live reference: --{REFERENCE} FrozenCopy (or leave it out)"
+    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE, str(longest.origin)), fix=fix)
