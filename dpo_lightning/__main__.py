@@ -11,6 +11,7 @@ import traceback
 from importlib import import_module
 
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.log import log_to_terminal
 from dpo_lightning.terminal import one_line
 
 COMMANDS = {
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has not every letter gets an escape for it
             stream.reconfigure(errors="backslashreplace")
+    log_to_terminal()
     try:
         code = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -27,7 +27,6 @@ from dpo_lightning.config.overrides import dropped_options, loss_defaults
 from dpo_lightning.config.parse_errors import Known, parsing_error, unknown_option
 from dpo_lightning.config.trainer_options import check_environment, check_trainer
 from dpo_lightning.config.values import check_arguments
-from dpo_lightning.console import is_first_process, say
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
@@ -37,6 +36,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.hardware import choose_precision
 from dpo_lightning.kto import KTOModule
 from dpo_lightning.listwise import ListwiseDPOModule
+from dpo_lightning.log import is_first_process, logger
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
 from dpo_lightning.models.lora import KEY as LORA
 from dpo_lightning.models.quantization import KEY as QUANTIZATION
@@ -124,7 +124,7 @@ class PreferenceCLI(LightningCLI):
         """Check what needs no model, and settle what was left to the hardware."""
         config = self.config[self.subcommand]
         for line in dropped_options(self.config_files, config):
-            say(f"warning: {line}")
+            logger.warning(f"{line}")
         self.folder = RunFolder(config.output_dir)
         if self.subcommand == "fit" and is_first_process():
             self.folder.check(fresh=config.fresh, ckpt_path=config.get("ckpt_path"))
@@ -133,7 +133,7 @@ class PreferenceCLI(LightningCLI):
             self.folder.check_links()
         if config.trainer.precision is None:
             config.trainer.precision, reason = choose_precision(str(config.trainer.accelerator))
-            say(f"precision: {config.trainer.precision} ({reason})")
+            logger.info(f"precision: {config.trainer.precision} ({reason})")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose logs, checkpoints and results lie in the run's folder."""
@@ -198,13 +198,13 @@ class PreferenceCLI(LightningCLI):
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
         told, window = f"data: {rows} training rows, {held_out} held out", trainer.accumulate_grad_batches
         if held_out and trainer.limit_val_batches == 0:
-            say(f"note: none of the {held_out} held-out rows is measured, as trainer.limit_val_batches is 0")
+            logger.info(f"note: none of the {held_out} held-out rows is measured, as trainer.limit_val_batches is 0")
         if data.max_tokens:  # the data module tells what that makes of the rows once the model has settled the layout
             window *= trainer.world_size
-            say(f"{told}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
+            logger.info(f"{told}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
             return
         each = data.batch_size * trainer.world_size
-        say(f"{told}; {each * window} rows a step, {told_steps(trainer, -(-rows // each))}")
+        logger.info(f"{told}; {each * window} rows a step, {told_steps(trainer, -(-rows // each))}")
 
 
 def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:

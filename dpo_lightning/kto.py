@@ -14,8 +14,8 @@ from torch.optim import AdamW
 from dpo_lightning.batches import UnpairedBatch
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
-from dpo_lightning.console import say
 from dpo_lightning.data.examples import EncodedUnpaired
+from dpo_lightning.log import logger
 from dpo_lightning.logps import score
 from dpo_lightning.losses.unpaired import KTOLoss, UnpairedLoss, WeighedLoss
 from dpo_lightning.models.causal_lm import CausalLM
@@ -91,7 +91,7 @@ def tell_balance(loss: WeighedLoss, rows: Sequence[EncodedUnpaired]) -> None:
     good, bad = ([row.weight for row in rows if row.good is kind] for kind in (True, False))
     weights = loss.desirable_weight * math.fsum(good), loss.undesirable_weight * math.fsum(bad)
     if not least * weights[1] <= weights[0] <= most * weights[1]:
-        say(
+        logger.info(
             f"note: {len(good)} good answers weigh {weights[0]:g}, {len(bad)} bad ones {weights[1]:g}; "
             "KTO's authors recommend 1 to 4/3 times as much "
             "(--model.loss.desirable_weight, --model.loss.undesirable_weight)"

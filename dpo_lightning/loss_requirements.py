@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from dpo_lightning.console import say
 from dpo_lightning.data.examples import Encoded, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.losses import PairwiseLoss
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.references import KEY, ReferenceFree, ReferencePolicy
@@ -90,7 +90,7 @@ def tell_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
     if name == "train":
         tell_weights(rows)
     if "margin" not in loss.statistics and any(isinstance(row, EncodedPair) and row.margin is not None for row in rows):
-        say(f"note: {name}: {type(loss).__name__} does not use the column `margin`")
+        logger.info(f"note: {name}: {type(loss).__name__} does not use the column `margin`")
 
 
 def tell_weights(rows: Sequence[Encoded]) -> None:
@@ -98,6 +98,6 @@ def tell_weights(rows: Sequence[Encoded]) -> None:
     weights = [row.weight for row in rows]
     if set(weights) - {1.0}:
         span = f"{min(weights):g} to {max(weights):g}"
-        say(
+        logger.info(
             f"note: {NOUNS[type(rows[0])]} count by their `weight`, {span}, in the loss; other measures count each once"
         )

@@ -18,10 +18,10 @@ from torch.optim import AdamW, Optimizer
 
 from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.router_balance import RouterBalance
-from dpo_lightning.console import say
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.hardware import settle_memory
+from dpo_lightning.log import logger
 from dpo_lightning.models.attention import takes_trees
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.checks import check_layout, independent_length
@@ -64,7 +64,7 @@ class PolicyModule(LightningModule):
                 fix="--model.learning_rate with a positive number, such as 5e-7",
             )
         if learning_rate > 1e-2 and policy.lora is None:
-            say(f"warning: learning_rate={learning_rate} is very large for training all weights")
+            logger.warning(f"learning_rate={learning_rate} is very large for training all weights")
         self._check_trainable(policy)
         self.builder, self.learning_rate = policy, learning_rate
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -115,7 +115,7 @@ class PolicyModule(LightningModule):
         if independent and max_length > independent[0] and self._told_length != max_length:
             self._told_length = max_length
             length, cause = independent
-            say(
+            logger.info(
                 f"note: beyond {length:,} tokens, a row's log-probabilities depend on the longest row of its batch "
                 f"({config.model_type}: {cause}); --data.max_length {length} avoids it"
             )
@@ -151,7 +151,7 @@ class PolicyModule(LightningModule):
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = make("model.optimizer", self.optimizer, trained, self.learning_rate)
         if getattr(optimizer, "is_paged", False) and self.device.type == "cpu":
-            say("optimizer: its states are not paged, as they lie in the memory of the CPU anyway")
+            logger.info("optimizer: its states are not paged, as they lie in the memory of the CPU anyway")
         if self.lr_scheduler is None:
             return optimizer
         return {
@@ -269,7 +269,7 @@ def check_precision(policy: CausalLM, precision: str) -> None:
 def without_fusing(optimizer: Optimizer) -> None:
     """Make an optimizer step unfused: in fp16 a fused one unscales the gradients itself, after they were clipped."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        say("optimizer: not fused, since fp16 gradients have to be unscaled before they are clipped")
+        logger.info("optimizer: not fused, since fp16 gradients have to be unscaled before they are clipped")
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         for group in [optimizer.defaults, *optimizer.param_groups]:
             group["fused"] = False

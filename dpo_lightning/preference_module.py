@@ -10,9 +10,9 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import Optimizer
 
-from dpo_lightning.console import say
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.loss_requirements import check_columns, check_wanted, tell_columns
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.losses.running_mean import RunningMean
@@ -78,7 +78,7 @@ class ReferencedModule(PolicyModule):
         super().configure_model()
         silenced = without_dropout(self.policy)
         if silenced:
-            say(
+            logger.info(
                 f"dropout: {silenced} of the policy's dropouts (and router noises) are off, as the policy and its "
                 "reference have to be one function at the start"
             )
@@ -95,7 +95,7 @@ class ReferencedModule(PolicyModule):
                 fix=f"leave --{KEY} out",
             )
         self.reference = reference
-        say(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
+        logger.info(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
 
     @abstractmethod
     def compare(self, batch: Any, rows: str = "train") -> tuple[Any, Any]:

@@ -46,6 +46,10 @@ check_shapes()
 import lookups  # noqa: E402 - what imports the package comes after the hook
 import runs  # noqa: E402
 
+from dpo_lightning.log import log_to_terminal  # noqa: E402
+
+log_to_terminal()
+
 
 @pytest.fixture(scope="session")
 def tokenizer():

@@ -12,8 +12,8 @@ import pytest
 from command_runs import Bench, json_lines, pairs, refused, run
 
 from dpo_lightning.callbacks.summary import sample_lines
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.models import generation
 from dpo_lightning.terminal import CONTROL, clean_libraries, harmless, one_line, quoted
 
@@ -80,7 +80,7 @@ def test_a_name_forges_no_line():
 
 def test_a_said_line_is_harmless(capsys):
     for text in HOSTILE.values():
-        say(f"final model: {text}")
+        logger.info(f"final model: {text}")
     out = capsys.readouterr().out
     assert clean(out)
     assert len(out.splitlines()) == len(HOSTILE)
@@ -89,7 +89,7 @@ def test_a_said_line_is_harmless(capsys):
 def test_samples_of_a_summary(capsys):
     for text in HOSTILE.values():
         for line in sample_lines(f"a\n {text}", text, PLAIN):
-            say(line)
+            logger.info(line)
     out = capsys.readouterr().out
     assert clean(out)
     assert PLAIN in out
@@ -181,7 +181,7 @@ def test_a_model_folder_of_an_odd_name(tiny_llama, tmp_path):
 def test_a_terminal_without_the_letters(tiny_llama):
     """An ASCII terminal gets escapes, not a traceback."""
     code = (
-        "import sys; from dpo_lightning import generation; from dpo_lightning.__main__ import main;"
+        "import sys; from dpo_lightning.models import generation; from dpo_lightning.__main__ import main;"
         f"generation.answer = lambda *_: ['안녕'];"
         f"sys.exit(main(['infer', '--model', {str(tiny_llama)!r}, '--instruction', 'hi']))"
     )

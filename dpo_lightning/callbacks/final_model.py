@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import save_model
 from dpo_lightning.models.transformers4 import read_by
 from dpo_lightning.runs.lineage import Stage, chain, folder_digest, record, recorded, section
@@ -58,7 +58,7 @@ class FinalModel(Callback):
             shutil.rmtree(old)
         else:
             partial.rename(folder)
-        say(f"final model: {folder}")
+        logger.info(f"final model: {folder}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the card again after an evaluation that came later than the model."""

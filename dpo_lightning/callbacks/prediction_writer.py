@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.types import GroupLogps, RankedOutput
 
 FILE = "predictions.jsonl"
@@ -84,7 +84,7 @@ class PredictionWriter(Callback):
                 origin = encoded[row["index"]].origin
                 file.write(json.dumps({"file": origin.file, "line": origin.line, **row}, ensure_ascii=False) + "\n")
         partial.replace(path)
-        say(f"predictions: {path}")
+        logger.info(f"predictions: {path}")
 
 
 def ranked_columns(output: RankedOutput, logps: GroupLogps) -> dict[str, list[Any]]:

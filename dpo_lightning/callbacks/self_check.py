@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from dpo_lightning.batches import Batch, PreferenceBatch, RankedBatch, UnpairedBatch
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.models.probe import on_device
 from dpo_lightning.types import GroupLogps, PairLogps, PreferenceOutput, RankedOutput, UnpairedLogps, UnpairedOutput
 
@@ -41,7 +41,7 @@ class SelfCheck(Callback):
         """Tell where the check does not apply; see how near a reference of other batches is for the longest row."""
         resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
         if not self.enabled or resumed:
-            say(f"self-check: left out ({'the run goes on' if resumed else 'switched off'})")
+            logger.info(f"self-check: left out ({'the run goes on' if resumed else 'switched off'})")
             self._done = True
             return
         data = getattr(trainer, "datamodule", None)
@@ -84,7 +84,7 @@ class SelfCheck(Callback):
             )
         if not pl_module.reference.starts_equal:
             reason = "the loss has no reference" if pl_module.loss.reference_free else "another model is the reference"
-            say(f"self-check: tokens are sound; the starting loss is left out ({reason})")
+            logger.info(f"self-check: tokens are sound; the starting loss is left out ({reason})")
             return
         real = batch.indices >= 0
         if not real.any():  # a rank without a row of its own
@@ -102,7 +102,7 @@ class SelfCheck(Callback):
             )
         start = float(output.losses.mean())
         margins = f"margins within {float(logps.margins.abs().max()):.2g} nats" if nearness else "margins 0"
-        say(f"self-check: passed (starting loss {start:.6f}, {margins}, tokens sound)")
+        logger.info(f"self-check: passed (starting loss {start:.6f}, {margins}, tokens sound)")
 
     @staticmethod
     def check_start(

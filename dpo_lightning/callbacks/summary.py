@@ -14,8 +14,8 @@ from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.callbacks.samples import Samples
 from dpo_lightning.callbacks.token_loss import TokenLoss
 from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
-from dpo_lightning.console import say
 from dpo_lightning.intervals import wilson
+from dpo_lightning.log import logger
 
 FILE = "metrics.json"
 
@@ -56,7 +56,7 @@ def summarize(trainer: Trainer) -> None:
     path = Path(trainer.default_root_dir) / FILE
     path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     for line in lines:
-        say(line)
+        logger.info(line)
 
 
 def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:

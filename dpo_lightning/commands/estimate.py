@@ -8,9 +8,9 @@ from typing import Any
 
 from dpo_lightning import cli
 from dpo_lightning.cli import PreferenceCLI
-from dpo_lightning.console import say
 from dpo_lightning.errors import UserError
 from dpo_lightning.hardware import choose_precision
+from dpo_lightning.log import logger
 from dpo_lightning.models.lora import Lora
 from dpo_lightning.models.quantization import Quantization
 from dpo_lightning.preference_module import ReferencedModule
@@ -42,7 +42,7 @@ class EstimateCLI(PreferenceCLI):
         """Print the tables."""
         run = planned(self.model, self.datamodule, self.config[subcommand])
         for line in report(run):
-            say(line)
+            logger.info(line)
 
 
 def planned(module: Any, data: Any, config: Any) -> Run:

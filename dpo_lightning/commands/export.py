@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_lightning.console import ShortParser, say
+from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.runs.folder import check_space
 from dpo_lightning.runs.output_folder import NewFolder
 
@@ -97,7 +98,9 @@ def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> N
     found = probe(CausalLM(str(folder), attention="eager").build())
     require(agreement(written, found, "float32"), "read back from its files")
     whole = agreement(expected, found, dtype)
-    say(f"check: logits of the written model, read back, differ by {whole} ({expected[..., 0].numel()} positions)")
+    logger.info(
+        f"check: logits of the written model, read back, differ by {whole} ({expected[..., 0].numel()} positions)"
+    )
     policy = {"path": builder.path, "base": builder.base_path()}
     settings = {"weights": dtype, "largest difference of a logit": str(whole)}
     stages.append(Stage("export", policy, folder_digest(builder.path), folder_digest(folder), settings=settings))
@@ -109,18 +112,20 @@ def tell_source(builder: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
     """Say what is going to be done with what."""
     base = builder.base_path()
     if builder.adapter_folder() is None:
-        say(f"model: {builder.path} is a whole model: there is nothing to merge, it is written anew as {dtype}")
+        logger.info(f"model: {builder.path} is a whole model: there is nothing to merge, it is written anew as {dtype}")
     else:
-        say(f"model: the adapter {builder.path}, merged in float32 into {base}, written as {dtype}")
+        logger.info(f"model: the adapter {builder.path}, merged in float32 into {base}, written as {dtype}")
         if any(stage.policy.get("quantization") for stage in stages):
-            say(
+            logger.info(
                 "note: the adapter was trained on quantized weights. It is merged into the unquantized ones of its "
                 "base, so that nothing of it is rounded away; answers differ from those in training by what "
                 "quantization took"
             )
     stored = str(getattr(builder.config(), "dtype", None)).removeprefix("torch.")
     if dtype == "float32" and stored in ("bfloat16", "float16"):
-        say(f"note: the base is stored as {stored}; --dtype {stored} makes the folder half as large, and rounds")
+        logger.info(
+            f"note: the base is stored as {stored}; --dtype {stored} makes the folder half as large, and rounds"
+        )
 
 
 def require(agreement: Agreement, when: str) -> None:
@@ -154,10 +159,10 @@ def tell_next(folder: Path, dtype: str) -> None:
     size = sum(entry.stat().st_size for entry in folder.iterdir())
     files = len(list(folder.glob("*.safetensors")))
     where = shlex.quote(str(folder))
-    say(f"exported: {folder} ({size / 1e9:.2f} GB, {dtype}, weights in {files} file{'s' * (files > 1)})")
-    say(f"next: {PROGRAM} infer --model {where} --instruction 'What does a mutex do?'")
+    logger.info(f"exported: {folder} ({size / 1e9:.2f} GB, {dtype}, weights in {files} file{'s' * (files > 1)})")
+    logger.info(f"next: {PROGRAM} infer --model {where} --instruction 'What does a mutex do?'")
     gguf = shlex.quote(f"{folder}.gguf")
-    say(
+    logger.info(
         "GGUF, by llama.cpp's own converter (not run here): "
         f"python llama.cpp/convert_hf_to_gguf.py {where} --outfile {gguf} --outtype {OUTTYPES[dtype]}"
     )

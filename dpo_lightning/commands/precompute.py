@@ -10,8 +10,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from dpo_lightning import cli
 from dpo_lightning.cli import PreferenceCLI
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.loss_requirements import check_wanted
 from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferencePolicy
@@ -95,13 +95,15 @@ class PrecomputeCLI(PreferenceCLI):
         """Tell what is next."""
         if self.reference.share is not None:
             number, count = self.reference.share
-            say(f"part {number + 1} of {count} is there; {NAME} without --shard, or the first fit, joins all parts")
+            logger.info(
+                f"part {number + 1} of {count} is there; {NAME} without --shard, or the first fit, joins all parts"
+            )
         else:
             named = {name: getattr(self.reference, name) for name in ("path", "model")}
             flags = "".join(f" --model.reference.{name} {value}" for name, value in named.items() if value)
             day = self.datamodule.template_date.written
             flags += f" --data.template_date {day}" if day else ""
-            say(f"use it: fit with the same options and --model.reference Precomputed{flags}")
+            logger.info(f"use it: fit with the same options and --model.reference Precomputed{flags}")
 
 
 def precomputed(given: ReferencePolicy | None) -> Precomputed:

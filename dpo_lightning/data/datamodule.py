@@ -14,7 +14,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from dpo_lightning.batches import Batch
-from dpo_lightning.console import say
 from dpo_lightning.data.collate import Collator, Padded, layout_for
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
 from dpo_lightning.data.encoding.counts import unlisted_ends
@@ -24,6 +23,7 @@ from dpo_lightning.data.formats.duplicates import check_leak
 from dpo_lightning.data.resumable_loader import TrainingLoader
 from dpo_lightning.data.samplers import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 
 Allow = Literal["contradictions", "leak"]
 
@@ -128,7 +128,7 @@ class TextDataModule(LightningDataModule):
             if name == "eval" and "train" in self.examples:
                 warnings += check_leak(self.examples["train"], self.examples["eval"], allow=self.allow)
             for warning in warnings:
-                say(f"note: {warning}")
+                logger.info(f"note: {warning}")
 
     def setup(self, stage: str) -> None:
         """Prepare what the stage needs, with the tokenizer of the trainer's module."""
@@ -162,7 +162,7 @@ class TextDataModule(LightningDataModule):
             encoder = Encoder(renderer, self.max_length, self.overlong)
             self.encoded[name] = self.encode(encoder, self.examples[name])
             for line in [*encoder.counts.lines(), *unlisted_ends(self.encoded[name], renderer)]:
-                say(f"note: {name}: {line}")
+                logger.info(f"note: {name}: {line}")
             self.template_date.tell(written=renderer.wrote_date)
         fewest = layout_for(self.collator, takes_trees=True)  # a row that is too long for it is too long for all
         check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 
 if TYPE_CHECKING:
     from dpo_lightning.data.collate import Collator
@@ -230,10 +230,10 @@ def told_steps(trainer: Any, batches: int) -> str:
 def settle_epoch(trainer: Any, order: BatchOrder, layout: Collator) -> None:
     """Tell what a token budget makes of the rows, and evaluate an epoch at its end where the interval is longer."""
     if isinstance(order, TokenBatches):
-        say(
+        logger.info(
             f"batches: {type(layout).__name__}, {order.use()}; {len(order)} an epoch, {told_steps(trainer, len(order))}"
         )
     every = trainer.val_check_interval
     if isinstance(every, int) and every > len(order) and trainer.check_val_every_n_epoch is not None:
-        say(f"warning: val_check_interval={every} exceeds the {len(order)} batches of an epoch: its end is evaluated")
+        logger.warning(f"val_check_interval={every} exceeds the {len(order)} batches of an epoch: its end is evaluated")
         trainer.val_check_interval = 1.0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dpo_lightning.models.lora import ORIGIN_FILE, Lora, attach_lora, load_adapter, save_adapter
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.folder_files import read_json
 from dpo_lightning.models.attention import install
@@ -69,7 +69,7 @@ class CausalLM:
         model = load_base(self.base_path(), self.dtype, self.attention, self.quantization)
         if adapter is not None:
             if self.lora is not None:
-                say("note: the policy is an adapter folder: its own adapter is trained further, `lora` is not used")
+                logger.info("note: the policy is an adapter folder: its own adapter is trained further, `lora` is not used")
             model = load_adapter(model, adapter, Path(self.base_path()))
         elif self.lora is not None:
             model = attach_lora(model, self.lora)
@@ -240,7 +240,7 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     check_size(path, config)
     named = getattr(config, "_attn_implementation", None)
     if named is not None:
-        say(f"note: attention {named} in the config.json of {path} is not used; --model.policy.attention chooses")
+        logger.info(f"note: attention {named} in the config.json of {path} is not used; --model.policy.attention chooses")
     quantized = {} if quantization is None else loading(quantization)
     model, info = loaded(
         AutoModelForCausalLM.from_pretrained,
@@ -276,7 +276,7 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     check_model(model, path)
     reason = install(model) if attention == "auto" else ""
     if reason:
-        say(f"layout: padded rows ({reason})")
+        logger.info(f"layout: padded rows ({reason})")
     return model
 
 

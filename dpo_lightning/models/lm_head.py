@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.models.probe import HALF_TOLERANCE, lacks_memory, undisturbed
 
 TOLERANCE = 1e-5
@@ -82,7 +82,7 @@ def find_head(policy: nn.Module) -> SplitHead | None:
     config = model.config.get_text_config()
     output, backbone = model.get_output_embeddings(), model.get_decoder()
     if output is None or backbone is model or backbone is output:
-        say(f"note: {config.model_type} has no output layer of its own: logits are made whole")
+        logger.info(f"note: {config.model_type} has no output layer of its own: logits are made whole")
         return None
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     head = SplitHead(
@@ -90,7 +90,7 @@ def find_head(policy: nn.Module) -> SplitHead | None:
     )
     if gives_logits(head, model):
         return head
-    say(f"note: {config.model_type} does more to its logits than is known here: they are made whole")
+    logger.info(f"note: {config.model_type} does more to its logits than is known here: they are made whole")
     return None
 
 

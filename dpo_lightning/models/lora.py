@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.folder_files import damaged, read_json
 from dpo_lightning.models.folder import loaded, no_weights, read_header, weights_digest
@@ -274,7 +274,7 @@ def save_adapter(model: Any, folder: Path, base_path: str) -> None:
         scale = 2**0.5 if config["use_rslora"] else 2  # twice the rank, and the same scaling
         config |= {"r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"], "init_lora_weights": True}
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        say(f"adapter: saved with rank {config['r']}, its start put back, so that it fits the base as it is on disk")
+        logger.info(f"adapter: saved with rank {config['r']}, its start put back, so that it fits the base as it is on disk")
     if base.is_dir():
         (folder / ORIGIN_FILE).write_text(json.dumps({"base_digest": weights_digest(base)}) + "\n", encoding="utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # peft's own, empty card

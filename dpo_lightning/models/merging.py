@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.lm_head import causal_lm
 from dpo_lightning.models.probe import undisturbed
@@ -126,7 +126,7 @@ def retie(model: Any) -> None:
     if equal:
         model.tie_weights()
     else:
-        say("note: the adapter changed one of two tied embeddings: input and output are written as two, untied")
+        logger.info("note: the adapter changed one of two tied embeddings: input and output are written as two, untied")
 
 
 @torch.no_grad()

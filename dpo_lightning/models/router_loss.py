@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dpo_lightning.console import say
+from dpo_lightning.log import logger
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.probe import HALF_TOLERANCE, TOLERANCE, undisturbed
 
@@ -43,9 +43,9 @@ def router_coefficient(given: float | None, config: Any) -> float:
     own = getattr(config, "router_aux_loss_coef", getattr(config, "aux_loss_coef", 0.0))
     chosen = (own if asked else 0.0) if given is None else given
     if chosen:
-        say(f"router loss: {chosen:g} x the load-balancing loss ({'the model config' if given is None else 'given'})")
+        logger.info(f"router loss: {chosen:g} x the load-balancing loss ({'the model config' if given is None else 'given'})")
     elif given is None:
-        say(f"router loss: none (output_router_logits is off in the model config; --{KEY} {own or 0.001:g} adds it)")
+        logger.info(f"router loss: none (output_router_logits is off in the model config; --{KEY} {own or 0.001:g} adds it)")
     return chosen
 
 

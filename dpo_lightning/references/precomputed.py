@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lightning.batches import Batch
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.checks import independent_length
 from dpo_lightning.models.folder import looks_like_hub_id
@@ -180,7 +180,7 @@ class Precomputed(ReferencePolicy):
         """What the values have to come from; a reference whose folder is gone is taken from the file that is named."""
         builder = self._other()
         if self.path and Path(self.path).is_file() and self._gone():
-            say(f"note: {self.model} is not there: {self.path} is taken as it is")
+            logger.info(f"note: {self.model} is not there: {self.path} is taken as it is")
             stored, _ = read(Path(self.path))
             digests = {name: getattr(stored, name) for name in ("weights", "architecture", "adapter")}
             return replace(Provenance.of(self._builder, run.tokenizer, run.data, run.precision), **digests)
@@ -225,7 +225,7 @@ class Precomputed(ReferencePolicy):
             )
         artefact.check_writable()
         todo = sum(map(len, batches))
-        say(f"reference: computing {todo} of {len(pairs)} pairs, once, into {artefact.path}")
+        logger.info(f"reference: computing {todo} of {len(pairs)} pairs, once, into {artefact.path}")
         answers: dict[bytes, Tensor] = {}
         done, kept_at = 0, time.monotonic()
         try:
@@ -239,7 +239,7 @@ class Precomputed(ReferencePolicy):
                     if time.monotonic() - kept_at >= FLUSH_SECONDS:
                         artefact.add(answers)
                         answers, kept_at = {}, time.monotonic()
-                        say(f"reference: {done} of {todo} pairs")
+                        logger.info(f"reference: {done} of {todo} pairs")
         finally:  # an interrupted pass keeps what it has
             artefact.add(answers)
 
@@ -272,7 +272,7 @@ class Precomputed(ReferencePolicy):
             self._starts[name] = table.offsets[:-1][places]
         self._values = table.values
         apart = "" if self._nearness == TOLERANCE else f"; {HALF_NOTE}"
-        say(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
+        logger.info(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
 
 
 def check_independence(config: Any, run: Scoring) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dpo_lightning.batches import Batch
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.logps import Scored
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.references.adapter_disabled import has_adapter
@@ -82,7 +82,7 @@ class Synced(ReferencePolicy):
                     own[name].copy_(value)
         if not self._told:
             self._told = True
-            say(
+            logger.info(
                 f"reference: moved towards the policy by {self.alpha} after step {step}; again every {self.every} steps"
             )
 

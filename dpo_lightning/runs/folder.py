@@ -10,8 +10,8 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 
 KEY = "output_dir"
 CONFIG = "config.yaml"
@@ -156,7 +156,7 @@ class RunFolder:
                 folder.rmdir()
         if self._aside is not None and not self.path.exists():
             self._aside.rename(self.path)
-            say(f"the old run is {self.path} again")
+            logger.info(f"the old run is {self.path} again")
 
     def _move_aside(self) -> None:
         aside = self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
@@ -164,7 +164,7 @@ class RunFolder:
             aside = aside.with_name(f"{aside.name}.1")
         self.path.rename(aside)
         self._aside, self._was_used = aside, False
-        say(f"the old run is now {aside}")
+        logger.info(f"the old run is now {aside}")
 
     def _check_movable(self, ckpt_path: str | None) -> None:
         if self.holds(ckpt_path):

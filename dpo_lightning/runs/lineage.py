@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpo_lightning.console import say
 from dpo_lightning.errors import UserError
+from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import ORIGIN_FILE
 from dpo_lightning.models.folder import adapter_base, weights_digest
 from dpo_lightning.models.folder_files import read_json
@@ -97,7 +97,7 @@ def chain(path: str | Path) -> list[Stage]:
     if not stages:
         stages = chain(adapter_base(folder))
     if not stages or stages[-1].digest != digest:
-        say(f"note: how the weights in {path} were made is not recorded, or they were changed since")
+        logger.info(f"note: how the weights in {path} were made is not recorded, or they were changed since")
         stages.append(Stage(UNRECORDED, {"path": str(path)}, "", digest))
     return stages
 
@@ -110,7 +110,7 @@ def recorded(folder: Path) -> list[Stage]:
     try:
         return [stage_of(entry) for entry in read_json(path).get("stages", [])]
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
-        say(f"note: {path} is damaged: what it tells of earlier stages is lost")
+        logger.info(f"note: {path} is damaged: what it tells of earlier stages is lost")
         return []
 
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 
 MARK = ".written-by-dpo_lightning"
 """A file in a folder that is being written: what lies beside it may be removed."""
@@ -148,7 +148,7 @@ class NewFolder:
             aside = aside.with_name(f"{aside.name}.1")
         self.path.rename(aside)
         partial.rename(self.path)
-        say(f"what was in {self.path} is now in {aside}")
+        logger.info(f"what was in {self.path} is now in {aside}")
 
     def _refusal(self, what: str, way: str = "") -> UserError:
         fix = f"--{self.key} with another name" + (f", or {way}" if way else "")

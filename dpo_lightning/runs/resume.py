@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from dpo_lightning.config.files import read_config
-from dpo_lightning.console import say
 from dpo_lightning.data.resumable_loader import check_whole, check_window, window_start
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.runs.folder import CONFIG, LOCK
 from dpo_lightning.special_files import special_kind
 
@@ -78,7 +78,9 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         problems = list(differences(dict(flat(read_config(str(recorded)))), now, str(recorded)))
         fix = f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one"
     else:
-        say(f"note: its run's {CONFIG} is not above {file}: of its options, the learning rate is compared, no other")
+        logger.info(
+            f"note: its run's {CONFIG} is not above {file}: of its options, the learning rate is compared, no other"
+        )
         problems = list(other_rates(content, now))
         fix = "--model.learning_rate as the run had it"
     if problems:
@@ -113,7 +115,7 @@ def take_date(path: str, config: Any) -> None:
     before = dict(flat(read_config(str(recorded)))).get(DATE)
     if before is not None:
         options.template_date = before
-        say(f"template_date: {before}, as the checkpoint's run had it")
+        logger.info(f"template_date: {before}, as the checkpoint's run had it")
 
 
 def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -141,7 +143,9 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         return
     check_window(loop["epoch_loop.batch_progress"], window)
     if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
-        say("warning: the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left")
+        logger.warning(
+            "the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left"
+        )
 
 
 def places(content: Mapping[str, Any]) -> list[Mapping[str, int]]:

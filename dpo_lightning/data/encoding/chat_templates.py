@@ -10,8 +10,8 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
-from dpo_lightning.console import say
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.special_files import check_not_special
 
 DATE = "data.template_date"
@@ -54,10 +54,10 @@ class RunDate:
         """Say once which date stands in the prompts, or that the one that was given does not."""
         if written and not self.written:
             self.written = str(self.day)
-            say(f"note: the chat template writes the date: {self.day}; --{DATE} gives another")
+            logger.info(f"note: the chat template writes the date: {self.day}; --{DATE} gives another")
         elif self._given and not self.written:
             self._given = False
-            say(f"note: {DATE} is not used: the chat template writes no date")
+            logger.info(f"note: {DATE} is not used: the chat template writes no date")
 
     def keep(self, options: dict[str, Any]) -> None:
         """Write the date that stands in prompts into the options of the data, which repeat the run."""
