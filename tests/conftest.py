@@ -11,9 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import hypothesis
 import jaxtyping
 import pytest
-import tiny
 import torch._dynamo
-from toy_setup import Toy
+from support import tiny_models
+from support.toy_setup import Toy
 
 SHAPED = tuple(
     f"dpo_lightning.{name}"
@@ -43,8 +43,7 @@ hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machi
 hypothesis.settings.load_profile("unhurried")
 check_shapes()
 
-import lookups  # noqa: E402 - what imports the package comes after the hook
-import runs  # noqa: E402
+from support import precomputed, short_runs  # noqa: E402 - what imports the package comes after the hook
 
 from dpo_lightning.log import log_to_terminal  # noqa: E402
 
@@ -54,25 +53,29 @@ log_to_terminal()
 @pytest.fixture(scope="session")
 def tokenizer():
     """A tokenizer without a chat template."""
-    return tiny.make_tokenizer()
+    return tiny_models.make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer():
     """A tokenizer with SmolLM2's template, whose EOS also pads."""
-    return tiny.make_chat_tokenizer()
+    return tiny_models.make_chat_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
     """The folder of a Llama-type model with a chat template; read it, do not write into it."""
-    return tiny.save(tmp_path_factory.mktemp("llama"), tiny.make_llama(), tiny.make_chat_tokenizer())
+    return tiny_models.save(
+        tmp_path_factory.mktemp("llama"), tiny_models.make_llama(), tiny_models.make_chat_tokenizer()
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory):
     """The folder of a GPT-2-type model without a chat template, with dropout; do not write into it."""
-    return tiny.save(tmp_path_factory.mktemp("gpt2"), tiny.make_gpt2(dropout=0.1), tiny.make_tokenizer())
+    return tiny_models.save(
+        tmp_path_factory.mktemp("gpt2"), tiny_models.make_gpt2(dropout=0.1), tiny_models.make_tokenizer()
+    )
 
 
 @pytest.fixture
@@ -108,13 +111,13 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def file(tmp_path_factory):
     """Nine pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=9)
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """The numbers of pairs that are scored at a time for a precomputed reference."""
-    return lookups.count_pairs(monkeypatch)
+    return precomputed.count_pairs(monkeypatch)
 
 
 @pytest.fixture(scope="session")

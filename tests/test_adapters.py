@@ -3,12 +3,11 @@
 import json
 
 import pytest
-import runs
-import tiny
 import torch
-from command_runs import Bench, refused
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from support import short_runs, tiny_models
+from support.command_line import Bench, refused
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -23,9 +22,9 @@ KINDS = {"plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}
 
 def trained(folder, file, lora, steps=2):
     """A policy after some steps against a copy of its start, and the pairs."""
-    made = runs.ready(folder, reference=FrozenCopy(), lora=lora)
-    pairs = runs.batch(made, file)
-    runs.take_steps(made, pairs, steps)
+    made = short_runs.ready(folder, reference=FrozenCopy(), lora=lora)
+    pairs = short_runs.batch(made, file)
+    short_runs.take_steps(made, pairs, steps)
     return made, pairs
 
 
@@ -38,8 +37,8 @@ def saved(made, folder, base):
 @pytest.mark.parametrize("start", STARTS)
 def test_every_start_is_the_model_itself(start, tiny_llama, file):
     """Also with what was taken out of the base, in which the adapter now is."""
-    made = runs.ready(tiny_llama, reference=FrozenCopy(), lora=Lora(r=2, init_lora_weights=start))
-    pairs = runs.batch(made, file)
+    made = short_runs.ready(tiny_llama, reference=FrozenCopy(), lora=Lora(r=2, init_lora_weights=start))
+    pairs = short_runs.batch(made, file)
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama)
     torch.testing.assert_close(score(made.policy, pairs).sums, score(plain, pairs).sums, rtol=0, atol=1e-4)
     with made.policy.disable_adapter():
@@ -82,11 +81,11 @@ def test_saving_leaves_the_policy_as_it_is(tiny_llama, file, tmp_path):
 def test_a_second_stage_starts_where_the_first_ended(tiny_llama, file, tmp_path):
     made, pairs = trained(tiny_llama, file, Lora(r=2, init_lora_weights="pissa"))
     one = saved(made, tmp_path / "one", tiny_llama)
-    second = runs.ready(one)
+    second = short_runs.ready(one)
     losses = second.compare(pairs)[0].losses
-    assert torch.equal(losses, torch.full_like(losses, runs.LN2))
+    assert torch.equal(losses, torch.full_like(losses, short_runs.LN2))
     torch.testing.assert_close(score(second.policy, pairs).sums, score(made.policy, pairs).sums, rtol=0, atol=1e-4)
-    runs.take_steps(second, pairs, 2)
+    short_runs.take_steps(second, pairs, 2)
     two = saved(second, tmp_path / "two", tiny_llama)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), str(two)).eval()
     torch.testing.assert_close(score(plain, pairs).sums, score(second.policy, pairs).sums, rtol=0, atol=1e-4)
@@ -110,11 +109,11 @@ def test_a_start_that_is_drawn_leaves_the_same_base_in_every_run(tiny_llama):
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
 def test_every_part_of_an_adapter_moves(options, checkpointing, tiny_llama, file):
     """Matrices, magnitudes, whole modules: after two steps each value's tensor is another one, and the base is not."""
-    made = runs.ready(
+    made = short_runs.ready(
         tiny_llama, reference=FrozenCopy(), lora=Lora(r=2, **options), gradient_checkpointing=checkpointing
     )
     before = {name: value.detach().clone() for name, value in made.policy.named_parameters()}
-    runs.take_steps(made, runs.batch(made, file), 2)
+    short_runs.take_steps(made, short_runs.batch(made, file), 2)
     for name, value in made.policy.named_parameters():
         adapted = "lora_" in name or "modules_to_save" in name
         assert (value.requires_grad, torch.equal(value, before[name])) == (adapted, not adapted), name
@@ -124,9 +123,9 @@ def test_every_part_of_an_adapter_moves(options, checkpointing, tiny_llama, file
 
 def test_dora_in_half_precision_is_refused(tiny_llama, file, tmp_path):
     """A magnitude of 5 has steps of 1/32 in bfloat16, an optimizer's step is some 1e-4: it would never move."""
-    made = runs.module(tiny_llama, lora=Lora(r=2, use_dora=True))
+    made = short_runs.module(tiny_llama, lora=Lora(r=2, use_dora=True))
     with pytest.raises(UserError, match="magnitudes would be rounded back") as refusal:
-        runs.fit(made, file, tmp_path, precision="bf16-true", enable_checkpointing=False)
+        short_runs.fit(made, file, tmp_path, precision="bf16-true", enable_checkpointing=False)
     assert refusal.value.code == ExitCode.CONFIG
     assert "bf16-mixed" in refusal.value.fix
 
@@ -154,11 +153,12 @@ def test_what_cannot_be_is_refused_by_name(options, complaint):
 
 @pytest.mark.parametrize(
     ("kind", "start", "r"),
-    [(tiny.make_llama, start, 64) for start in ("mica", "pissa", "olora")] + [(tiny.make_gpt2, "olora", 2)],
+    [(tiny_models.make_llama, start, 64) for start in ("mica", "pissa", "olora")]
+    + [(tiny_models.make_gpt2, "olora", 2)],
 )
 def test_a_start_that_does_not_fit_the_layers_is_refused(kind, start, r, tmp_path):
     """More directions than a layer has, and layers whose weights peft forgets to turn."""
-    folder = tiny.save(tmp_path / "model", kind(), tiny.make_chat_tokenizer())
+    folder = tiny_models.save(tmp_path / "model", kind(), tiny_models.make_chat_tokenizer())
     with pytest.raises(UserError, match="does not fit the model") as refusal:
         CausalLM(str(folder), lora=Lora(r=r, init_lora_weights=start)).build()
     assert refusal.value.code == ExitCode.CONFIG
@@ -188,7 +188,9 @@ def test_the_command_line_knows_the_starts(tiny_llama, tmp_path):
 )
 def test_nothing_is_taken_out_of_shared_weights_and_embeddings(start, tied, targets, named, tmp_path):
     """The other module would lack it as well, and the saved adapter could not put it back."""
-    folder = tiny.save(tmp_path / "model", tiny.make_llama(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
+    folder = tiny_models.save(
+        tmp_path / "model", tiny_models.make_llama(tie_word_embeddings=tied), tiny_models.make_chat_tokenizer()
+    )
     builder = CausalLM(str(folder), lora=Lora(r=2, init_lora_weights=start, target_modules=targets))
     if named is None:
         builder.build()
@@ -220,13 +222,13 @@ def test_names_of_no_module_are_refused(options, complaint, tiny_llama):
 @pytest.mark.parametrize(
     ("kind", "layers"),
     [
-        (tiny.make_llama, "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
-        (tiny.make_gpt2, "c_attn, c_fc, c_proj"),
+        (tiny_models.make_llama, "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        (tiny_models.make_gpt2, "c_attn, c_fc, c_proj"),
     ],
 )
 def test_a_refusal_names_the_models_own_layers(kind, layers, tmp_path):
     """Not what peft has put into it before it gave up."""
-    folder = tiny.save(tmp_path / "model", kind(), tiny.make_chat_tokenizer())
+    folder = tiny_models.save(tmp_path / "model", kind(), tiny_models.make_chat_tokenizer())
     with pytest.raises(UserError) as refusal:
         CausalLM(str(folder), lora=Lora(r=64, init_lora_weights="mica")).build()
     assert refusal.value.fix == f"the model's linear layers are {layers}"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import runs
+from support import short_runs
 
 from dpo_lightning import hardware
 from dpo_lightning import policy_module as module
@@ -106,5 +106,7 @@ def test_training_on_a_cpu_is_for_speed_unless_memory_is_what_counts(
 ):
     made = []
     monkeypatch.setattr(module, "settle_memory", lambda *, keep: made.append(keep))
-    runs.fit(runs.module(tiny_llama, gradient_checkpointing=checkpointing), file, tmp_path, enable_checkpointing=False)
+    short_runs.fit(
+        short_runs.module(tiny_llama, gradient_checkpointing=checkpointing), file, tmp_path, enable_checkpointing=False
+    )
     assert made == [not checkpointing]

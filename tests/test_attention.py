@@ -3,7 +3,7 @@
 import jaxtyping
 import pytest
 import torch
-from forests import KERNELS, TREES, dense, gradients, tensors
+from support.trees import KERNELS, TREES, dense, gradients, tensors
 
 from dpo_lightning.attention import cpu as cpu_attention
 from dpo_lightning.attention.tree import Kernel, by_pieces, tree_attention

@@ -1,10 +1,10 @@
 """Where a row's log-probabilities depend on the longest row of its batch, it is said; no file may stand for them."""
 
 import pytest
-import runs
 import torch
-from families import LONG, LONGROPE, PHI, VOCAB, build, save
-from lookups import data
+from support import short_runs
+from support.model_families import LONG, LONGROPE, PHI, VOCAB, build, save
+from support.precomputed import data
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.checks import independent_length
@@ -15,7 +15,7 @@ from dpo_lightning.references.precomputed import Precomputed
 def refused(made, rows, folder, code):
     """The message with which a run is refused."""
     with pytest.raises(UserError) as raised:
-        runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
+        short_runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
     assert raised.value.code == code
     return str(raised.value)
 
@@ -56,8 +56,8 @@ def test_what_is_said_of_it_is_what_happens():
 
 @pytest.mark.parametrize(("max_length", "times"), [(48, 0), (128, 1)])
 def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file, tmp_path, capsys):
-    made, rows = runs.module(longrope), data(file, max_length=max_length, overlong="drop", eval=str(file))
-    runs.fit(made, file, tmp_path, data=rows, enable_checkpointing=False)
+    made, rows = short_runs.module(longrope), data(file, max_length=max_length, overlong="drop", eval=str(file))
+    short_runs.fit(made, file, tmp_path, data=rows, enable_checkpointing=False)
     told = capsys.readouterr().out
     said = "note: beyond 48 tokens, a row's log-probabilities depend on the longest row of its batch (phi3: "
     assert told.count(said) == times
@@ -67,20 +67,20 @@ def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file,
 @pytest.mark.usefixtures("place")
 def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_path):
     """Of the nine pairs some have more than 48 tokens."""
-    message = refused(runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.CONFIG)
+    message = refused(short_runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.CONFIG)
     assert "beyond 48, log-probabilities depend on the longest row of their batch (phi3: its longrope" in message
     assert "pairs.jsonl:9" in message
     assert not (tmp_path / "outputs" / "reference").exists()
     for most in (48, 40):
-        short, made = data(file, max_length=most, overlong="drop"), runs.module(longrope, Precomputed())
-        runs.fit(made, file, tmp_path / str(most), data=short, enable_checkpointing=False)
+        short, made = data(file, max_length=most, overlong="drop"), short_runs.module(longrope, Precomputed())
+        short_runs.fit(made, file, tmp_path / str(most), data=short, enable_checkpointing=False)
 
 
 @pytest.mark.usefixtures("place")
 def test_the_self_check_looks_at_the_longest_row(longrope, file, tmp_path, monkeypatch):
     """Where nothing in the configuration tells of it."""
     monkeypatch.setattr(precomputed, "independent_length", lambda config: None)
-    message = refused(runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.MODEL)
+    message = refused(short_runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.MODEL)
     assert "pairs.jsonl:9 and " in message
     assert "pairs.jsonl:1 in one batch" in message
     assert "the model's numbers depend on the rows of a batch" in message

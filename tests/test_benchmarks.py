@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import json_lines, pairs
+from support.command_line import json_lines, pairs
 
 from benchmarks.rows import fitting_rows, read_rows, write_rows
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import PAIRS, make
+from support.model_families import PAIRS, make
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

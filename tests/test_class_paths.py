@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from command_runs import CONFIGS, ROOT, Bench, refused, watch_loading
+from support.command_line import CONFIGS, ROOT, Bench, refused, watch_loading
 
 from dpo_lightning.__main__ import main
 from dpo_lightning.config.class_paths import ALLOWED, take_allowed

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from command_runs import Bench, fail_at_start, json_lines, pairs, refused, run, watch_loading
+from support.command_line import Bench, fail_at_start, json_lines, pairs, refused, run, watch_loading
 
 from dpo_lightning.hardware import choose_precision
 

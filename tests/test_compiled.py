@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from runs import fit, module, write_pairs
+from support.short_runs import fit, module, write_pairs
 from torch._dynamo.utils import counters
 
 from dpo_lightning.data.collate import PackedSharedPrefix

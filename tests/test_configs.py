@@ -5,10 +5,10 @@ import math
 import re
 
 import pytest
-import tiny
 import yaml
-from command_runs import CONFIGS, ON_CPU, QUIET, ROOT, run, watch_loading
 from safetensors.torch import load_file
+from support import tiny_models
+from support.command_line import CONFIGS, ON_CPU, QUIET, ROOT, run, watch_loading
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dpo_lightning import (
@@ -63,8 +63,8 @@ class Instantiated(PreferenceCLI):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny model with as many positions as the recipes ask for."""
-    llama = tiny.make_llama(max_position_embeddings=512)
-    return tiny.save(tmp_path_factory.mktemp("model"), llama, tiny.make_chat_tokenizer())
+    llama = tiny_models.make_llama(max_position_embeddings=512)
+    return tiny_models.save(tmp_path_factory.mktemp("model"), llama, tiny_models.make_chat_tokenizer())
 
 
 @pytest.fixture(scope="module")

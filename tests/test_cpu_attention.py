@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from forests import KERNELS, TREES, dense, gradients, tensors
+from support.trees import KERNELS, TREES, dense, gradients, tensors
 
 from dpo_lightning.attention.cpu import products_of, unseen, unseen_in_tree
 from dpo_lightning.attention.masks import causal_mask

@@ -6,11 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-import runs
-import tiny
 import torch
-from command_runs import refused, run
-from layouts import read_back
+from support import short_runs, tiny_models
+from support.batch_layouts import read_back
+from support.command_line import refused, run
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
@@ -25,7 +24,7 @@ PROMPTS = ([40], [7, 300, 41, 9, 11], [5] * 30, [60, 61, 62])
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request):
     """A model with rotary positions and one with absolute ones, which padding shifts."""
-    return tiny.make_llama() if request.param == "llama" else tiny.make_gpt2()
+    return tiny_models.make_llama() if request.param == "llama" else tiny_models.make_gpt2()
 
 
 def alone(model, tokenizer, prompt, steps=12):
@@ -96,8 +95,8 @@ def test_the_random_state_is_left_alone(model, chat_tokenizer):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_the_mode_comes_back(training, chat_tokenizer):
-    model = tiny.make_gpt2(dropout=0.5).train(training)
-    expected = [alone(tiny.make_gpt2(), chat_tokenizer, prompt) for prompt in PROMPTS]
+    model = tiny_models.make_gpt2(dropout=0.5).train(training)
+    expected = [alone(tiny_models.make_gpt2(), chat_tokenizer, prompt) for prompt in PROMPTS]
     assert answer(model, chat_tokenizer, PROMPTS, GREEDY, STOPS) == expected
     assert {part.training for part in model.modules()} == {training}
     with pytest.raises(TypeError):
@@ -106,19 +105,19 @@ def test_dropout_is_off_and_the_mode_comes_back(training, chat_tokenizer):
 
 
 def test_the_models_weights_can_go_on_learning(tiny_gpt2, chat_tokenizer, tmp_path):
-    made = runs.ready(tiny_gpt2, lora=Lora(r=2), gradient_checkpointing=True)
-    pairs = runs.batch(made, runs.write_pairs(tmp_path / "pairs.jsonl"))
+    made = short_runs.ready(tiny_gpt2, lora=Lora(r=2), gradient_checkpointing=True)
+    pairs = short_runs.batch(made, short_runs.write_pairs(tmp_path / "pairs.jsonl"))
     with made.reference.activated(made.policy) as base:
         answer(base, chat_tokenizer, PROMPTS, GREEDY, STOPS)
     answer(made.policy, chat_tokenizer, PROMPTS, GREEDY, STOPS)
-    runs.take_steps(made, pairs, 1)
+    short_runs.take_steps(made, pairs, 1)
     moved = [value for name, value in made.policy.named_parameters() if "lora_B" in name]
     assert moved
     assert all(value.any() for value in moved)
 
 
 def test_no_more_tokens_than_the_model_has_positions(chat_tokenizer):
-    model = favouring(tiny.make_gpt2(), 40)  # 256 positions, beyond which lies nothing
+    model = favouring(tiny_models.make_gpt2(), 40)  # 256 positions, beyond which lies nothing
     word = chat_tokenizer.decode([40])
     assert answer(model, chat_tokenizer, [[7] * 250], GREEDY, STOPS) == [word * 6]
     with pytest.raises(UserError, match="a prompt takes 256 tokens, the model has 256 positions") as raised:
@@ -154,28 +153,28 @@ def double(prompt):
     return [*prompt, {"role": "assistant", "content": "So"}, {"role": "user", "content": "What?"}]
 
 
-WITH_BOS = "{{ bos_token }}" + tiny.CHATML
+WITH_BOS = "{{ bos_token }}" + tiny_models.CHATML
 
 
 @pytest.mark.parametrize(
     ("row", "template"),
-    [(PLAIN, None), (PLAIN, tiny.CHATML), (PLAIN, WITH_BOS), (CHAT, tiny.CHATML), (CHAT, WITH_BOS)],
+    [(PLAIN, None), (PLAIN, tiny_models.CHATML), (PLAIN, WITH_BOS), (CHAT, tiny_models.CHATML), (CHAT, WITH_BOS)],
 )
 def test_prompts_are_those_of_training(row, template, tmp_path):
     # A BOS that the tokenizer adds to what a template wrote is seen in generation only, or in training only.
-    tokenizer = tiny.make_tokenizer(template=template, eos=tiny.END, prepends_bos=True)
-    folder = tiny.save(tmp_path / "model", tiny.make_llama(), tokenizer)
-    made = runs.ready(folder)
+    tokenizer = tiny_models.make_tokenizer(template=template, eos=tiny_models.END, prepends_bos=True)
+    folder = tiny_models.save(tmp_path / "model", tiny_models.make_llama(), tokenizer)
+    made = short_runs.ready(folder)
     other = {"prompt": double(row["prompt"]), "chosen": row["rejected"], "rejected": row["chosen"]}
     (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n")
-    pairs = runs.batch(made, tmp_path / "pairs.jsonl", rows=1)
+    pairs = short_runs.batch(made, tmp_path / "pairs.jsonl", rows=1)
     builder = CausalLM(str(folder))
     renderer = Renderer(builder.tokenizer(), "auto", "neutralize", builder.end_ids())
     ids = renderer.prompt_ids(row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"]))
     for sequence in read_back(pairs):
         assert sequence[0][0] == ids  # what the first scored token is predicted from
     begin = tokenizer.bos_token_id
-    assert ids.count(begin) == (0 if template == tiny.CHATML else 1)
+    assert ids.count(begin) == (0 if template == tiny_models.CHATML else 1)
     assert renderer.stops == {tokenizer.eos_token_id}
 
 

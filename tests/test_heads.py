@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
-from families import FAMILIES, PAIRS, make, with_adapter
-from layouts import LAYOUTS, pair
+from support import tiny_models
+from support.batch_layouts import LAYOUTS, pair
+from support.model_families import FAMILIES, PAIRS, make, with_adapter
 
 from dpo_lightning import logps
 from dpo_lightning.data.collate import Padded
@@ -63,7 +63,9 @@ def test_an_adapter_on_the_output_layer_is_trained(family, modules, rows, monkey
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
 def test_an_output_layer_that_is_trained_whole_beside_an_adapter(saved, tied, tmp_path):
-    folder = tiny.save(tmp_path, tiny.make_llama(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
+    folder = tiny_models.save(
+        tmp_path, tiny_models.make_llama(tie_word_embeddings=tied), tiny_models.make_chat_tokenizer()
+    )
     policy = CausalLM(str(folder), lora=Lora(r=2, modules_to_save=saved)).build()
     head, batch = find_head(policy), Padded().pairs([pair([5, 6], [7, 8, 2], [9, 2])], [0])
     found = []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from command_runs import refused, run
+from support.command_line import refused, run
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM

@@ -7,8 +7,8 @@ import shutil
 import signal
 
 import pytest
-import tiny
-from command_runs import Bench, refused, run
+from support import tiny_models
+from support.command_line import Bench, refused, run
 
 from dpo_lightning.data.encoding import template_limits
 from dpo_lightning.data.encoding.rendering import Renderer
@@ -67,7 +67,7 @@ def messages():
 
 def renderer(template):
     """A renderer whose tokenizer has a template."""
-    tokenizer = tiny.make_chat_tokenizer(template=template)
+    tokenizer = tiny_models.make_chat_tokenizer(template=template)
     return Renderer(tokenizer)
 
 

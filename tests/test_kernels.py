@@ -3,11 +3,10 @@
 import json
 
 import pytest
-import runs
-import tiny
 import torch
-from families import FAMILIES, PAIRS, make
-from layouts import LAYOUTS, TREES
+from support import short_runs, tiny_models
+from support.batch_layouts import LAYOUTS, TREES
+from support.model_families import FAMILIES, PAIRS, make
 from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning.attention.masks import Forest
@@ -234,16 +233,18 @@ def test_a_kernel_that_was_asked_for_is_left_alone(attention, tiny_llama, capsys
 
 def test_a_run_with_a_model_that_cannot_says_why_and_pads(tmp_path, capsys):
     family, options, _ = REFUSED["bloom"]
-    folder = tiny.save(tmp_path / "bloom", make(family, **options, vocab_size=tiny.VOCAB), tiny.make_chat_tokenizer())
-    file = runs.write_pairs(tmp_path / "pairs.jsonl")
+    folder = tiny_models.save(
+        tmp_path / "bloom", make(family, **options, vocab_size=tiny_models.VOCAB), tiny_models.make_chat_tokenizer()
+    )
+    file = short_runs.write_pairs(tmp_path / "pairs.jsonl")
     data = PreferenceDataModule(train=str(file), batch_size=4, max_length=128)
-    runs.fit(runs.module(folder), file, tmp_path, data=data, enable_checkpointing=False)
+    short_runs.fit(short_runs.module(folder), file, tmp_path, data=data, enable_checkpointing=False)
     told = capsys.readouterr().out
     assert "layout: padded rows (bloom does not run with it" in told
     assert "self-check: passed" in told
     assert data.layout == Padded()
     asked = PreferenceDataModule(train=str(file), batch_size=4, max_length=128, collator=PackedSharedPrefix())
     with pytest.raises(UserError, match=r"does not take PackedSharedPrefix batches at data\.collator") as raised:
-        runs.fit(runs.module(folder), file, tmp_path, data=asked, enable_checkpointing=False)
+        short_runs.fit(short_runs.module(folder), file, tmp_path, data=asked, enable_checkpointing=False)
     assert raised.value.code == ExitCode.MODEL == 67
     assert "--data.collator Padded" in raised.value.fix

@@ -4,11 +4,11 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import kto_runs
 import pytest
 import torch
-import whole_runs as runs
-from kto_runs import KTO, assert_same_weights, files, judged_rows, kto, losses, train
+from support import kto_runs, whole_runs
+from support.kto_runs import KTO, assert_same_weights, files, judged_rows, kto, losses, train
+from support.two_ranks import run_on_two_ranks
 
 from dpo_lightning import DPOModule, UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -33,7 +33,7 @@ def test_training_as_the_formula_does(name, size, accumulate, tiny_llama, tmp_pa
     module, memory, data, _ = train(tiny_llama, tmp_path, losses()[name], size, accumulate)
     means, expected = kto_runs.plain_run(tiny_llama, data.encoded["train"], name, size, 4)
     assert memory.curve("train/loss") == pytest.approx(means, rel=1e-5)
-    assert_same_weights(runs.weights(module), expected, start)
+    assert_same_weights(whole_runs.weights(module), expected, start)
 
 
 def test_ktos_divergence_moves_what_is_trained(tiny_llama, tmp_path):
@@ -50,7 +50,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(name, tiny_llama, tmp_path, sta
         train(tiny_llama, tmp_path, losses()[name if k < 2 else "kto"], *cut, max_epochs=2)
         for k, cut in enumerate([(1, 4), (4, 1), (1, 4)])
     )
-    assert_same_weights(runs.weights(one[0]), runs.weights(all_[0]), start)
+    assert_same_weights(whole_runs.weights(one[0]), whole_runs.weights(all_[0]), start)
     for step, metrics in one[1].steps.items():
         assert metrics == pytest.approx(all_[1].steps[step], rel=1e-5, abs=1e-4)
     assert "train/kl" not in one[1].steps[1]
@@ -59,7 +59,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(name, tiny_llama, tmp_path, sta
 
 def test_two_ranks_are_one(tiny_llama, tmp_path, start):
     """A row per micro-batch and rank, so that a rank has one kind only: weights and metrics are one process's."""
-    both = runs.odd_runs_on_two_ranks(tiny_llama, tmp_path, kto_runs.__file__)
+    both = run_on_two_ranks(kto_runs.__file__, tiny_llama, tmp_path)
     for name, loss in losses().items():
         one, two = kto_runs.odd_run(loss, tiny_llama, tmp_path / "one" / name, ranks=1), both[name]
         assert_same_weights(two["weights"], one["weights"], start)
@@ -76,7 +76,7 @@ def test_two_ranks_are_one(tiny_llama, tmp_path, start):
 def test_layouts_agree(name, layout, tiny_llama, tmp_path, start):
     expected, before, _, _ = train(tiny_llama, tmp_path, losses()[name], 3, collator=Padded())
     found, after, _, _ = train(tiny_llama, tmp_path, losses()[name], 3, collator=layout)
-    assert_same_weights(runs.weights(found), runs.weights(expected), start)
+    assert_same_weights(whole_runs.weights(found), whole_runs.weights(expected), start)
     for step, metrics in before.steps.items():
         assert after.steps[step] == pytest.approx(metrics, rel=1e-5, abs=1e-4)
 
@@ -108,9 +108,9 @@ def test_a_micro_batch_of_one_kind(name, kind, tiny_llama, tmp_path):
     """No measure is NaN: what no answer told is left out, and comes when there is one."""
     rows = [row for row in judged_rows(24) if row["label"] is kind][:4]
     rows += [row for row in judged_rows(24) if row["label"] is not kind][:4]
-    path = runs.write_rows(tmp_path, "sorted", rows)
+    path = whole_runs.write_rows(tmp_path, "sorted", rows)
     module = kto(tiny_llama, losses()[name])
-    memory, _ = runs.fit(
+    memory, _ = whole_runs.fit(
         module, UnpairedDataModule(path, batch_size=4, max_length=64, shuffle=False), tmp_path, max_steps=2
     )
     there, absent = ("chosen", "rejected") if kind else ("rejected", "chosen")
@@ -119,7 +119,7 @@ def test_a_micro_batch_of_one_kind(name, kind, tiny_llama, tmp_path):
     assert f"train/rewards/{absent}" in memory.steps[2]
     assert [memory.steps[step]["train/desirable"] for step in (1, 2)] == [kind, not kind]
     assert all(math.isfinite(value) for metrics in memory.steps.values() for value in metrics.values())
-    assert all(value.isfinite().all() for value in runs.weights(module).values())
+    assert all(value.isfinite().all() for value in whole_runs.weights(module).values())
 
 
 def test_a_weight_of_zero_leaves_a_kind_out(tiny_llama, tmp_path, start):
@@ -127,10 +127,10 @@ def test_a_weight_of_zero_leaves_a_kind_out(tiny_llama, tmp_path, start):
     ends = []
     for text in ("no", "something else"):
         rows = [row | ({} if row["label"] else {"completion": f" {text} {i}"}) for i, row in enumerate(judged_rows(8))]
-        path = runs.write_rows(tmp_path, "rows", rows)
+        path = whole_runs.write_rows(tmp_path, "rows", rows)
         module = kto(tiny_llama, APOZeroUnpairedLoss(0.3, undesirable_weight=0.0))
-        runs.fit(module, UnpairedDataModule(path, batch_size=4, max_length=64, shuffle=False), tmp_path)
-        ends.append(runs.weights(module))
+        whole_runs.fit(module, UnpairedDataModule(path, batch_size=4, max_length=64, shuffle=False), tmp_path)
+        ends.append(whole_runs.weights(module))
     assert_same_weights(*ends, start)
 
 
@@ -146,8 +146,8 @@ def test_a_row_of_weight_two_is_two_rows(name, tiny_llama, tmp_path, start):
     for given in (repeated, weighed):
         module = kto(tiny_llama, losses()[name])
         data.encoded["train"] = given
-        runs.fit(module, data, tmp_path, max_epochs=3)
-        ends.append((runs.weights(module), module.loss_state))
+        whole_runs.fit(module, data, tmp_path, max_epochs=3)
+        ends.append((whole_runs.weights(module), module.loss_state))
     assert_same_weights(ends[0][0], ends[1][0], start)
     if name == "bco":
         assert float(ends[0][1].value) == pytest.approx(float(ends[1][1].value), rel=1e-4)
@@ -255,14 +255,16 @@ def test_training_as_trl_does(loss, options, tiny_gpt2, tmp_path):
     from trl import KTOConfig, KTOTrainer
 
     rows, steps = judged_rows(6), 8
-    data = UnpairedDataModule(runs.write_rows(tmp_path, "train", rows), batch_size=6, max_length=128, shuffle=False)
-    adamw = {"optimizer": runs.PLAIN_ADAMW, "learning_rate": runs.LEARNING_RATE}
-    memory, _ = runs.fit(kto(tiny_gpt2, loss, **adamw), data, tmp_path, max_epochs=steps)
+    data = UnpairedDataModule(
+        whole_runs.write_rows(tmp_path, "train", rows), batch_size=6, max_length=128, shuffle=False
+    )
+    adamw = {"optimizer": whole_runs.PLAIN_ADAMW, "learning_rate": whole_runs.LEARNING_RATE}
+    memory, _ = whole_runs.fit(kto(tiny_gpt2, loss, **adamw), data, tmp_path, max_epochs=steps)
     config = KTOConfig(
         output_dir=str(tmp_path / "trl"),
         per_device_train_batch_size=6,
         max_steps=steps,
-        learning_rate=runs.LEARNING_RATE,
+        learning_rate=whole_runs.LEARNING_RATE,
         lr_scheduler_type="constant",
         optim="adamw_torch",
         weight_decay=0.0,

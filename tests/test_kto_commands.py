@@ -2,9 +2,9 @@
 
 import json
 
-import kto_runs
 import pytest
-from command_runs import CONFIGS, ON_CPU, QUIET, refused, run
+from support import kto_runs
+from support.command_line import CONFIGS, ON_CPU, QUIET, refused, run
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-import whole_runs as runs
-from kto_runs import KTO, RATE, assert_same_weights, files, losses, train
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support import whole_runs
+from support.kto_runs import KTO, RATE, assert_same_weights, files, losses, train
 
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.callbacks import PredictionWriter
@@ -27,8 +27,8 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(tiny_llama, tmp_path):
     found = []
     for size in (1, 2, 3, 5):
         data = UnpairedDataModule(eval=files(tmp_path)[1], batch_size=size, max_length=64)
-        memory = runs.Memory()
-        trainer = runs.Trainer(accelerator="cpu", devices=1, logger=memory, enable_progress_bar=False)
+        memory = whole_runs.Memory()
+        trainer = whole_runs.Trainer(accelerator="cpu", devices=1, logger=memory, enable_progress_bar=False)
         (told,) = trainer.test(module, datamodule=data, verbose=False)
         found.append(told)
     assert set(found[0]) == {
@@ -51,7 +51,7 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(tiny_llama, tmp_path):
 
 def test_predictions_tell_the_judgement(tiny_llama, tmp_path):
     module, _, data, _ = train(tiny_llama, tmp_path, KTO)
-    runner = runs.Trainer(
+    runner = whole_runs.Trainer(
         default_root_dir=tmp_path / "told",
         accelerator="cpu",
         devices=1,
@@ -101,6 +101,6 @@ def test_bcos_mean_survives_a_restart(tiny_llama, tmp_path, start):
     train(tiny_llama, tmp_path, BCOLoss(0.3), max_steps=3, **options)
     again = BCOLoss(0.3)
     rest, _, _, _ = train(tiny_llama, tmp_path, again, max_steps=6, max_epochs=2, ckpt_path=tmp_path / "step=3.ckpt")
-    assert_same_weights(runs.weights(rest), runs.weights(whole), start)
+    assert_same_weights(whole_runs.weights(rest), whole_runs.weights(whole), start)
     assert torch.equal(again.state.value, whole.loss.state.value)
     assert float(again.state.value) != 0

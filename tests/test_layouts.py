@@ -3,11 +3,10 @@
 import copy
 
 import pytest
-import runs
-import tiny
 import torch
-from families import FAMILIES, PAIRS, make, with_adapter
-from layouts import LAYOUTS, ORIGIN
+from support import short_runs, tiny_models
+from support.batch_layouts import LAYOUTS, ORIGIN
+from support.model_families import FAMILIES, PAIRS, make, with_adapter
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
@@ -172,7 +171,7 @@ def trained(family, layout, steps=8):
 def test_eight_steps_are_the_same_without_padding(family):
     padded, packed = trained(family, Padded()), trained(family, PackedSharedPrefix())
     assert packed == pytest.approx(padded, abs=1e-5)
-    assert padded[0] == pytest.approx(runs.LN2, abs=1e-7)
+    assert padded[0] == pytest.approx(short_runs.LN2, abs=1e-7)
     assert padded[-1] < padded[0] - 0.01
 
 
@@ -180,14 +179,14 @@ def test_eight_steps_are_the_same_without_padding(family):
 def file(tmp_path_factory):
     """Pairs whose answers begin alike or not."""
     same = {"chosen": "It is 46, or so.", "rejected": "It is 46, and not 47, they say."}
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", **same)
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", **same)
 
 
 @pytest.fixture(scope="module")
 def tiny_gemma(tmp_path_factory):
     """The folder of a Gemma-2-type model, whose attention and logits are capped."""
-    model = make("gemma2", vocab_size=tiny.VOCAB, max_position_embeddings=256)
-    return tiny.save(tmp_path_factory.mktemp("gemma"), model, tiny.make_chat_tokenizer())
+    model = make("gemma2", vocab_size=tiny_models.VOCAB, max_position_embeddings=256)
+    return tiny_models.save(tmp_path_factory.mktemp("gemma"), model, tiny_models.make_chat_tokenizer())
 
 
 def in_layout(made, file, layout):
@@ -202,13 +201,13 @@ def in_layout(made, file, layout):
 @pytest.mark.parametrize("lora", [None, Lora(r=2, lora_dropout=0.5)])
 @pytest.mark.parametrize("folder", ["tiny_llama", "tiny_gpt2", "tiny_gemma"])
 def test_a_run_starts_at_ln_2_with_margins_of_exactly_0(folder, lora, mixed, layout, file, request):
-    made = runs.ready(request.getfixturevalue(folder), lora=lora)
+    made = short_runs.ready(request.getfixturevalue(folder), lora=lora)
     assert isinstance(made.reference, AdapterDisabled if lora else FrozenCopy)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         output, logps = made.compare(in_layout(made, file, layout))
     zeros = PairLogps(*torch.zeros(4, 4), logps.chosen_lengths, logps.rejected_lengths)
     assert torch.equal(output.losses, DPOLoss()(zeros).losses)
-    assert output.losses.tolist() == pytest.approx([runs.LN2] * 4, abs=1e-7)
+    assert output.losses.tolist() == pytest.approx([short_runs.LN2] * 4, abs=1e-7)
     assert torch.equal(logps.policy_chosen, logps.reference_chosen)
     assert torch.equal(logps.policy_rejected, logps.reference_rejected)
     assert not logps.margins.any()
@@ -218,8 +217,8 @@ def test_a_run_starts_at_ln_2_with_margins_of_exactly_0(folder, lora, mixed, lay
 @pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
 def test_a_run_takes_the_layout_that_its_model_does(attention, tiny_llama, file, tmp_path, capsys):
     data = PreferenceDataModule(train=str(file), eval=str(file), batch_size=4, max_length=128, allow="leak")
-    made = runs.module(tiny_llama, attention=attention)
-    runner = runs.fit(made, file, tmp_path, data=data, enable_checkpointing=False)
+    made = short_runs.module(tiny_llama, attention=attention)
+    runner = short_runs.fit(made, file, tmp_path, data=data, enable_checkpointing=False)
     assert type(data.layout) is (PackedSharedPrefix if attention == "auto" else Padded)
     runner.validate(made, datamodule=data, verbose=False)
     assert "self-check: passed (starting loss 0.693147, margins 0, tokens sound)" in capsys.readouterr().out
@@ -231,12 +230,12 @@ def test_a_run_in_any_layout_gives_the_same_loss(tiny_llama, file, tmp_path):
         data = PreferenceDataModule(
             train=str(file), eval=str(file), batch_size=4, max_length=128, collator=each, allow="leak"
         )
-        made = runs.module(tiny_llama)
-        runner = runs.fit(made, file, tmp_path / name, steps=3, data=data, enable_checkpointing=False)
+        made = short_runs.module(tiny_llama)
+        runner = short_runs.fit(made, file, tmp_path / name, steps=3, data=data, enable_checkpointing=False)
         assert data.layout is each
         losses[name] = runner.validate(made, datamodule=data, verbose=False)[0]["eval/loss"]
     assert list(losses.values()) == pytest.approx([losses["padded"]] * len(LAYOUTS), abs=1e-4)
-    assert abs(losses["padded"] - runs.LN2) > 0.01
+    assert abs(losses["padded"] - short_runs.LN2) > 0.01
 
 
 @pytest.mark.parametrize("kind", [PreferenceDataModule, SFTDataModule])
@@ -255,12 +254,12 @@ def test_a_layout_that_the_model_does_not_take_is_refused(kind, name):
 
 def test_so_it_is_in_a_run_whose_reference_does_not_take_it(tiny_llama, file, tmp_path):
     """Both models see the same batch."""
-    made = runs.module(tiny_llama)
+    made = short_runs.module(tiny_llama)
     made.configure_model()
     assert made.takes_trees()
     made.reference._held[0].set_attn_implementation("sdpa")
     assert not made.takes_trees()
     data = PreferenceDataModule(train=str(file), batch_size=4, max_length=128, collator=PackedSharedPrefix())
     with pytest.raises(UserError, match="does not take PackedSharedPrefix") as told:
-        runs.fit(made, file, tmp_path, data=data, enable_checkpointing=False)
+        short_runs.fit(made, file, tmp_path, data=data, enable_checkpointing=False)
     assert told.value.code == ExitCode.MODEL

@@ -1,7 +1,7 @@
 """Mistakes that only a library notices: the option is named, and none of them is called a bug."""
 
 import pytest
-from command_runs import Bench, refused
+from support.command_line import Bench, refused
 
 
 @pytest.fixture

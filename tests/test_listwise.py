@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-import whole_runs as runs
-from command_runs import CONFIGS, ON_CPU, QUIET, run
-from families import make
-from layouts import LAYOUTS, ORIGIN, answer, visible
 from lightning.pytorch import Trainer
+from support import whole_runs
+from support.batch_layouts import LAYOUTS, ORIGIN, answer, visible
+from support.command_line import CONFIGS, ON_CPU, QUIET, run
+from support.model_families import make
 
 from dpo_lightning import PreferenceDataModule, RankedDataModule
 from dpo_lightning.batches import PreferenceBatch, Tree
@@ -90,28 +90,31 @@ def test_layouts_agree():
 
 def test_lists_of_two_are_a_run_of_dpo(tiny_llama, tmp_path):
     """The same rows as pairs and as lists, eight optimizer steps: losses, rewards and weights."""
-    rows = runs.preference_rows(8)
-    pairs = runs.write_rows(tmp_path, "pairs", rows)
-    ranked = runs.write_rows(
+    rows = whole_runs.preference_rows(8)
+    pairs = whole_runs.write_rows(tmp_path, "pairs", rows)
+    ranked = whole_runs.write_rows(
         tmp_path, "ranked", [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]]} for r in rows]
     )
     options = {"batch_size": 2, "max_length": 64}
-    plain, plain_weights = runs.dpo(tiny_llama), None
-    listed = runs.listwise(tiny_llama)
-    memory, _ = runs.fit(plain, PreferenceDataModule(pairs, **options), tmp_path, max_epochs=2)
-    plain_weights = runs.weights(plain)
-    other, _ = runs.fit(listed, RankedDataModule(ranked, **options), tmp_path, max_epochs=2)
+    plain, plain_weights = whole_runs.dpo(tiny_llama), None
+    listed = whole_runs.listwise(tiny_llama)
+    memory, _ = whole_runs.fit(plain, PreferenceDataModule(pairs, **options), tmp_path, max_epochs=2)
+    plain_weights = whole_runs.weights(plain)
+    other, _ = whole_runs.fit(listed, RankedDataModule(ranked, **options), tmp_path, max_epochs=2)
     assert len(logged(memory, "loss")) == 8
     assert logged(other, "loss") == pytest.approx(logged(memory, "loss"), rel=1e-5)
     assert logged(other, "rewards/best") == pytest.approx(logged(memory, "rewards/chosen"), rel=1e-4, abs=1e-5)
     assert logged(other, "rewards/accuracies") == logged(memory, "rewards/accuracies")
     assert logged(memory, "loss")[-1] < 0.6
-    for name, value in runs.weights(listed).items():
+    for name, value in whole_runs.weights(listed).items():
         torch.testing.assert_close(value, plain_weights[name], rtol=1e-5, atol=2e-5)
 
 
 def data_of(folder, count=6, **options):
-    files = [runs.write_rows(folder, name, runs.ranked_rows(count, i)) for name, i in (("train", 0), ("eval", 50))]
+    files = [
+        whole_runs.write_rows(folder, name, whole_runs.ranked_rows(count, i))
+        for name, i in (("train", 0), ("eval", 50))
+    ]
     return RankedDataModule(*files, batch_size=3, max_length=64, shuffle=False, **options)
 
 
@@ -119,8 +122,8 @@ def data_of(folder, count=6, **options):
 def test_the_start_is_the_log_of_all_orders(policy, tiny_llama, tmp_path, capsys):
     """Lists of 2, 3 and 4 answers: the mean of ln 2, ln 6 and ln 24; a frozen copy or the adapter switched off."""
     start = sum(math.lgamma(k + 1) for k in (2, 3, 4)) / 3
-    made = runs.listwise(tiny_llama, policy=CausalLM(str(tiny_llama), **policy))
-    memory, _ = runs.fit(made, data_of(tmp_path), tmp_path)
+    made = whole_runs.listwise(tiny_llama, policy=CausalLM(str(tiny_llama), **policy))
+    memory, _ = whole_runs.fit(made, data_of(tmp_path), tmp_path)
     assert logged(memory, "loss")[0] == pytest.approx(start, rel=1e-6)
     assert logged(memory, "rewards/ties")[0] == 1
     told = capsys.readouterr().out
@@ -142,7 +145,7 @@ class Shifted(FrozenCopy):
 
 def test_a_start_that_is_off_is_refused(tiny_llama, tmp_path):
     with pytest.raises(UserError, match=r"the starting loss is .*equal log-probabilities give") as told:
-        runs.fit(runs.listwise(tiny_llama, reference=Shifted()), data_of(tmp_path), tmp_path)
+        whole_runs.fit(whole_runs.listwise(tiny_llama, reference=Shifted()), data_of(tmp_path), tmp_path)
     assert told.value.code == ExitCode.MODEL
 
 
@@ -157,13 +160,13 @@ class OtherPrompt(PackedSharedPrefix):
 
 def test_answers_that_follow_different_prompts_are_refused(tiny_llama, tmp_path):
     with pytest.raises(UserError, match="the answers to a prompt follow different prompt tokens") as told:
-        runs.fit(runs.listwise(tiny_llama), data_of(tmp_path, collator=OtherPrompt()), tmp_path)
+        whole_runs.fit(whole_runs.listwise(tiny_llama), data_of(tmp_path, collator=OtherPrompt()), tmp_path)
     assert told.value.code == ExitCode.DATA
 
 
 def test_a_token_budget_takes_lists(tiny_llama, tmp_path):
     """Every list once an epoch, whatever the number of its answers."""
-    memory, trainer = runs.fit(runs.listwise(tiny_llama), data_of(tmp_path, max_tokens=128), tmp_path)
+    memory, trainer = whole_runs.fit(whole_runs.listwise(tiny_llama), data_of(tmp_path, max_tokens=128), tmp_path)
     assert trainer.global_step == len(logged(memory, "loss")) > 1
 
 
@@ -172,7 +175,7 @@ def test_a_token_budget_takes_lists(tiny_llama, tmp_path):
 
 def test_predictions_have_a_number_per_answer(tiny_llama, tmp_path):
     """Lines in the order of the file, answers best first and without padding."""
-    made, data = runs.listwise(tiny_llama), data_of(tmp_path, 4)
+    made, data = whole_runs.listwise(tiny_llama), data_of(tmp_path, 4)
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -190,7 +193,7 @@ def test_predictions_have_a_number_per_answer(tiny_llama, tmp_path):
     assert set(lines[0]) == {"file", "line", "index", "loss", "rewards", "logps", "reference_logps"}
     for line, row in zip(lines, rows, strict=True):
         with torch.no_grad():
-            plain = [runs.plain_logps(made.policy, row.prompt_ids, own.ids).sum().item() for own in row.answers]
+            plain = [whole_runs.plain_logps(made.policy, row.prompt_ids, own.ids).sum().item() for own in row.answers]
         assert line["logps"] == pytest.approx(plain, rel=1e-4)
         assert line["loss"] == pytest.approx(math.lgamma(len(row.answers) + 1), rel=1e-6)
 
@@ -200,9 +203,9 @@ def test_predictions_have_a_number_per_answer(tiny_llama, tmp_path):
 
 def test_a_file_of_log_probabilities_is_refused(tiny_llama):
     with pytest.raises(UserError, match="Precomputed finds the same number of answers") as told:
-        runs.listwise(tiny_llama, reference=Precomputed())
+        whole_runs.listwise(tiny_llama, reference=Precomputed())
     assert told.value.code == ExitCode.CONFIG
-    made = runs.listwise(tiny_llama)
+    made = whole_runs.listwise(tiny_llama)
     made.given_reference = Precomputed()  # as `precompute` does
     with pytest.raises(UserError, match="Precomputed finds the same number"):
         made.configure_model()
@@ -210,12 +213,12 @@ def test_a_file_of_log_probabilities_is_refused(tiny_llama):
 
 def test_measures_of_the_other_kind_are_refused(tiny_llama, tmp_path):
     with pytest.raises(UserError, match="measure pairs, and there are none") as told:
-        runs.fit(runs.listwise(tiny_llama), data_of(tmp_path), tmp_path, callbacks=[RewardMargins()])
+        whole_runs.fit(whole_runs.listwise(tiny_llama), data_of(tmp_path), tmp_path, callbacks=[RewardMargins()])
     assert told.value.code == ExitCode.CONFIG
-    pairs = runs.write_rows(tmp_path, "pairs", runs.preference_rows(4))
+    pairs = whole_runs.write_rows(tmp_path, "pairs", whole_runs.preference_rows(4))
     data = PreferenceDataModule(pairs, batch_size=2, max_length=64)
     with pytest.raises(UserError, match="RankedRewards measures ranked lists") as told:
-        runs.fit(runs.dpo(tiny_llama), data, tmp_path, callbacks=[RankedRewards()])
+        whole_runs.fit(whole_runs.dpo(tiny_llama), data, tmp_path, callbacks=[RankedRewards()])
     assert told.value.code == ExitCode.CONFIG
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from toy_setup import ROOT
+from support.toy_setup import ROOT
 
 SOURCE = ROOT / "requirements" / "check.py"
 SPEC = importlib.util.spec_from_file_location("check", SOURCE)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import PAIRS, make
+from support.model_families import PAIRS, make
 
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.logps import CACHED, CHUNK, cached, chunks, score

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import jaxtyping
 import pytest
-import tiny
 import torch
-from layouts import LAYOUTS, ORIGIN, answer, pair
+from support import tiny_models
+from support.batch_layouts import LAYOUTS, ORIGIN, answer, pair
 from torch import nn
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -202,7 +202,7 @@ def test_lengths_beyond_what_bf16_counts_are_exact():
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def model(request):
-    made = {"llama": tiny.make_llama, "gpt2": tiny.make_gpt2}[request.param]()
+    made = {"llama": tiny_models.make_llama, "gpt2": tiny_models.make_gpt2}[request.param]()
     assert install(made) == ""
     return made
 

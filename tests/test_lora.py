@@ -7,10 +7,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 import torch
 from peft import PeftModel
+from support import short_runs, tiny_models
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.logps import score
@@ -20,7 +19,7 @@ from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
 
 
 def lora_weights(made, kind):
@@ -50,16 +49,16 @@ def counted(made, calls):
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gpt2"])
 def test_an_adapter_trains_under_gradient_checkpointing(kind, file, request):
     # Without care no input of a checkpointed block needs a gradient, and the adapter silently learns nothing.
-    made = runs.ready(request.getfixturevalue(kind), lora=Lora(r=2), gradient_checkpointing=True)
-    pairs, calls = runs.batch(made, file), []
+    made = short_runs.ready(request.getfixturevalue(kind), lora=Lora(r=2), gradient_checkpointing=True)
+    pairs, calls = short_runs.batch(made, file), []
     counted(made, calls)
     assert not any(value.any() for value in lora_weights(made, "lora_B").values())
-    runs.take_steps(made, pairs, 1)
+    short_runs.take_steps(made, pairs, 1)
     assert len(calls) == 3  # policy, reference, and the policy again in the backward pass
     behind = lora_weights(made, "lora_B")
     assert behind
     assert all(value.any() for value in behind.values())
-    runs.take_steps(made, pairs, 1)
+    short_runs.take_steps(made, pairs, 1)
     left = gradients(made)
     assert len(left) == 2 * len(behind)
     assert all(gradient.any() for gradient in left.values())
@@ -71,9 +70,9 @@ def test_gradient_checkpointing_changes_no_number(kind, lora, file, request):
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)  # the adapter's
-        made = runs.ready(request.getfixturevalue(kind), lora=lora, gradient_checkpointing=checkpointing)
-        pairs = runs.batch(made, file)
-        runs.take_steps(made, pairs, 1)  # an adapter that does something
+        made = short_runs.ready(request.getfixturevalue(kind), lora=lora, gradient_checkpointing=checkpointing)
+        pairs = short_runs.batch(made, file)
+        short_runs.take_steps(made, pairs, 1)  # an adapter that does something
         made.policy.zero_grad()
         calls = []
         counted(made, calls)
@@ -92,8 +91,8 @@ def test_gradient_checkpointing_changes_no_number(kind, lora, file, request):
 
 @pytest.mark.parametrize("lora", [None, Lora(r=2)])
 def test_no_complaint_about_checkpointing_without_gradients(lora, tiny_gpt2, file, recwarn):
-    made = runs.ready(tiny_gpt2, lora=lora, gradient_checkpointing=True)
-    runs.take_steps(made, runs.batch(made, file))
+    made = short_runs.ready(tiny_gpt2, lora=lora, gradient_checkpointing=True)
+    short_runs.take_steps(made, short_runs.batch(made, file))
     told = [str(warning.message) for warning in recwarn]
     assert not [text for text in told if "requires_grad" in text or "use_reentrant" in text]
 
@@ -102,7 +101,8 @@ DDP = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import runs, torch
+    import torch
+    from support import short_runs
     from dpo_lightning.models.causal_lm import Lora
     from lightning.pytorch import Callback
     from lightning.pytorch.strategies import DDPStrategy
@@ -116,10 +116,10 @@ DDP = """
 
     for lora in (None, Lora(r=2)):
         torch.manual_seed(0)
-        made = runs.module({model!r}, lora=lora, gradient_checkpointing=True)
+        made = short_runs.module({model!r}, lora=lora, gradient_checkpointing=True)
         strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
         options = dict(strategy=strategy, devices=2, enable_checkpointing=False, callbacks=[Tell()])
-        runs.fit(made, Path({file!r}), Path({out!r}), **options)
+        short_runs.fit(made, Path({file!r}), Path({out!r}), **options)
 """
 
 
@@ -152,13 +152,13 @@ def saved(made, folder, base):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", [tiny.make_llama, tiny.make_gpt2])
+@pytest.mark.parametrize("kind", [tiny_models.make_llama, tiny_models.make_gpt2])
 def test_a_whole_model_is_the_same_when_loaded(kind, tied, file, tmp_path):
-    base = tiny.save(tmp_path / "base", kind(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
-    made = runs.ready(base)
-    pairs = runs.batch(made, file)
+    base = tiny_models.save(tmp_path / "base", kind(tie_word_embeddings=tied), tiny_models.make_chat_tokenizer())
+    made = short_runs.ready(base)
+    pairs = short_runs.batch(made, file)
     before = score(made.policy, pairs).sums
-    runs.take_steps(made, pairs, 2)
+    short_runs.take_steps(made, pairs, 2)
     expected = score(made.policy, pairs).sums
     assert not torch.equal(before, expected)
     loaded = AutoModelForCausalLM.from_pretrained(saved(made, tmp_path / "saved", base))
@@ -169,19 +169,19 @@ def test_a_whole_model_is_the_same_when_loaded(kind, tied, file, tmp_path):
     assert torch.equal(head, embedding) == tied
 
 
-EMBEDDING = {tiny.make_llama: "embed_tokens", tiny.make_gpt2: "wte"}
+EMBEDDING = {tiny_models.make_llama: "embed_tokens", tiny_models.make_gpt2: "wte"}
 
 
 @pytest.mark.parametrize("whole", [[], ["embedding"], ["lm_head"], ["embedding", "lm_head"]])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", [tiny.make_llama, tiny.make_gpt2])
+@pytest.mark.parametrize("kind", [tiny_models.make_llama, tiny_models.make_gpt2])
 def test_an_adapter_is_the_same_when_loaded(kind, tied, whole, file, tmp_path):
     # A trained copy of a tied embedding or head is easily saved under one name and looked for under another.
-    base = tiny.save(tmp_path / "base", kind(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
+    base = tiny_models.save(tmp_path / "base", kind(tie_word_embeddings=tied), tiny_models.make_chat_tokenizer())
     names = [EMBEDDING[kind] if name == "embedding" else name for name in whole]
-    made = runs.ready(base, lora=Lora(r=2, modules_to_save=names or None))
-    pairs = runs.batch(made, file)
-    runs.take_steps(made, pairs, 2)
+    made = short_runs.ready(base, lora=Lora(r=2, modules_to_save=names or None))
+    pairs = short_runs.batch(made, file)
+    short_runs.take_steps(made, pairs, 2)
     trained = [name for name, value in made.policy.named_parameters() if value.requires_grad and "lora_" not in name]
     assert bool(trained) == bool(whole)
     expected = score(made.policy, pairs).sums
@@ -195,8 +195,8 @@ def test_an_adapter_is_the_same_when_loaded(kind, tied, whole, file, tmp_path):
 
 def test_a_tied_embedding_that_is_trained_stays_tied(tiny_llama, file):
     for name in ("embed_tokens", "lm_head"):
-        made = runs.ready(tiny_llama, lora=Lora(r=2, modules_to_save=[name]))
-        runs.take_steps(made, runs.batch(made, file), 1)
+        made = short_runs.ready(tiny_llama, lora=Lora(r=2, modules_to_save=[name]))
+        short_runs.take_steps(made, short_runs.batch(made, file), 1)
         model = made.policy.get_base_model()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         assert torch.equal(embedding.modules_to_save["default"].weight, head.modules_to_save["default"].weight)
@@ -204,7 +204,7 @@ def test_a_tied_embedding_that_is_trained_stays_tied(tiny_llama, file):
 
 def test_an_adapter_finds_its_base_from_anywhere(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_llama.parent)
-    made = runs.ready(tiny_llama.name + "/.", lora=Lora(r=2))
+    made = short_runs.ready(tiny_llama.name + "/.", lora=Lora(r=2))
     folder = saved(made, tmp_path / "saved", tiny_llama.name + "/.")
     monkeypatch.chdir(tmp_path)
     assert CausalLM(str(folder)).base_path() == str(tiny_llama)
@@ -212,12 +212,12 @@ def test_an_adapter_finds_its_base_from_anywhere(tiny_llama, tmp_path, monkeypat
 
 
 def test_an_adapter_trained_on_an_adapter_names_the_first_base(tiny_llama, file, tmp_path):
-    first = runs.ready(tiny_llama, lora=Lora(r=2))
-    pairs = runs.batch(first, file)
-    runs.take_steps(first, pairs, 1)
+    first = short_runs.ready(tiny_llama, lora=Lora(r=2))
+    pairs = short_runs.batch(first, file)
+    short_runs.take_steps(first, pairs, 1)
     one = saved(first, tmp_path / "one", tiny_llama)
-    second = runs.ready(one)
-    runs.take_steps(second, pairs, 1)
+    second = short_runs.ready(one)
+    short_runs.take_steps(second, pairs, 1)
     two = saved(second, tmp_path / "two", second.builder.base_path())
     assert CausalLM(str(two)).base_path() == str(tiny_llama)
     assert torch.equal(score(CausalLM(str(two)).build().eval(), pairs).sums, score(second.policy, pairs).sums)

@@ -8,8 +8,8 @@ import struct
 import sys
 
 import pytest
-import tiny
-from command_runs import ROOT, Bench
+from support import tiny_models
+from support.command_line import ROOT, Bench
 
 import dpo_lightning.losses
 from dpo_lightning.losses import BCOPairLoss, DPOLoss, SFTLoss, WeightedSum
@@ -100,7 +100,9 @@ def test_pipes_do_not_break_tables(maker):
 def bench(tmp_path_factory):
     """A folder with pairs and a tiny model."""
     folder = tmp_path_factory.mktemp("page")
-    return Bench(folder, tiny.save(folder / "model", tiny.make_llama(), tiny.make_chat_tokenizer()))
+    return Bench(
+        folder, tiny_models.save(folder / "model", tiny_models.make_llama(), tiny_models.make_chat_tokenizer())
+    )
 
 
 YAML = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

@@ -3,14 +3,13 @@
 import copy
 from functools import partial
 
-import loss_runs
 import pytest
-import runs as steps
 import torch
-import whole_runs as runs
 from lightning.pytorch.callbacks import ModelCheckpoint
-from loss_family import COMPARING, FAMILY, REFERENCE_FREE, mpo
-from loss_runs import EXACT, ON_MICRO_BATCHES
+from support import loss_runs, short_runs, whole_runs
+from support.loss_cases import COMPARING, FAMILY, REFERENCE_FREE, mpo
+from support.loss_runs import EXACT, ON_MICRO_BATCHES
+from support.two_ranks import run_on_two_ranks
 from torch.nn.functional import softplus
 from torch.optim import SGD
 
@@ -51,9 +50,9 @@ def assert_same(one, other):
 
 def test_two_ranks_are_one(tiny_llama, tmp_path):
     """7 training and 3 eval rows, 4 a step: weights, state and metrics of every loss that no micro-batch defines."""
-    both = loss_runs.on_two_ranks(tiny_llama, tmp_path)
+    both = run_on_two_ranks(loss_runs.__file__, tiny_llama, tmp_path)
     assert both.keys() == EXACT.keys()
-    start = dict(steps.ready(tiny_llama).policy.named_parameters())
+    start = dict(short_runs.ready(tiny_llama).policy.named_parameters())
     for name, loss in EXACT.items():
         one = loss_runs.run(copy.deepcopy(loss), tiny_llama, tmp_path / "one")
         try:
@@ -157,22 +156,22 @@ def test_half_precision_does_not_round_a_mean(tiny_llama, tmp_path):
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 1), (1, 2)])
 def test_weights_are_those_of_a_weighted_mean(weights, batch_size, accumulate, tiny_llama, tmp_path):
     """0 is no 1 (trap 45), 2 is twice, sums below 1 are no other mean, a step may have none: as in plain PyTorch."""
-    rows = [{**row, "weight": weight} for row, weight in zip(runs.preference_rows(4), weights, strict=True)]
-    file = runs.write_rows(tmp_path, "train", rows)
+    rows = [{**row, "weight": weight} for row, weight in zip(whole_runs.preference_rows(4), weights, strict=True)]
+    file = whole_runs.write_rows(tmp_path, "train", rows)
     data = PreferenceDataModule(file, batch_size=batch_size, max_length=64, shuffle=False)
-    module = runs.dpo(tiny_llama, optimizer=SGD, learning_rate=runs.SGD_RATE)
-    memory, _ = runs.fit(module, data, tmp_path, accumulate_grad_batches=accumulate)
+    module = whole_runs.dpo(tiny_llama, optimizer=SGD, learning_rate=whole_runs.SGD_RATE)
+    memory, _ = whole_runs.fit(module, data, tmp_path, accumulate_grad_batches=accumulate)
 
     def plain(policy, reference, row):
-        pair = runs.plain_pair(policy, reference, row)
+        pair = whole_runs.plain_pair(policy, reference, row)
         return row.weight * softplus(-0.1 * (pair["a"] - pair["r"])), row.weight
 
     counted = [row for row in data.encoded["train"] if row.weight]
     assert len(counted) == sum(weight > 0 for weight in weights)
     window = [row for row in data.encoded["train"][:2] if row.weight]
-    sgd = partial(SGD, lr=runs.SGD_RATE)
-    losses, expected = runs.plain_run(tiny_llama, data.encoded["train"] if window else counted, plain, 2, sgd)
-    for name, value in runs.weights(module).items():
+    sgd = partial(SGD, lr=whole_runs.SGD_RATE)
+    losses, expected = whole_runs.plain_run(tiny_llama, data.encoded["train"] if window else counted, plain, 2, sgd)
+    for name, value in whole_runs.weights(module).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
     assert memory.curve("train/loss") == pytest.approx(losses, rel=1e-5)
     assert len(memory.curve("train/rewards/accuracies")) == 2
@@ -180,8 +179,8 @@ def test_weights_are_those_of_a_weighted_mean(weights, batch_size, accumulate, t
 
 def fit(model, loss, rows, folder, reference=None):
     """A run of a step on rows."""
-    data = PreferenceDataModule(runs.write_rows(folder, "train", rows), batch_size=2, max_length=64)
-    return runs.fit(runs.dpo(model, loss=loss, reference=reference), data, folder, max_steps=1)
+    data = PreferenceDataModule(whole_runs.write_rows(folder, "train", rows), batch_size=2, max_length=64)
+    return whole_runs.fit(whole_runs.dpo(model, loss=loss, reference=reference), data, folder, max_steps=1)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_rows_that_a_loss_cannot_take_are_named(loss, column, values, told, tiny
     """By file and line, before a step."""
     rows = [
         row | ({} if value is None else {column: value})
-        for row, value in zip(runs.preference_rows(2), values, strict=True)
+        for row, value in zip(whole_runs.preference_rows(2), values, strict=True)
     ]
     with pytest.raises(UserError) as caught:
         fit(tiny_llama, loss, rows, tmp_path)
@@ -216,19 +215,19 @@ def test_rows_that_a_loss_cannot_take_are_named(loss, column, values, told, tiny
 @pytest.mark.parametrize("name", ["simpo", "orpo", "cpo", "sft, tokens"])
 def test_a_reference_that_nobody_would_ask_is_refused(name, tiny_llama):
     with pytest.raises(UserError, match="asks no reference, and FrozenCopy would be held in vain"):
-        runs.dpo(tiny_llama, loss=FAMILY[name], reference=FrozenCopy())
+        whole_runs.dpo(tiny_llama, loss=FAMILY[name], reference=FrozenCopy())
 
 
 def test_a_loss_that_needs_a_reference_gets_one(tiny_llama):
     with pytest.raises(UserError, match="DPOLoss measures the policy against a reference, and ReferenceFree is none"):
-        runs.dpo(tiny_llama, loss=DPOLoss(), reference=ReferenceFree())
+        whole_runs.dpo(tiny_llama, loss=DPOLoss(), reference=ReferenceFree())
     assert {"simpo", "orpo", "cpo", "sft, sums", "alphapo"} <= set(REFERENCE_FREE)
     assert {"mpo", "wpo", "dpo"} <= set(COMPARING)
 
 
 def test_without_a_reference_no_second_model_is_held(tiny_llama, tmp_path, capsys):
     """And nothing is logged of it."""
-    memory, _ = fit(tiny_llama, SimPOLoss(), runs.preference_rows(2), tmp_path)
+    memory, _ = fit(tiny_llama, SimPOLoss(), whole_runs.preference_rows(2), tmp_path)
     assert "reference: ReferenceFree (the loss asks none)" in capsys.readouterr().out
     assert "train/rewards/accuracies" in memory.steps[1]
     assert "train/logps/ref_accuracies" not in memory.steps[1]
@@ -241,19 +240,19 @@ def test_without_a_reference_no_second_model_is_held(tiny_llama, tmp_path, capsy
 def test_a_loss_of_whole_distributions_refuses_sums(loss, tiny_llama, place):
     """By name, before anything is computed."""
     with pytest.raises(UserError, match=f"{type(loss).__name__} needs the reference's whole vocabulary"):
-        fit(tiny_llama, loss, runs.preference_rows(2), place, Precomputed())
+        fit(tiny_llama, loss, whole_runs.preference_rows(2), place, Precomputed())
 
 
 @pytest.mark.parametrize("loss", [LDDPOLoss(0.5, 0.3), mpo(0.5), BCO], ids=["ld-dpo", "mpo", "bco"])
 def test_a_precomputed_reference_serves_every_other_loss(loss, tiny_llama, place):
     """Steps with it are those of a live one; for LD-DPO token by token."""
-    rows = runs.preference_rows(6)
+    rows = whole_runs.preference_rows(6)
     data = {"batch_size": 2, "max_length": 64, "shuffle": False}
     curves = []
     for reference in (None, Precomputed()):
-        module = runs.dpo(tiny_llama, loss=copy.deepcopy(loss), reference=reference)
-        module_data = PreferenceDataModule(runs.write_rows(place, "train", rows), **data)
-        curves.append(runs.fit(module, module_data, place)[0])
+        module = whole_runs.dpo(tiny_llama, loss=copy.deepcopy(loss), reference=reference)
+        module_data = PreferenceDataModule(whole_runs.write_rows(place, "train", rows), **data)
+        curves.append(whole_runs.fit(module, module_data, place)[0])
     live, looked_up = curves
     assert len(live.steps) == 3
     for name in ("loss", "rewards/chosen", "rewards/margins"):
@@ -267,10 +266,10 @@ def test_an_adapter_that_is_switched_off_is_the_reference(name, tiny_llama, file
     found = []
     for reference in (None, FrozenCopy()):
         torch.manual_seed(0)
-        made = steps.ready(tiny_llama, reference, loss=None, lora=Lora(r=4))
+        made = short_runs.ready(tiny_llama, reference, loss=None, lora=Lora(r=4))
         made.loss = FAMILY[name]
-        pairs = steps.batch(made, file)
-        steps.take_steps(made, pairs)
+        pairs = short_runs.batch(made, file)
+        short_runs.take_steps(made, pairs)
         output, _ = made.compare(pairs)
         output.losses.mean().backward()
         trained = [value for value in made.policy.parameters() if value.requires_grad]

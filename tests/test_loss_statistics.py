@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import PAIRS, VOCAB, make
-from layouts import answer, pair
-from loss_family import FAMILY
+from support.batch_layouts import answer, pair
+from support.loss_cases import FAMILY
+from support.model_families import PAIRS, VOCAB, make
 from torch import nn
 
 from dpo_lightning import logps

@@ -8,7 +8,7 @@ import tempfile
 from importlib import import_module
 
 import pytest
-from command_runs import ROOT, Bench, refused, run
+from support.command_line import ROOT, Bench, refused, run
 
 from dpo_lightning import __version__
 from dpo_lightning.__main__ import COMMANDS, LIGHTNING, usage

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from toy_setup import ROOT
+from support.toy_setup import ROOT
 
 SPEC = importlib.util.spec_from_file_location("make_map", ROOT / "docs" / "make_map.py")
 make_map = importlib.util.module_from_spec(SPEC)

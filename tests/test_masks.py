@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from forests import TREES, dense, gradients, on_tokens, positions, tensors
-from layouts import visible
+from support.batch_layouts import visible
+from support.trees import TREES, dense, gradients, on_tokens, positions, tensors
 from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning.attention import masks

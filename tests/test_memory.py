@@ -4,16 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 from bitsandbytes.optim import AdamW8bit
+from support import short_runs, tiny_models
 from torch.optim import SGD, AdamW
 
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
 from dpo_lightning.models.folder import count_values
 from dpo_lightning.runs.memory_estimate import Run, shapes_of
 
-KINDS = {"llama": tiny.make_llama, "untied": lambda: tiny.make_llama(tie_word_embeddings=False), "gpt2": tiny.make_gpt2}
+KINDS = {
+    "llama": tiny_models.make_llama,
+    "untied": lambda: tiny_models.make_llama(tie_word_embeddings=False),
+    "gpt2": tiny_models.make_gpt2,
+}
 ADAPTERS = [
     None,
     Lora(r=2),
@@ -27,7 +30,7 @@ BITS = [Quantization(), Quantization(double_quant=True), Quantization(bits=8)]
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param)
-    return tiny.save(place, KINDS[request.param](), tiny.make_chat_tokenizer())
+    return tiny_models.save(place, KINDS[request.param](), tiny_models.make_chat_tokenizer())
 
 
 def held(model):
@@ -79,7 +82,7 @@ def test_gradients_and_states_are_exact(folder, lora):
 
 
 def test_an_adapter_folder_counts_its_own_values(tiny_llama, tmp_path):
-    made = runs.ready(tiny_llama, lora=Lora(r=3))
+    made = short_runs.ready(tiny_llama, lora=Lora(r=3))
     save_model(made.policy, made.tokenizer, tmp_path, str(tiny_llama))
     further, new = (a_run(CausalLM(str(path), lora=lora)) for path, lora in ((tmp_path, None), (tiny_llama, Lora(r=3))))
     assert further.adapts

@@ -4,9 +4,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from support import tiny_models
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -16,14 +16,14 @@ from dpo_lightning.models.merging import agreement, check_mergeable, merged, pro
 
 def base(folder, **options):
     """A tiny model's folder."""
-    return tiny.save(folder / "base", tiny.make_llama(**options), tiny.make_chat_tokenizer())
+    return tiny_models.save(folder / "base", tiny_models.make_llama(**options), tiny_models.make_chat_tokenizer())
 
 
 def trained(base, folder, config):
     """An adapter that peft made and a few steps moved: its logits as they were trained, and its folder."""
     torch.manual_seed(0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    ids = torch.randint(tiny.VOCAB, (2, 24))
+    ids = torch.randint(tiny_models.VOCAB, (2, 24))
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], 1e-2)
     for _ in range(3):
         optimizer.zero_grad()
@@ -79,7 +79,7 @@ def test_the_written_model_is_what_was_trained(kind, tied, tmp_path, capsys):
 @pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
 def test_the_least_difference_makes_two_of_a_tie(part, end, tmp_path, capsys):
     """No comparison of logits would see it: the probe may not even hold the token whose row was trained."""
-    model = tiny.make_llama()
+    model = tiny_models.make_llama()
     untie(model)
     weight = model.get_submodule(end if end == "lm_head" else f"model.{end}").weight
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_the_least_difference_makes_two_of_a_tie(part, end, tmp_path, capsys):
     expected = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
     retie(model)
     assert "written as two" in capsys.readouterr().out
-    write(model, tiny.make_chat_tokenizer(), tmp_path, "float32", "5GB")
+    write(model, tiny_models.make_chat_tokenizer(), tmp_path, "float32", "5GB")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert not loaded.config.tie_word_embeddings
     assert torch.equal(loaded.get_input_embeddings().weight, expected[0])

@@ -1,12 +1,11 @@
 """A model whose numbers would be wrong without a word is refused, and what is taken gives those of its plain calls."""
 
 import pytest
-import runs
-import tiny
 import torch
-from families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, VOCAB, build, make, save
-from layouts import LAYOUTS
-from lookups import data, loaded, scoring_of
+from support import short_runs, tiny_models
+from support.batch_layouts import LAYOUTS
+from support.model_families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, VOCAB, build, make, save
+from support.precomputed import data, loaded, scoring_of
 from test_kernels import REFUSED
 
 from dpo_lightning.attention.tree import tree_attention
@@ -58,7 +57,7 @@ def refused(call, *args, code=ExitCode.MODEL):
 
 def fitting(made, rows, folder):
     """A call that trains two steps."""
-    return lambda: runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
+    return lambda: short_runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
 
 
 # What is right
@@ -145,9 +144,11 @@ def test_an_encoder_is_refused_before_training(file, tmp_path):
     from transformers import BertConfig, BertForMaskedLM
 
     folder = tmp_path / "bert"
-    BertForMaskedLM(BertConfig(vocab_size=tiny.VOCAB, max_position_embeddings=256, **BERT)).save_pretrained(folder)
-    tiny.make_chat_tokenizer().save_pretrained(folder)
-    message = refused(runs.fit, runs.module(folder), file, tmp_path / "run")
+    BertForMaskedLM(BertConfig(vocab_size=tiny_models.VOCAB, max_position_embeddings=256, **BERT)).save_pretrained(
+        folder
+    )
+    tiny_models.make_chat_tokenizer().save_pretrained(folder)
+    message = refused(short_runs.fit, short_runs.module(folder), file, tmp_path / "run")
     assert "bert is not a causal language model" in message
     assert str(folder) in message
     assert len(message) < 400
@@ -180,7 +181,11 @@ def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
     sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}
-    tiny.save(tmp_path, T5ForConditionalGeneration(T5Config(vocab_size=tiny.VOCAB, **sizes)), tiny.make_tokenizer())
+    tiny_models.save(
+        tmp_path,
+        T5ForConditionalGeneration(T5Config(vocab_size=tiny_models.VOCAB, **sizes)),
+        tiny_models.make_tokenizer(),
+    )
     for use in ("config", "tokenizer", "build"):
         message = refused(getattr(CausalLM(str(tmp_path)), use))
         assert "t5 is an encoder-decoder model and not a causal language model" in message
@@ -214,25 +219,25 @@ def test_rows_padded_on_the_left_are_refused_where_the_numbers_are_others(kind):
 def test_so_they_are_in_a_run_and_for_a_reference(file, tiny_llama, tmp_path):
     folder = save(tmp_path / "bart", "bart", max_position_embeddings=256, **BART)
     left = data(file, collator=Padded(side="left"))
-    assert "at data.collator" in refused(fitting(runs.module(folder), left, tmp_path / "run"))
-    other = runs.module(tiny_llama, FrozenCopy(str(folder)))
+    assert "at data.collator" in refused(fitting(short_runs.module(folder), left, tmp_path / "run"))
+    other = short_runs.module(tiny_llama, FrozenCopy(str(folder)))
     assert "bart gives" in refused(fitting(other, left, tmp_path / "other"))
     made = loaded(folder, Precomputed(path=str(tmp_path / "ref.safetensors")))
     assert "bart gives" in refused(made.reference.look_up, made.policy, scoring_of(made, left))
     assert not (tmp_path / "ref.safetensors").exists()
-    fitting(runs.module(folder), data(file, collator=Padded()), tmp_path / "right")()
+    fitting(short_runs.module(folder), data(file, collator=Padded()), tmp_path / "right")()
 
 
 # Noise in train mode
 
 
 def test_a_routers_jitter_is_switched_off(file, tmp_path, capsys):
-    sizes = {"max_position_embeddings": 256, "vocab_size": tiny.VOCAB, "router_jitter_noise": 0.2}
+    sizes = {"max_position_embeddings": 256, "vocab_size": tiny_models.VOCAB, "router_jitter_noise": 0.2}
     model = make("mixtral", **sizes)
     assert not torch.equal(logps(model, Padded()), logps(model, Padded()))
-    folder = tiny.save(tmp_path / "mixtral", model, tiny.make_chat_tokenizer())
-    made = runs.module(folder)
-    runs.fit(made, file, tmp_path / "run", enable_checkpointing=False)
+    folder = tiny_models.save(tmp_path / "mixtral", model, tiny_models.make_chat_tokenizer())
+    made = short_runs.module(folder)
+    short_runs.fit(made, file, tmp_path / "run", enable_checkpointing=False)
     assert "self-check: passed (starting loss 0.693147, margins 0" in capsys.readouterr().out
     assert made.policy.training
     assert torch.equal(logps(made.policy, Padded()), logps(made.policy, Padded()))
@@ -245,7 +250,7 @@ def test_a_routers_jitter_is_switched_off(file, tmp_path, capsys):
 def test_a_router_that_draws_its_experts_is_refused(lora, reference, tmp_path):
     sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
     folder = save(tmp_path / "phimoe", "phimoe", max_position_embeddings=256, **PHI | sizes)
-    message = refused(runs.module(folder, reference, lora=lora).configure_model)
+    message = refused(short_runs.module(folder, reference, lora=lora).configure_model)
     assert "phimoe gives other log-probabilities in train mode" in message
     assert "it draws random numbers there" in message
 

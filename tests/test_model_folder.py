@@ -5,8 +5,7 @@ import shutil
 import struct
 
 import pytest
-import runs
-import tiny
+from support import short_runs, tiny_models
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM
@@ -31,9 +30,9 @@ def folder(tiny_llama, tmp_path):
 @pytest.fixture
 def sharded(tmp_path):
     """A model in several weight files."""
-    model = tiny.make_llama()
+    model = tiny_models.make_llama()
     model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
-    tiny.make_chat_tokenizer().save_pretrained(tmp_path / "sharded")
+    tiny_models.make_chat_tokenizer().save_pretrained(tmp_path / "sharded")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
     return tmp_path / "sharded"
 
@@ -221,7 +220,7 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, kind):
     change_json(folder / "config.json", auto_map=auto_map, model_type=kind)
     assert "auto_map" in refused(folder)
     policy = CausalLM(str(folder))
-    for use in (policy.build, policy.config, policy.tokenizer, lambda: runs.ready(folder)):
+    for use in (policy.build, policy.config, policy.tokenizer, lambda: short_runs.ready(folder)):
         with pytest.raises(UserError, match="never run") as raised:
             use()
         assert raised.value.code == ExitCode.MODEL
@@ -253,13 +252,13 @@ def test_an_adapters_base_with_code_is_refused(folder, tmp_path):
 
 
 def test_the_number_of_weights(tiny_llama, sharded):
-    expected = sum(value.numel() for value in tiny.make_llama().parameters())  # tied weights are there once
+    expected = sum(value.numel() for value in tiny_models.make_llama().parameters())  # tied weights are there once
     assert count_values(tiny_llama) == count_values(sharded) == expected
     assert CausalLM(str(tiny_llama)).trained_values() == expected
 
 
 def test_the_digest_tells_bases_apart(tiny_llama, folder, tmp_path):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
     assert weights_digest(tiny_llama) == weights_digest(folder)
     assert weights_digest(tiny_llama) != weights_digest(other)
 
@@ -270,7 +269,7 @@ def test_a_header_is_read_whole(tiny_llama):
 
 def test_sequences_longer_than_the_positions(tiny_llama, tiny_gpt2):
     for folder in (tiny_llama, tiny_gpt2):
-        made = runs.module(folder)
+        made = short_runs.module(folder)
         made.check_length(256)
         with pytest.raises(UserError, match="max_length=257 exceeds the model's 256 positions") as raised:
             made.check_length(257)

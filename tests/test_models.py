@@ -5,9 +5,9 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from support import tiny_models
 from torch import nn
 
 from dpo_lightning.errors import ExitCode, UserError
@@ -118,7 +118,7 @@ def test_weights_come_in_the_precision_that_was_asked_for(tiny_llama, dtype):
 
 
 def test_more_ids_than_embeddings(tmp_path, chat_tokenizer):
-    folder = tiny.save(tmp_path, tiny.make_llama(len(chat_tokenizer) - 1), chat_tokenizer)
+    folder = tiny_models.save(tmp_path, tiny_models.make_llama(len(chat_tokenizer) - 1), chat_tokenizer)
     message = refused(CausalLM(str(folder)), use="tokenizer")
     assert f"ids up to {len(chat_tokenizer) - 1}, the model embeds {len(chat_tokenizer) - 1}" in message
 
@@ -144,7 +144,7 @@ def test_a_token_that_was_never_added_is_refused_by_name(name, token, folder):
 
 
 def test_a_token_that_was_added_beside_the_vocabulary_is_taken(folder):
-    words = tiny.make_chat_tokenizer()
+    words = tiny_models.make_chat_tokenizer()
     words.add_special_tokens({"eos_token": "<|stop|>"})
     words.save_pretrained(folder)
     assert CausalLM(str(folder)).tokenizer().eos_token_id == len(words) - 1
@@ -215,7 +215,7 @@ def test_the_adapters_own_tokenizer_is_taken(adapter, chat_tokenizer):
 
 
 def test_an_adapter_of_another_base_of_the_same_shape(adapter, tmp_path):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
     change_json(adapter / "adapter_config.json", base_model_name_or_path=str(other))
     message = refused(CausalLM(str(adapter)))
     assert "trained on another base" in message
@@ -223,7 +223,9 @@ def test_an_adapter_of_another_base_of_the_same_shape(adapter, tmp_path):
 
 
 def test_an_adapter_of_another_shape(adapter, tmp_path):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(hidden_size=32), tiny.make_chat_tokenizer())
+    other = tiny_models.save(
+        tmp_path / "other", tiny_models.make_llama(hidden_size=32), tiny_models.make_chat_tokenizer()
+    )
     change_json(adapter / "adapter_config.json", base_model_name_or_path=str(other))
     (adapter / ORIGIN_FILE).unlink()  # as an adapter that peft wrote
     assert str(adapter) in refused(CausalLM(str(adapter)))
@@ -298,8 +300,8 @@ def test_modules_that_the_model_does_not_have(tiny_llama):
 
 
 def test_every_kind_of_dropout_is_silenced(tiny_llama, tmp_path):
-    gpt2 = tiny.make_gpt2(dropout=0.5)
-    llama = tiny.make_llama(attention_dropout=0.5)
+    gpt2 = tiny_models.make_gpt2(dropout=0.5)
+    llama = tiny_models.make_llama(attention_dropout=0.5)
     lora = CausalLM(str(tiny_llama), lora=Lora(r=2, lora_dropout=0.5)).build()
     for model in (gpt2, llama, lora):
         model.train()

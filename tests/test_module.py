@@ -6,12 +6,13 @@ from typing import ClassVar
 
 import pytest
 import torch
-import whole_runs as runs
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support import whole_runs
+from support.two_ranks import run_on_two_ranks
+from support.whole_runs import KINDS
 from torch.nn.functional import softplus
 from torch.optim import SGD
-from whole_runs import KINDS
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import IPOLoss
@@ -22,13 +23,13 @@ ROWS, WINDOW = 10, 4
 
 def dpo_sum(policy, reference, row):
     """DPO's loss of a pair, and 1: pairs count the same."""
-    pair = runs.plain_pair(policy, reference, row)
+    pair = whole_runs.plain_pair(policy, reference, row)
     return softplus(-0.1 * (pair["a"] - pair["r"])), 1
 
 
 def sft_sum(policy, reference, row):
     """A completion's negative log-probability, and its tokens: tokens count by the weight of their row."""
-    logps = runs.plain_logps(policy, row.prompt_ids, row.completion.ids)
+    logps = whole_runs.plain_logps(policy, row.prompt_ids, row.completion.ids)
     return -row.weight * logps.sum(), row.weight * len(row.completion.ids)
 
 
@@ -37,8 +38,8 @@ def list_sum(policy, reference, row):
 
     def ratio(answer):
         with torch.no_grad():
-            start = runs.plain_logps(reference, row.prompt_ids, answer.ids).sum()
-        return 0.1 * (runs.plain_logps(policy, row.prompt_ids, answer.ids).sum() - start)
+            start = whole_runs.plain_logps(reference, row.prompt_ids, answer.ids).sum()
+        return 0.1 * (whole_runs.plain_logps(policy, row.prompt_ids, answer.ids).sum() - start)
 
     s = torch.stack([ratio(answer) for answer in row.answers])
     return sum(s[place:].logsumexp(0) - s[place] for place in range(len(s) - 1)), 1
@@ -47,11 +48,11 @@ def list_sum(policy, reference, row):
 def train(kind, model, folder, batch_size, accumulate, rows=ROWS, module_options=None, **options):
     """Train on rows in the order of the file; module, what was logged, trainer and encoded rows."""
     make, data_module, make_rows = KINDS[kind]
-    module = make(model, **({"optimizer": SGD, "learning_rate": runs.SGD_RATE} | (module_options or {})))
+    module = make(model, **({"optimizer": SGD, "learning_rate": whole_runs.SGD_RATE} | (module_options or {})))
     data = data_module(
-        runs.write_rows(folder, "train", make_rows(rows)), batch_size=batch_size, max_length=64, shuffle=False
+        whole_runs.write_rows(folder, "train", make_rows(rows)), batch_size=batch_size, max_length=64, shuffle=False
     )
-    memory, trainer = runs.fit(module, data, folder, accumulate_grad_batches=accumulate, **options)
+    memory, trainer = whole_runs.fit(module, data, folder, accumulate_grad_batches=accumulate, **options)
     return module, memory, trainer, data.encoded["train"]
 
 
@@ -73,7 +74,7 @@ def start(tiny_llama):
 @pytest.mark.parametrize(("kind", "loss"), [("dpo", dpo_sum), ("listwise", list_sum), ("sft", sft_sum)])
 def test_a_step_is_the_mean_over_its_window(kind, loss, clip, tiny_llama, tmp_path, start):
     """10 rows, 4 or 8 a step, the last step 2: however they are cut into micro-batches, and in plain PyTorch."""
-    sgd = partial(SGD, lr=runs.SGD_RATE)
+    sgd = partial(SGD, lr=whole_runs.SGD_RATE)
     for cuts in (((1, 4), (2, 2), (4, 1)), ((1, 8), (8, 1))):
         window = cuts[0][0] * cuts[0][1]
         expected, logged = None, None
@@ -83,10 +84,10 @@ def test_a_step_is_the_mean_over_its_window(kind, loss, clip, tiny_llama, tmp_pa
             )
             assert trainer.global_step == 2 * -(-ROWS // window)
             if expected is None:
-                losses, expected = runs.plain_run(tiny_llama, encoded, loss, window, sgd, clip, epochs=2)
+                losses, expected = whole_runs.plain_run(tiny_llama, encoded, loss, window, sgd, clip, epochs=2)
                 assert memory.curve("train/loss") == pytest.approx(losses, rel=1e-5)
                 logged = memory.steps
-            assert_same_weights(runs.weights(module), expected, start)
+            assert_same_weights(whole_runs.weights(module), expected, start)
             assert memory.steps.keys() == logged.keys()
             for step, metrics in memory.steps.items():
                 assert metrics == pytest.approx(logged[step], rel=1e-5, abs=1e-4)
@@ -105,9 +106,9 @@ def test_a_row_of_weight_0_may_have_no_finite_loss(tiny_llama):
 
 def test_two_ranks_are_one(tiny_llama, tmp_path, start):
     """9 training and 5 eval rows on 2 ranks: weights and every metric of a process that sees the same global batch."""
-    both = runs.odd_runs_on_two_ranks(tiny_llama, tmp_path)
+    both = run_on_two_ranks(whole_runs.__file__, tiny_llama, tmp_path)
     for kind, two in both.items():
-        one = runs.odd_run(kind, tiny_llama, tmp_path / "one", ranks=1)
+        one = whole_runs.odd_run(kind, tiny_llama, tmp_path / "one", ranks=1)
         assert_same_weights(two["weights"], one["weights"], start)
         assert two["logged"].keys() == one["logged"].keys() == {1, 2, 3, 4, 5, 6}
         names = set().union(*one["logged"].values())
@@ -123,9 +124,9 @@ def test_evaluation_does_not_depend_on_the_batch_size(kind, tiny_llama, tmp_path
     make, data_module, make_rows = KINDS[kind]
     results = []
     for batch_size in (1, 2, 3):
-        files = [runs.write_rows(tmp_path, name, make_rows(5, i)) for name, i in (("train", 0), ("eval", 50))]
+        files = [whole_runs.write_rows(tmp_path, name, make_rows(5, i)) for name, i in (("train", 0), ("eval", 50))]
         data = data_module(*files, batch_size=batch_size, max_length=64, shuffle=False)
-        memory, _ = runs.fit(make(tiny_llama), data, tmp_path, accumulate_grad_batches=5)
+        memory, _ = whole_runs.fit(make(tiny_llama), data, tmp_path, accumulate_grad_batches=5)
         results.append({name: value for name, value in memory.steps[1].items() if name.startswith("eval/")})
     assert len(results[0]) == {"dpo": 11, "listwise": 6, "sft": 1}[kind]
     for other in results[1:]:
@@ -136,10 +137,10 @@ def test_evaluation_does_not_depend_on_the_batch_size(kind, tiny_llama, tmp_path
 def test_an_evaluation_forgets_the_one_before(kind, tiny_llama, tmp_path):
     """Each is of its step's weights alone: the second of a run equals one more of the final weights."""
     make, data_module, make_rows = KINDS[kind]
-    files = [runs.write_rows(tmp_path, name, make_rows(4, i)) for name, i in (("train", 0), ("eval", 50))]
+    files = [whole_runs.write_rows(tmp_path, name, make_rows(4, i)) for name, i in (("train", 0), ("eval", 50))]
     data = data_module(*files, batch_size=2, max_length=64)
     module = make(tiny_llama)
-    memory, trainer = runs.fit(module, data, tmp_path, max_epochs=2)
+    memory, trainer = whole_runs.fit(module, data, tmp_path, max_epochs=2)
     first, second = memory.curve("eval/loss")
     assert abs(first - second) > 0.01
     assert trainer.validate(module, datamodule=data, verbose=False)[0]["eval/loss"] == pytest.approx(second, rel=1e-6)
@@ -234,7 +235,7 @@ class Paged(SGD):
 @pytest.mark.parametrize(("optimizer", "told"), [(SGD, False), (Paged, True)])
 def test_states_are_said_not_to_be_paged_where_they_would_be(optimizer, told, tiny_llama, capsys):
     """Runs are on a CPU here, and its memory is where they would go."""
-    module = runs.sft(tiny_llama, optimizer=optimizer)
+    module = whole_runs.sft(tiny_llama, optimizer=optimizer)
     module.configure_model()
     module.configure_optimizers()
     assert ("optimizer: its states are not paged" in capsys.readouterr().out) == told
@@ -251,7 +252,7 @@ def test_the_schedule_is_stepped_once_per_optimizer_step(tiny_llama, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_of_a_lora_run_holds_only_what_is_trained(kind, tiny_llama, tmp_path):
     """The embedding is tied to the head, so that the base has two names for one tensor: neither is kept."""
-    options = {"policy": CausalLM(str(tiny_llama), lora=Lora(r=2)), "optimizer": runs.PLAIN_ADAMW}
+    options = {"policy": CausalLM(str(tiny_llama), lora=Lora(r=2)), "optimizer": whole_runs.PLAIN_ADAMW}
     module, _, trainer, _ = train(kind, tiny_llama, tmp_path, 2, 1, module_options=options)
     path = tmp_path / "run.ckpt"
     trainer.save_checkpoint(path)
@@ -260,7 +261,7 @@ def test_a_checkpoint_of_a_lora_run_holds_only_what_is_trained(kind, tiny_llama,
     assert set(state) == trained
     assert all("lora_" in name for name in trained)
     again, _, _, _ = train(kind, tiny_llama, tmp_path, 2, 1, module_options=options, ckpt_path=path)
-    for name, value in runs.weights(module).items():
+    for name, value in whole_runs.weights(module).items():
         assert torch.equal(value, again.policy.get_parameter(name)), name
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"].pop(min(trained))

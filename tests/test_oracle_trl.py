@@ -3,9 +3,8 @@
 from functools import partial
 
 import pytest
-import tiny
 import torch
-import whole_runs as runs
+from support import tiny_models, whole_runs
 from torch.nn.functional import softplus
 
 from dpo_lightning import PreferenceDataModule
@@ -48,7 +47,7 @@ def turn(role, content):
 RAW = [
     # Here the border moves: " 46" is one token, "$46" another, so that the prompt's last space is scored.
     {"prompt": "The answer is ", "chosen": "46", "rejected": "$46"},
-    *runs.preference_rows(STEPS * BATCH - 1),
+    *whole_runs.preference_rows(STEPS * BATCH - 1),
 ]
 CHAT = [
     {
@@ -64,17 +63,22 @@ CHAT = [
 def sides(tmp_path_factory):
     """Model folder and rows: GPT-2 with dropout in its config on plain strings, Llama on chats."""
     folder = tmp_path_factory.mktemp("oracle")
-    chat = tiny.make_chat_tokenizer(template=ENDS_WITH_EOS)
+    chat = tiny_models.make_chat_tokenizer(template=ENDS_WITH_EOS)
     return {
-        "raw": (tiny.save(folder / "raw", tiny.make_gpt2(dropout=0.1), tiny.make_tokenizer()), RAW),
-        "chat": (tiny.save(folder / "chat", tiny.make_llama(), chat), CHAT),
+        "raw": (
+            tiny_models.save(folder / "raw", tiny_models.make_gpt2(dropout=0.1), tiny_models.make_tokenizer()),
+            RAW,
+        ),
+        "chat": (tiny_models.save(folder / "chat", tiny_models.make_llama(), chat), CHAT),
     }
 
 
 def ours(model, rows, loss, folder):
     """What our module logs at every step."""
-    data = PreferenceDataModule(runs.write_rows(folder, "train", rows), batch_size=BATCH, shuffle=False, max_length=128)
-    memory, _ = runs.fit(runs.dpo(model, loss=loss), data, folder)
+    data = PreferenceDataModule(
+        whole_runs.write_rows(folder, "train", rows), batch_size=BATCH, shuffle=False, max_length=128
+    )
+    memory, _ = whole_runs.fit(whole_runs.dpo(model, loss=loss), data, folder)
     assert len(memory.steps) == STEPS
     return memory, data.encoded["train"]
 
@@ -89,7 +93,7 @@ def theirs(model, rows, folder, **options):
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=BATCH,
         max_steps=STEPS,
-        learning_rate=runs.LEARNING_RATE,
+        learning_rate=whole_runs.LEARNING_RATE,
         lr_scheduler_type="constant",
         optim="adamw_torch",
         weight_decay=0.0,
@@ -252,8 +256,10 @@ def test_training_as_the_formula_does(sides, tmp_path, side, loss, formula, tole
     memory, encoded = ours(model, rows, loss, tmp_path)
 
     def one(policy, reference, row):
-        return formula(**runs.plain_pair(policy, reference, row)), 1
+        return formula(**whole_runs.plain_pair(policy, reference, row)), 1
 
-    expected, _ = runs.plain_run(model, encoded, one, BATCH, partial(runs.PLAIN_ADAMW, lr=runs.LEARNING_RATE))
+    expected, _ = whole_runs.plain_run(
+        model, encoded, one, BATCH, partial(whole_runs.PLAIN_ADAMW, lr=whole_runs.LEARNING_RATE)
+    )
     assert memory.curve("train/loss") == [pytest.approx(x, rel=0, abs=tolerance * max(1, x)) for x in expected]
     assert abs(expected[-1] - expected[0]) > 0.01

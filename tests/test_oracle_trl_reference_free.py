@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from loss_family import pairs
+from support.loss_cases import pairs
 
 from dpo_lightning.losses import AlphaPOLoss, CPOLoss, ORPOLoss, SimPOLoss
 

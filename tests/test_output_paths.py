@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from command_runs import Bench, refused, watch_loading
+from support.command_line import Bench, refused, watch_loading
 
 from dpo_lightning.config.output_paths import is_name, lies_in
 from dpo_lightning.errors import UserError

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from command_runs import CONFIGS, Bench, refused, run, watch_loading
+from support.command_line import CONFIGS, Bench, refused, run, watch_loading
 
 from dpo_lightning.config.parse_errors import Known, parsing_error, shortened
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command_runs import refused, run
+from support.command_line import refused, run
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models import patterns

@@ -5,11 +5,10 @@ import random
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 import torch
-from command_runs import watch_loading
-from lookups import data, files, loaded, looked_up, scoring_of
+from support import short_runs, tiny_models
+from support.command_line import watch_loading
+from support.precomputed import data, files, loaded, looked_up, scoring_of
 
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("place")
 def test_it_says_what_a_live_reference_says(kind, options, file, tiny_llama, tiny_gpt2):
     """Computed in some batches, asked in others: shuffled, of other sizes and layouts."""
     folder = {"llama": tiny_llama, "gpt2": tiny_gpt2}[kind]
-    live = runs.ready(folder, FrozenCopy())
+    live = short_runs.ready(folder, FrozenCopy())
     made = looked_up(folder, file, **options)
     rows = data(file)
     rows.prepare("fit", made)
@@ -50,13 +49,13 @@ def test_it_says_what_a_live_reference_says(kind, options, file, tiny_llama, tin
 @pytest.mark.parametrize("lora", [None, Lora(r=2, lora_dropout=0.5)])
 def test_a_run_is_the_run_with_a_live_reference(lora, tiny_llama, file, tmp_path):
     """Losses, gradients and so weights; train and eval rows are told apart."""
-    held_out = runs.write_pairs(tmp_path / "eval.jsonl", rows=3, prompt="Another question")
+    held_out = short_runs.write_pairs(tmp_path / "eval.jsonl", rows=3, prompt="Another question")
     ends = []
     for name, reference in (("live", None), ("file", Precomputed()), ("again", Precomputed())):
         torch.manual_seed(0)
-        made = runs.module(tiny_llama, reference, lora=lora)
+        made = short_runs.module(tiny_llama, reference, lora=lora)
         rows = data(file, eval=str(held_out))
-        trainer = runs.fit(made, file, tmp_path / name, steps=6, data=rows, enable_checkpointing=False)
+        trainer = short_runs.fit(made, file, tmp_path / name, steps=6, data=rows, enable_checkpointing=False)
         ends.append((made, {key: float(value) for key, value in trainer.callback_metrics.items()}))
     (live, expected), *others = ends
     assert "eval/loss" in expected
@@ -69,8 +68,8 @@ def test_a_run_is_the_run_with_a_live_reference(lora, tiny_llama, file, tmp_path
 
 def test_the_gradients_of_a_step_are_equal(tiny_llama, file):
     gradients = []
-    for made in (runs.ready(tiny_llama), looked_up(tiny_llama, file)):
-        made.compare(runs.batch(made, file))[0].losses.mean().backward()
+    for made in (short_runs.ready(tiny_llama), looked_up(tiny_llama, file)):
+        made.compare(short_runs.batch(made, file))[0].losses.mean().backward()
         gradients.append([value.grad for value in made.policy.parameters()])
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-7)
@@ -80,7 +79,7 @@ def test_dropout_is_off_in_the_pass(file, tmp_path):
     """A model whose every dropout is 0.5 gives what it gives with none."""
     values = []
     for name, dropout in (("with", 0.5), ("without", 0.0)):
-        folder = tiny.save(tmp_path / name, tiny.make_gpt2(dropout=dropout), tiny.make_tokenizer())
+        folder = tiny_models.save(tmp_path / name, tiny_models.make_gpt2(dropout=dropout), tiny_models.make_tokenizer())
         made = looked_up(folder, file, Precomputed(path=f"{name}.safetensors"))
         assert made.policy.training
         other = looked_up(tmp_path / "with", file, Precomputed(path=f"{name}-other.safetensors", model=str(folder)))
@@ -95,8 +94,8 @@ def test_in_half_precision_the_self_check_says_how_far_it_is(precision, tiny_lla
     for size in (1, 2):
         rows = data(file, batch_size=size, collator=Padded() if size == 1 else None)
         options = {"enable_checkpointing": False, "precision": precision}
-        made = runs.module(tiny_llama, Precomputed(path="half.safetensors"))
-        runs.fit(made, file, tmp_path / str(size), steps=1, data=rows, **options)
+        made = short_runs.module(tiny_llama, Precomputed(path="half.safetensors"))
+        short_runs.fit(made, file, tmp_path / str(size), steps=1, data=rows, **options)
     told = capsys.readouterr().out
     assert "in half precision, sums of other batches differ by up to about 1 nat" in told
     assert told.count("self-check: passed (starting loss 0.69") == 2
@@ -114,7 +113,9 @@ def test_a_start_that_is_not_near_is_named(tiny_llama, file, tmp_path):
         noise = off * torch.rand(len(table.values), generator=draw)
         write(path, TokenTable(table.keys, table.offsets, table.values + noise), provenance)
         with pytest.raises(UserError, match=said) as raised:
-            runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / str(off), steps=1)
+            short_runs.fit(
+                short_runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / str(off), steps=1
+            )
         assert raised.value.code == ExitCode.MODEL
 
 
@@ -126,9 +127,9 @@ def test_a_start_is_near_within_1e_5_of_sums_and_lengths(off, near, tiny_llama, 
     provenance, table = read(path)
     assert -7 < float(table.values.mean()) < -5
     write(path, TokenTable(table.keys, table.offsets, table.values + off), provenance)
-    made = runs.module(tiny_llama, Precomputed(path=str(path)))
+    made = short_runs.module(tiny_llama, Precomputed(path=str(path)))
     with contextlib.nullcontext() if near else pytest.raises(UserError, match="nats from the reference"):
-        runs.fit(made, file, tmp_path, steps=1)
+        short_runs.fit(made, file, tmp_path, steps=1)
 
 
 def test_a_filler_is_finite_and_other_rows_are_no_number(tiny_llama, file):
@@ -146,7 +147,7 @@ def test_a_filler_is_finite_and_other_rows_are_no_number(tiny_llama, file):
 def test_a_step_does_not_ask_the_host(tiny_llama, file):
     """Tensors without values tell: whatever waits for one raises."""
     made = looked_up(tiny_llama, file)
-    batch = runs.batch(made, file)
+    batch = short_runs.batch(made, file)
     moved = {name: part.to("meta") for name, part in batch._asdict().items() if isinstance(part, torch.Tensor)}
     found = made.reference(made.policy, batch._replace(**moved))
     assert found.sums.device.type == "meta"
@@ -167,8 +168,8 @@ def test_there_is_a_model_to_ask_only_below_a_new_adapter(lora, tiny_llama, file
         with pytest.raises(UserError, match="has log-probabilities and no model"), made.reference.activated(None):
             pass
     else:
-        runs.take_steps(made, runs.batch(made, file), 2)
-        batch = runs.batch(made, file)
+        short_runs.take_steps(made, short_runs.batch(made, file), 2)
+        batch = short_runs.batch(made, file)
         with torch.no_grad(), made.reference.activated(made.policy) as base:
             found = token_logps(base, batch)
         expected = token_logps(CausalLM(str(tiny_llama)).build(), batch)
@@ -176,8 +177,8 @@ def test_there_is_a_model_to_ask_only_below_a_new_adapter(lora, tiny_llama, file
 
 
 def test_another_model_is_not_loaded_once_the_file_is_there(tiny_llama, file, tmp_path, monkeypatch):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
-    live, loads = runs.ready(tiny_llama, FrozenCopy(path=str(other))), watch_loading(monkeypatch)
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
+    live, loads = short_runs.ready(tiny_llama, FrozenCopy(path=str(other))), watch_loading(monkeypatch)
 
     def models():
         count = loads.count("AutoModelForCausalLM")
@@ -188,7 +189,7 @@ def test_another_model_is_not_loaded_once_the_file_is_there(tiny_llama, file, tm
     assert models() == 2
     found = looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
     assert models() == 1
-    batch = runs.batch(found, file)
+    batch = short_runs.batch(found, file)
     expected = live.reference(live.policy, batch).sums
     torch.testing.assert_close(found.reference(found.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
     assert not found.reference.starts_equal
@@ -203,9 +204,9 @@ def test_another_model_is_not_loaded_once_the_file_is_there(tiny_llama, file, tm
 
 def test_another_model_with_another_tokenizer_is_refused(tiny_llama, file, tmp_path):
     """Before a file is written, under the option that names it."""
-    words = tiny.make_chat_tokenizer()
+    words = tiny_models.make_chat_tokenizer()
     words.add_tokens(["<extra>"])
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), words)
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), words)
     with pytest.raises(UserError, match=r"another tokenizer than the policy at model\.reference\.model\n") as raised:
         looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
     assert raised.value.code == ExitCode.MODEL
@@ -213,41 +214,43 @@ def test_another_model_with_another_tokenizer_is_refused(tiny_llama, file, tmp_p
 
 
 def test_a_run_goes_on_without_the_reference_model(tiny_llama, file, tmp_path):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
 
     def reference():
         return Precomputed(path="ref.safetensors", model=str(other))
 
-    runs.fit(runs.module(tiny_llama, reference()), file, tmp_path / "first", steps=2)
+    short_runs.fit(short_runs.module(tiny_llama, reference()), file, tmp_path / "first", steps=2)
     other.rename(tmp_path / "gone")
     ckpt = tmp_path / "first/checkpoints/step=2.ckpt"
-    trainer = runs.fit(runs.module(tiny_llama, reference()), file, tmp_path / "second", steps=3, ckpt=ckpt)
+    trainer = short_runs.fit(short_runs.module(tiny_llama, reference()), file, tmp_path / "second", steps=3, ckpt=ckpt)
     assert trainer.global_step == 3
     for strange in (Precomputed(), FrozenCopy()):
         with pytest.raises(UserError, match="another reference"):
-            runs.fit(runs.module(tiny_llama, strange), file, tmp_path / "third", steps=3, ckpt=ckpt)
+            short_runs.fit(short_runs.module(tiny_llama, strange), file, tmp_path / "third", steps=3, ckpt=ckpt)
 
 
 def test_a_resumed_run_computes_a_lost_file_from_its_start(tiny_llama, file, tmp_path):
     """And not from the weights of the checkpoint."""
     path = Path("ref.safetensors")
-    runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / "first", steps=2)
+    short_runs.fit(short_runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / "first", steps=2)
     before = path.read_bytes()
     path.unlink()
     ckpt = tmp_path / "first/checkpoints/step=2.ckpt"
-    runs.fit(runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / "second", steps=3, ckpt=ckpt)
+    short_runs.fit(
+        short_runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / "second", steps=3, ckpt=ckpt
+    )
     assert path.read_bytes() == before
 
 
 def test_rows_that_come_up_after_the_policy_has_moved_are_refused(tiny_llama, file, tmp_path):
-    made = runs.module(tiny_llama, Precomputed())
-    held_out = runs.write_pairs(tmp_path / "eval.jsonl", rows=2, prompt="Another question")
+    made = short_runs.module(tiny_llama, Precomputed())
+    held_out = short_runs.write_pairs(tmp_path / "eval.jsonl", rows=2, prompt="Another question")
     rows = data(file, eval=str(held_out))
-    runner = runs.trainer(tmp_path / "run", 1, enable_checkpointing=False)
+    runner = short_runs.trainer(tmp_path / "run", 1, enable_checkpointing=False)
     runner.validate(made, datamodule=rows, verbose=False)
     runner.fit(made, datamodule=rows)  # rows that are known by then, and those that are not
     runner.validate(made, datamodule=rows, verbose=False)
-    others = data(file, eval=str(runs.write_pairs(tmp_path / "more.jsonl", rows=3, prompt="A third")))
+    others = data(file, eval=str(short_runs.write_pairs(tmp_path / "more.jsonl", rows=3, prompt="A third")))
     with pytest.raises(UserError, match="came up after the policy had moved"):
         runner.validate(made, datamodule=others, verbose=False)
     looked_up(tiny_llama, file, eval=str(tmp_path / "more.jsonl"))  # as `precompute` does
@@ -256,30 +259,30 @@ def test_rows_that_come_up_after_the_policy_has_moved_are_refused(tiny_llama, fi
 
 def test_rows_are_looked_up_once_and_other_rows_anew(tiny_llama, file, tmp_path):
     """The same rows cost nothing, not even the file; others of the same names and number have values of their own."""
-    made, live = loaded(tiny_llama, Precomputed(path="ref.safetensors")), runs.ready(tiny_llama, FrozenCopy())
-    others = runs.write_pairs(tmp_path / "others.jsonl", rows=9, prompt="Another question")
+    made, live = loaded(tiny_llama, Precomputed(path="ref.safetensors")), short_runs.ready(tiny_llama, FrozenCopy())
+    others = short_runs.write_pairs(tmp_path / "others.jsonl", rows=9, prompt="Another question")
     for pairs in (file, others):
         run = scoring_of(made, data(pairs))
         made.reference.look_up(made.policy, run)
         Path("ref.safetensors").unlink()
         made.reference.look_up(made.policy, run)
         assert not Path("ref.safetensors").exists()
-    batch = runs.batch(made, others)
+    batch = short_runs.batch(made, others)
     expected = live.reference(live.policy, batch).sums
     torch.testing.assert_close(made.reference(made.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_policy_without_its_folder_is_told(tiny_llama, file, tmp_path):
-    folder = tiny.save(tmp_path / "policy", tiny.make_llama(), tiny.make_chat_tokenizer())
+    folder = tiny_models.save(tmp_path / "policy", tiny_models.make_llama(), tiny_models.make_chat_tokenizer())
     looked_up(folder, file, Precomputed(path="ref.safetensors"))
     folder.rename(tmp_path / "gone")
     with pytest.raises(UserError, match="there is no such model folder") as raised:
-        runs.fit(runs.module(folder, Precomputed(path="ref.safetensors")), file, tmp_path / "run")
+        short_runs.fit(short_runs.module(folder, Precomputed(path="ref.safetensors")), file, tmp_path / "run")
     assert raised.value.code == ExitCode.INPUT_MISSING
 
 
 def test_a_trainer_without_a_data_module_is_told(tiny_llama, file, tmp_path):
-    made = runs.module(tiny_llama, Precomputed())
-    batches = torch.utils.data.DataLoader([1], collate_fn=lambda rows: runs.batch(made, file))
+    made = short_runs.module(tiny_llama, Precomputed())
+    batches = torch.utils.data.DataLoader([1], collate_fn=lambda rows: short_runs.batch(made, file))
     with pytest.raises(UserError, match="the trainer has none"):
-        runs.trainer(tmp_path / "run", 1, enable_checkpointing=False).fit(made, batches)
+        short_runs.trainer(tmp_path / "run", 1, enable_checkpointing=False).fit(made, batches)

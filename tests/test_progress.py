@@ -4,12 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
-import whole_runs as runs
-from command_runs import Bench, refused
 from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
+from support import tiny_models, whole_runs
+from support.command_line import Bench, refused
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.policy_module import without_fusing
@@ -97,8 +96,8 @@ def test_a_loss_that_breaks_between_log_lines_leaves_no_model(bench, tmp_path):
 
 
 def test_some_of_the_held_out_rows_are_the_first_and_not_the_longest():
-    data = runs.PreferenceDataModule(train="t", eval="e", batch_size=1)
-    encode = tiny.make_chat_tokenizer()
+    data = whole_runs.PreferenceDataModule(train="t", eval="e", batch_size=1)
+    encode = tiny_models.make_chat_tokenizer()
 
     class Row:
         def __init__(self, text):

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 import torch
-from lookups import files, looked_up
 from safetensors.torch import save_file
+from support import short_runs, tiny_models
+from support.precomputed import files, looked_up
 
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
@@ -33,25 +32,25 @@ def test_weights_have_one_digest_however_they_are_split(tmp_path):
 
 
 def change_weights(folder, options, where):
-    other = tiny.make_llama()
+    other = tiny_models.make_llama()
     other.model.layers[1].mlp.down_proj.weight.data[3, 5] += 1e-3  # one value of all
-    return tiny.save(where / "other", other, tiny.make_chat_tokenizer()), options
+    return tiny_models.save(where / "other", other, tiny_models.make_chat_tokenizer()), options
 
 
 def change_template(folder, options, where):
     template = where / "template.jinja"
-    template.write_text(tiny.CHATML.replace("helpful", "careful"))
+    template.write_text(tiny_models.CHATML.replace("helpful", "careful"))
     return folder, {"chat_template": str(template)}
 
 
 def change_architecture(folder, options, where):
-    other = tiny.make_llama(rms_norm_eps=1e-3)
-    return tiny.save(where / "other", other, tiny.make_chat_tokenizer()), options
+    other = tiny_models.make_llama(rms_norm_eps=1e-3)
+    return tiny_models.save(where / "other", other, tiny_models.make_chat_tokenizer()), options
 
 
 def change_tokenizer(folder, options, where):
-    words = tiny.make_chat_tokenizer(pad=tiny.PAD)
-    return tiny.save(where / "other", tiny.make_llama(), words), options
+    words = tiny_models.make_chat_tokenizer(pad=tiny_models.PAD)
+    return tiny_models.save(where / "other", tiny_models.make_llama(), words), options
 
 
 CHANGED = {
@@ -86,16 +85,16 @@ def test_a_file_of_something_else_is_refused_by_name(name, file, tiny_llama, tmp
 
 
 def test_a_trained_adapter_is_part_of_the_reference(tiny_llama, file, tmp_path):
-    made = runs.ready(tiny_llama, lora=Lora(r=2))
-    runs.take_steps(made, runs.batch(made, file), 3)
+    made = short_runs.ready(tiny_llama, lora=Lora(r=2))
+    short_runs.take_steps(made, short_runs.batch(made, file), 3)
     folder = tmp_path / "sft"
     save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
     path = str(tmp_path / "ref.safetensors")
     looked_up(tiny_llama, file, Precomputed(path=path))
     with pytest.raises(UserError, match="adapter: the file has none, this run has "):
         looked_up(folder, file, Precomputed(path=path))
-    live, found = runs.ready(folder), looked_up(folder, file)
-    batch = runs.batch(found, file)
+    live, found = short_runs.ready(folder), looked_up(folder, file)
+    batch = short_runs.batch(found, file)
     expected = live.reference(live.policy, batch).sums
     torch.testing.assert_close(found.reference(found.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
     (folder / "adapter_model.safetensors").unlink()

@@ -4,14 +4,13 @@ import copy
 from importlib import metadata
 
 import pytest
-import runs
-import tiny
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
-from command_runs import Bench, refused
-from lookups import files
 from peft import PeftModel
+from support import short_runs, tiny_models
+from support.command_line import Bench, refused
+from support.precomputed import files
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -41,13 +40,13 @@ def linear_layers(folder):
 
 
 def ready(folder, quantization, **options):
-    return runs.ready(folder, **{"lora": Lora(r=2), "quantization": quantization} | options)
+    return short_runs.ready(folder, **{"lora": Lora(r=2), "quantization": quantization} | options)
 
 
 def adapter_folder(base, file, folder):
     """A trained adapter."""
-    made = runs.ready(base, lora=Lora(r=2))
-    runs.take_steps(made, runs.batch(made, file), 2)
+    made = short_runs.ready(base, lora=Lora(r=2))
+    short_runs.take_steps(made, short_runs.batch(made, file), 2)
     folder.mkdir()
     save_model(made.policy, made.tokenizer, folder, str(base))
     return folder
@@ -71,7 +70,7 @@ def test_all_linear_layers_but_the_head_are_quantized(quantization, tiny_llama):
 @EVERY
 def test_values_are_near_those_of_the_whole_model(quantization, tiny_llama, file):
     made = ready(tiny_llama, quantization)
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     found = score(made.policy, pairs).sums
     expected = score(AutoModelForCausalLM.from_pretrained(tiny_llama), pairs).sums
     assert not torch.equal(found, expected)
@@ -94,7 +93,7 @@ def test_trees_are_computed(quantization, tiny_llama):
 def test_a_pass_in_eval_mode_changes_nothing(quantization, tiny_llama, file):
     """Else weights are repacked for inference for good, and train mode is another function."""
     made = ready(tiny_llama, quantization)
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     training = score(made.policy, pairs).sums.detach()
     made.policy.eval()
     with torch.no_grad():
@@ -104,7 +103,7 @@ def test_a_pass_in_eval_mode_changes_nothing(quantization, tiny_llama, file):
     assert torch.equal(evaluated, training)
     with torch.no_grad():
         assert torch.equal(score(copied, pairs).sums, training)
-    runs.take_steps(made, pairs, 2)
+    short_runs.take_steps(made, pairs, 2)
     assert all(value.grad.any() for value in made.policy.parameters() if value.requires_grad)
 
 
@@ -116,14 +115,14 @@ def test_a_pass_in_eval_mode_changes_nothing(quantization, tiny_llama, file):
 @BOTH
 def test_only_the_adapter_moves_and_all_of_it(quantization, options, checkpointing, tiny_llama, file):
     made = ready(tiny_llama, quantization, lora=Lora(r=2, **options), gradient_checkpointing=checkpointing)
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     losses = made.compare(pairs)[0].losses
-    assert torch.equal(losses, torch.full_like(losses, runs.LN2))
+    assert torch.equal(losses, torch.full_like(losses, short_runs.LN2))
     before = {name: value.detach().clone() for name, value in made.policy.named_parameters()}
-    runs.take_steps(made, pairs, 1)
+    short_runs.take_steps(made, pairs, 1)
     moved = {name for name, value in made.policy.named_parameters() if not torch.equal(value, before[name])}
     assert {name for name in before if "lora_B" in name} <= moved
-    runs.take_steps(made, pairs, 1)
+    short_runs.take_steps(made, pairs, 1)
     for name, value in made.policy.named_parameters():
         assert torch.equal(value, before[name]) != value.requires_grad, name
         assert (value.grad is not None and bool(value.grad.any())) == value.requires_grad, name
@@ -136,8 +135,8 @@ def test_checkpointing_changes_no_number(quantization, tiny_llama, file):
     for checkpointing in (False, True):
         torch.manual_seed(0)
         made = ready(tiny_llama, quantization, gradient_checkpointing=checkpointing)
-        pairs = runs.batch(made, file)
-        runs.take_steps(made, pairs, 1)
+        pairs = short_runs.batch(made, file)
+        short_runs.take_steps(made, pairs, 1)
         made.policy.zero_grad()
         made.compare(pairs)[0].losses.mean().backward()
         gradients.append({name: p.grad for name, p in made.policy.named_parameters() if p.requires_grad})
@@ -164,16 +163,16 @@ def test_both_models_are_quantized(quantization, tiny_llama, file, tmp_path):
             assert (model is made.policy) == (made is further)
             assert len(quantized_layers(model, quantization)) == 14
             assert made is further or not any(value.requires_grad for value in model.parameters())
-        losses = made.compare(runs.batch(made, file))[0].losses
-        assert torch.equal(losses, torch.full_like(losses, runs.LN2))
+        losses = made.compare(short_runs.batch(made, file))[0].losses
+        assert torch.equal(losses, torch.full_like(losses, short_runs.LN2))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @BOTH
 def test_every_precision_trains(quantization, precision, tiny_llama, file, tmp_path):
     """Moving a module to another precision leaves quantized weights as they are; products follow it."""
-    made = runs.module(tiny_llama, lora=Lora(r=2), quantization=quantization)
-    runs.fit(made, file, tmp_path, precision=precision, enable_checkpointing=False)
+    made = short_runs.module(tiny_llama, lora=Lora(r=2), quantization=quantization)
+    short_runs.fit(made, file, tmp_path, precision=precision, enable_checkpointing=False)
     layers = [part for part in made.policy.modules() if isinstance(part, LINEAR[quantization.bits])]
     assert len(layers) == 14
     assert not any(part.weight.is_floating_point() for part in layers)
@@ -189,8 +188,8 @@ def test_every_precision_trains(quantization, precision, tiny_llama, file, tmp_p
 @BOTH
 def test_the_adapter_loads_on_the_whole_base(quantization, tiny_llama, file, tmp_path):
     made = ready(tiny_llama, quantization)
-    pairs = runs.batch(made, file)
-    runs.take_steps(made, pairs, 2)
+    pairs = short_runs.batch(made, file)
+    short_runs.take_steps(made, pairs, 2)
     folder = tmp_path / "saved"
     folder.mkdir()
     save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
@@ -212,9 +211,9 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(quantization, tiny_llama, file, 
     for name, until in (("whole", [4]), ("parts", [2, 4])):
         for steps in until:
             torch.manual_seed(0)
-            made = runs.module(tiny_llama, lora=Lora(r=2), quantization=quantization)
+            made = short_runs.module(tiny_llama, lora=Lora(r=2), quantization=quantization)
             ckpt = tmp_path / name / "checkpoints" / "step=2.ckpt" if steps != until[0] else None
-            runs.fit(made, file, tmp_path / name, steps, ckpt)
+            short_runs.fit(made, file, tmp_path / name, steps, ckpt)
         ends.append({n: v.detach().clone() for n, v in made.policy.named_parameters() if v.requires_grad})
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     held = torch.load(tmp_path / "whole" / "checkpoints" / "step=2.ckpt", weights_only=True)["state_dict"]
@@ -226,12 +225,12 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(quantization, tiny_llama, file, 
 def test_a_file_of_a_reference_in_other_bits_is_refused(tiny_llama, file, tmp_path):
     stored = tmp_path / "reference.safetensors"
     for quantization in (None, DOUBLE):
-        made = runs.module(tiny_llama, Precomputed(str(stored)), lora=Lora(r=2), quantization=quantization)
+        made = short_runs.module(tiny_llama, Precomputed(str(stored)), lora=Lora(r=2), quantization=quantization)
         if quantization is None:
-            runs.fit(made, file, tmp_path, enable_checkpointing=False)
+            short_runs.fit(made, file, tmp_path, enable_checkpointing=False)
             continue
         with pytest.raises(UserError, match="quantization: the file has none, this run"):
-            runs.fit(made, file, tmp_path, enable_checkpointing=False)
+            short_runs.fit(made, file, tmp_path, enable_checkpointing=False)
 
 
 @pytest.mark.usefixtures("place")
@@ -239,10 +238,10 @@ def test_a_file_of_a_reference_in_other_bits_is_refused(tiny_llama, file, tmp_pa
 def test_a_precomputed_reference_is_quantized(quantization, tiny_llama, file, tmp_path):
     """Its values are those of the live one, whether the policy's own base or a named model gives them."""
     for other in (None, str(tiny_llama)):
-        made = runs.module(tiny_llama, Precomputed(model=other), lora=Lora(r=2), quantization=quantization)
-        runs.fit(made, file, tmp_path, steps=1, enable_checkpointing=False)
+        made = short_runs.module(tiny_llama, Precomputed(model=other), lora=Lora(r=2), quantization=quantization)
+        short_runs.fit(made, file, tmp_path, steps=1, enable_checkpointing=False)
         live = ready(tiny_llama, quantization)
-        pairs = runs.batch(live, file)
+        pairs = short_runs.batch(live, file)
         expected = live.reference(live.policy, pairs).sums
         found = made.reference(made.policy, pairs).sums
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -316,14 +315,16 @@ def test_a_folder_of_quantized_weights_is_refused(tiny_llama, tmp_path):
 def test_an_optimizer_in_eight_bits_trains_and_goes_on(kind, tiny_llama, file, tmp_path):
     """Its states are in 8 bits where a tensor has 4096 values, and come back out of a checkpoint."""
     ends = []
-    folder = tiny.save(tmp_path / "wide", tiny.make_llama(hidden_size=64), tiny.make_chat_tokenizer())
+    folder = tiny_models.save(
+        tmp_path / "wide", tiny_models.make_llama(hidden_size=64), tiny_models.make_chat_tokenizer()
+    )
     for name, until in (("whole", [4]), ("parts", [2, 4])):
         for steps in until:
             torch.manual_seed(0)
-            made = runs.module(folder, lora=Lora(r=64), quantization=DOUBLE)
+            made = short_runs.module(folder, lora=Lora(r=64), quantization=DOUBLE)
             made.optimizer = lambda values, rate: kind(values, lr=rate)
             ckpt = tmp_path / name / "checkpoints" / "step=2.ckpt" if steps != until[0] else None
-            trainer = runs.fit(made, file, tmp_path / name, steps, ckpt)
+            trainer = short_runs.fit(made, file, tmp_path / name, steps, ckpt)
         state = trainer.optimizers[0].state
         kinds = {state[value]["state1"].dtype for value in made.policy.parameters() if value.requires_grad}
         assert kinds == {torch.uint8, torch.float32}
@@ -353,16 +354,16 @@ def test_the_command_line_takes_it_all(tiny_llama, tmp_path):
 
 @pytest.mark.slow
 def test_a_step_of_the_real_model_in_four_bits(tmp_path):
-    from whole_runs import preference_rows, write_rows
+    from support.whole_runs import preference_rows, write_rows
 
-    root = runs.Path(__file__).parents[1] / EMBEDDED
-    file = runs.Path(write_rows(tmp_path, "pairs", preference_rows(4)))
-    made = runs.module(root, lora=Lora(), quantization=DOUBLE, gradient_checkpointing=True)
+    root = short_runs.Path(__file__).parents[1] / EMBEDDED
+    file = short_runs.Path(write_rows(tmp_path, "pairs", preference_rows(4)))
+    made = short_runs.module(root, lora=Lora(), quantization=DOUBLE, gradient_checkpointing=True)
     made.configure_model()
     assert len(quantized_layers(made.policy, DOUBLE)) == 210
-    pairs = runs.batch(made, file, rows=2)
+    pairs = short_runs.batch(made, file, rows=2)
     losses = made.compare(pairs)[0].losses
-    assert torch.equal(losses, torch.full_like(losses, runs.LN2))
+    assert torch.equal(losses, torch.full_like(losses, short_runs.LN2))
     started = score(made.policy, pairs).sums.detach()
     losses.mean().backward()
     for name, value in made.policy.named_parameters():

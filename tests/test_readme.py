@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import yaml
-from command_runs import QUIET, ROOT, run
+from support import tiny_models
+from support.command_line import QUIET, ROOT, run
 
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.models.folder import EMBEDDED
@@ -68,8 +68,8 @@ def place(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Makefile", folder)
     (folder / EMBEDDED).parent.mkdir()
-    model = tiny.make_llama(max_position_embeddings=1024)
-    tiny.save(folder / EMBEDDED, model, tiny.make_chat_tokenizer())
+    model = tiny_models.make_llama(max_position_embeddings=1024)
+    tiny_models.save(folder / EMBEDDED, model, tiny_models.make_chat_tokenizer())
     recorder = folder / "venv" / "bin" / "python"
     recorder.parent.mkdir(parents=True)
     recorder.write_text(RECORDER)

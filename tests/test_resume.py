@@ -4,10 +4,10 @@ import shutil
 import zipfile
 
 import pytest
-import tiny
 import torch
-from command_runs import Bench, refused, run, watch_loading
 from safetensors.torch import load_file
+from support import tiny_models
+from support.command_line import Bench, refused, run, watch_loading
 
 from dpo_lightning.errors import UserError
 from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates
@@ -205,8 +205,8 @@ def test_validate_may_differ(bench, checkpoint):
 
 def test_a_checkpoint_of_another_model_is_refused(bench, checkpoint, tmp_path):
     """Also by a command that compares no hyperparameters."""
-    wider = tiny.make_llama(hidden_size=24)
-    other = tiny.save(tmp_path / "other", wider, tiny.make_chat_tokenizer())
+    wider = tiny_models.make_llama(hidden_size=24)
+    other = tiny_models.save(tmp_path / "other", wider, tiny_models.make_chat_tokenizer())
     ran = bench.run("validate", "--ckpt_path", checkpoint, "--model.policy.path", other)
     refused(ran, 64, "the checkpoint was trained against another reference")
 

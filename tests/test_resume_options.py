@@ -4,9 +4,9 @@ from dataclasses import fields
 from inspect import signature
 
 import pytest
-import tiny
-from command_runs import Bench, refused, watch_loading
 from lightning.pytorch import Trainer
+from support import tiny_models
+from support.command_line import Bench, refused, watch_loading
 
 from dpo_lightning import DPOModule, KTOModule, ListwiseDPOModule, SFTModule, losses
 from dpo_lightning.config.files import read_config
@@ -97,7 +97,7 @@ def first(tmp_path_factory, tiny_llama):
     bench = Bench(tmp_path_factory.mktemp("options"), tiny_llama)
     ran = bench.fit()
     assert ran.code == 0, ran
-    (bench.folder / "own.jinja").write_text(tiny.CHATML)
+    (bench.folder / "own.jinja").write_text(tiny_models.CHATML)
     (bench.folder / "other.jsonl").write_bytes(bench.train.read_bytes())
     return bench
 

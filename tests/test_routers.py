@@ -3,12 +3,11 @@
 import itertools
 
 import pytest
-import tiny
 import torch
-import whole_runs as runs
-from families import EXPERTS, PAIRS, make
-from kto_runs import judged_rows, kto
-from layouts import LAYOUTS
+from support import tiny_models, whole_runs
+from support.batch_layouts import LAYOUTS
+from support.kto_runs import judged_rows, kto
+from support.model_families import EXPERTS, PAIRS, make
 from torch.optim import SGD
 
 from dpo_lightning import UnpairedDataModule
@@ -21,14 +20,14 @@ from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
 
 NUMBERS = range(len(PAIRS))
-KINDS = {**runs.KINDS, "kto": (kto, UnpairedDataModule, judged_rows)}
+KINDS = {**whole_runs.KINDS, "kto": (kto, UnpairedDataModule, judged_rows)}
 LAID_OUT = {"dpo": "pairs", "kto": "judged", "listwise": "rankings", "sft": "demonstrations"}
 
 
 def save(folder, family="qwen2_moe", **options):
     """A folder of a tiny model with experts."""
-    model = make(family, vocab_size=tiny.VOCAB, max_position_embeddings=256, **options)
-    return tiny.save(folder, model, tiny.make_tokenizer())
+    model = make(family, vocab_size=tiny_models.VOCAB, max_position_embeddings=256, **options)
+    return tiny_models.save(folder, model, tiny_models.make_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +138,11 @@ def test_passes_without_a_gradient_are_not_counted():
 
 def train(kind, model, folder, batch_size=2, accumulate=1, rows=4, collator=None, **policy):
     make_module, data_module, make_rows = KINDS[kind]
-    module = make_module(model, policy=CausalLM(str(model), **policy), optimizer=SGD, learning_rate=runs.SGD_RATE)
-    file = runs.write_rows(folder, "train", make_rows(rows))
-    held_out = runs.write_rows(folder, "eval", make_rows(4, 50))
+    module = make_module(model, policy=CausalLM(str(model), **policy), optimizer=SGD, learning_rate=whole_runs.SGD_RATE)
+    file = whole_runs.write_rows(folder, "train", make_rows(rows))
+    held_out = whole_runs.write_rows(folder, "eval", make_rows(4, 50))
     data = data_module(file, held_out, batch_size=batch_size, max_length=64, shuffle=False, collator=collator)
-    memory, _ = runs.fit(module, data, folder, accumulate_grad_batches=accumulate)
+    memory, _ = whole_runs.fit(module, data, folder, accumulate_grad_batches=accumulate)
     return module, memory, data.encoded["train"]
 
 
@@ -158,7 +157,7 @@ def test_the_coefficient_moves_the_routers(kind, folder, tmp_path):
     start = dict(CausalLM(str(folder)).build().named_parameters())
     for coefficient in (0.0, 0.5, 1.0):
         module, memory, _ = train(kind, folder, tmp_path, 4, collator=Padded(), router_aux_loss_coef=coefficient)
-        moved[coefficient] = routers_of(runs.weights(module)) - routers_of(start).detach()
+        moved[coefficient] = routers_of(whole_runs.weights(module)) - routers_of(start).detach()
         logged[coefficient] = memory.steps[1]
     assert "train/aux_loss" not in logged[0.0]
     assert logged[0.5]["train/aux_loss"] == logged[1.0]["train/aux_loss"] > 1
@@ -171,7 +170,7 @@ def test_the_coefficient_moves_the_routers(kind, folder, tmp_path):
     assert gradient.abs().max() > 1e-4
     for coefficient in (0.5, 1.0):
         added = moved[coefficient] - moved[0.0]
-        torch.testing.assert_close(added, -runs.SGD_RATE * coefficient * gradient, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(added, -whole_runs.SGD_RATE * coefficient * gradient, rtol=1e-3, atol=1e-7)
 
 
 def test_micro_batches_are_averaged_by_their_weights(folder, tmp_path):
@@ -182,12 +181,12 @@ def test_micro_batches_are_averaged_by_their_weights(folder, tmp_path):
         module, memory, rows = train(
             "dpo", folder, tmp_path, 2, 2, rows=3, collator=Padded(), router_aux_loss_coef=coefficient
         )
-        steps[coefficient] = routers_of(runs.weights(module)) - start
+        steps[coefficient] = routers_of(whole_runs.weights(module)) - start
     model = CausalLM(str(folder)).build()
     parts = [own(model, Padded().pairs(some, range(len(some)))) for some in (rows[:2], rows[2:])]
     value, gradient = (2 / 3 * one + 1 / 3 * other for one, other in zip(*parts, strict=True))
     assert memory.curve("train/aux_loss") == [pytest.approx(float(value), rel=1e-5)]
-    torch.testing.assert_close(steps[1.0] - steps[0.0], -runs.SGD_RATE * gradient, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(steps[1.0] - steps[0.0], -whole_runs.SGD_RATE * gradient, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("policy", [{}, {"gradient_checkpointing": True}, {"lora": Lora(r=2)}])
@@ -210,14 +209,14 @@ def test_the_configs_own_coefficient_counts_where_it_asks(asking, tmp_path, caps
     assert "router loss: 0.3 x the load-balancing loss (the model config)" in capsys.readouterr().out
     (tmp_path / "b").mkdir()
     other, _, _ = train("dpo", asking, tmp_path / "b", collator=Packed(), router_aux_loss_coef=0.3)
-    for name, value in runs.weights(one).items():
+    for name, value in whole_runs.weights(one).items():
         assert torch.equal(value, other.policy.get_parameter(name)), name
     assert len(memory.curve("train/aux_loss")) == 2
     assert one.policy.config.output_router_logits
     (tmp_path / "c").mkdir()
     none, memory, _ = train("dpo", asking, tmp_path / "c", collator=Packed(), router_aux_loss_coef=0.0)
     assert memory.curve("train/aux_loss") == []
-    assert not torch.equal(routers_of(runs.weights(none)), routers_of(runs.weights(one)))
+    assert not torch.equal(routers_of(whole_runs.weights(none)), routers_of(whole_runs.weights(one)))
 
 
 def test_without_a_word_there_is_none_and_that_is_said(folder, tmp_path, capsys):
@@ -235,7 +234,7 @@ def test_without_a_word_there_is_none_and_that_is_said(folder, tmp_path, capsys)
 def test_a_model_without_experts_is_refused_before_its_weights(tiny_llama, monkeypatch):
     monkeypatch.setattr("dpo_lightning.models.causal_lm.load_base", None)
     with pytest.raises(UserError, match="llama has no routers to balance") as told:
-        runs.dpo(tiny_llama, policy=CausalLM(str(tiny_llama), router_aux_loss_coef=0.01)).configure_model()
+        whole_runs.dpo(tiny_llama, policy=CausalLM(str(tiny_llama), router_aux_loss_coef=0.01)).configure_model()
     assert told.value.code == ExitCode.CONFIG
     assert "model.policy.router_aux_loss_coef" in str(told.value)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command_runs import ROOT, Bench, fail_at_start, refused, watch_loading
+from support.command_line import ROOT, Bench, fail_at_start, refused, watch_loading
 
 from dpo_lightning.errors import UserError
 from dpo_lightning.runs.folder import RunFolder, check_space

@@ -9,10 +9,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 import torch
-from lookups import data, files, loaded, looked_up, scoring_of
+from support import short_runs, tiny_models
+from support.precomputed import data, files, loaded, looked_up, scoring_of
 
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
@@ -29,7 +28,7 @@ def test_only_rows_that_are_new_are_computed(tiny_llama, file, counted):
     made = looked_up(tiny_llama, file)
     (path,) = files()
     before = dict(zip(*read(path)[1][:1], read(path)[1].sums()[0].tolist(), strict=True))
-    held_out = runs.write_pairs(Path("eval.jsonl"), rows=3, prompt="Another question")
+    held_out = short_runs.write_pairs(Path("eval.jsonl"), rows=3, prompt="Another question")
     counted.clear()
     made = looked_up(tiny_llama, file, eval=str(held_out))
     assert sum(counted) == 1  # two of the three are training rows as well
@@ -59,7 +58,7 @@ def test_the_device_on_which_models_are_made_is_not_that_of_the_pass(tiny_llama,
 
 
 def test_the_keys_of_a_pair_are_its_answers(tiny_llama, file):
-    made = runs.ready(tiny_llama)
+    made = short_runs.ready(tiny_llama)
     rows = data(file)
     rows.prepare("fit", made)
     keys = [pair_keys(row) for row in rows.encoded["train"]]
@@ -68,7 +67,7 @@ def test_the_keys_of_a_pair_are_its_answers(tiny_llama, file):
 
 def test_batches_are_those_of_training_longest_rows_first(tiny_llama, file):
     """As many pairs, or as many tokens."""
-    made = runs.ready(tiny_llama)
+    made = short_runs.ready(tiny_llama)
     for options, layout in (({"batch_size": 4}, Padded()), ({"max_tokens": 300}, Padded())):
         run = scoring_of(made, data(file, **options))
         rows = sorted(run.rows["train"], key=lambda row: -row.length)
@@ -84,9 +83,9 @@ def test_batches_are_those_of_training_longest_rows_first(tiny_llama, file):
 
 
 def test_a_reference_that_is_no_number_is_refused(file, tmp_path):
-    broken = tiny.make_gpt2()
+    broken = tiny_models.make_gpt2()
     broken.transformer.ln_f.weight.data.fill_(float("nan"))
-    folder = tiny.save(tmp_path / "broken", broken, tiny.make_tokenizer())
+    folder = tiny_models.save(tmp_path / "broken", broken, tiny_models.make_tokenizer())
     with pytest.raises(UserError, match=r"a reference log-probability is no number at .*pairs.jsonl:\d") as raised:
         looked_up(folder, file)
     assert raised.value.code == ExitCode.MODEL
@@ -176,7 +175,8 @@ RANKS = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import runs, torch
+    import torch
+    from support import short_runs
     from dpo_lightning.data.datamodules import PreferenceDataModule
     from dpo_lightning.references.precomputed import Precomputed
     from lightning.pytorch import Callback
@@ -188,12 +188,12 @@ RANKS = """
             torch.save(weights, Path({out!r}, f"{{trainer.global_rank}}.pt"))
 
     torch.set_num_threads(1)
-    made = runs.module({model!r}, Precomputed(path="ranks.safetensors"))
+    made = short_runs.module({model!r}, Precomputed(path="ranks.safetensors"))
     options = dict(shuffle=False, allow="leak")
     rows = PreferenceDataModule(train={file!r}, eval={file!r}, batch_size=1, max_length=128, **options)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     options = dict(strategy=strategy, devices=2, enable_checkpointing=False, callbacks=[Tell()])
-    runs.fit(made, None, Path({out!r}), steps=5, data=rows, **options)
+    short_runs.fit(made, None, Path({out!r}), steps=5, data=rows, **options)
 """
 
 
@@ -211,9 +211,9 @@ def test_two_ranks_share_the_pass_and_train_as_one(tiny_llama, file, tmp_path):
     assert done.stdout.count("computing") == 1
     looked_up(tiny_llama, file, Precomputed(path="alone.safetensors"), batch_size=1)
     assert Path("ranks.safetensors").read_bytes() == Path("alone.safetensors").read_bytes()
-    live = runs.module(tiny_llama)
+    live = short_runs.module(tiny_llama)
     rows = data(file, eval=str(file), shuffle=False)
-    runs.fit(live, file, tmp_path / "live", steps=5, data=rows, enable_checkpointing=False)
+    short_runs.fit(live, file, tmp_path / "live", steps=5, data=rows, enable_checkpointing=False)
     left, right = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for one, two, alone in zip(left, right, live.policy.parameters(), strict=True):
         assert torch.equal(one, two)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from toy_setup import PYTHON, ROOT, Toy
+from support.toy_setup import PYTHON, ROOT, Toy
 
 LOCKED = {"torch": "1.0+cpu", "backend": "1.0", "toy": "1", "pip": version("pip")}
 COVER = "Provides-Extra: toml\nRequires-Dist: parser>=1; extra == 'toml'\n"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_setup import PYTHON
+from support.toy_setup import PYTHON
 
 TESTS = "requirements/test.lock"
 CPU = "requirements/cpu.lock"

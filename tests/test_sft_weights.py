@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-import whole_runs as runs
+from support import whole_runs
 from torch.optim import SGD
 
 from dpo_lightning import SFTDataModule
@@ -15,22 +15,22 @@ from dpo_lightning.errors import ExitCode, UserError
 @pytest.fixture
 def rows():
     """Three demonstrations without a weight."""
-    return [{name: row[name] for name in ("prompt", "completion")} for row in runs.sft_rows(3)]
+    return [{name: row[name] for name in ("prompt", "completion")} for row in whole_runs.sft_rows(3)]
 
 
 def train(model, folder, rows, held_out=(), **options):
     """One step on all rows; module, what was logged, trainer."""
-    files = [runs.write_rows(folder, "train", rows)]
-    files += [runs.write_rows(folder, "eval", held_out)] if held_out else []
-    module = runs.sft(model, optimizer=SGD, learning_rate=runs.SGD_RATE)
+    files = [whole_runs.write_rows(folder, "train", rows)]
+    files += [whole_runs.write_rows(folder, "eval", held_out)] if held_out else []
+    module = whole_runs.sft(model, optimizer=SGD, learning_rate=whole_runs.SGD_RATE)
     data = SFTDataModule(*files, batch_size=len(rows), max_length=64, shuffle=False)
-    memory, trainer = runs.fit(module, data, folder, **options)
+    memory, trainer = whole_runs.fit(module, data, folder, **options)
     return module, memory, trainer
 
 
 def assert_same(one, other):
     """Weights and logged loss."""
-    for name, value in runs.weights(one[0]).items():
+    for name, value in whole_runs.weights(one[0]).items():
         torch.testing.assert_close(value, other[0].policy.get_parameter(name), rtol=1e-5, atol=1e-6)
     assert one[1].curve("train/loss") == pytest.approx(other[1].curve("train/loss"), rel=1e-6)
 
@@ -46,7 +46,7 @@ def test_a_weight_of_2_is_the_row_twice_and_one_of_0_leaves_it_out(tiny_llama, t
 
 
 def test_the_held_out_loss_is_weighted_and_its_tokens_are_counted_once(tiny_llama, tmp_path, rows):
-    held_out = [{name: row[name] for name in ("prompt", "completion")} for row in runs.sft_rows(3, 50)]
+    held_out = [{name: row[name] for name in ("prompt", "completion")} for row in whole_runs.sft_rows(3, 50)]
     weighted = [{**row, "weight": weight} for row, weight in zip(held_out, (3, 0, 1), strict=True)]
     _, memory, trainer = train(tiny_llama, tmp_path, rows, weighted)
     summarize(trainer)
@@ -62,18 +62,18 @@ def test_the_held_out_loss_is_weighted_and_its_tokens_are_counted_once(tiny_llam
 def test_a_step_of_rows_that_do_not_count_trains_nothing_and_has_no_loss(tiny_llama, tmp_path, rows):
     module, memory, trainer = train(tiny_llama, tmp_path, rows[:2])
     files = [{**rows[0], "weight": 0}, {**rows[1], "weight": 0}, rows[0], rows[1]]
-    path = runs.write_rows(tmp_path, "four", files)
-    again = runs.sft(tiny_llama, optimizer=SGD, learning_rate=runs.SGD_RATE)
+    path = whole_runs.write_rows(tmp_path, "four", files)
+    again = whole_runs.sft(tiny_llama, optimizer=SGD, learning_rate=whole_runs.SGD_RATE)
     data = SFTDataModule(path, batch_size=2, max_length=64, shuffle=False)
-    second, trainer = runs.fit(again, data, tmp_path)
+    second, trainer = whole_runs.fit(again, data, tmp_path)
     assert trainer.global_step == 2
     assert second.curve("train/loss") == pytest.approx(memory.curve("train/loss"), rel=1e-6)
-    for name, value in runs.weights(module).items():
+    for name, value in whole_runs.weights(module).items():
         torch.testing.assert_close(value, again.policy.get_parameter(name), rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_told_once(tiny_llama, tmp_path, rows, capsys):
-    train(tiny_llama, tmp_path, [rows[0], {**rows[1], "weight": 0.5}], runs.sft_rows(2, 50))
+    train(tiny_llama, tmp_path, [rows[0], {**rows[1], "weight": 0.5}], whole_runs.sft_rows(2, 50))
     line = "tokens of demonstrations count by their `weight`, 0.5 to 1, in the loss; other measures count each once"
     assert capsys.readouterr().out.count(line) == 1
     train(tiny_llama, tmp_path, rows)
@@ -92,7 +92,7 @@ def test_rows_none_of_which_counts(tiny_llama, tmp_path, rows):
     [(-1, "'weight' is negative"), (None, "'weight' is no finite number"), ("much", "'weight' is no finite number")],
 )
 def test_weights_that_are_none(tmp_path, rows, weight, what):
-    path = runs.write_rows(tmp_path, "rows", [rows[0], {**rows[1], "weight": weight}])
+    path = whole_runs.write_rows(tmp_path, "rows", [rows[0], {**rows[1], "weight": weight}])
     with pytest.raises(UserError, match=f"{what} at {path}:2") as told:
         SFTDataModule(path).read_rows(["train"])
     assert told.value.code == ExitCode.DATA

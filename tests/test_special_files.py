@@ -4,7 +4,7 @@ import os
 import socket
 
 import pytest
-from command_runs import Bench, refused, run
+from support.command_line import Bench, refused, run
 
 from dpo_lightning.special_files import special_kind
 

@@ -4,12 +4,11 @@ import json
 import shutil
 
 import pytest
-import runs
-import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from support import short_runs, tiny_models
+from support.whole_runs import sft, sft_rows, write_rows
 from transformers import AutoModelForCausalLM
-from whole_runs import sft, sft_rows, write_rows
 
 from dpo_lightning.callbacks import FinalModel
 from dpo_lightning.callbacks.final_model import file_hash
@@ -23,7 +22,7 @@ from dpo_lightning.runs.lineage import UNRECORDED, Stage, chain, folder_digest, 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +35,14 @@ def run_sft(model, demonstrations, out, lora=None):
     """An SFT stage of two steps."""
     made = sft(model, policy=CausalLM(str(model), lora=lora), learning_rate=1e-2)
     data = SFTDataModule(train=demonstrations, batch_size=2, max_length=128)
-    runs.fit(made, None, out, data=data, callbacks=[FinalModel()], enable_checkpointing=False)
+    short_runs.fit(made, None, out, data=data, callbacks=[FinalModel()], enable_checkpointing=False)
     return made
 
 
 def run_dpo(model, file, out, **options):
     """A DPO stage of two steps, and the losses that it began with."""
     first = []
-    made = runs.module(model, **options)
+    made = short_runs.module(model, **options)
     step = made.compare
 
     def watched(*args):
@@ -52,13 +51,13 @@ def run_dpo(model, file, out, **options):
         return output, logps
 
     made.compare = watched
-    runs.fit(made, file, out, callbacks=[FinalModel()], enable_checkpointing=False)
+    short_runs.fit(made, file, out, callbacks=[FinalModel()], enable_checkpointing=False)
     return made, first[0]
 
 
 def assert_began_at_ln2(first):
     losses, margins = first
-    assert (losses - runs.LN2).abs().max() < 1e-6
+    assert (losses - short_runs.LN2).abs().max() < 1e-6
     assert not margins.any()
 
 
@@ -68,14 +67,14 @@ def test_every_stage_begins_where_the_last_one_ended(lora, file, demonstrations,
     home, elsewhere = tmp_path / "내 모델들", tmp_path / "else where"
     home.mkdir()
     elsewhere.mkdir()
-    tiny.save(home / "base", tiny.make_llama(), tiny.make_chat_tokenizer())
+    tiny_models.save(home / "base", tiny_models.make_llama(), tiny_models.make_chat_tokenizer())
     monkeypatch.chdir(home)
     made = run_sft("base", demonstrations, home / "sft", lora)
     monkeypatch.chdir(elsewhere)
-    begun = score(made.policy.eval(), runs.batch(runs.ready(home / "base"), file)).sums
+    begun = score(made.policy.eval(), short_runs.batch(short_runs.ready(home / "base"), file)).sums
     for number, start in ((1, "sft"), (2, "단계 1")):
         folder = home / start / "final_model"
-        pairs = runs.batch(runs.ready(folder), file)
+        pairs = short_runs.batch(short_runs.ready(folder), file)
         assert torch.equal(score(CausalLM(str(folder)).build().eval(), pairs).sums, begun)
         made, first = run_dpo(folder, file, home / f"단계 {number}")
         assert_began_at_ln2(first)
@@ -92,7 +91,7 @@ def test_the_adapter_of_a_later_stage_stands_alone(file, demonstrations, tiny_ll
     """DPO that began from an SFT adapter leaves one adapter that holds both: plain peft gives the trainer's numbers."""
     run_sft(tiny_llama, demonstrations, tmp_path / "sft", Lora(r=2))
     made, _ = run_dpo(tmp_path / "sft/final_model", file, tmp_path / "dpo")
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     plain = PeftModel.from_pretrained(base, str(tmp_path / "dpo/final_model")).eval()
     assert torch.equal(score(plain, pairs).sums, score(made.policy, pairs).sums)
@@ -100,10 +99,10 @@ def test_the_adapter_of_a_later_stage_stands_alone(file, demonstrations, tiny_ll
 
 def test_another_adapter_in_the_policy_is_no_part_of_the_result(tiny_llama, file, tmp_path):
     """Such as a reference that is held beside the one that is trained, and that happens to be the active one."""
-    made = runs.ready(tiny_llama, lora=Lora(r=2))
-    pairs = runs.batch(made, file)
+    made = short_runs.ready(tiny_llama, lora=Lora(r=2))
+    pairs = short_runs.batch(made, file)
     made.policy.add_adapter("reference", made.policy.peft_config["default"])
-    runs.take_steps(made, pairs, 2)
+    short_runs.take_steps(made, pairs, 2)
     expected = score(made.policy, pairs).sums
     made.policy.set_adapter("reference")
     save_model(made.policy, made.tokenizer, tmp_path / "saved", str(tiny_llama))
@@ -162,7 +161,7 @@ def test_the_card_of_the_third_stage_tells_all_three(file, demonstrations, tiny_
 def test_weights_that_were_changed_since_are_told(file, tiny_llama, tmp_path, capsys):
     run_dpo(tiny_llama, file, tmp_path / "one")
     folder = tmp_path / "one/final_model"
-    tiny.save(folder, tiny.make_llama(seed=5), tiny.make_chat_tokenizer())
+    tiny_models.save(folder, tiny_models.make_llama(seed=5), tiny_models.make_chat_tokenizer())
     capsys.readouterr()
     assert [stage.what for stage in chain(folder)] == ["DPOModule", UNRECORDED]
     assert "not recorded, or they were changed since" in capsys.readouterr().out
@@ -209,7 +208,7 @@ def test_a_record_keeps_what_is_told_beside_it(tmp_path):
 
 
 def test_an_adapter_on_an_adapter_is_refused(tiny_llama, file, tmp_path):
-    first = runs.ready(tiny_llama, lora=Lora(r=2))
+    first = short_runs.ready(tiny_llama, lora=Lora(r=2))
     save_model(first.policy, first.tokenizer, tmp_path / "one", str(tiny_llama))
     save_model(first.policy, first.tokenizer, tmp_path / "two", str(tmp_path / "one"))
     with pytest.raises(UserError, match="an adapter itself") as raised:
@@ -220,7 +219,7 @@ def test_an_adapter_on_an_adapter_is_refused(tiny_llama, file, tmp_path):
 
 def test_a_base_that_went_away_is_told_with_the_file_that_names_it(tiny_llama, tmp_path):
     shutil.copytree(tiny_llama, tmp_path / "base")
-    made = runs.ready(tmp_path / "base", lora=Lora(r=2))
+    made = short_runs.ready(tmp_path / "base", lora=Lora(r=2))
     save_model(made.policy, made.tokenizer, tmp_path / "adapter", str(tmp_path / "base"))
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"the adapter's base at .*adapter_config\.json") as raised:

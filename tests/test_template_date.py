@@ -5,13 +5,12 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-import runs
-import tiny
 import torch
 import yaml
-from command_runs import Bench, refused, run
 from safetensors.torch import load_file
-from templates import LLAMA, LLAMA_FIXED
+from support import short_runs, tiny_models
+from support.chat_templates import LLAMA, LLAMA_FIXED
+from support.command_line import Bench, refused, run
 from transformers.utils import chat_template_utils
 
 from dpo_lightning.data.datamodules import PreferenceDataModule
@@ -25,8 +24,8 @@ NOTE = "note: the chat template writes the date: "
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny model with Llama 3.2's template."""
-    tokenizer = tiny.make_chat_tokenizer(template=LLAMA)
-    return tiny.save(tmp_path_factory.mktemp("dated"), tiny.make_llama(), tokenizer)
+    tokenizer = tiny_models.make_chat_tokenizer(template=LLAMA)
+    return tiny_models.save(tmp_path_factory.mktemp("dated"), tiny_models.make_llama(), tokenizer)
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_a_rank_that_begins_after_midnight_takes_the_first_ones_date(bench, mode
     set_day(NEXT)
     data = PreferenceDataModule(train=str(bench.train), max_length=128)
     strategy = SimpleNamespace(broadcast=lambda _: FIRST)
-    data.trainer = SimpleNamespace(lightning_module=runs.module(model), world_size=1, strategy=strategy)
+    data.trainer = SimpleNamespace(lightning_module=short_runs.module(model), world_size=1, strategy=strategy)
     data.setup("fit")
     prompts = [data.trainer.lightning_module.tokenizer.decode(row.prompt_ids) for row in data.encoded["train"]]
     assert len(prompts) == 8

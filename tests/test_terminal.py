@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import pytest
-from command_runs import Bench, json_lines, pairs, refused, run
+from support.command_line import Bench, json_lines, pairs, refused, run
 
 from dpo_lightning.callbacks.summary import sample_lines
 from dpo_lightning.errors import ExitCode, Problem, UserError

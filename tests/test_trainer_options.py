@@ -1,7 +1,7 @@
 """Trainer options that train nothing or do nothing, and variables of a launcher that say nothing."""
 
 import pytest
-from command_runs import Bench, refused, watch_loading
+from support.command_line import Bench, refused, watch_loading
 
 from dpo_lightning.config.class_paths import Namespace
 from dpo_lightning.config.trainer_options import check_environment, check_trainer

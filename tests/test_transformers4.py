@@ -12,15 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import families
-import folder_reading
 import pytest
-import runs
-import tiny
 import torch
 import transformers
-from command_runs import run
-from tiny_gguf import write_tiny_gguf, write_wheel
+from support import folder_reading, model_families, short_runs, tiny_models
+from support.command_line import run
+from support.tiny_gguf import write_tiny_gguf, write_wheel
 
 from dpo_lightning.callbacks import FinalModel
 from dpo_lightning.commands import fetch_model
@@ -45,8 +42,8 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 LATENT = dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8)
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 MODELS = {
-    **{name: (kind, options | rope()) for name, (kind, options) in families.FAMILIES.items() if name != "gpt2"},
-    "gpt2": families.FAMILIES["gpt2"],
+    **{name: (kind, options | rope()) for name, (kind, options) in model_families.FAMILIES.items() if name != "gpt2"},
+    "gpt2": model_families.FAMILIES["gpt2"],
     "gemma3": (
         "Gemma3",
         {
@@ -100,14 +97,14 @@ MODELS = {
 
 def byte_level(name, **options):
     """A tokenizer of one of transformers' own classes, over the tiny vocabulary."""
-    content = json.loads(tiny.make_tokenizer()._tokenizer.to_str())["model"]
+    content = json.loads(tiny_models.make_tokenizer()._tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in content["merges"]]
     return getattr(transformers, name)(vocab=dict(content["vocab"]), merges=merges, **options)
 
 
 def words(name, special):
     """A tokenizer of single characters, as SentencePiece's have them."""
-    chars = sorted({char for text in tiny.SENTENCES for char in text.replace(" ", "▁")} | {"▁"})
+    chars = sorted({char for text in tiny_models.SENTENCES for char in text.replace(" ", "▁")} | {"▁"})
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *chars, "▁t", "th", "an"]
     vocab = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
     return getattr(transformers, name)(vocab=vocab, merges=[("▁", "t"), ("t", "h"), ("a", "n")])
@@ -115,7 +112,7 @@ def words(name, special):
 
 def changed(**settings):
     """The chat tokenizer with other settings."""
-    made = tiny.make_chat_tokenizer()
+    made = tiny_models.make_chat_tokenizer()
     for name, value in settings.items():
         setattr(made, name, value)
     return made
@@ -123,19 +120,21 @@ def changed(**settings):
 
 def extended(special, plain):
     """The chat tokenizer with tokens of its own."""
-    made = tiny.make_chat_tokenizer()
+    made = tiny_models.make_chat_tokenizer()
     made.add_special_tokens({"additional_special_tokens": special})
     made.add_tokens(plain)
     return made
 
 
 TOKENIZERS = {
-    "plain": tiny.make_tokenizer,
-    "with a BOS": lambda: tiny.make_tokenizer(prepends_bos=True),
+    "plain": tiny_models.make_tokenizer,
+    "with a BOS": lambda: tiny_models.make_tokenizer(prepends_bos=True),
     "with tokens": lambda: extended(["<tool>", "</tool>"], ["NEW"]),
     "from the left": lambda: changed(padding_side="left", truncation_side="left"),
-    "two templates": lambda: changed(chat_template={"default": tiny.CHATML, "tool_use": "{# t #}" + tiny.CHATML}),
-    "a long template": lambda: changed(chat_template=tiny.CHATML.replace("helpful", "hilfreicher, „gütiger“")),
+    "two templates": lambda: changed(
+        chat_template={"default": tiny_models.CHATML, "tool_use": "{# t #}" + tiny_models.CHATML}
+    ),
+    "a long template": lambda: changed(chat_template=tiny_models.CHATML.replace("helpful", "hilfreicher, „gütiger“")),
     "GPT2": lambda: byte_level("GPT2Tokenizer"),
     "Qwen2": lambda: byte_level("Qwen2Tokenizer"),
     "GPTNeoX": lambda: byte_level("GPTNeoXTokenizer"),
@@ -191,20 +190,20 @@ def compare(folder, newer, older, *, expected=None):
 def both(transformers4, tmp_path_factory):
     """Folders of every model and tokenizer: the logits before they were written, and what either version reads."""
     root, expected = tmp_path_factory.mktemp("transformers4"), {}
-    ids = torch.randint(1, families.VOCAB, (2, 24), generator=torch.manual_seed(0))
+    ids = torch.randint(1, model_families.VOCAB, (2, 24), generator=torch.manual_seed(0))
     for name, (kind, options) in MODELS.items():
         folder = root / f"model {name}"
-        model = families.make(kind, **options, attn_implementation="eager").eval()
+        model = model_families.make(kind, **options, attn_implementation="eager").eval()
         with torch.no_grad():
             expected[folder.name] = model(input_ids=ids, use_cache=False).logits
         folder.mkdir()
         # For this type, transformers 5 takes its own class's rules, whatever the file says.
-        tokenizer = byte_level("Qwen2Tokenizer") if kind == "Qwen2" else tiny.make_chat_tokenizer()
+        tokenizer = byte_level("Qwen2Tokenizer") if kind == "Qwen2" else tiny_models.make_chat_tokenizer()
         save_model(model, tokenizer, folder, "")
     for name, make in TOKENIZERS.items():
         folder = root / f"tokenizer {name}"
         folder.mkdir()
-        model = tiny.make_llama(600, **rope())
+        model = tiny_models.make_llama(600, **rope())
         save_model(model, make(), folder, "")
     folders = sorted(map(str, root.iterdir()))
     newer, older = folder_reading.read_all(folders), read_with_4(transformers4, folders, root / "older.pt")
@@ -218,7 +217,7 @@ def test_a_model_is_the_same_function(name, both):
 
 
 def test_every_type_that_a_card_promises_is_tried():
-    kinds = {families.make(kind, **options).config.model_type for kind, options in MODELS.values()}
+    kinds = {model_families.make(kind, **options).config.model_type for kind, options in MODELS.values()}
     assert kinds == set(TRIED)
     assert read_by("llama") == "transformers 4.57 and 5"
     assert read_by("ministral3") == "transformers 5 (ministral3 was not tried with 4.57)"
@@ -250,11 +249,11 @@ def fetched(root):
 def written(tmp_path_factory, file):
     """The final models of a whole run and of an adapter's, its export, and the model that comes with the package."""
     root = tmp_path_factory.mktemp("written")
-    base = tiny.save(root / "base", tiny.make_llama(**rope()), tiny.make_chat_tokenizer())
+    base = tiny_models.save(root / "base", tiny_models.make_llama(**rope()), tiny_models.make_chat_tokenizer())
     for name, lora in (("whole", None), ("adapter", Lora(r=2))):
         data = PreferenceDataModule(train=str(file), batch_size=2, max_length=128)
-        made = runs.module(base, lora=lora)
-        runs.fit(made, None, root / name, data=data, callbacks=[FinalModel()], enable_checkpointing=False)
+        made = short_runs.module(base, lora=lora)
+        short_runs.fit(made, None, root / name, data=data, callbacks=[FinalModel()], enable_checkpointing=False)
     for dtype in ("float32", "bfloat16"):
         options = ("--model", root / "adapter" / "final_model", "--out", root / dtype, "--dtype", dtype)
         assert run("export", *options).code == 0

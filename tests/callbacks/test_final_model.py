@@ -5,9 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 import torch
+from support import short_runs, tiny_models
 from transformers import pipeline
 
 from dpo_lightning import __version__
@@ -23,22 +22,22 @@ from dpo_lightning.references import FrozenCopy
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
 
 
 def train(made, file, folder, **options):
     """A run of two steps that leaves a final model."""
     data = PreferenceDataModule(train=str(file), batch_size=2, max_length=128, **options)
-    return runs.fit(made, None, folder, data=data, callbacks=[FinalModel()], enable_checkpointing=False)
+    return short_runs.fit(made, None, folder, data=data, callbacks=[FinalModel()], enable_checkpointing=False)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=2), Lora(r=2, modules_to_save=["embed_tokens"])])
 def test_it_is_loaded_by_a_pipeline(lora, tiny_llama, file, tmp_path):
-    made = runs.module(tiny_llama, lora=lora)
+    made = short_runs.module(tiny_llama, lora=lora)
     train(made, file, tmp_path / "run")
     folder = tmp_path / "run/final_model"
     loaded = pipeline("text-generation", model=str(folder))
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     assert torch.equal(score(loaded.model.eval(), pairs).sums, score(made.policy, pairs).sums)
     turn = loaded([{"role": "user", "content": "Hi"}], max_new_tokens=3, do_sample=False)[0]["generated_text"][-1]
     assert turn["role"] == "assistant"
@@ -48,19 +47,19 @@ def test_it_is_loaded_by_a_pipeline(lora, tiny_llama, file, tmp_path):
 
 def test_the_template_of_the_run_is_saved(tiny_llama, file, tmp_path):
     template = tmp_path / "own.jinja"
-    template.write_text("{# own #}" + tiny.CHATML)
-    train(runs.module(tiny_llama), file, tmp_path / "run", chat_template=str(template))
+    template.write_text("{# own #}" + tiny_models.CHATML)
+    train(short_runs.module(tiny_llama), file, tmp_path / "run", chat_template=str(template))
     assert CausalLM(str(tmp_path / "run/final_model")).tokenizer().chat_template == template.read_text()
 
 
 def test_other_users_may_read_it(tiny_llama, file, tmp_path):
-    train(runs.module(tiny_llama), file, tmp_path / "run")
+    train(short_runs.module(tiny_llama), file, tmp_path / "run")
     modes = {path.stat().st_mode for path in (tmp_path / "run/final_model").iterdir()}
     assert len(modes) == 1
 
 
 def test_the_card_tells_the_making(tiny_llama, file, tmp_path):
-    made = runs.module(tiny_llama, loss=DPOLoss(beta=0.25, label_smoothing=0.1), lora=Lora(r=3))
+    made = short_runs.module(tiny_llama, loss=DPOLoss(beta=0.25, label_smoothing=0.1), lora=Lora(r=3))
     train(made, file, tmp_path / "my-run")
     text = (tmp_path / "my-run/final_model/README.md").read_text()
     head, _, body = text.removeprefix("---\n").partition("---\n")
@@ -82,8 +81,8 @@ def test_the_card_tells_the_making(tiny_llama, file, tmp_path):
 
 
 def test_the_card_of_a_whole_model_and_another_reference(tiny_llama, file, tmp_path):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
-    made = runs.module(tiny_llama, FrozenCopy(path=str(other)), loss=IPOLoss())
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
+    made = short_runs.module(tiny_llama, FrozenCopy(path=str(other)), loss=IPOLoss())
     train(made, file, tmp_path / "run")
     text = (tmp_path / "run/final_model/README.md").read_text()
     assert "library_name: transformers" in text
@@ -93,9 +92,9 @@ def test_the_card_of_a_whole_model_and_another_reference(tiny_llama, file, tmp_p
 
 
 def test_the_card_names_the_whole_chain(tiny_llama, file, tmp_path):
-    train(runs.module(tiny_llama, lora=Lora(r=2)), file, tmp_path / "sft")
+    train(short_runs.module(tiny_llama, lora=Lora(r=2)), file, tmp_path / "sft")
     adapter = tmp_path / "sft/final_model"
-    train(runs.module(adapter), file, tmp_path / "dpo")
+    train(short_runs.module(adapter), file, tmp_path / "dpo")
     text = (tmp_path / "dpo/final_model/README.md").read_text()
     assert f"base_model: {tiny_llama}" in text
     assert f"| policy | `{adapter}` |" in text
@@ -104,9 +103,11 @@ def test_the_card_names_the_whole_chain(tiny_llama, file, tmp_path):
 
 def test_an_evaluation_afterwards_is_added_to_the_card(tiny_llama, file, tmp_path):
     data = PreferenceDataModule(train=str(file), eval=str(file), batch_size=2, max_length=128, allow="leak")
-    made = runs.module(tiny_llama)
+    made = short_runs.module(tiny_llama)
     options = {"callbacks": [FinalModel()], "limit_val_batches": 1.0, "check_val_every_n_epoch": None}
-    runner = runs.fit(made, None, tmp_path, data=data, val_check_interval=100, enable_checkpointing=False, **options)
+    runner = short_runs.fit(
+        made, None, tmp_path, data=data, val_check_interval=100, enable_checkpointing=False, **options
+    )
     assert "eval/rewards/accuracies" not in (tmp_path / "final_model/README.md").read_text()
     runner.validate(made, datamodule=data, verbose=False)
     text = (tmp_path / "final_model/README.md").read_text()
@@ -118,8 +119,8 @@ def test_an_evaluation_afterwards_is_added_to_the_card(tiny_llama, file, tmp_pat
 
 def test_nothing_is_written_without_training(tiny_llama, file, tmp_path):
     data = PreferenceDataModule(train=str(file), eval=str(file), batch_size=2, max_length=128, allow="leak")
-    runner = runs.trainer(tmp_path, callbacks=[FinalModel()], enable_checkpointing=False)
-    runner.validate(runs.module(tiny_llama), datamodule=data, verbose=False)
+    runner = short_runs.trainer(tmp_path, callbacks=[FinalModel()], enable_checkpointing=False)
+    runner.validate(short_runs.module(tiny_llama), datamodule=data, verbose=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -129,7 +130,7 @@ def test_a_later_result_replaces_an_earlier_one_whole(tiny_llama, file, tmp_path
     (stale / "stale.txt").write_text("of an earlier run")
     (tmp_path / ".final_model.partial").mkdir()
     (tmp_path / ".final_model.partial/torn.safetensors").write_text("")
-    train(runs.module(tiny_llama), file, tmp_path)
+    train(short_runs.module(tiny_llama), file, tmp_path)
     names = {path.name for path in stale.iterdir()}
     assert "model.safetensors" in names
     assert not names & {"stale.txt", "torn.safetensors"}
@@ -137,7 +138,7 @@ def test_a_later_result_replaces_an_earlier_one_whole(tiny_llama, file, tmp_path
 
 
 def test_a_failure_while_writing_leaves_the_earlier_result(tiny_llama, file, tmp_path, monkeypatch):
-    train(runs.module(tiny_llama), file, tmp_path)
+    train(short_runs.module(tiny_llama), file, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "final_model").iterdir()}
 
     def fail(model, tokenizer, folder, base):
@@ -146,13 +147,13 @@ def test_a_failure_while_writing_leaves_the_earlier_result(tiny_llama, file, tmp
 
     monkeypatch.setattr(final_model, "save_model", fail)
     with pytest.raises(OSError, match="No space"):
-        train(runs.module(tiny_llama), file, tmp_path)
+        train(short_runs.module(tiny_llama), file, tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "final_model").iterdir()} == before
 
 
 def test_what_is_no_dataclass_is_named(tiny_llama, file, tmp_path):
     assert described(object()) == "object()"
-    runner = train(made := runs.module(tiny_llama), file, tmp_path)
+    runner = train(made := short_runs.module(tiny_llama), file, tmp_path)
     runner.datamodule.files = {"train": ["hf://org/name", str(file)], "eval": None}
     text = card(runner, made)
     assert "| train data | `hf://org/name`" in text

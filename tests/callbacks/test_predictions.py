@@ -4,8 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import runs
 import torch
+from support import short_runs
 
 from dpo_lightning.callbacks.prediction_writer import PredictionWriter
 from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
@@ -17,12 +17,12 @@ from dpo_lightning.sft import SFTModule
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Seven pairs: the last batch is short, and lengths differ."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", 7)
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", 7)
 
 
 def predict(made, data, folder, times=1):
     """The lines that a prediction writes."""
-    runner = runs.trainer(folder, callbacks=[PredictionWriter()], enable_checkpointing=False)
+    runner = short_runs.trainer(folder, callbacks=[PredictionWriter()], enable_checkpointing=False)
     for _ in range(times):
         runner.predict(made, datamodule=data, return_predictions=False)
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
@@ -30,9 +30,9 @@ def predict(made, data, folder, times=1):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_every_pair_once_in_the_order_of_the_file(times, tiny_llama, file, tmp_path):
-    made = runs.ready(tiny_llama)
-    pairs = runs.batch(made, file, 7)
-    runs.take_steps(made, pairs, 2)
+    made = short_runs.ready(tiny_llama)
+    pairs = short_runs.batch(made, file, 7)
+    short_runs.take_steps(made, pairs, 2)
     data = PreferenceDataModule(eval=str(file), batch_size=2, max_length=128)
     lines = predict(made, data, tmp_path / "run", times)
     assert [(line["file"], line["line"]) for line in lines] == [(str(file), 1 + k) for k in range(7)]

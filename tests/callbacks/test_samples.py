@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import runs
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from support import short_runs
 
 from dpo_lightning.callbacks import samples
 from dpo_lightning.callbacks.samples import Samples, as_table
@@ -23,7 +23,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     held_out = [{"prompt": f"Say | {k}\nnow", "chosen": f"{k}.", "rejected": "no"} for k in range(4)]
     (folder / "eval.jsonl").write_text("\n".join(map(json.dumps, held_out)))
-    return {"train": str(runs.write_pairs(folder / "train.jsonl")), "eval": str(folder / "eval.jsonl")}
+    return {"train": str(short_runs.write_pairs(folder / "train.jsonl")), "eval": str(folder / "eval.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def fit(made, files, folder, callbacks, steps=2, **options):
     logger = TensorBoardLogger(folder, "tensorboard", "")
     made.learning_rate = 0.1
     watched = {"callbacks": callbacks, "logger": logger, "val_check_interval": steps, "enable_checkpointing": False}
-    return runs.fit(made, None, folder, steps, data=data, **watched)
+    return short_runs.fit(made, None, folder, steps, data=data, **watched)
 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=2)])
 def test_both_answers_stand_side_by_side(lora, tiny_llama, files, tmp_path):
     drawn = Samples(3, GREEDY)
-    made = runs.module(tiny_llama, lora=lora)
+    made = short_runs.module(tiny_llama, lora=lora)
     runner = fit(made, files, tmp_path, [drawn])
     rows = runner.datamodule.encoded["eval"][:3]
     prompts = [row.prompt_ids for row in rows]
@@ -76,11 +76,11 @@ def test_training_is_the_same_without_them(sft, tiny_gpt2, files, demonstrations
     ends = []
     for name, callbacks in (("with", [Samples(2, Sampling(8, temperature=1.0))]), ("without", [])):
         torch.manual_seed(0)  # SFT draws its dropout from it
-        made = SFTModule(CausalLM(str(tiny_gpt2))) if sft else runs.module(tiny_gpt2, lora=Lora(r=2))
+        made = SFTModule(CausalLM(str(tiny_gpt2))) if sft else short_runs.module(tiny_gpt2, lora=Lora(r=2))
         kind = SFTDataModule if sft else PreferenceDataModule
         data = kind(**(demonstrations if sft else files), batch_size=2, max_length=128, allow="leak")
         options = {"data": data, "callbacks": callbacks, "val_check_interval": 1, "enable_checkpointing": False}
-        runs.fit(made, None, tmp_path / name, 2, **options)
+        short_runs.fit(made, None, tmp_path / name, 2, **options)
         ends.append([value.clone() for value in made.policy.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
@@ -95,7 +95,7 @@ def test_prompts_are_those_of_training_whatever_their_length(tiny_gpt2, tmp_path
     for overlong in ("drop", "truncate"):
         asked.clear()
         drawn = Samples(2, GREEDY)
-        made = runs.module(tiny_gpt2)
+        made = short_runs.module(tiny_gpt2)
         runner = fit(made, files, tmp_path / overlong, [drawn], max_length=64, overlong=overlong, allow="leak")
         expected = [row.prompt_ids for row in runner.datamodule.encoded["eval"][:2]]
         assert asked == [expected, expected]
@@ -105,15 +105,15 @@ def test_prompts_are_those_of_training_whatever_their_length(tiny_gpt2, tmp_path
 
 def test_none_are_drawn(tiny_llama, files, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "answer", None)
-    fit(runs.module(tiny_llama), files, tmp_path / "0", [Samples(0)])
-    fit(runs.module(tiny_llama), {"train": files["train"]}, tmp_path / "1", [Samples(2)])
+    fit(short_runs.module(tiny_llama), files, tmp_path / "0", [Samples(0)])
+    fit(short_runs.module(tiny_llama), {"train": files["train"]}, tmp_path / "1", [Samples(2)])
 
 
 def test_sft_has_no_reference(tiny_llama, demonstrations, tmp_path):
     data = SFTDataModule(**demonstrations, batch_size=2, max_length=128, allow="leak")
     drawn = Samples(2, GREEDY)
     made = SFTModule(CausalLM(str(tiny_llama)))
-    runs.fit(made, None, tmp_path, 2, data=data, callbacks=[drawn], enable_checkpointing=False)
+    short_runs.fit(made, None, tmp_path, 2, data=data, callbacks=[drawn], enable_checkpointing=False)
     assert [(text, reference) for text, _, reference in drawn.drawn] == [("Say 0", ""), ("Say 1", "")]
     assert all(policy for _, policy, _ in drawn.drawn)
 
@@ -139,5 +139,5 @@ def test_prompts_are_those_of_their_answers_in_an_array_on_one_line(tiny_llama, 
     rows = [{"prompt": f"Say {k}", "chosen": f"{k}.", "rejected": "no"} for k in range(4)]
     (tmp_path / "eval.json").write_text(json.dumps(rows))
     drawing = Samples(num_prompts=3, sampling=GREEDY)
-    fit(runs.module(tiny_llama), files | {"eval": str(tmp_path / "eval.json")}, tmp_path, [drawing])
+    fit(short_runs.module(tiny_llama), files | {"eval": str(tmp_path / "eval.json")}, tmp_path, [drawing])
     assert [prompt for prompt, *_ in drawing.drawn] == ["Say 0", "Say 1", "Say 2"]

@@ -4,10 +4,9 @@ import json
 from dataclasses import dataclass, replace
 
 import pytest
-import runs
-import tiny
 import torch
-from layouts import LAYOUTS, answer, expected, pair
+from support import short_runs, tiny_models
+from support.batch_layouts import LAYOUTS, answer, expected, pair
 
 from dpo_lightning.callbacks.self_check import SelfCheck, scored_runs, sequences
 from dpo_lightning.data.collate import Padded
@@ -21,13 +20,13 @@ from dpo_lightning.references import AdapterDisabled, FrozenCopy
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
 
 
 def problems(made, file, folder, code, **options):
     """What the self-check of a run says."""
     with pytest.raises(UserError) as raised:
-        runs.fit(made, file, folder, steps=1, enable_checkpointing=False, **options)
+        short_runs.fit(made, file, folder, steps=1, enable_checkpointing=False, **options)
     assert raised.value.code == code
     return str(raised.value)
 
@@ -38,15 +37,15 @@ def problems(made, file, folder, code, **options):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("lora", [None, Lora(r=2, lora_dropout=0.5)])
 def test_a_sound_run_passes(lora, precision, tiny_gpt2, file, tmp_path, capsys):
-    made = runs.module(tiny_gpt2, lora=lora)
-    runs.fit(made, file, tmp_path, precision=precision, enable_checkpointing=False)
+    made = short_runs.module(tiny_gpt2, lora=lora)
+    short_runs.fit(made, file, tmp_path, precision=precision, enable_checkpointing=False)
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("self-check")]
     assert told == ["self-check: passed (starting loss 0.693147, margins 0, tokens sound)"]
 
 
 @pytest.mark.parametrize("loss", [DPOLoss(label_smoothing=0.2), IPOLoss(), HingeLoss(), RobustLoss()])
 def test_every_loss_has_its_own_start(loss, tiny_llama, file, tmp_path, capsys):
-    runs.fit(runs.module(tiny_llama, loss=loss), file, tmp_path, enable_checkpointing=False)
+    short_runs.fit(short_runs.module(tiny_llama, loss=loss), file, tmp_path, enable_checkpointing=False)
     assert "self-check: passed" in capsys.readouterr().out
 
 
@@ -76,7 +75,7 @@ class OtherStart(FrozenCopy):
 
     def bind(self, policy, builder):
         super().bind(policy, builder)
-        self._held, self._head = [tiny.make_llama(seed=1)], None
+        self._held, self._head = [tiny_models.make_llama(seed=1)], None
 
 
 @dataclass(frozen=True)
@@ -107,18 +106,18 @@ class Unanchored(DPOLoss):
 
 
 def noise(folder):
-    made = runs.module(folder)
+    made = short_runs.module(folder)
     made.builder = Noisy(str(folder))
     return made
 
 
 WRONG = {
     "noise": (noise, "the starting loss is"),
-    "reference in half precision": (lambda folder: runs.module(folder, HalfCopy()), "the starting loss is"),
-    "another reference": (lambda folder: runs.module(folder, OtherStart()), "the starting loss is"),
-    "random loss": (lambda folder: runs.module(folder, loss=Random()), "the starting loss is"),
-    "no number": (lambda folder: runs.module(folder, loss=Broken()), "the starting loss is nan"),
-    "rewards": (lambda folder: runs.module(folder, loss=Unanchored()), "before the first step and not 0"),
+    "reference in half precision": (lambda folder: short_runs.module(folder, HalfCopy()), "the starting loss is"),
+    "another reference": (lambda folder: short_runs.module(folder, OtherStart()), "the starting loss is"),
+    "random loss": (lambda folder: short_runs.module(folder, loss=Random()), "the starting loss is"),
+    "no number": (lambda folder: short_runs.module(folder, loss=Broken()), "the starting loss is nan"),
+    "rewards": (lambda folder: short_runs.module(folder, loss=Unanchored()), "before the first step and not 0"),
 }
 
 
@@ -135,12 +134,12 @@ def test_what_starts_apart_is_named(wrong, tiny_llama, file, tmp_path):
 
 def test_dropout_that_was_left_on_is_named(tiny_gpt2, file, tmp_path, monkeypatch):
     monkeypatch.setattr("dpo_lightning.preference_module.without_dropout", lambda model: 0)
-    message = problems(runs.module(tiny_gpt2), file, tmp_path, ExitCode.MODEL)
+    message = problems(short_runs.module(tiny_gpt2), file, tmp_path, ExitCode.MODEL)
     assert "a margin is" in message
 
 
 def test_an_adapter_that_is_not_switched_off_is_named(tiny_llama, file, tmp_path, monkeypatch):
-    made = runs.module(tiny_llama, lora=Lora(r=2))
+    made = short_runs.module(tiny_llama, lora=Lora(r=2))
     made.configure_model()
     with torch.no_grad():
         for name, value in made.policy.named_parameters():
@@ -200,15 +199,17 @@ DAMAGE = {
 @pytest.fixture(scope="module")
 def beginning(tmp_path_factory):
     """A model with a BOS, and a template that writes it."""
-    words = tiny.make_tokenizer(template="{{ bos_token }}" + tiny.CHATML, eos=tiny.END, bos=tiny.BEGIN)
-    return tiny.save(tmp_path_factory.mktemp("begin"), tiny.make_llama(), words)
+    words = tiny_models.make_tokenizer(
+        template="{{ bos_token }}" + tiny_models.CHATML, eos=tiny_models.END, bos=tiny_models.BEGIN
+    )
+    return tiny_models.save(tmp_path_factory.mktemp("begin"), tiny_models.make_llama(), words)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("change", DAMAGE)
 def test_damaged_tokens_are_named_with_their_rows(change, layout, beginning, file, tmp_path):
     data = Damaged(change, train=str(file), batch_size=2, max_length=128, shuffle=False, collator=LAYOUTS[layout])
-    message = problems(runs.module(beginning), file, tmp_path, ExitCode.DATA, data=data)
+    message = problems(short_runs.module(beginning), file, tmp_path, ExitCode.DATA, data=data)
     assert DAMAGE[change] in message
     assert f"at {file}:1" in message
     assert f"at {file}:2" in message
@@ -227,10 +228,10 @@ class TwoBeginnings(Padded):
 
 def test_a_text_that_begins_twice_is_named(beginning, file, tmp_path):
     template = tmp_path / "once.jinja"
-    template.write_text("{{ bos_token }}" + tiny.CHATML)
+    template.write_text("{{ bos_token }}" + tiny_models.CHATML)
     options = {"chat_template": str(template), "max_length": 128, "collator": TwoBeginnings()}
     data = PreferenceDataModule(train=str(file), batch_size=2, **options)
-    assert "two BOS tokens" in problems(runs.module(beginning), file, tmp_path, ExitCode.DATA, data=data)
+    assert "two BOS tokens" in problems(short_runs.module(beginning), file, tmp_path, ExitCode.DATA, data=data)
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class OtherPrompt(Padded):
 
 def test_prompts_that_differ_between_the_sides_are_named(tiny_llama, file, tmp_path):
     data = PreferenceDataModule(train=str(file), batch_size=2, max_length=128, collator=OtherPrompt())
-    message = problems(runs.module(tiny_llama), file, tmp_path, ExitCode.DATA, data=data)
+    message = problems(short_runs.module(tiny_llama), file, tmp_path, ExitCode.DATA, data=data)
     assert "the answers to a prompt follow different prompt tokens" in message
 
 
@@ -254,7 +255,7 @@ def test_sound_tokens_pass_in_every_layout(layout, tiny_llama, tiny_gpt2, beginn
     collator = replace(LAYOUTS[layout], pad_to_multiple_of=3)
     for folder in (tiny_llama, tiny_gpt2, beginning):
         data = PreferenceDataModule(train=str(file), batch_size=8, max_length=128, collator=collator)
-        runs.fit(runs.module(folder), file, tmp_path, steps=1, data=data, enable_checkpointing=False)
+        short_runs.fit(short_runs.module(folder), file, tmp_path, steps=1, data=data, enable_checkpointing=False)
         assert "self-check: passed" in capsys.readouterr().out
 
 
@@ -265,7 +266,7 @@ def test_a_cut_answer_may_lack_its_end(layout, tiny_llama, tmp_path, capsys):
     file.write_text("\n".join(map(json.dumps, pairs)))
     options = {"overlong": "truncate", "collator": LAYOUTS[layout]}
     data = PreferenceDataModule(train=str(file), batch_size=2, max_length=64, **options)
-    runs.fit(runs.module(tiny_llama), file, tmp_path, steps=1, data=data, enable_checkpointing=False)
+    short_runs.fit(short_runs.module(tiny_llama), file, tmp_path, steps=1, data=data, enable_checkpointing=False)
     assert "cut at max_length" in (told := capsys.readouterr().out)
     assert "self-check: passed" in told
 
@@ -287,23 +288,25 @@ def test_scored_runs():
 
 
 def test_it_is_left_out_of_a_run_that_goes_on(tiny_llama, file, tmp_path, capsys):
-    runs.fit(runs.module(tiny_llama), file, tmp_path, steps=1)
+    short_runs.fit(short_runs.module(tiny_llama), file, tmp_path, steps=1)
     capsys.readouterr()
-    runs.fit(runs.module(tiny_llama), file, tmp_path / "2", steps=2, ckpt=tmp_path / "checkpoints/step=1.ckpt")
+    short_runs.fit(
+        short_runs.module(tiny_llama), file, tmp_path / "2", steps=2, ckpt=tmp_path / "checkpoints/step=1.ckpt"
+    )
     assert "self-check: left out (the run goes on)" in capsys.readouterr().out
 
 
 def test_it_can_be_switched_off(tiny_llama, file, tmp_path, capsys):
-    made = runs.module(tiny_llama, HalfCopy())
-    runs.fit(made, file, tmp_path, steps=1, callbacks=[SelfCheck(enabled=False)], enable_checkpointing=False)
+    made = short_runs.module(tiny_llama, HalfCopy())
+    short_runs.fit(made, file, tmp_path, steps=1, callbacks=[SelfCheck(enabled=False)], enable_checkpointing=False)
     assert "self-check: left out (switched off)" in capsys.readouterr().out
 
 
 def test_another_reference_has_another_start(tiny_llama, file, tmp_path, capsys):
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
-    made = runs.module(tiny_llama, FrozenCopy(path=str(other)))
-    runs.fit(made, file, tmp_path, steps=1, enable_checkpointing=False)
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
+    made = short_runs.module(tiny_llama, FrozenCopy(path=str(other)))
+    short_runs.fit(made, file, tmp_path, steps=1, enable_checkpointing=False)
     assert "the starting loss is left out (another model is the reference)" in capsys.readouterr().out
     data = Damaged(without_eos, train=str(file), batch_size=2, max_length=128)
-    again = runs.module(tiny_llama, FrozenCopy(path=str(other)))
+    again = short_runs.module(tiny_llama, FrozenCopy(path=str(other)))
     assert "EOS 0 times" in problems(again, file, tmp_path, ExitCode.DATA, data=data)  # its tokens are looked at

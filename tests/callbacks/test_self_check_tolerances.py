@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_family import pairs
+from support.loss_cases import pairs
 
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.losses import DPOLoss, IPOLoss

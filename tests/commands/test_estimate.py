@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from command_runs import CONFIGS, Bench, refused, run, watch_loading
+from support.command_line import CONFIGS, Bench, refused, run, watch_loading
 
 from dpo_lightning.commands import estimate
 from dpo_lightning.models.causal_lm import CausalLM

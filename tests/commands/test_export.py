@@ -9,11 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import runs
-import tiny
 import torch
-from command_runs import ROOT, Bench, json_lines, refused, run, watch_loading
 from safetensors import safe_open
+from support import short_runs, tiny_models
+from support.command_line import ROOT, Bench, json_lines, refused, run, watch_loading
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_lightning.commands import export
@@ -28,8 +27,8 @@ from dpo_lightning.runs.lineage import Stage, folder_digest, record, recorded
 def adapter(tiny_llama, file, tmp_path_factory):
     """A trained adapter's folder."""
     folder = tmp_path_factory.mktemp("trained") / "final_model"
-    made = runs.ready(tiny_llama, lora=Lora(r=2))
-    runs.take_steps(made, runs.batch(made, file), 3)
+    made = short_runs.ready(tiny_llama, lora=Lora(r=2))
+    short_runs.take_steps(made, short_runs.batch(made, file), 3)
     folder.mkdir()
     save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
     record(
@@ -76,7 +75,7 @@ def test_an_adapter_becomes_a_whole_model(adapter, tiny_llama, tmp_path):
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
     assert "lm_head.weight" not in tensors(out)
     assert set(tensors(out).values()) == {torch.float32}
-    assert AutoTokenizer.from_pretrained(out).chat_template == tiny.CHATML
+    assert AutoTokenizer.from_pretrained(out).chat_template == tiny_models.CHATML
     ends = [json.loads((folder / "generation_config.json").read_text())["eos_token_id"] for folder in (out, tiny_llama)]
     assert ends[0] == ends[1]
     answered = run("infer", "--model", out, "--instruction", "Hello?", "--max_new_tokens", "4")

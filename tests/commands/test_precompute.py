@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-import tiny
-from command_runs import Bench, refused, run, watch_loading
+from support import tiny_models
+from support.command_line import Bench, refused, run, watch_loading
 
 from dpo_lightning.commands.precompute import share
 from dpo_lightning.errors import UserError
@@ -88,7 +88,7 @@ def test_parts_are_joined_by_the_first_run(bench, monkeypatch):
 
 def test_the_file_of_another_reference(bench, tmp_path, monkeypatch):
     """Named as a live one or as a precomputed one; loaded by the command alone."""
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
     live = ("--model.reference", "FrozenCopy", "--model.reference.path", other)
     assert bench.run("precompute", *live, "--out", "ref.safetensors").code == 0
     named = (*PRECOMPUTED, "--model.reference.model", other, "--model.reference.path", "ref.safetensors")

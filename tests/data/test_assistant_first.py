@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from row_files import assistant, jsonl, refusal, user
+from support import tiny_models
+from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
@@ -18,7 +18,8 @@ HI, U, A, B = assistant("Welcome."), user("Hello."), assistant("Tea?"), assistan
 S = {"role": "system", "content": "Be kind."}
 OTHER = {"messages": [user("Hey"), A]}
 USER_FIRST = (
-    "{% if messages[0].role == 'assistant' %}{{ raise_exception('roles must alternate') }}{% endif %}" + tiny.CHATML
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    + tiny_models.CHATML
 )
 
 
@@ -29,7 +30,7 @@ def test_a_greeting_is_context_and_later_turns_are_learned(tmp_path: Path) -> No
     assert (examples[0].prompt, examples[0].completion) == ((HI, U), (A, user("Yes."), B))
     what = "conversations that the assistant begins: its first turn is context and not learned"
     assert warnings == [f"{what}: 1 ({path}:1)"]
-    tokenizer = tiny.make_chat_tokenizer()
+    tokenizer = tiny_models.make_chat_tokenizer()
     row = Encoder(Renderer(tokenizer), 400).demonstrations(examples)[0]
     assert "Welcome.<|im_end|>" in tokenizer.decode(row.prompt_ids)
     learned = [id_ for id_, own in zip(row.completion.ids, row.completion.scored, strict=True) if own]
@@ -81,17 +82,17 @@ def test_an_answer_to_nothing_is_refused_before_a_template_is(tmp_path: Path, re
 def test_pairs_whose_prompt_the_assistant_begins(tmp_path: Path, row: Any) -> None:
     examples, _ = preference_examples(jsonl(tmp_path, [row, row]))
     assert (examples[0].prompt, examples[0].chosen, examples[0].rejected) == ((HI, U), (A,), (B,))
-    tokenizer = tiny.make_chat_tokenizer()
+    tokenizer = tiny_models.make_chat_tokenizer()
     pair = Encoder(Renderer(tokenizer), 400).pairs(examples[:1])[0]
     assert tokenizer.decode(pair.chosen.ids) == "Tea?<|im_end|>"
-    refusing = Encoder(Renderer(tiny.make_chat_tokenizer(template=USER_FIRST)), 400)
+    refusing = Encoder(Renderer(tiny_models.make_chat_tokenizer(template=USER_FIRST)), 400)
     parts = ["roles must alternate", "write a user's turn before the assistant's first", "--data.chat_template FILE"]
     refusal(lambda: refusing.pairs(examples[:1]), ExitCode.DATA, *parts)
 
 
 def test_a_template_that_needs_a_user_first(tmp_path: Path) -> None:
     examples, _ = sft_examples(jsonl(tmp_path, [{"messages": [HI, U, A]}, OTHER]))
-    encoder = Encoder(Renderer(tiny.make_chat_tokenizer(template=USER_FIRST)), 400)
+    encoder = Encoder(Renderer(tiny_models.make_chat_tokenizer(template=USER_FIRST)), 400)
     refusal(
         lambda: encoder.demonstrations(examples),
         ExitCode.DATA,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from row_files import refusal
+from support.row_files import refusal
 
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError

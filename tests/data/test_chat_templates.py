@@ -3,9 +3,9 @@
 import datetime
 
 import pytest
-import tiny
-from templates import LLAMA, LLAMA_FIXED
-from tiny import CHATML, turns
+from support import tiny_models
+from support.chat_templates import LLAMA, LLAMA_FIXED
+from support.tiny_models import CHATML, turns
 from transformers.utils import chat_template_utils
 
 from dpo_lightning.data.encoding import chat_templates
@@ -42,7 +42,7 @@ def set_clock(monkeypatch, *time):
     ],
 )
 def test_a_given_day_is_written_as_the_clock_would_write_it_then(template, monkeypatch):
-    made = tiny.make_chat_tokenizer(template=template)
+    made = tiny_models.make_chat_tokenizer(template=template)
     set_clock(monkeypatch, 2026, 3, 5)
     expected = render(made)
     set_clock(monkeypatch, 2031, 12, 31)
@@ -55,7 +55,7 @@ def render(made, **options):
 
 
 def test_the_renderer_writes_the_day_and_the_tokenizers_template_stays_as_it_is(monkeypatch):
-    made = tiny.make_chat_tokenizer(template=LLAMA)
+    made = tiny_models.make_chat_tokenizer(template=LLAMA)
     renderer = Renderer(made, day=DAY)
     assert not renderer.wrote_date
     first = renderer.prompt_ids("Hello")
@@ -70,7 +70,7 @@ def test_the_renderer_writes_the_day_and_the_tokenizers_template_stays_as_it_is(
 
 def test_a_template_of_several_is_the_one_for_tools(monkeypatch):
     plain = LLAMA.replace("Today Date", "Date")
-    made = tiny.make_chat_tokenizer(template={"default": plain, "tool_use": LLAMA + "{{ tools | tojson }}"})
+    made = tiny_models.make_chat_tokenizer(template={"default": plain, "tool_use": LLAMA + "{{ tools | tojson }}"})
     renderer = Renderer(made, day=DAY)
     assert "\nDate: 05 Mar 2026" in made.decode(renderer.prompt_ids("Hello"))
     tools = ({"name": "weather", "parameters": {}},)
@@ -78,7 +78,7 @@ def test_a_template_of_several_is_the_one_for_tools(monkeypatch):
 
 
 def test_a_day_that_is_given_reaches_templates_with_a_day_of_their_own():
-    made = tiny.make_chat_tokenizer(template=LLAMA_FIXED)
+    made = tiny_models.make_chat_tokenizer(template=LLAMA_FIXED)
     assert "26 Jul 2024" in made.decode(Renderer(made).prompt_ids("Hello"))
     assert "05 Mar 2026" in made.decode(Renderer(made, day=DAY).prompt_ids("Hello"))
 
@@ -112,7 +112,7 @@ def test_ranks_take_the_first_ones_day(capsys):
 
 @pytest.mark.parametrize("template", [CHATML, None])
 def test_a_day_changes_no_other_template(template):
-    made = tiny.make_tokenizer(template=template)
+    made = tiny_models.make_tokenizer(template=template)
     renderer = Renderer(made, day=DAY)
     assert renderer.prompt_ids("Hello") == Renderer(made).prompt_ids("Hello")
     assert not renderer.wrote_date

@@ -4,8 +4,8 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies
-from layouts import LAYOUTS, ORIGIN, TREES, answer, expected, pair, read_back
-from tiny import turns
+from support.batch_layouts import LAYOUTS, ORIGIN, TREES, answer, expected, pair, read_back
+from support.tiny_models import turns
 
 from dpo_lightning.batches import Tree
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import OTHER, PAIR, jsonl, refusal
+from support.row_files import OTHER, PAIR, jsonl, refusal
 
 from dpo_lightning import PreferenceDataModule
 from dpo_lightning.data.examples import Origin

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import assistant, jsonl, refusal, user
+from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.formats.load import preference_examples, ranked_examples, sft_examples, unpaired_examples
 from dpo_lightning.errors import ExitCode

@@ -8,7 +8,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from row_files import refusal
+from support.row_files import refusal
 
 from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.data.readers.csv_rows import csv_rows

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-import whole_runs as runs
-from command_runs import Bench, fail_at_start, refused
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from support import whole_runs
+from support.command_line import Bench, fail_at_start, refused
 from torch.optim import SGD
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
@@ -36,12 +36,12 @@ class Batches(Callback):
 
 def fit(kind, model, folder, module=None, rows=10, **options):
     """Train on rows; what was seen, the module and the data."""
-    make, data_kind, make_rows = runs.KINDS[kind]
-    files = [runs.write_rows(folder, name, make_rows(n, i)) for name, n, i in (("t", rows, 0), ("e", 5, 53))]
+    make, data_kind, make_rows = whole_runs.KINDS[kind]
+    files = [whole_runs.write_rows(folder, name, make_rows(n, i)) for name, n, i in (("t", rows, 0), ("e", 5, 53))]
     named = {name: options.pop(name) for name in ("batch_size", "max_tokens", "collator", "shuffle") if name in options}
     data, seen = data_kind(*files, max_length=64, **named), Batches()
-    made = make(model, optimizer=SGD, learning_rate=runs.SGD_RATE, **(module or {}))
-    runs.fit(made, data, folder, callbacks=[seen], **options)
+    made = make(model, optimizer=SGD, learning_rate=whole_runs.SGD_RATE, **(module or {}))
+    whole_runs.fit(made, data, folder, callbacks=[seen], **options)
     return seen, made, data
 
 
@@ -54,7 +54,7 @@ def flat(batches):
 
 
 @pytest.mark.parametrize("collator", [None, Padded()], ids=["PackedSharedPrefix", "Padded"])
-@pytest.mark.parametrize("kind", runs.KINDS)
+@pytest.mark.parametrize("kind", whole_runs.KINDS)
 def test_no_batch_has_more_tokens_than_the_budget(kind, collator, tiny_llama, tmp_path, capsys):
     """In the layout that the model takes, held-out rows as well."""
     most = {"dpo": 200, "listwise": 300, "sft": 90}[kind]
@@ -71,7 +71,7 @@ def test_no_batch_has_more_tokens_than_the_budget(kind, collator, tiny_llama, tm
     assert line.endswith(f"rows each; {batches} an epoch, {2 * batches} steps")
 
 
-@pytest.mark.parametrize("kind", runs.KINDS)
+@pytest.mark.parametrize("kind", whole_runs.KINDS)
 def test_batches_by_tokens_give_the_gradient_of_one_batch(kind, tiny_llama, tmp_path):
     """Pairs, or tokens, count the same, however many of them a micro-batch holds."""
     most = {"dpo": 160, "listwise": 240, "sft": 90}[kind]
@@ -81,8 +81,8 @@ def test_batches_by_tokens_give_the_gradient_of_one_batch(kind, tiny_llama, tmp_
     assert len(alone.rows) == 1
     start = CausalLM(str(tiny_llama)).build().state_dict()
     moved = 0.0
-    for name, value in runs.weights(one).items():
-        torch.testing.assert_close(runs.weights(many)[name], value, rtol=1e-5, atol=1e-6)
+    for name, value in whole_runs.weights(one).items():
+        torch.testing.assert_close(whole_runs.weights(many)[name], value, rtol=1e-5, atol=1e-6)
         moved = max(moved, float((value - start[name]).abs().max()))
     assert moved > 1e-3
 
@@ -103,14 +103,14 @@ def test_a_budget_of_nothing_is_refused(kind, most):
     assert told.value.code == ExitCode.CONFIG
 
 
-@pytest.mark.parametrize("kind", runs.KINDS)
+@pytest.mark.parametrize("kind", whole_runs.KINDS)
 @pytest.mark.parametrize("name", ["t", "e"])
 def test_a_row_beyond_the_budget_is_refused_before_weights_are_loaded(kind, name, tiny_llama, tmp_path, monkeypatch):
     """Whatever the layout will be: the one that takes the fewest tokens does not take the row."""
-    make, data_kind, rows = runs.KINDS[kind]
-    files = [runs.write_rows(tmp_path, file, rows(n, i)) for file, n, i in (("t", 3, 0), ("e", 3, 50))]
+    make, data_kind, rows = whole_runs.KINDS[kind]
+    files = [whole_runs.write_rows(tmp_path, file, rows(n, i)) for file, n, i in (("t", 3, 0), ("e", 3, 50))]
     long = {**rows(1)[0], "prompt": "What is it? " * 15}
-    runs.write_rows(tmp_path, name, [*rows(2, 9), long])
+    whole_runs.write_rows(tmp_path, name, [*rows(2, 9), long])
     monkeypatch.setattr(CausalLM, "build", lambda _: pytest.fail("weights are loaded"))
     module, data = make(tiny_llama), data_kind(*files, max_tokens=70, max_length=200)
     with pytest.raises(UserError, match=f"does not fit into 70 at .*{name}.jsonl:3\nfix: --data.max_tok") as told:
@@ -202,8 +202,11 @@ def test_a_bad_budget_leaves_no_folder(bench, most):
 @pytest.fixture
 def data(tiny_llama, tmp_path):
     """A data module whose trainer has the weights."""
-    files = [runs.write_rows(tmp_path, name, runs.preference_rows(n, i)) for name, n, i in (("t", 9, 0), ("e", 5, 50))]
-    module, made = runs.dpo(tiny_llama), PreferenceDataModule(*files, batch_size=2, max_length=64, num_workers=0)
+    files = [
+        whole_runs.write_rows(tmp_path, name, whole_runs.preference_rows(n, i))
+        for name, n, i in (("t", 9, 0), ("e", 5, 50))
+    ]
+    module, made = whole_runs.dpo(tiny_llama), PreferenceDataModule(*files, batch_size=2, max_length=64, num_workers=0)
     module.configure_model()
     made.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     made.trainer.strategy.connect(module)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import whole_runs as runs
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from support import whole_runs
 
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import UserError
@@ -32,8 +32,11 @@ class Seen(Callback):
 def train(model, folder, cut, ckpt=None, rows=ROWS, seen=None, num_workers=0, **options):
     """Weights after training on a few rows, evaluated after every two batches; `folder` gets `step=N` and `last`."""
     folder.mkdir(exist_ok=True)
-    made = runs.dpo(model)
-    files = [runs.write_rows(folder, name, runs.preference_rows(n, i)) for name, n, i in (("t", rows, 0), ("e", 3, 50))]
+    made = whole_runs.dpo(model)
+    files = [
+        whole_runs.write_rows(folder, name, whole_runs.preference_rows(n, i))
+        for name, n, i in (("t", rows, 0), ("e", 3, 50))
+    ]
     data = PreferenceDataModule(*files, max_length=64, num_workers=num_workers, **CUTS[cut])
     callbacks = [
         seen or Seen(),
@@ -42,8 +45,8 @@ def train(model, folder, cut, ckpt=None, rows=ROWS, seen=None, num_workers=0, **
     ]
     defaults = {"max_epochs": EPOCHS, "accumulate_grad_batches": 2, "val_check_interval": 2}
     options = {**defaults, "callbacks": callbacks, "enable_checkpointing": True, **options}
-    runs.fit(made, data, folder, ckpt, **options)
-    return runs.weights(made)
+    whole_runs.fit(made, data, folder, ckpt, **options)
+    return whole_runs.weights(made)
 
 
 class Whole:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from row_files import assistant, user
+from support.row_files import assistant, user
 
 from dpo_lightning.data.formats.implicit_prompts import split_messages, split_strings
 from dpo_lightning.data.readers.bad_rows import RowError

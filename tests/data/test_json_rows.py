@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from row_files import refusal
+from support.row_files import refusal
 
 from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.data.readers.json_rows import json_rows

@@ -1,9 +1,9 @@
 """All of an answer that is learned stands in what is scored, or its row is refused; of the turns before, not so."""
 
 import pytest
-import tiny
-from templates import QWEN3, R1, R1_KEPT
-from tiny import CHATML, turns
+from support import tiny_models
+from support.chat_templates import QWEN3, R1, R1_KEPT
+from support.tiny_models import CHATML, turns
 
 from dpo_lightning.data.encoding.kept_texts import common_length, missing
 from dpo_lightning.data.encoding.rendering import Renderer
@@ -20,7 +20,7 @@ def at(line):
 
 
 def encoder(template, special_tokens="refuse"):
-    return Encoder(Renderer(tiny.make_chat_tokenizer(template=template), special_tokens=special_tokens), 250)
+    return Encoder(Renderer(tiny_models.make_chat_tokenizer(template=template), special_tokens=special_tokens), 250)
 
 
 def demonstrate(template, completion, prompt=ASKED, **options):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from row_files import assistant, user
+from support.row_files import assistant, user
 
 from dpo_lightning.data.formats.fields import check_answer, parse_group, parse_text
 from dpo_lightning.data.formats.tool_calls import parse_tools

@@ -2,11 +2,10 @@
 
 from collections import Counter
 
-import kto_runs
 import pytest
-import whole_runs as runs
 from hypothesis import given
 from hypothesis import strategies as st
+from support import kto_runs, whole_runs
 
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.data.examples import EncodedAnswer, EncodedUnpaired, Origin
@@ -106,7 +105,7 @@ def test_a_mismatched_answer_is_cut_at_max_length(tiny_llama, tmp_path, capsys):
     rows = kto_runs.judged_rows(6)
     rows[0] |= {"prompt": "so " * 12}
     rows[-1] |= {"completion": " and " * 20}
-    path = runs.write_rows(tmp_path, "long", rows)
+    path = whole_runs.write_rows(tmp_path, "long", rows)
     whole = UnpairedDataModule(path, batch_size=1, max_length=256)
     whole.prepare("fit", kto_runs.kto(tiny_llama))
     most = max(len(row.prompt_ids) + len(row.completion.ids) for row in whole.encoded["train"])
@@ -121,5 +120,5 @@ def test_a_mismatched_answer_is_cut_at_max_length(tiny_llama, tmp_path, capsys):
     assert list(row.mismatched.ids) == list(before.mismatched.ids[: len(row.mismatched.ids)])
     assert len(row.mismatched.scored) == len(row.mismatched.ids)
     assert [row.completion for row in data.encoded["train"]] == [row.completion for row in whole.encoded["train"]]
-    runs.fit(kto_runs.kto(tiny_llama), data, tmp_path, max_steps=1)  # the self-check knows of the cut
+    whole_runs.fit(kto_runs.kto(tiny_llama), data, tmp_path, max_steps=1)  # the self-check knows of the cut
     assert "self-check: passed" in capsys.readouterr().out

@@ -1,8 +1,8 @@
 """What happens to rows beyond `max_length`: an error, dropped, or cut, and always counted."""
 
 import pytest
-import tiny
-from tiny import BEGIN, turns
+from support import tiny_models
+from support.tiny_models import BEGIN, turns
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder, without_oldest_turn
@@ -144,7 +144,7 @@ def test_a_tool_result_never_stays_without_its_call():
 
 @pytest.mark.parametrize("max_length", [2, 3, 40])
 def test_a_cut_prompt_keeps_its_bos(max_length):
-    made = tiny.make_tokenizer(prepends_bos=True)
+    made = tiny_models.make_tokenizer(prepends_bos=True)
     begin = made.convert_tokens_to_ids(BEGIN)
     (cut,) = Encoder(Renderer(made), max_length, "truncate").pairs(pairs((LONG, LONG, "No")))
     assert len(cut.prompt_ids) == max_length // 2
@@ -161,7 +161,7 @@ def test_a_cut_that_leaves_nothing_to_learn_is_an_error(chat_tokenizer):
 
 
 def test_what_happened_is_counted_once_a_row_however_often_it_is_encoded(chat_tokenizer):
-    made = tiny.make_chat_tokenizer(
+    made = tiny_models.make_chat_tokenizer(
         template=chat_tokenizer.chat_template.replace("assistant\n' }}", "assistant\n\n' }}")
     )
     prompt = turns(*[("user", LONG), ("assistant", "Hi")] * 3, ("user", "So?"))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from row_files import refusal, written
+from support.row_files import refusal, written
 
 from dpo_lightning.data.readers.paths import check_path, display_name, read_bytes
 from dpo_lightning.errors import ExitCode

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import OTHER, PAIR, assistant, jsonl, refusal, user
+from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
 from dpo_lightning.data.examples import PreferenceExample
 from dpo_lightning.data.formats.load import preference_examples

@@ -1,8 +1,8 @@
 """Templates, BOS and control tokens: what reaches the model, and what is refused."""
 
 import pytest
-import tiny
-from tiny import BEGIN, CHATML, CONTROL, END, END_OF_TEXT, START, turns
+from support import tiny_models
+from support.tiny_models import BEGIN, CHATML, CONTROL, END, END_OF_TEXT, START, turns
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.examples import Origin
@@ -34,7 +34,7 @@ def test_a_string_is_a_user_turn_where_there_is_a_template(chat_tokenizer):
 
 @pytest.mark.parametrize("template", ["raw", "auto"])
 def test_a_string_stays_raw_where_there_is_no_template_or_raw_is_asked_for(tokenizer, template):
-    made = tiny.make_chat_tokenizer() if template == "raw" else tokenizer
+    made = tiny_models.make_chat_tokenizer() if template == "raw" else tokenizer
     assert made.decode(Renderer(made, template).prompt_ids("Hello, you")) == "Hello, you"
 
 
@@ -50,7 +50,7 @@ def test_a_chat_without_a_template_is_refused(tokenizer):
     ("text", "template"), [("Hello", None), ("Hello", WITH_BOS), (turns(("user", "Hello")), WITH_BOS)]
 )
 def test_one_bos_where_both_tokenizer_and_template_would_write_it(text, template):
-    made = tiny.make_tokenizer(template=template, prepends_bos=True)
+    made = tiny_models.make_tokenizer(template=template, prepends_bos=True)
     renderer = Renderer(made)
     begin = ids_of(made, BEGIN)
     prompt = renderer.prompt_ids(text)
@@ -70,13 +70,13 @@ def test_no_bos_is_made_up_where_the_tokenizer_has_none(tokenizer):
 
 
 def test_a_bos_that_the_tokenizer_has_but_does_not_write_is_not_added():
-    made = tiny.make_tokenizer(bos=BEGIN)
+    made = tiny_models.make_tokenizer(bos=BEGIN)
     assert Renderer(made).raw_ids("Hello", " you") == made("Hello you", add_special_tokens=False)["input_ids"]
 
 
 def test_a_template_that_drops_the_system_message_is_refused():
     template = CHATML.replace("in messages %}", "in messages if message.role != 'system' %}")
-    made = tiny.make_chat_tokenizer(template=template)
+    made = tiny_models.make_chat_tokenizer(template=template)
     said = turns(("system", "Be brief"), ("user", "Hello"))
     with pytest.raises(UserError) as told:
         Renderer(made).prompt_ids(said, (), ORIGIN)
@@ -89,11 +89,11 @@ def test_a_template_that_drops_the_system_message_is_refused():
 def test_a_template_that_drops_reasoning_alone_passes_and_one_that_drops_the_answer_with_it_does_not():
     shortened = CHATML.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
     said = (("user", "Hello"), ("assistant", "<think>\nhm\n</think>\n\nHello, you"))
-    made = tiny.make_chat_tokenizer(template=shortened)
+    made = tiny_models.make_chat_tokenizer(template=shortened)
     text = made.decode(whole(Renderer(made), *said))
     assert "Hello, you" in text
     assert "hm" not in text
-    made = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", "message['content'][:9] +"))
+    made = tiny_models.make_chat_tokenizer(template=CHATML.replace("message['content'] +", "message['content'][:9] +"))
     with pytest.raises(UserError, match="leaves out or changes a turn of the assistant"):
         whole(Renderer(made), *said)
 
@@ -101,18 +101,20 @@ def test_a_template_that_drops_reasoning_alone_passes_and_one_that_drops_the_ans
 @pytest.mark.parametrize(("written", "shown"), [("items", "built-in method"), ("values() | map('trim')", "generator")])
 def test_a_template_that_writes_an_address_is_refused_and_a_row_that_holds_one_is_not(written, shown):
     writes = f"(message.content ~ (message.{written})) +"
-    made = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", writes))
+    made = tiny_models.make_chat_tokenizer(template=CHATML.replace("message['content'] +", writes))
     with pytest.raises(UserError, match="writes an address in memory") as told:
         Renderer(made).prompt_ids(turns(("user", "Hello")), (), ORIGIN)
     assert told.value.code == ExitCode.MODEL
     assert f"| <{shown}" in str(told.value)
     said = "it prints <function f at 0x7f00> again"
-    assert said in tiny.make_chat_tokenizer().decode(Renderer(tiny.make_chat_tokenizer()).prompt_ids(said))
+    assert said in tiny_models.make_chat_tokenizer().decode(
+        Renderer(tiny_models.make_chat_tokenizer()).prompt_ids(said)
+    )
 
 
 def test_what_a_template_raises_is_told_with_the_row():
     template = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + CHATML
-    made = tiny.make_chat_tokenizer(template=template)
+    made = tiny_models.make_chat_tokenizer(template=template)
     with pytest.raises(UserError, match="roles must alternate") as told:
         Renderer(made).prompt_ids(turns(("system", "Be brief"), ("user", "Hello")), (), ORIGIN)
     assert told.value.code == ExitCode.DATA
@@ -120,14 +122,14 @@ def test_what_a_template_raises_is_told_with_the_row():
 
 
 def test_a_template_that_refuses_every_chat_is_the_models_fault():
-    made = tiny.make_chat_tokenizer(template="{{ raise_exception('never') }}")
+    made = tiny_models.make_chat_tokenizer(template="{{ raise_exception('never') }}")
     with pytest.raises(UserError, match="never") as told:
         Renderer(made).prompt_ids(turns(("user", "Hello")), (), ORIGIN)
     assert told.value.code == ExitCode.MODEL
 
 
 def test_a_tool_reaches_the_model():
-    made = tiny.make_chat_tokenizer(template=WITH_TOOLS)
+    made = tiny_models.make_chat_tokenizer(template=WITH_TOOLS)
     renderer = Renderer(made)
     text = made.decode(renderer.prompt_ids(turns(("user", "Rain?")), (WEATHER,), ORIGIN))
     assert "where it rains" in text
@@ -176,7 +178,7 @@ def test_a_neutralized_control_token_is_plain_text(chat_tokenizer):
 
 
 def test_control_tokens_are_guarded_wherever_a_template_may_write_them():
-    made = tiny.make_chat_tokenizer(template=WITH_TOOLS)
+    made = tiny_models.make_chat_tokenizer(template=WITH_TOOLS)
     bad = {"name": "weather", "arguments": {"city": ["Paris<|im_end|>"]}}
     call = {"role": "assistant", "content": "", "tool_calls": [bad]}
     said = (*turns(("user", "Rain?")), call)

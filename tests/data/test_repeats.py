@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from row_files import assistant, refusal, user
+from support.row_files import assistant, refusal, user
 
 from dpo_lightning.data.examples import Origin, PreferenceExample, RankedExample, SFTExample, Text
 from dpo_lightning.data.formats.duplicates import (

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
-from row_files import jsonl
+from support import tiny_models
+from support.row_files import jsonl
 
 from dpo_lightning import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
 from dpo_lightning.losses import APOZeroUnpairedLoss
@@ -31,7 +31,7 @@ def test_weights_reach_the_batch(tmp_path: Path, kind: str, column: str) -> None
     data = make(jsonl(tmp_path, [*rows, {k: v for k, v in rows[0].items() if k != column} | {"prompt": "Name none."}]))
     data.columns = {"weight": column}
     module = SimpleNamespace(
-        tokenizer=tiny.make_chat_tokenizer(),
+        tokenizer=tiny_models.make_chat_tokenizer(),
         end_ids=frozenset(),
         check_length=lambda _: None,
         loss=APOZeroUnpairedLoss(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
+from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
 from dpo_lightning.data.formats.load import preference_examples, sft_examples
 from dpo_lightning.errors import ExitCode

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from row_files import OTHER, PAIR, jsonl, refusal, written
+from support.row_files import OTHER, PAIR, jsonl, refusal, written
 
 from dpo_lightning.data.readers.sources import read_files, read_rows
 from dpo_lightning.errors import ExitCode, UserError

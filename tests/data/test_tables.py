@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from row_files import OTHER, PAIR, refusal, user, written
+from support.row_files import OTHER, PAIR, refusal, user, written
 
 from dpo_lightning.data.readers.sources import read_rows
 from dpo_lightning.errors import ExitCode

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from row_files import refusal, written
+from support.row_files import refusal, written
 
 from dpo_lightning.data.readers.text_files import read_text
 from dpo_lightning.errors import ExitCode

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import tiny
-from tiny import CHATML, END, END_OF_TEXT, PAD, turns
+from support import tiny_models
+from support.tiny_models import CHATML, END, END_OF_TEXT, PAD, turns
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -94,7 +94,7 @@ def test_white_space_at_the_end_of_a_raw_answer_is_learned(tokenizer, text):
 
 
 def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_answer():
-    made = tiny.make_chat_tokenizer(template=NO_THOUGHT)
+    made = tiny_models.make_chat_tokenizer(template=NO_THOUGHT)
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
     header = made.decode(pair.prompt_ids)
     assert header.rstrip("\n").endswith("<|im_start|>assistant")
@@ -111,7 +111,7 @@ def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_
 @pytest.mark.parametrize("template", [None, CHATML])
 def test_an_answer_ends_with_one_eos_whether_the_text_ends_with_it_or_not(text, pad, template):
     eos = END if template else END_OF_TEXT
-    made = tiny.make_tokenizer(template=template, eos=eos, pad=eos if pad == "eos" else pad)
+    made = tiny_models.make_tokenizer(template=template, eos=eos, pad=eos if pad == "eos" else pad)
     pair, _ = encode(made, "Hello", text.format(eos=eos), "I am fine")
     for answer in pair.answers:
         assert answer.ids[-1] == made.eos_token_id
@@ -120,7 +120,7 @@ def test_an_answer_ends_with_one_eos_whether_the_text_ends_with_it_or_not(text, 
 
 
 def test_an_eos_that_the_template_leaves_out_is_added():
-    made = tiny.make_tokenizer(template=WITHOUT_EOS)
+    made = tiny_models.make_tokenizer(template=WITHOUT_EOS)
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
     assert made.decode(pair.chosen.ids).strip() == "Hi\n<|endoftext|>"
     assert list(pair.chosen.ids).count(made.eos_token_id) == 1
@@ -136,7 +136,7 @@ def test_an_eos_that_the_template_leaves_out_is_added():
     ],
 )
 def test_an_end_that_ends_no_generation_is_told(end, told):
-    made = tiny.make_tokenizer(template=CHATML.replace(END, end))
+    made = tiny_models.make_tokenizer(template=CHATML.replace(END, end))
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
     assert made.decode(pair.chosen.ids) == f"Hi{end}\n<|endoftext|>"
     assert counts.lines() == [f"1 of 1 rows have answers that the template ends with {told}; EOS is added (100.0%)"]
@@ -147,7 +147,7 @@ def test_an_end_that_ends_no_generation_is_told(end, told):
 
 
 def test_an_end_that_the_generation_config_does_not_list_is_told():
-    made = tiny.make_chat_tokenizer()
+    made = tiny_models.make_chat_tokenizer()
     pair, _ = encode(made, "Hello", "Hi", "I am fine")
     for ends, told in (([0], 1), ([0, 2], 0), ([], 0)):  # none: what it says is not known
         lines = list(unlisted_ends([pair], Renderer(made, end_ids=frozenset(ends))))
@@ -173,14 +173,16 @@ def test_characters_that_the_tokenizer_lacks_are_counted():
 
 
 def test_a_template_that_writes_the_bos_twice_is_refused():
-    made = tiny.make_tokenizer(template="{{ bos_token }}<s>" + CHATML, prepends_bos=True)
+    made = tiny_models.make_tokenizer(template="{{ bos_token }}<s>" + CHATML, prepends_bos=True)
     with pytest.raises(UserError, match=r"writes <s>, the BOS, twice at pairs\.jsonl:7") as told:
         encode(made, "Hello", "Hi", "I am fine")
     assert told.value.code == ExitCode.MODEL
 
 
 def test_answers_that_are_the_same_tokens_are_refused_as_the_same_texts_are():
-    trimmed = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", "message['content'] | trim +"))
+    trimmed = tiny_models.make_chat_tokenizer(
+        template=CHATML.replace("message['content'] +", "message['content'] | trim +")
+    )
     encoder = Encoder(Renderer(trimmed), 200)
     rows = [PreferenceExample(Origin("pairs.jsonl", k), "Hello", "Hi", "No" if k == 2 else " Hi\n") for k in (1, 2, 3)]
     with pytest.raises(UserError, match=r"chosen and rejected are the same 3 tokens at pairs\.jsonl:1") as told:
@@ -192,7 +194,9 @@ def test_answers_that_are_the_same_tokens_are_refused_as_the_same_texts_are():
 
 
 def test_an_answer_that_is_judged_both_ways_as_tokens_is_refused():
-    trimmed = tiny.make_chat_tokenizer(template=CHATML.replace("message['content'] +", "message['content'] | trim +"))
+    trimmed = tiny_models.make_chat_tokenizer(
+        template=CHATML.replace("message['content'] +", "message['content'] | trim +")
+    )
     said = (("Hi", True), ("No", False), ("Hi ", False), (" Hi", True))
     rows = [UnpairedExample(Origin("f", k), "Hello", text, good) for k, (text, good) in enumerate(said, 1)]
     data = UnpairedDataModule(train="f")
@@ -205,7 +209,7 @@ def test_an_answer_that_is_judged_both_ways_as_tokens_is_refused():
 
 
 def test_what_a_template_writes_after_the_end_of_an_answer_is_not_learned():
-    made = tiny.make_tokenizer(template=TWICE_ENDED)
+    made = tiny_models.make_tokenizer(template=TWICE_ENDED)
     end = made.convert_tokens_to_ids(END)
     pair, _ = encode(made, "Hello", "Hi", "I am fine", ends=[end])
     assert made.decode(pair.chosen.ids) == "Hi<|im_end|>"
@@ -219,7 +223,7 @@ def test_an_answer_of_two_ended_parts_ends_with_the_second():
     """A plan before the words, each with an end of its own: neither is cut off, and what comes behind both is."""
     plan = "('A plan<|im_end|>' if message['role'] == 'assistant' else '')"
     parts = CHATML.replace("+ message['content'] +", f"+ {plan} + message['content'] +")
-    made = tiny.make_chat_tokenizer(template=parts)
+    made = tiny_models.make_chat_tokenizer(template=parts)
     pair, _ = encode(made, "Hello", "Hi", "I am fine")
     assert made.decode(pair.chosen.ids) == "A plan<|im_end|>Hi<|im_end|>"
     assert made.decode(pair.rejected.ids) == "A plan<|im_end|>I am fine<|im_end|>"
@@ -228,7 +232,9 @@ def test_an_answer_of_two_ended_parts_ends_with_the_second():
     assert learned(made, row) == ["A plan<|im_end|>Hi<|im_end|>", "A plan<|im_end|>I am fine<|im_end|>"]
 
 
-@pytest.mark.parametrize("make", [tiny.make_chat_tokenizer, lambda: tiny.make_tokenizer(prepends_bos=True)])
+@pytest.mark.parametrize(
+    "make", [tiny_models.make_chat_tokenizer, lambda: tiny_models.make_tokenizer(prepends_bos=True)]
+)
 def test_training_and_generation_read_the_same_prompt(make):
     made = make()
     pair, _ = encode(made, "Hello, you", " I am fine", " thank you")
@@ -274,7 +280,7 @@ def test_an_answer_that_begins_with_another_turn_is_learned_from_the_assistants_
 
 
 def test_a_template_that_drops_the_reasoning_of_earlier_turns_leaves_the_last_answer_to_learn():
-    made = tiny.make_chat_tokenizer(template=FORGETFUL)
+    made = tiny_models.make_chat_tokenizer(template=FORGETFUL)
     thought = "<think>\nhm\n</think>\n\n"
     said = turns(("assistant", thought + "Hi"), ("user", "Well?"), ("assistant", thought + "I am fine"))
     row, counts = demonstrate(made, turns(("user", "Hello")), said)
@@ -287,7 +293,7 @@ def test_a_template_that_drops_the_reasoning_of_earlier_turns_leaves_the_last_an
 
 
 def test_a_rewritten_conversation_counts_as_one_row():
-    made = tiny.make_chat_tokenizer(template=FORGETFUL)
+    made = tiny_models.make_chat_tokenizer(template=FORGETFUL)
     thought = "<think>\nhm\n</think>\n\n"
     more = [("assistant", thought + "Hi"), ("user", "Well?")] * 3
     said = turns(*more, ("assistant", "I am fine"))
@@ -298,10 +304,12 @@ def test_a_rewritten_conversation_counts_as_one_row():
 
 def test_a_changed_template_or_length_changes_the_ids_and_nothing_else_does(chat_tokenizer):
     first, _ = encode(chat_tokenizer, "Hello", "Hi", "I am fine")
-    again, _ = encode(tiny.make_chat_tokenizer(), "Hello", "Hi", "I am fine")
+    again, _ = encode(tiny_models.make_chat_tokenizer(), "Hello", "Hi", "I am fine")
     assert first == again
     raw, _ = encode(chat_tokenizer, "Hello", "Hi", "I am fine", template="raw")
-    other, _ = encode(tiny.make_chat_tokenizer(template=CHATML.replace("helpful", "terse")), "Hello", "Hi", "I am fine")
+    other, _ = encode(
+        tiny_models.make_chat_tokenizer(template=CHATML.replace("helpful", "terse")), "Hello", "Hi", "I am fine"
+    )
     short = Encoder(Renderer(chat_tokenizer), 16, "truncate")
     (cut,) = short.pairs([PreferenceExample(ORIGIN, "Hello", "Hi", "I am fine")])
     assert len({(*pair.prompt_ids, -1, *pair.chosen.ids) for pair in (first, raw, other, cut)}) == 4

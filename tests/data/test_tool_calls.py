@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from row_files import assistant, jsonl, refusal, user
+from support import tiny_models
+from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
@@ -49,7 +49,7 @@ def call(arguments: Any) -> dict[str, Any]:
 
 def rendered(folder: Path, messages: list[Any], template: str = OBJECTS, **more: Any) -> tuple[str, str, list[str]]:
     """The text of a demonstration, what of it is learned, and what was said."""
-    tokenizer = tiny.make_chat_tokenizer(template=template)
+    tokenizer = tiny_models.make_chat_tokenizer(template=template)
     rows = [{"messages": messages, **more}, {"messages": [user("Hello"), LAST]}]
     examples, warnings = sft_examples(jsonl(folder, rows))
     encoder = Encoder(Renderer(tokenizer), 1000)
@@ -141,7 +141,7 @@ def test_tools_that_cannot_be_read(tmp_path: Path, more: Any) -> None:
 
 
 def test_arguments_of_pairs_are_decoded_in_prompt_and_answers(tmp_path: Path) -> None:
-    tokenizer = tiny.make_chat_tokenizer(template=OBJECTS)
+    tokenizer = tiny_models.make_chat_tokenizer(template=OBJECTS)
     row = {"prompt": [U, call(JSON), TOOL], "chosen": [call(TIGHT)], "rejected": [LAST]}
     examples, _ = preference_examples(jsonl(tmp_path, [row, {**row, "chosen": [assistant("Sun.")]}]))
     encoder = Encoder(Renderer(tokenizer), 1000)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from row_files import assistant, jsonl, refusal, user
+from support import tiny_models
+from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
@@ -26,9 +26,11 @@ FORGETFUL = (
 )
 
 
-def runs(folder: Path, row: dict[str, Any], template: str = tiny.CHATML, other: Any = OTHER) -> list[tuple[bool, str]]:
+def runs(
+    folder: Path, row: dict[str, Any], template: str = tiny_models.CHATML, other: Any = OTHER
+) -> list[tuple[bool, str]]:
     """The runs of a demonstration's text, the prompt with the first, and whether each is learned."""
-    tokenizer = tiny.make_chat_tokenizer(template=template)
+    tokenizer = tiny_models.make_chat_tokenizer(template=template)
     examples, _ = sft_examples(jsonl(folder, [row, other]))
     encoded = Encoder(Renderer(tokenizer), 400).demonstrations(examples)[0]
     ids = [*encoded.prompt_ids, *encoded.completion.ids]
@@ -49,8 +51,10 @@ def test_a_turn_that_is_marked_out_is_context(tmp_path: Path, key: str, no: Any,
 def test_a_turn_between_learned_ones_is_context(tmp_path: Path) -> None:
     """In a conversation and in a completion; the template is not given the mark, and unmarked turns are learned."""
     said = [RIGHT, V, {**WRONG, "weight": 0}, V, assistant("Yes.")]
-    template = tiny.CHATML.replace("{% endfor %}", "{% if message|length > 2 %}{{ 'marked' }}{% endif %}{% endfor %}")
-    assert template != tiny.CHATML
+    template = tiny_models.CHATML.replace(
+        "{% endfor %}", "{% if message|length > 2 %}{{ 'marked' }}{% endif %}{% endfor %}"
+    )
+    assert template != tiny_models.CHATML
     for row in ({"messages": [U, *said]}, {"prompt": [U], "completion": said}):
         other = OTHER if "messages" in row else {"prompt": "Hello", "completion": [assistant("Hi")]}
         found = runs(tmp_path, row, template, other)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import whole_runs as runs
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from support import whole_runs
+from support.two_ranks import run_on_two_ranks
 
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
@@ -65,13 +66,16 @@ class Order(Callback):
 def train(model, folder, ckpt=None, callbacks=(), cut="rows", module=None, **options):
     """Weights after two epochs, evaluated after every second batch; and what was seen on the way."""
     folder.mkdir(exist_ok=True, parents=True)
-    made = module or runs.dpo(model)
-    files = [runs.write_rows(folder, name, runs.preference_rows(n, i)) for name, n, i in (("t", 10, 0), ("e", 3, 50))]
+    made = module or whole_runs.dpo(model)
+    files = [
+        whole_runs.write_rows(folder, name, whole_runs.preference_rows(n, i))
+        for name, n, i in (("t", 10, 0), ("e", 3, 50))
+    ]
     data, order = PreferenceDataModule(*files, max_length=64, **CUTS[cut]), Order()
     defaults = {"max_epochs": EPOCHS, "accumulate_grad_batches": WINDOW, "val_check_interval": 2}
     defaults["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
-    runs.fit(made, data, folder, ckpt, callbacks=[order, *callbacks], **{**defaults, **options})
-    return runs.weights(made), order.seen
+    whole_runs.fit(made, data, folder, ckpt, callbacks=[order, *callbacks], **{**defaults, **options})
+    return whole_runs.weights(made), order.seen
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +189,7 @@ def test_half_an_optimizer_step_is_no_place_to_go_on_from(part, window, tiny_lla
             optimizer.param_groups[0]["params"][0].add_(1)
         raise RuntimeError("a failure of the test")
 
-    module = runs.dpo(tiny_llama)
+    module = whole_runs.dpo(tiny_llama)
     if part == "the update":
         module.optimizer = type("Torn", (torch.optim.SGD,), {"step": lambda self, closure: (closure(), step(self))})
     else:
@@ -305,8 +309,8 @@ def test_an_evaluation_counts_once_for_an_early_stop(tiny_llama, tmp_path):
 
 def test_a_module_that_was_stopped_within_a_window_begins_it_anew(tiny_llama, tmp_path):
     """In one process: what the unfinished window had gathered, for its mean and the loss's, is not counted again."""
-    expected, _ = train(tiny_llama, tmp_path / "a", module=runs.dpo(tiny_llama, loss=BCOPairLoss()))
-    made = runs.dpo(tiny_llama, loss=BCOPairLoss())
+    expected, _ = train(tiny_llama, tmp_path / "a", module=whole_runs.dpo(tiny_llama, loss=BCOPairLoss()))
+    made = whole_runs.dpo(tiny_llama, loss=BCOPairLoss())
     callbacks = [Failing("on_train_batch_end", 2), OnExceptionCheckpoint(tmp_path)]
     with pytest.raises(RuntimeError, match="a failure of the test"):
         train(tiny_llama, tmp_path / "b", callbacks=callbacks, module=made)
@@ -330,7 +334,7 @@ def main(model: str, folder: str, rank: str) -> None:
 
 def test_on_two_ranks(tiny_llama, tmp_path):
     """The gradients of a window are each rank's own until its step."""
-    found = runs.odd_runs_on_two_ranks(tiny_llama, tmp_path, __file__)
+    found = run_on_two_ranks(__file__, tiny_llama, tmp_path)
     assert len(found["resumed"]) == 5
     assert all(same(weights, found["whole"]) for weights in found["resumed"])
 

@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from loss_family import COMPARING, FAMILY, LENGTHS, POLICY, REFERENCE, STARTS, TORCHTUNE, WITH_LENGTHS, pairs, pairs_of
+from support.loss_cases import (
+    COMPARING,
+    FAMILY,
+    LENGTHS,
+    POLICY,
+    REFERENCE,
+    STARTS,
+    TORCHTUNE,
+    WITH_LENGTHS,
+    pairs,
+    pairs_of,
+)
 
 from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss
 

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from loss_family import FAMILY, pairs
+from support.loss_cases import FAMILY, pairs
 
 from dpo_lightning.losses import AlphaPOLoss, ChiPOLoss, ODPOLoss, SPPOLoss
 from dpo_lightning.losses.base import MarginLoss

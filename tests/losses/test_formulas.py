@@ -4,9 +4,9 @@ from inspect import isabstract
 
 import numpy as np
 import pytest
-from formulas import FORMULAS, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.loss_formulas import FORMULAS, pairs
 
 import dpo_lightning.losses
 from dpo_lightning.losses import PairwiseLoss, WeightedSum

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies
-from loss_family import pairs
+from support.loss_cases import pairs
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import DPOLoss, PlackettLuceLoss

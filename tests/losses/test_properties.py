@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_family import COMPARING, FAMILY, OF_MARGIN, pairs
+from support.loss_cases import COMPARING, FAMILY, OF_MARGIN, pairs
 
 from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, RobustLoss
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from formulas import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_family import FAMILY
-from loss_family import pairs as plain_pairs
+from support.loss_cases import FAMILY
+from support.loss_cases import pairs as plain_pairs
+from support.loss_formulas import pairs
 
 from dpo_lightning.losses import (
     AlphaPOLoss,

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-from formulas import desensitised, pairs
 from hypothesis import given, settings
-from loss_family import FAMILY, mpo
-from loss_family import pairs as plain_pairs
+from support.loss_cases import FAMILY, mpo
+from support.loss_cases import pairs as plain_pairs
+from support.loss_formulas import desensitised, pairs
 
 from dpo_lightning.losses import (
     AlphaPOLoss,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_family import pairs
+from support.loss_cases import pairs
 
 from dpo_lightning.losses import BCOLoss, BCOPairLoss, BetaDPOLoss, DPOLoss, WeightedSum, WPOLoss
 from dpo_lightning.losses.running_mean import RunningMean

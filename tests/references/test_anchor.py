@@ -3,11 +3,10 @@
 import json
 import shutil
 
-import adapters
 import pytest
-import runs
 import torch
 from safetensors.torch import load_file, save_file
+from support import peft_adapters, short_runs
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import Lora
@@ -25,14 +24,14 @@ from dpo_lightning.references import (
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
 
 
 @pytest.fixture
 def run(tiny_llama, file, tmp_path):
     """The model of a run in a folder of its own, and the run's checkpoint."""
     model = shutil.copytree(tiny_llama, tmp_path / "model")
-    runs.fit(runs.module(model), file, tmp_path / "first", steps=2)
+    short_runs.fit(short_runs.module(model), file, tmp_path / "first", steps=2)
     return model, tmp_path / "first/checkpoints/step=2.ckpt"
 
 
@@ -40,11 +39,11 @@ def test_a_probe_is_the_same_to_the_bit_whenever_it_is_taken(run, file, tmp_path
     """Before training, after it, and in another process's place."""
     model, ckpt = run
     kept = torch.load(ckpt, weights_only=True)
-    made = runs.ready(model)
+    made = short_runs.ready(model)
     assert torch.equal(kept["reference_probe"], made.reference.anchor(made.policy)["reference_probe"])
     assert len(kept["reference_probe"]) > 10
     assert (kept["reference_probe"] < 0).any()
-    runs.take_steps(made, runs.batch(made, file), 2)
+    short_runs.take_steps(made, short_runs.batch(made, file), 2)
     before = made.reference.anchor(made.policy)["reference_probe"].clone()
     made.reference.remember(made.policy, "again")  # the reference itself, not only what is kept of it
     assert torch.equal(made.reference.anchor(made.policy)["reference_probe"], before)
@@ -57,23 +56,23 @@ def test_the_same_weights_as_another_function_are_refused(run, file, tmp_path):
     config["rope_parameters"]["rope_theta"] = 100.0
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="its weights are the same, and its log-probabilities differ by up to") as error:
-        runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
+        short_runs.fit(short_runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
     assert error.value.code == ExitCode.CONFIG
 
 
 @pytest.mark.parametrize("kind", ["whole", "new", "trained"])
 def test_weights_that_differ_by_less_than_the_probe_tells_are_another_reference(kind, tiny_llama, tmp_path):
     """A digest is of every bit that is sampled: of a whole model, the base of a new adapter, an adapter's own."""
-    model = adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
+    model = peft_adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
     folder, lora = shutil.copytree(model, tmp_path / "model"), Lora(r=2) if kind == "new" else None
-    made = runs.ready(folder, lora=lora)
+    made = short_runs.ready(folder, lora=lora)
     anchor = made.reference.anchor(made.policy)
     file = folder / ("adapter_model.safetensors" if kind == "trained" else "model.safetensors")
     weights = load_file(file)
     for value in weights.values():
         value *= 1 + 1e-6
     save_file(weights, file, {"format": "pt"})
-    again = runs.ready(folder, lora=lora)
+    again = short_runs.ready(folder, lora=lora)
     torch.testing.assert_close(
         again.reference.anchor(again.policy)["reference_probe"], anchor["reference_probe"], rtol=0, atol=1e-4
     )
@@ -91,20 +90,20 @@ def test_weights_between_those_that_are_sampled_are_seen(run, file, tmp_path):
     embedding[~sampled] *= 1.5
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="its weights are the same"):
-        runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
+        short_runs.fit(short_runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
 
 
 def test_rounding_of_another_machine_is_no_other_reference(run, file, tmp_path):
     model, ckpt = run
     content = torch.load(ckpt, weights_only=True)
     torch.save({**content, "reference_probe": content["reference_probe"] * (1 + 1e-6)}, ckpt)
-    runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
+    short_runs.fit(short_runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
 
 
 @pytest.mark.parametrize(("dtype", "near", "far"), [("float32", 8e-5, 1.5e-4), ("bfloat16", 2.5e-2, 3.5e-2)])
 def test_a_probe_may_move_by_what_its_precision_rounds(dtype, near, far, tiny_llama):
     """One value of it by parts of the largest: up to 1e-4 in float32, up to 3e-2 in half precision."""
-    made = runs.ready(tiny_llama, dtype=dtype)
+    made = short_runs.ready(tiny_llama, dtype=dtype)
     anchor = made.reference.anchor(made.policy)
     probe = anchor["reference_probe"]
     step = torch.zeros(len(probe))
@@ -121,30 +120,36 @@ def test_a_checkpoint_without_a_probe_of_this_kind_is_refused(run, probe, file, 
     content = {**torch.load(ckpt, weights_only=True), "reference_probe": probe}
     torch.save({name: value for name, value in content.items() if value is not None}, ckpt)
     with pytest.raises(UserError, match="another reference"):
-        runs.fit(runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
+        short_runs.fit(short_runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
 
 
 def test_a_start_that_is_drawn_anew_is_refused(tiny_llama, file, tmp_path):
     """A random adapter of another draw is another reference, over a base that is the same."""
     torch.manual_seed(0)
-    runs.fit(adapters.module(tiny_llama, adapters.STRANGE["random"]), file, tmp_path / "first", steps=1)
+    short_runs.fit(peft_adapters.module(tiny_llama, peft_adapters.STRANGE["random"]), file, tmp_path / "first", steps=1)
     ckpt = tmp_path / "first/checkpoints/step=1.ckpt"
     torch.manual_seed(1)
     with pytest.raises(UserError, match="its weights are the same"):
-        runs.fit(adapters.module(tiny_llama, adapters.STRANGE["random"]), file, tmp_path / "second", steps=2, ckpt=ckpt)
+        short_runs.fit(
+            peft_adapters.module(tiny_llama, peft_adapters.STRANGE["random"]),
+            file,
+            tmp_path / "second",
+            steps=2,
+            ckpt=ckpt,
+        )
 
 
 def test_pissa_goes_on_where_it_was(tiny_llama, file, tmp_path):
     """The base is decomposed again, the trained adapter restored, and the anchor is that of step 0."""
-    made = adapters.module(tiny_llama, adapters.STRANGE["pissa"])
-    runs.fit(made, file, tmp_path / "first", steps=2)
-    pairs = runs.batch(made, file)
+    made = peft_adapters.module(tiny_llama, peft_adapters.STRANGE["pissa"])
+    short_runs.fit(made, file, tmp_path / "first", steps=2)
+    pairs = short_runs.batch(made, file)
     start = made.reference(made.policy, pairs).sums
-    again = adapters.module(tiny_llama, adapters.STRANGE["pissa"])
-    runs.fit(again, file, tmp_path / "second", steps=2, ckpt=None)
-    resumed = adapters.module(tiny_llama, adapters.STRANGE["pissa"])
+    again = peft_adapters.module(tiny_llama, peft_adapters.STRANGE["pissa"])
+    short_runs.fit(again, file, tmp_path / "second", steps=2, ckpt=None)
+    resumed = peft_adapters.module(tiny_llama, peft_adapters.STRANGE["pissa"])
     ckpt = tmp_path / "first/checkpoints/step=2.ckpt"
-    runs.fit(resumed, file, tmp_path / "third", steps=4, ckpt=ckpt)
+    short_runs.fit(resumed, file, tmp_path / "third", steps=4, ckpt=ckpt)
     assert torch.equal(resumed.reference(resumed.policy, pairs).sums, start)
     assert not torch.equal(made.compare(pairs)[1].policy_chosen, resumed.compare(pairs)[1].policy_chosen)
 
@@ -154,8 +159,8 @@ def test_pissa_goes_on_where_it_was(tiny_llama, file, tmp_path):
 def test_a_compiled_model_is_probed_without_a_graph(kind, tiny_llama, tmp_path):
     """A graph of a few tokens would cost some ten seconds."""
     torch._dynamo.utils.counters.clear()
-    folder = adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
-    runs.ready(folder, compile=True, lora=Lora(r=2) if kind == "new" else None)
+    folder = peft_adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
+    short_runs.ready(folder, compile=True, lora=Lora(r=2) if kind == "new" else None)
     assert not torch._dynamo.utils.counters["stats"]
 
 
@@ -172,8 +177,8 @@ def test_a_compiled_model_is_probed_without_a_graph(kind, tiny_llama, tmp_path):
     ],
 )
 def test_the_reference_is_chosen_by_what_the_policy_is(kind, lora, expected, reason, tiny_llama, tmp_path, capsys):
-    folder = adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
-    made = runs.ready(folder, lora=lora)
+    folder = peft_adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
+    made = short_runs.ready(folder, lora=lora)
     assert type(made.reference) is expected
     assert f"reference: {expected.__name__} ({reason}" in capsys.readouterr().out
     free, why = default_reference(made.policy, made.builder, reference_free=True)

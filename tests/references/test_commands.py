@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from command_runs import Bench, refused
 from safetensors.torch import load_file
+from support.command_line import Bench, refused
 
 SYNCED = ("--model.reference", "Synced", "--model.reference.every", "1", "--model.reference.alpha", "0.5")
 STARTS_AT_LN2 = "self-check: passed (starting loss 0.693147, margins 0, tokens sound)"

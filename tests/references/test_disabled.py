@@ -1,10 +1,8 @@
 """Whether a policy without its adapter is its own start is measured; where it is not, another reference is taken."""
 
-import adapters
 import pytest
-import runs
-import tiny
 import torch
+from support import peft_adapters, short_runs, tiny_models
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
@@ -23,7 +21,7 @@ from dpo_lightning.references.precomputed import Precomputed
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl")
 
 
 @pytest.fixture
@@ -37,64 +35,64 @@ def untouched(folder, pairs):
     return score(CausalLM(str(folder)).build(), pairs).sums
 
 
-@pytest.mark.parametrize("kind", adapters.PLAIN)
+@pytest.mark.parametrize("kind", peft_adapters.PLAIN)
 def test_off_a_new_adapter_is_the_untouched_base_to_the_bit(kind, tiny_llama, file, capsys):
-    made = adapters.ready(tiny_llama, adapters.PLAIN[kind])
+    made = peft_adapters.ready(tiny_llama, peft_adapters.PLAIN[kind])
     assert type(made.reference) is AdapterDisabled
     assert "AdapterDisabled (without its new adapter the policy is its own start)" in capsys.readouterr().out
     assert made.reference.nearness == 0
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     expected = untouched(tiny_llama, pairs)
     assert torch.equal(made.reference(made.policy, pairs).sums, expected)
     assert not made.compare(pairs)[1].margins.any()
-    runs.take_steps(made, pairs, 3)
+    short_runs.take_steps(made, pairs, 3)
     assert torch.equal(made.reference(made.policy, pairs).sums, expected)
     assert not torch.allclose(score(made.policy, pairs).sums, expected, atol=0.1)
 
 
-@pytest.mark.parametrize("kind", adapters.STRANGE)
+@pytest.mark.parametrize("kind", peft_adapters.STRANGE)
 def test_a_start_that_is_not_what_is_left_without_the_adapter(kind, base, file, capsys):
     """The base below PiSSA and OLoRA is what they left of it, and biases are trained in the base itself."""
-    made = adapters.ready(base, adapters.STRANGE[kind])
+    made = peft_adapters.ready(base, peft_adapters.STRANGE[kind])
     assert type(made.reference) is FrozenAdapter
     reason = "trains weights that count without it" if kind == "biases" else "log-probabilities are off by up to"
     assert reason in capsys.readouterr().out
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     start = made.reference(made.policy, pairs).sums
     assert torch.allclose(start, untouched(base, pairs), rtol=0, atol=1e-3) == (kind != "random")
     output, logps = made.compare(pairs)
-    assert (output.losses - runs.LN2).abs().max() < 1e-6
+    assert (output.losses - short_runs.LN2).abs().max() < 1e-6
     assert not logps.margins.any()
-    runs.take_steps(made, pairs, 3)
+    short_runs.take_steps(made, pairs, 3)
     assert torch.equal(made.reference(made.policy, pairs).sums, start)
     with without_adapter(made.policy):
         left = score(made.policy, pairs).sums
     assert not torch.allclose(left, start, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", adapters.STRANGE)
+@pytest.mark.parametrize("kind", peft_adapters.STRANGE)
 def test_switching_it_off_is_refused_with_the_reason(kind, base):
     with pytest.raises(UserError, match="without its adapter the policy is not its own start") as raised:
-        adapters.ready(base, adapters.STRANGE[kind], AdapterDisabled())
+        peft_adapters.ready(base, peft_adapters.STRANGE[kind], AdapterDisabled())
     assert raised.value.code == ExitCode.CONFIG
     with pytest.raises(UserError, match="no folder holds the policy's start") as raised:
-        adapters.module(base, adapters.STRANGE[kind], Precomputed())._load()
+        peft_adapters.module(base, peft_adapters.STRANGE[kind], Precomputed())._load()
     assert raised.value.code == ExitCode.CONFIG
 
 
 @pytest.mark.parametrize("kind", ["pissa", "biases"])
 def test_a_frozen_copy_holds_any_start(kind, base, file):
-    made = adapters.ready(base, adapters.STRANGE[kind], FrozenCopy())
-    pairs = runs.batch(made, file)
+    made = peft_adapters.ready(base, peft_adapters.STRANGE[kind], FrozenCopy())
+    pairs = short_runs.batch(made, file)
     start = made.reference(made.policy, pairs).sums
     assert not made.compare(pairs)[1].margins.any()
-    runs.take_steps(made, pairs, 2)
+    short_runs.take_steps(made, pairs, 2)
     assert torch.equal(made.reference(made.policy, pairs).sums, start)
 
 
 def test_a_start_up_to_rounding(tiny_llama, file):
     """It is held exactly, or switched off where that is asked for, and then not promised to the bit."""
-    made = adapters.ready(tiny_llama, {})
+    made = peft_adapters.ready(tiny_llama, {})
     with torch.no_grad():
         for name, value in made.policy.named_parameters():
             if "lora_B" in name:
@@ -104,13 +102,13 @@ def test_a_start_up_to_rounding(tiny_llama, file):
     named = AdapterDisabled()
     named.bind(made.policy, made.builder)
     assert named.nearness > 0
-    pairs = runs.batch(made, file)
+    pairs = short_runs.batch(made, file)
     assert torch.equal(named(made.policy, pairs).sums, untouched(tiny_llama, pairs))
 
 
 def test_a_trained_adapter_without_a_folder_is_seen_as_well(tiny_llama):
     """It is measured, wherever the adapter came from."""
-    made = adapters.ready(tiny_llama, {})
+    made = peft_adapters.ready(tiny_llama, {})
     assert off_start(made.policy) == 0
     with torch.no_grad():
         next(value for name, value in made.policy.named_parameters() if "lora_B" in name).fill_(0.1)
@@ -120,7 +118,7 @@ def test_a_trained_adapter_without_a_folder_is_seen_as_well(tiny_llama):
 
 
 def test_measuring_leaves_no_trace(tiny_gpt2):
-    made = adapters.ready(tiny_gpt2, adapters.STRANGE["biases"])
+    made = peft_adapters.ready(tiny_gpt2, peft_adapters.STRANGE["biases"])
     made.policy.train()
     before = {name: (id(value), value.requires_grad, value.clone()) for name, value in made.policy.named_parameters()}
     assert off_start(made.policy) == float("inf")
@@ -133,21 +131,23 @@ def test_measuring_leaves_no_trace(tiny_gpt2):
 @pytest.mark.parametrize("kind", ["plain", "whole modules"])
 def test_switching_off_leaves_frozen_what_was_frozen(kind, tiny_llama, file):
     """peft makes the whole adapter trainable when it is switched on again."""
-    made = adapters.ready(tiny_llama, adapters.PLAIN[kind])
+    made = peft_adapters.ready(tiny_llama, peft_adapters.PLAIN[kind])
     for name, value in made.policy.named_parameters():
         if "layers.0" in name:
             value.requires_grad_(False)
-    before = adapters.flags(made.policy)
-    made.reference(made.policy, runs.batch(made, file))
-    assert adapters.flags(made.policy) == before
+    before = peft_adapters.flags(made.policy)
+    made.reference(made.policy, short_runs.batch(made, file))
+    assert peft_adapters.flags(made.policy) == before
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_whole_modules_of_a_new_adapter(tied, file, tmp_path):
     """`modules_to_save` begin as copies, whose originals are there when the adapter is off."""
-    base = tiny.save(tmp_path, tiny.make_llama(tie_word_embeddings=tied), tiny.make_chat_tokenizer())
-    made = runs.ready(base, lora=Lora(r=2, modules_to_save=["embed_tokens", "lm_head"]))
+    base = tiny_models.save(
+        tmp_path, tiny_models.make_llama(tie_word_embeddings=tied), tiny_models.make_chat_tokenizer()
+    )
+    made = short_runs.ready(base, lora=Lora(r=2, modules_to_save=["embed_tokens", "lm_head"]))
     assert type(made.reference) is AdapterDisabled
-    pairs = runs.batch(made, file)
-    runs.take_steps(made, pairs, 2)
+    pairs = short_runs.batch(made, file)
+    short_runs.take_steps(made, pairs, 2)
     assert torch.equal(made.reference(made.policy, pairs).sums, untouched(base, pairs))

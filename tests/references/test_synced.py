@@ -6,12 +6,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import adapters
 import pytest
-import runs
-import tiny
 import torch
 from lightning.pytorch import Callback
+from support import peft_adapters, short_runs, tiny_models
 from torch import nn
 
 from dpo_lightning.callbacks.samples import Samples
@@ -29,13 +27,13 @@ ROWS = 24
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """Pairs."""
-    return runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=ROWS)
+    return short_runs.write_pairs(tmp_path_factory.mktemp("rows") / "pairs.jsonl", rows=ROWS)
 
 
 @pytest.fixture(scope="module")
 def sft_adapter(tiny_llama, tmp_path_factory):
     """An adapter that was trained before."""
-    return adapters.trained(tmp_path_factory.mktemp("sft"), tiny_llama, adapters.PLAIN["whole modules"])
+    return peft_adapters.trained(tmp_path_factory.mktemp("sft"), tiny_llama, peft_adapters.PLAIN["whole modules"])
 
 
 @pytest.fixture
@@ -44,9 +42,9 @@ def made(request, tiny_llama, tiny_gpt2, sft_adapter):
 
     def make(kind, reference):
         if kind == "pissa":
-            return adapters.module(tiny_llama, adapters.STRANGE["pissa"], reference)
+            return peft_adapters.module(tiny_llama, peft_adapters.STRANGE["pissa"], reference)
         folder = {"whole": tiny_llama, "gpt2": tiny_gpt2, "new": tiny_llama, "trained": sft_adapter}[kind]
-        return runs.module(folder, reference, lora=Lora(r=2) if kind == "new" else None)
+        return short_runs.module(folder, reference, lora=Lora(r=2) if kind == "new" else None)
 
     return make
 
@@ -81,7 +79,7 @@ def test_it_is_the_equation_once_per_optimizer_step(kind, alpha, made, file, tmp
     trace, module = Trace(), made(kind, Synced(every=2, alpha=alpha))
     data = PreferenceDataModule(train=str(file), batch_size=1, max_length=128)
     options = {"accumulate_grad_batches": 4, "callbacks": [trace], "enable_checkpointing": False}
-    runs.fit(module, None, tmp_path, steps=5, data=data, **options)
+    short_runs.fit(module, None, tmp_path, steps=5, data=data, **options)
     assert trace.steps == [0] + [step // 4 for step in range(1, 21)]
     expected = {name: value.double() for name, value in trace.policy[0].items()}
     for number, (step, policy) in enumerate(zip(trace.steps, trace.policy, strict=True)):
@@ -111,8 +109,8 @@ def test_it_starts_as_the_policy(kind, mixed, made, file):
     module = made(kind, Synced())
     module.configure_model()
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        output, logps = module.compare(runs.batch(module, file))
-    assert (output.losses - runs.LN2).abs().max() < 1e-6
+        output, logps = module.compare(short_runs.batch(module, file))
+    assert (output.losses - short_runs.LN2).abs().max() < 1e-6
     assert not logps.margins.any()
 
 
@@ -120,9 +118,9 @@ def test_it_starts_as_the_policy(kind, mixed, made, file):
 def test_a_hard_copy_is_the_policy_as_a_function(kind, made, file, capsys):
     module = made(kind, Synced(every=3, alpha=1.0))
     module.configure_model()
-    pairs = runs.batch(module, file)
+    pairs = short_runs.batch(module, file)
     start = module.reference(module.policy, pairs).sums
-    runs.take_steps(module, pairs, 2)
+    short_runs.take_steps(module, pairs, 2)
     for step in (1, 2):
         module.reference.after_step(module.policy, step)
         assert torch.equal(module.reference(module.policy, pairs).sums, start)
@@ -133,7 +131,7 @@ def test_a_hard_copy_is_the_policy_as_a_function(kind, made, file, capsys):
     assert torch.equal(found, score(module.policy, pairs, module.head).sums)
     assert not torch.allclose(found, start, atol=0.1)
     assert not module.compare(pairs)[1].margins.any()
-    runs.take_steps(module, pairs, 1)  # what is copied does not move with the policy
+    short_runs.take_steps(module, pairs, 1)  # what is copied does not move with the policy
     assert torch.equal(module.reference(module.policy, pairs).sums, found)
     module.reference.after_step(module.policy, 6)
     assert "moved" not in capsys.readouterr().out  # said once
@@ -171,7 +169,7 @@ def test_going_on_is_as_if_it_had_never_stopped(kind, stop, made, file, tmp_path
     def run(place, steps, ckpt=None, seed=0):
         torch.manual_seed(seed)
         module = made(kind, Synced(every=2, alpha=0.6))
-        runs.fit(module, file, tmp_path / place, steps=steps, ckpt=ckpt, accumulate_grad_batches=2)
+        short_runs.fit(module, file, tmp_path / place, steps=steps, ckpt=ckpt, accumulate_grad_batches=2)
         return module
 
     whole, first = run("whole", 6), run("first", stop)
@@ -183,7 +181,7 @@ def test_going_on_is_as_if_it_had_never_stopped(kind, stop, made, file, tmp_path
     others = dict(whole.policy.named_parameters())
     for name, value in resumed.policy.named_parameters():
         assert torch.equal(value, others[name]), name
-    pairs = runs.batch(whole, file)
+    pairs = short_runs.batch(whole, file)
     assert torch.equal(resumed.reference(resumed.policy, pairs).sums, whole.reference(whole.policy, pairs).sums)
     assert not torch.equal(first.reference(first.policy, pairs).sums, whole.reference(whole.policy, pairs).sums)
 
@@ -193,7 +191,7 @@ def test_a_checkpoint_holds_its_weights_and_the_anchor_of_the_start(kind, made, 
     module = made(kind, Synced(every=1))
     module.configure_model()
     start = module.reference.anchor(module.policy)
-    runs.fit(module, file, tmp_path, steps=2)
+    short_runs.fit(module, file, tmp_path, steps=2)
     content = torch.load(tmp_path / "checkpoints/step=2.ckpt", weights_only=True)
     assert content["reference_digest"] == start["reference_digest"]
     assert torch.equal(content["reference_probe"], start["reference_probe"])
@@ -209,11 +207,11 @@ def test_a_checkpoint_holds_its_weights_and_the_anchor_of_the_start(kind, made, 
 
 
 def test_another_start_is_refused_though_the_weights_would_be_restored(made, tiny_llama, file, tmp_path):
-    runs.fit(made("new", Synced(every=1)), file, tmp_path / "first", steps=1)
-    other = tiny.save(tmp_path / "other", tiny.make_llama(seed=1), tiny.make_chat_tokenizer())
-    module = runs.module(other, Synced(every=1), lora=Lora(r=2))
+    short_runs.fit(made("new", Synced(every=1)), file, tmp_path / "first", steps=1)
+    other = tiny_models.save(tmp_path / "other", tiny_models.make_llama(seed=1), tiny_models.make_chat_tokenizer())
+    module = short_runs.module(other, Synced(every=1), lora=Lora(r=2))
     with pytest.raises(UserError, match="another reference"):
-        runs.fit(module, file, tmp_path / "second", steps=2, ckpt=tmp_path / "first/checkpoints/step=1.ckpt")
+        short_runs.fit(module, file, tmp_path / "second", steps=2, ckpt=tmp_path / "first/checkpoints/step=1.ckpt")
 
 
 # What shows
@@ -228,7 +226,7 @@ def test_samples_show_what_has_become_of_it(kind, made, file, tmp_path):
         data = PreferenceDataModule(train=str(file), eval=str(file), batch_size=2, max_length=128, allow="leak")
         torch.manual_seed(0)
         module = made(kind, Synced(every=every, alpha=1.0))
-        runner = runs.fit(module, None, tmp_path / str(every), steps=4, data=data, enable_checkpointing=False)
+        runner = short_runs.fit(module, None, tmp_path / str(every), steps=4, data=data, enable_checkpointing=False)
         runner.callbacks.append(samples)
         runner.validate(module, datamodule=data, verbose=False)
         drawn[every] = samples.drawn
@@ -253,7 +251,7 @@ def test_a_mix_that_is_none_is_refused(options, said):
 
 def test_a_loss_without_a_reference_refuses_it(tiny_llama):
     with pytest.raises(UserError, match="would be held in vain"):
-        runs.module(tiny_llama, Synced(), loss=SimPOLoss())
+        short_runs.module(tiny_llama, Synced(), loss=SimPOLoss())
 
 
 def test_a_policy_without_weights_of_its_own_is_asked_in_any_layout(made):
@@ -269,7 +267,8 @@ DDP = """
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import runs, torch
+    import torch
+    from support import short_runs
     from dpo_lightning.models.causal_lm import Lora
     from dpo_lightning.references import Synced
     from lightning.pytorch import Callback
@@ -285,10 +284,10 @@ DDP = """
             own = pl_module.reference.named()
             torch.save({{k: v.detach().clone() for k, v in own.items()}}, Path({out!r}, f"{{trainer.global_rank}}.pt"))
 
-    made = runs.module({model!r}, Synced(every=2, alpha=0.6), lora=Lora(r=2))
+    made = short_runs.module({model!r}, Synced(every=2, alpha=0.6), lora=Lora(r=2))
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
     options = dict(strategy=strategy, devices=2, enable_checkpointing=False, callbacks=[Draw(), Tell()])
-    runs.fit(made, Path({file!r}), Path({out!r}), steps=4, **options)
+    short_runs.fit(made, Path({file!r}), Path({out!r}), steps=4, **options)
 """
 
 

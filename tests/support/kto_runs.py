@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import whole_runs as runs
 from torch.optim import SGD
 
 from dpo_lightning import KTOModule, UnpairedDataModule
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss, KTOLoss
 from dpo_lightning.models.causal_lm import CausalLM
+from support import whole_runs
 
 KTO = KTOLoss(0.3, desirable_weight=1.5, undesirable_weight=0.5)
 """With weights that differ, so that kinds that are mixed up show."""
@@ -24,7 +24,7 @@ RATE = 0.3
 
 def judged_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     """Answers of very unequal lengths to as many prompts, two good ones, then two bad ones, and so on."""
-    rows = runs.preference_rows(count, first)
+    rows = whole_runs.preference_rows(count, first)
     return [
         {"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good}
         for i, row in enumerate(rows)
@@ -36,7 +36,7 @@ def files(folder: Path, train: int = 9, held_out: int = 5) -> list[str]:
     """Training and held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        runs.write_rows(folder, name, judged_rows(count, first))
+        whole_runs.write_rows(folder, name, judged_rows(count, first))
         for name, count, first in (("train", train, 0), ("eval", held_out, 50))
     ]
 
@@ -53,7 +53,7 @@ def train(model: Any, folder: Path, loss: Any, size: int = 2, accumulate: int = 
     rows = files(folder, options.pop("rows", 9))
     data = UnpairedDataModule(*rows, batch_size=size, max_length=64, **{"shuffle": False, **data_options})
     module = kto(model, loss, **options.pop("module_options", {}))
-    memory, trainer = runs.fit(module, data, folder, accumulate_grad_batches=accumulate, **options)
+    memory, trainer = whole_runs.fit(module, data, folder, accumulate_grad_batches=accumulate, **options)
     return module, memory, data, trainer
 
 
@@ -62,7 +62,7 @@ def odd_run(loss: Any, model: Any, folder: Path, ranks: int) -> dict[str, Any]:
     options = {"devices": ranks, "strategy": "ddp" if ranks > 1 else "auto", "max_epochs": 2, "shuffle": True}
     module, memory, _, _ = train(model, folder, loss, 2 // ranks, 2, **options)
     mean = loss.state.value.clone() if loss.state is not None else torch.zeros(())
-    return {"weights": runs.weights(module), "logged": memory.steps, "mean": mean}
+    return {"weights": whole_runs.weights(module), "logged": memory.steps, "mean": mean}
 
 
 def assert_same_weights(one: Any, other: Any, start: Any, moved: float = 1e-3) -> None:
@@ -87,8 +87,8 @@ def plain_run(model: Any, rows: Sequence[Any], loss: str, size: int, window: int
 
     def ratio(row: Any, answer: Any) -> torch.Tensor:
         with torch.no_grad():
-            start = runs.plain_logps(reference, row.prompt_ids, answer.ids).sum()
-        return runs.plain_logps(policy, row.prompt_ids, answer.ids).sum() - start
+            start = whole_runs.plain_logps(reference, row.prompt_ids, answer.ids).sum()
+        return whole_runs.plain_logps(policy, row.prompt_ids, answer.ids).sum() - start
 
     for first in range(0, len(rows), window):
         step = []

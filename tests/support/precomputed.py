@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.dpo import DPOModule
@@ -15,6 +14,7 @@ from dpo_lightning.references import precomputed
 from dpo_lightning.references import reference_pass as scoring
 from dpo_lightning.references.precomputed import Precomputed
 from dpo_lightning.references.reference_pass import Scoring
+from support import short_runs
 
 
 def data(file: Any, **options: Any) -> PreferenceDataModule:
@@ -31,7 +31,7 @@ def scoring_of(made: DPOModule, rows: PreferenceDataModule, precision: str = "32
 
 def loaded(folder: Path, reference: Precomputed, **policy: Any) -> DPOModule:
     """A policy before its first step, whose reference knows no rows yet."""
-    made = runs.module(folder, reference, **policy)
+    made = short_runs.module(folder, reference, **policy)
     made._load()
     return made
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import socket
-import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -218,31 +215,6 @@ def odd_run(kind: str, model: Any, folder: Path, ranks: int) -> dict[str, Any]:
         max_epochs=2,
     )
     return {"weights": weights(module), "logged": memory.steps}
-
-
-def odd_runs_on_two_ranks(model: Any, folder: Path, script: str = __file__) -> dict[str, Any]:
-    """`odd_run` of every kind in two processes, joined by gloo; or what a script runs and leaves in `two.pt`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [  # lightning starts no second process where LOCAL_RANK is set
-        subprocess.Popen(
-            [sys.executable, script, str(model), str(folder), str(rank)],
-            env={**env, "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return torch.load(folder / "two.pt")
 
 
 def main(model: str, folder: str, rank: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dpo_lightning.__main__ import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 MOST_LINES = 25
 QUIET = ("--trainer.enable_progress_bar", "false")

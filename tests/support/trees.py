@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from layouts import visible
 
 from dpo_lightning.attention.tree import Kernel
 from dpo_lightning.batches import Tree
+from support.batch_layouts import visible
 
 TREES = {
     "a pair": [Tree(0, 0, 4, (3, 2), (0, 1))],

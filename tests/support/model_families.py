@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
-from layouts import answer, pair
+
+from support import tiny_models
+from support.batch_layouts import answer, pair
 
 VOCAB = 96
 SIZES = {
@@ -119,4 +120,4 @@ def build(kind: str, vocab_size: int = VOCAB, **options: Any) -> Any:
 
 def save(path: Path, kind: str, **options: Any) -> Path:
     """A folder of such a model with a tokenizer."""
-    return tiny.save(path, build(kind, tiny.VOCAB, **options), tiny.make_chat_tokenizer())
+    return tiny_models.save(path, build(kind, tiny_models.VOCAB, **options), tiny_models.make_chat_tokenizer())

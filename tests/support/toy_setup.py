@@ -12,7 +12,7 @@ import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PYTHON = sys._base_executable
 """The Python that environments are made with: the one below that of the tests."""
 

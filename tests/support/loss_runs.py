@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import whole_runs as runs
-from loss_family import FAMILY
 from torch.optim import SGD
 
 from dpo_lightning import PreferenceDataModule
 from dpo_lightning.losses import BCOPairLoss, BetaDPOLoss, CPOLoss, DPOLoss, SFTLoss, WeightedSum
+from support import whole_runs
+from support.loss_cases import FAMILY
 
 ON_MICRO_BATCHES = {
     "aot",
@@ -55,7 +52,7 @@ WEIGHTS = [1.0, 0.5, 2.0, 0.0, 0.25, 1.0, 0.1]
 
 def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     """Pairs that count unequally, one of them not at all, with margins."""
-    pairs = runs.preference_rows(count, first)
+    pairs = whole_runs.preference_rows(count, first)
     return [{**pair, "weight": WEIGHTS[i % len(WEIGHTS)], "margin": 0.5 + i % 3} for i, pair in enumerate(pairs)]
 
 
@@ -63,13 +60,14 @@ def run(loss: Any, model: Any, folder: Path, ranks: int = 1, batch_size: int = 4
     """Train on 7 rows, `batch_size` of them a step (so that a last, short step has fillers), and evaluate on 3."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        runs.write_rows(folder, name, rows(count, first)) for name, count, first in (("train", 7, 0), ("eval", 3, 50))
+        whole_runs.write_rows(folder, name, rows(count, first))
+        for name, count, first in (("train", 7, 0), ("eval", 3, 50))
     ]
     accumulate = options.pop("accumulate_grad_batches", 1)
     # Plain SGD: AdamW would hide a gradient of the wrong size.
-    module = runs.dpo(model, loss=loss, optimizer=SGD, learning_rate=options.pop("learning_rate", 1e-3))
+    module = whole_runs.dpo(model, loss=loss, optimizer=SGD, learning_rate=options.pop("learning_rate", 1e-3))
     data = PreferenceDataModule(*files, batch_size=batch_size // ranks // accumulate, max_length=64, shuffle=False)
-    memory, trainer = runs.fit(
+    memory, trainer = whole_runs.fit(
         module,
         data,
         folder,
@@ -79,32 +77,7 @@ def run(loss: Any, model: Any, folder: Path, ranks: int = 1, batch_size: int = 4
         **options,
     )
     state = {} if module.loss_state is None else {n: v.clone() for n, v in module.loss_state.state_dict().items()}
-    return {"weights": runs.weights(module), "logged": memory.steps, "state": state, "steps": trainer.global_step}
-
-
-def on_two_ranks(model: Any, folder: Path) -> dict[str, Any]:
-    """A run of every loss in two processes, joined by gloo, one after the other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(model), str(folder), str(rank)],
-            env={**env, "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=400)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
-    return torch.load(folder / "two.pt")
+    return {"weights": whole_runs.weights(module), "logged": memory.steps, "state": state, "steps": trainer.global_step}
 
 
 def main(model: str, folder: str, rank: str) -> None:
