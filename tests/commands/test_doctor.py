@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dpo_lightning import hardware
 from dpo_lightning.commands import doctor
 from dpo_lightning.commands.fetch_model import STAMP
 from dpo_lightning.errors import ExitCode
