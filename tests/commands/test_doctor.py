@@ -165,6 +165,7 @@ def test_limits_of_a_container(tmp_path, monkeypatch, own, files, cores, memory)
 def test_quota_below_the_cores_is_told(monkeypatch):
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set(range(64)))
     monkeypatch.setattr(doctor, "read_cgroup", lambda resource: {"cpu": 2.5, "memory": 2**30}[resource])
+    monkeypatch.setattr(hardware, "read_cgroup", doctor.read_cgroup)
     cores, threads, memory = doctor._machine()
     assert cores.text == "64 CPU cores, of which the cgroup grants 2.5"
     assert threads.fix == "export OMP_NUM_THREADS=2"
