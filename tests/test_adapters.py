@@ -65,7 +65,9 @@ def test_a_saved_adapter_fits_the_untouched_base(start, kind, tiny_llama, file, 
         assert torch.equal(score(plain, pairs).sums, before)
     again = CausalLM(str(folder)).build().eval()
     torch.testing.assert_close(score(again, pairs).sums, expected, rtol=0, atol=1e-4)
-    assert json.loads((folder / "adapter_config.json").read_text())["r"] == (8 if start in TAKEN_OUT else 4)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] == (8 if start in TAKEN_OUT else 4)
+    assert config["init_lora_weights"] == (True if start in TAKEN_OUT else start)
 
 
 def test_saving_leaves_the_policy_as_it_is(tiny_llama, file, tmp_path):

@@ -1,6 +1,7 @@
 """Which models are switched to our attention, which are not and why, and that nothing else changes for either."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dpo_lightning.models.attention import NAME, attention, install, takes_trees
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.models.lm_head import find_head
+from dpo_lightning.models.probe import HALF_TOLERANCE, TOLERANCE, rounding, undisturbed
 
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 REFUSED = {
@@ -159,6 +161,18 @@ def test_dropout_is_not_done_by_blocks(by_blocks):
     assert not by_blocks
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("trees", [None, Forest((Tree(0, 0, 6, (2, 3), (0, 1)),), 1, 11)])
+def test_a_layer_that_names_no_scale_divides_by_the_root_of_its_width(trees, softcap):
+    query, key, value = torch.randn(3, 1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
+    options = {"trees": trees, "softcap": softcap}
+    module = torch.nn.Module()
+    module.is_causal = True
+    found, _ = attention(module, query, key, value, None, **options)
+    expected, _ = attention(module, query, key, value, None, 8**-0.5, **options)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_give_the_same_by_blocks(family, by_blocks):
     model = make(family)
@@ -214,6 +228,48 @@ def test_a_model_without_positions_of_its_own_is_caught():
     wpe.register_forward_pre_hook(lambda _, args: (torch.arange(args[0].shape[1]).expand_as(args[0]),))
     reason = install(model)
     assert "gpt2 gives other log-probabilities in packed rows, by" in reason
+    assert not takes_trees(model)
+
+
+def test_a_run_in_mixed_precision_is_measured_in_the_models_own():
+    model = make("llama").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        with undisturbed(model):
+            assert model(torch.tensor([[5, 6, 7]])).logits.dtype == torch.float32
+        assert model(torch.tensor([[5, 6, 7]])).logits.dtype == torch.bfloat16
+
+
+def test_rounding_is_that_of_the_number_type():
+    """Layers of 8 bits are rounded as half precision, whatever the type of what is around them."""
+    model = make("llama")
+    assert rounding(model) == TOLERANCE
+    model.is_loaded_in_8bit = True
+    assert rounding(model) == HALF_TOLERANCE
+    for dtype in (torch.bfloat16, torch.float16):
+        assert rounding(make("llama").to(dtype)) == HALF_TOLERANCE
+
+
+@pytest.mark.parametrize(("off", "taken"), [(7e-4, True), (9e-4, False)])
+def test_layouts_may_differ_by_a_part_of_the_largest_log_probability(off, taken, monkeypatch):
+    real, calls = token_logps, []
+
+    def moved(model, batch):
+        calls.append(real(model, batch))
+        return SimpleNamespace(values=torch.full((4,), -8.0 - off * (len(calls) > 1)))
+
+    monkeypatch.setattr(kernels, "token_logps", moved)
+    model = make("llama")
+    assert (install(model) == "") == takes_trees(model) == taken
+
+
+def test_layers_that_do_not_pass_trees_on_are_caught():
+    """Its attention is called, and never for a tree."""
+    model = make("llama")
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, options: (args, options | {"trees": None}), with_kwargs=True
+        )
+    assert install(model) == "llama has an attention of its own"
     assert not takes_trees(model)
 
 

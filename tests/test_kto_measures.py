@@ -9,7 +9,7 @@ from support import whole_runs
 from support.kto_runs import KTO, RATE, assert_same_weights, files, losses, train
 
 from dpo_lightning import UnpairedDataModule
-from dpo_lightning.callbacks import PredictionWriter
+from dpo_lightning.callbacks import PredictionWriter, UnpairedRewards
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references.precomputed import Precomputed
@@ -31,6 +31,8 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(tiny_llama, tmp_path):
         trainer = whole_runs.Trainer(accelerator="cpu", devices=1, logger=memory, enable_progress_bar=False)
         (told,) = trainer.test(module, datamodule=data, verbose=False)
         found.append(told)
+        (measure,) = (callback for callback in trainer.callbacks if isinstance(callback, UnpairedRewards))
+        assert measure.evaluated == 5
     assert set(found[0]) == {
         f"test/{name}"
         for name in ("loss", "desirable", *(f"{a}/{b}" for a in ("rewards", "logps") for b in ("chosen", "rejected")))

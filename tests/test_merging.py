@@ -94,6 +94,17 @@ def test_the_least_difference_makes_two_of_a_tie(part, end, tmp_path, capsys):
     assert torch.equal(loaded.get_output_embeddings().weight, expected[1])
 
 
+def test_every_module_of_a_tie_gets_weights_of_its_own():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)))
+    model[1].weight = model[2].weight = model[0].weight
+    before = [part.weight for part in model]
+    untie(model)
+    assert len({part.weight.data_ptr() for part in model}) == 4
+    assert model[0].weight is before[0]
+    assert model[3].weight is before[3]
+    assert all(torch.equal(part.weight, old) for part, old in zip(model, before, strict=True))
+
+
 def test_a_hardly_trained_head_is_not_lost(tmp_path):
     """Its change is smaller than what logits may differ by."""
     folder = base(tmp_path)
@@ -220,6 +231,16 @@ def test_what_peft_cannot_merge_is_refused(tmp_path):
     _, adapter = trained(base(tmp_path), tmp_path, config)
     policy = CausalLM(str(adapter), attention="eager").build()
     assert "the base layer has no bias" in refused(lambda: merged(policy))
+
+
+def test_a_product_beyond_all_numbers_is_refused(tmp_path):
+    """Each matrix of the adapter is finite."""
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear")
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base(tmp_path)), config)
+    for name, value in policy.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.constant_(value, 1e30)
+    assert "peft cannot merge this adapter" in refused(lambda: merged(policy))
 
 
 def test_a_start_that_no_one_can_repeat_is_refused(tmp_path):

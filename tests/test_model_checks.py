@@ -16,7 +16,13 @@ from dpo_lightning.models import attention as model_attention
 from dpo_lightning.models import checks as model_checks
 from dpo_lightning.models.attention import install, takes_trees
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.models.checks import check_layout, check_model, check_training_mode
+from dpo_lightning.models.checks import (
+    check_layout,
+    check_model,
+    check_training_mode,
+    later_tokens_move,
+    plain_logits,
+)
 from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import probe
@@ -119,6 +125,13 @@ def test_ids_with_a_meaning_are_not_in_the_probe():
 
 
 # Not causal, or positions of its own
+
+
+@pytest.mark.parametrize("ids", [[5, 6, 7, 5], [5, 6, 7, 6], [5, 6, 7, 8]])
+def test_the_last_token_is_another_one_whatever_it_was(ids):
+    model, ids = build("bert", **BERT).eval(), torch.tensor(ids)
+    with torch.no_grad():
+        assert later_tokens_move(model, ids, plain_logits(model, ids)) > 0
 
 
 ENCODERS = {

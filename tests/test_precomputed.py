@@ -14,7 +14,7 @@ from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import token_logps
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.references import FrozenCopy
+from dpo_lightning.references import FrozenCopy, precomputed
 from dpo_lightning.references.logp_store import TokenTable, read, write
 from dpo_lightning.references.precomputed import HALF_TOLERANCE, Precomputed
 
@@ -73,6 +73,19 @@ def test_the_gradients_of_a_step_are_equal(tiny_llama, file):
         gradients.append([value.grad for value in made.policy.parameters()])
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-7)
+
+
+def test_the_longest_pairs_are_scored_first(tiny_llama, file, monkeypatch):
+    lengths, real = [], precomputed.scored
+
+    def watched(model, head, layout, rows, run):
+        lengths.append(max(row.length for row in rows))
+        return real(model, head, layout, rows, run)
+
+    monkeypatch.setattr(precomputed, "scored", watched)
+    looked_up(tiny_llama, file)
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
 
 
 def test_dropout_is_off_in_the_pass(file, tmp_path):
@@ -140,8 +153,9 @@ def test_a_filler_is_finite_and_other_rows_are_no_number(tiny_llama, file):
     sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, -1])).sums
     assert sums.isfinite().all()
     assert sums[0] == made.reference._sums["train"][4, 0]
-    sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, 7])).sums
-    assert sums.isnan().tolist() == [False, False, False, True]  # the rejected answers differ in length
+    for other, chosen in ((7, False), (0, True)):
+        sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, other])).sums
+        assert sums.isnan().tolist() == [False, chosen, False, True]  # where the answers differ in length
 
 
 def test_a_step_does_not_ask_the_host(tiny_llama, file):

@@ -1,6 +1,7 @@
 """Going on where nothing is left, windows at the end of an epoch, some held-out rows, fp16 and fused optimizers."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +126,12 @@ def test_a_fused_optimizer_is_unfused_where_fp16_is_clipped():
     optimizer.step()
     assert weight.grad.norm() < 1.01
     assert (weight < 1).all()
+
+
+def test_an_optimizer_stays_fused_where_no_gradient_is_scaled(tiny_llama, tmp_path, capsys):
+    rows = whole_runs.write_rows(tmp_path, "train", whole_runs.preference_rows(2))
+    data = whole_runs.PreferenceDataModule(rows, batch_size=2, max_length=128)
+    made = whole_runs.dpo(tiny_llama, optimizer=partial(torch.optim.AdamW, fused=True))
+    _, trainer = whole_runs.fit(made, data, tmp_path, max_steps=1, gradient_clip_val=1.0)
+    assert trainer.optimizers[0].param_groups[0]["fused"]
+    assert "not fused" not in capsys.readouterr().out

@@ -9,8 +9,9 @@ from torch import nn
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
+from dpo_lightning.losses import SimPOLoss
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
-from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
+from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferenceFree
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +282,13 @@ def test_a_checkpoint_holds_what_is_trained_and_its_moments(lora, chat_tokenizer
     overhead = 900 * 3 * len(list(made.policy.state_dict())) + 20_000  # names and zip entries
     assert weights + moments <= ckpt.stat().st_size < weights + moments + overhead
     shutil.rmtree(tmp_path / "run")
+
+
+def test_no_reference_says_zeros_in_whatever_form(tiny_llama, file):
+    made = short_runs.module(tiny_llama, loss=SimPOLoss())
+    made.configure_model()
+    assert isinstance(made.reference, ReferenceFree)
+    pairs = short_runs.batch(made, file)
+    found = made.reference(made.policy, pairs, statistics={"tokens"})
+    assert found.tokens.shape == pairs.mask.shape
+    assert not any(part.any() for part in found[:3])

@@ -10,7 +10,8 @@ from support import tiny_models
 from support.command_line import Bench, refused, run, watch_loading
 
 from dpo_lightning.errors import UserError
-from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates
+from dpo_lightning.runs.folder import LOCK
+from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates, run_config
 
 CANARY = []
 
@@ -180,6 +181,14 @@ def test_a_checkpoint_is_of_the_run_that_it_lies_in(bench, first, tmp_path, plac
     ran = go_on(bench, file, out="before/run")
     assert ran.code == 0, ran
     assert "note: " not in ran.out
+
+
+def test_a_configuration_that_cannot_be_read_counts_in_the_folder_of_a_run_only(tmp_path):
+    (tmp_path / "config.yaml").write_text("jobs: [")
+    assert run_config(tmp_path / "checkpoints" / "last.ckpt") is None
+    (tmp_path / LOCK).touch()
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        run_config(tmp_path / "checkpoints" / "last.ckpt")
 
 
 def test_every_difference_is_named_at_once(bench, checkpoint):
