@@ -11,6 +11,12 @@ from dpo_lightning.models.checks import independent_length
 from dpo_lightning.references import precomputed
 from dpo_lightning.references.precomputed import Precomputed
 
+DYNAMIC = {
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    "max_position_embeddings": 64,
+}
+INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_compress_ratio": 4}
+
 
 def refused(made, rows, folder, code):
     """The message with which a run is refused."""
@@ -31,7 +37,13 @@ def longrope(tmp_path_factory):
     [
         ("phi3", PHI | LONGROPE, 48),
         ("llama", PHI | {"rope_parameters": LONG | {"original_max_position_embeddings": 32}}, 32),
+        ("llama", PHI | DYNAMIC, 64),
+        ("gemma3_text", {"rope_parameters": {"full_attention": LONG | {"original_max_position_embeddings": 32}}}, 32),
+        ("llava", {"text_config": {"model_type": "llama", **PHI, **DYNAMIC}}, 64),
         ("deepseek_v32", {"index_topk": 8}, 8),
+        ("deepseek_v32", {"index_topk": 8} | DYNAMIC, 8),
+        ("deepseek_v32", {"index_topk": 80} | DYNAMIC, 64),
+        ("qwen4_exp_text", INDEXER | {"indexer_budget": 16}, 16),
         ("glm_moe_dsa", {"index_topk": 2048}, 2048),
         ("llama", PHI, None),
         ("gemma3_text", {}, None),

@@ -13,6 +13,7 @@ from support.command_line import refused, run
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.folder_files import check_description, check_entries
 
 pytestmark = pytest.mark.usefixtures("given_up")
 
@@ -209,9 +210,10 @@ def test_links_to_files_are_followed(folder, tmp_path):
     for path in folder.iterdir():
         (linked / path.name).symlink_to(path)
     assert infer(linked).code == 0
-    (linked / "chat_template.jinja").unlink(missing_ok=True)
-    (linked / "chat_template.jinja").symlink_to("chat_template.jinja")
-    refused(infer(linked), 67, "chat_template.jinja")
+    for name in ("chat_template.jinja", "config.json"):
+        (linked / name).unlink(missing_ok=True)
+        (linked / name).symlink_to(name)
+        refused(infer(linked), 67, name, "Too many levels of symbolic links")
 
 
 def test_files_that_are_far_too_large(folder):
@@ -220,6 +222,28 @@ def test_files_that_are_far_too_large(folder):
         os.truncate(copy / name, size)  # of holes: it takes no room on the disk
         refused(infer(copy), 67, "MiB", name)
         shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jinja", ".txt", ".model", ".tiktoken"])
+def test_a_file_of_any_kind_that_is_read_has_a_limit(tmp_path, suffix):
+    path = tmp_path / f"file{suffix}"
+    for make, said in ((path.mkdir, "a folder"), (path.touch, "a file of more than 512 MiB")):
+        make()
+        if path.is_file():
+            os.truncate(path, (512 << 20) + 1)
+        with pytest.raises(UserError, match=f"{said} where a file of the model is due"):
+            check_entries(tmp_path)
+        if path.is_dir():
+            path.rmdir()
+
+
+def test_what_lies_in_a_folder_besides(folder):
+    """Large weights, folders of other names, links to what was not fetched, and keys that mean something elsewhere."""
+    os.truncate(folder / "model.safetensors", 1 << 36)
+    (folder / "runs").mkdir()
+    (folder / "notes.txt").symlink_to("nothing")
+    change_json(folder / "config.json", adapters=["a"], tokenizer_name_or_path="org/name", runtime_config={"a": 1})
+    check_description(folder, "config.json")
 
 
 def test_a_header_that_is_far_too_large(folder):

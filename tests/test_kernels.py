@@ -257,7 +257,7 @@ def test_layouts_may_differ_by_a_part_of_the_largest_log_probability(off, taken,
         calls.append(real(model, batch))
         return SimpleNamespace(values=torch.full((4,), -8.0 - off * (len(calls) > 1)))
 
-    monkeypatch.setattr(kernels, "token_logps", moved)
+    monkeypatch.setattr(model_attention, "token_logps", moved)
     model = make("llama")
     assert (install(model) == "") == takes_trees(model) == taken
 

@@ -1,7 +1,14 @@
 """Mistakes that only a library notices: the option is named, and none of them is called a bug."""
 
+import errno
+import os
+
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from support.command_line import Bench, refused
+
+from dpo_lightning.config.library_errors import translated, user_error
+from dpo_lightning.errors import ExitCode, UserError
 
 
 @pytest.fixture
@@ -56,3 +63,58 @@ CASES = {
 def test_a_mistake_is_told_as_one(bench, case):
     text, code, *said = CASES[case]
     refused(bench.fit(*bench.overlay(text)), code, *said)
+
+
+def failed_write(number):
+    """What writing raises."""
+    return OSError(number, os.strerror(number))
+
+
+KNOWN = [
+    *((failed_write(number), 74, "writing failed") for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 74, "the device is out of memory"),
+    (RuntimeError("Out of memory"), 74, "the device is out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 74, "the device is out of memory"),
+    (RuntimeError("Error(s) in loading state_dict for DPO:\n\tsize mismatch"), 64, "belongs to another model"),
+    (ValueError("a group that doesn't match the size of optimizer's group"), 64, "belongs to another model"),
+    (
+        MisconfigurationException("No supported GPU backend found!\nmore"),
+        69,
+        "error: No supported GPU backend found!\n",
+    ),
+    (MisconfigurationException("CUDA is not there"), 69, "doctor"),
+    (MisconfigurationException("MPS is not there"), 69, "doctor"),
+    (MisconfigurationException("too many devices"), 69, "doctor"),
+    (MisconfigurationException("an invalid accelerator name: gpus"), 64, "--help"),
+    (MisconfigurationException("no such option\nmore"), 64, "error: no such option\n"),
+    (ValueError("Errors:\n  - Problem with given class_path 'a.B':\n  it is wrong"), 64, "error: it is wrong at a.B\n"),
+    (ValueError("Errors:\n  - it is wrong"), 64, "error: it is wrong\n"),
+    (RuntimeError("Early stopping conditioned on metric `x`\nmore"), 64, "metric `x`\nfix"),
+]
+UNKNOWN = [
+    failed_write(errno.EACCES),
+    RuntimeError("No space left on device"),
+    RuntimeError("a memory of the devices"),
+    RuntimeError("Errors:\n  - it is wrong"),
+    KeyError("x"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "said"), KNOWN, ids=str)
+def test_each_is_known_by_what_it_says(error, code, said):
+    found = translated(error)
+    assert found.code == code
+    assert said in str(found)
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=str)
+def test_another_error_stays_one(error):
+    assert translated(error) is None
+
+
+def test_an_error_of_ours_is_found_however_it_was_wrapped():
+    own = UserError(ExitCode.DATA, "mine")
+    caused, meanwhile = ValueError("out of memory"), KeyError()
+    caused.__cause__, meanwhile.__context__ = meanwhile, own
+    assert translated(own) is translated(caused) is user_error(caused) is own
+    assert user_error(KeyError()) is user_error(None) is None

@@ -11,7 +11,7 @@ from support.command_line import Bench, refused, run, watch_loading
 
 from dpo_lightning.errors import UserError
 from dpo_lightning.runs.folder import LOCK
-from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates, run_config
+from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates, read_checkpoint, run_config
 
 CANARY = []
 
@@ -99,6 +99,10 @@ def test_what_is_no_checkpoint(bench, first, monkeypatch, command, path, code, s
     assert not (bench.folder / "run").exists()
 
 
+DIRECTORY = {"a name that is no text": (46, 0xFF), "another compression": (10, 8), "a third": (10, 14)}
+"""A byte of the archive's last entry in its directory, for which `zipfile` raises errors of many kinds."""
+
+
 def damage(checkpoint, target, kind):
     """A file that is not quite the checkpoint."""
     content = bytearray(checkpoint.read_bytes())
@@ -106,6 +110,10 @@ def damage(checkpoint, target, kind):
         target.write_bytes(content[: len(content) // 2])
     elif kind == "flipped":
         content[len(content) // 2] ^= 0xFF
+        target.write_bytes(content)
+    elif kind in DIRECTORY:
+        place, value = DIRECTORY[kind]
+        content[content.rfind(b"PK\1\2") + place] = value
         target.write_bytes(content)
     elif kind == "empty":
         target.touch()
@@ -126,6 +134,7 @@ def damage(checkpoint, target, kind):
         ("cut", "the checkpoint is damaged"),
         ("flipped", "the checkpoint is damaged"),
         ("empty", "the checkpoint is damaged"),
+        *((kind, "the checkpoint is damaged") for kind in DIRECTORY),
         ("a zip", "this is no checkpoint of a run"),
         ("other tensors", "this is no checkpoint of a run"),
         ("a list", "this is no checkpoint of a run"),
@@ -138,6 +147,23 @@ def test_a_damaged_checkpoint(bench, checkpoint, monkeypatch, kind, said):
     damage(checkpoint, bench.folder / "bad.ckpt", kind)
     refused(go_on(bench, bench.folder / "bad.ckpt"), 66, said, "ckpt_path")
     assert not CANARY
+    assert not loaded
+    assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("place", ["a link to itself", "a name too long", "a folder"])
+def test_a_checkpoint_that_cannot_be_opened(bench, monkeypatch, command, place):
+    loaded = watch_loading(monkeypatch)
+    path = bench.folder / ("n" * 300 + ".ckpt" if "long" in place else "odd.ckpt")
+    if place == "a link to itself":
+        path.symlink_to(path.name)
+    elif place == "a folder":
+        path.mkdir()
+    said = {"a folder": "there is no such checkpoint"}.get(place, "the checkpoint cannot be read: ")
+    refused(bench.run(command, "--ckpt_path", path), 66, said, "at ckpt_path", "there are: none")
+    with pytest.raises(UserError, match="the checkpoint is damaged"):  # it became so after it was looked at
+        read_checkpoint(path)
     assert not loaded
     assert not (bench.folder / "run").exists()
 

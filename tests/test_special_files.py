@@ -2,10 +2,14 @@
 
 import os
 import socket
+import stat
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.command_line import Bench, refused, run
 
+from dpo_lightning.config.values import check_arguments, check_values
 from dpo_lightning.special_files import special_kind
 
 pytestmark = pytest.mark.usefixtures("given_up")
@@ -31,6 +35,9 @@ def test_kinds_of_what_is_no_file(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     kinds = {"pipe": "a pipe", "link": "a pipe", "socket": "a socket", "/dev/zero": "a device", "file": "", ".": ""}
     assert {name: special_kind(name) for name in kinds} == kinds
+    with monkeypatch.context() as patched:  # to make one takes a capability
+        patched.setattr(Path, "stat", lambda _: SimpleNamespace(st_mode=stat.S_IFBLK | 0o600))
+        assert special_kind("disk") == "a device"
     assert special_kind("nothing") == special_kind("file/x") == special_kind("a\0b") == ""
 
 
@@ -61,6 +68,16 @@ def test_a_file_of_a_run(bench, key, code):
     ran = bench.fit(f"--{key}", path)
     refused(ran, code, *([] if key == "model.policy.path" else ["a pipe"]), str(path))
     assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["n" * 300, "FOLDER/loop", "FOLDER/file/x"])
+def test_a_value_that_is_no_path(bench, text):
+    """A value too long for a name, or a path that cannot be looked at, is no special file."""
+    (bench.folder / "loop").symlink_to("loop")
+    text = text.replace("FOLDER", str(bench.folder))
+    check_arguments(["fit", "--model.policy.lora.target_modules", text])
+    check_values({"model": {"init_args": {"policy": {"lora": {"target_modules": [text]}}}}}, "config.yaml")
+    refused(bench.fit("--model.policy.lora.target_modules", text), 64, "the adapter does not fit the model")
 
 
 def test_a_file_of_reference_log_probabilities(bench):

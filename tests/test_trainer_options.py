@@ -13,6 +13,7 @@ WRONG = [
     {"gradient_clip_val": NAN},
     {"gradient_clip_val": INF},
     {"gradient_clip_algorithm": "norm", "gradient_clip_val": None},
+    {"gradient_clip_algorithm": "norm", "gradient_clip_val": 0},
     {"limit_train_batches": 0},
     {"limit_train_batches": 0.0},
     {"limit_train_batches": -1},
@@ -45,15 +46,18 @@ WRONG = [
     {"max_time": {"hours": 0}},
     {"max_time": {"hours": -1}},
     {"max_time": {"lightyears": 1}},
+    {"max_time": {"days": 10**12}},
     {"default_root_dir": "elsewhere"},
     {"model_registry": "organization/project/model"},
 ]
 RIGHT = [
     {"gradient_clip_val": 0, "max_steps": -1, "max_epochs": -1, "num_sanity_val_steps": -1, "fast_dev_run": False},
     {"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value", "min_steps": 0, "max_steps": 3},
+    {"min_steps": 5, "max_steps": -1, "min_epochs": 2, "max_epochs": -1},
     {"limit_train_batches": 1, "limit_val_batches": 0, "overfit_batches": 0.0, "val_check_interval": 1.0},
     {"limit_train_batches": 0.5, "val_check_interval": 500, "check_val_every_n_epoch": None, "max_time": None},
     {"max_time": "00:12:00:00", "default_root_dir": None},
+    {"max_time": " 00:12:00:00 "},
     {"max_time": {"hours": 1}, "val_check_interval": {"minutes": 5}},
 ]
 
@@ -74,14 +78,26 @@ def test_what_trains_something_is_not(options):
 
 
 @pytest.mark.parametrize(
-    ("command", "name"),
-    [("validate", "limit_val_batches"), ("test", "limit_test_batches"), ("predict", "limit_predict_batches")],
+    ("command", "name", "other"),
+    [
+        ("fit", "limit_train_batches", "validate"),
+        ("validate", "limit_val_batches", "fit"),
+        ("test", "limit_test_batches", "fit"),
+        ("predict", "limit_predict_batches", "fit"),
+    ],
 )
-def test_a_command_that_would_do_nothing(command, name):
+def test_a_command_that_would_do_nothing(command, name, other):
     """And the other commands may leave the part out."""
     with pytest.raises(UserError, match=f"{name}=0 leaves no batch"):
         check_trainer(Namespace({name: 0}), command)
-    check_trainer(Namespace({name: 0}), "fit")
+    check_trainer(Namespace({name: 0}), other)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "precompute"])
+def test_an_interval_of_0_is_one_for_no_command(command):
+    """The configuration would be refused by the `fit` that it is for."""
+    with pytest.raises(UserError, match="val_check_interval=0 leaves no batch"):
+        check_trainer(Namespace({"val_check_interval": 0}), command)
 
 
 @pytest.fixture
@@ -118,11 +134,15 @@ def test_rows_that_are_not_measured_are_told(bench):
         {"RANK": "-1"},
         {"RANK": "abc"},
         {"RANK": "1"},
+        {"RANK": "٠"},
         {"RANK": "2", "WORLD_SIZE": "2"},
         {"LOCAL_RANK": "x"},
         {"LOCAL_RANK": ""},
         {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
         {"NODE_RANK": "1.5"},
+        {"GROUP_RANK": "x"},
+        {"SLURM_LOCALID": "x"},
+        {"SLURM_NODEID": "-1"},
         {"SLURM_PROCID": "4", "SLURM_NTASKS": "4"},
         {"SLURM_NTASKS": "two"},
     ],

@@ -28,8 +28,8 @@ def translated(error: Exception) -> UserError | None:
     if known := user_error(error):
         return known
     if isinstance(error, ValueError) and (reason := REASON.search(text)):
-        place = reason.group(1) or ""
-        return UserError(ExitCode.CONFIG, Problem(reason.group(2), place), fix="change its options, or leave it out")
+        place, what = reason.groups("")
+        return UserError(ExitCode.CONFIG, Problem(what, place), fix="change its options, or leave it out")
     if text.startswith("Early stopping conditioned on metric"):
         return UserError(ExitCode.CONFIG, text.splitlines()[0], fix="--trainer.callbacks.monitor with one of these")
     if isinstance(error, MisconfigurationException):

@@ -80,7 +80,7 @@ def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
     """What is wrong with options that limit batches."""
     for name, commands in SHARES.items():
         value = options.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)):
             continue
         if value == 0 and command in commands:
             yield name, "leaves no batch"
@@ -101,18 +101,18 @@ def timed(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is wrong with options that hold a time."""
     for name in ("max_time", "val_check_interval"):
         value = options.get(name)
-        if isinstance(value, (str, dict, timedelta)) and not duration(value) > timedelta():
+        if isinstance(value, (str, dict)) and not duration(value) > timedelta():
             yield name, "is not a time above 0; write DD:HH:MM:SS"
 
 
-def duration(value: str | dict[str, int] | timedelta) -> timedelta:
+def duration(value: str | dict[str, int]) -> timedelta:
     """The time that an option holds; zero where it is not one."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+):(\d+):(\d+):(\d+)\s*", value)
         days, hours, minutes, seconds = map(int, match.groups()) if match else (0, 0, 0, 0)
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     try:
-        return value if isinstance(value, timedelta) else timedelta(**value)
+        return timedelta(**value)
     except (TypeError, OverflowError):
         return timedelta()
 

@@ -33,9 +33,17 @@ def check_values(value: Any, key: str) -> None:
             check_values(part, key)
     elif isinstance(value, str) and FORBIDDEN.search(value):
         raise UserError(ExitCode.CONFIG, Problem("control characters in a value", key, value), fix="leave them out")
-    elif isinstance(value, str) and key != "output_dir" and (kind := special_kind(value)):
+    elif isinstance(value, str) and key != "output_dir" and (kind := kind_at(value)):
         what = Problem(f"{kind} where a file is due", key, value)
         raise UserError(ExitCode.INPUT_MISSING, what, fix="write it to a file first, and name that")
+
+
+def kind_at(text: str) -> str:
+    """`special_kind` of a text that may be no path: what is too long for one, or cannot be looked at, is no file."""
+    try:
+        return special_kind(text)
+    except OSError:
+        return ""
 
 
 def check_arguments(args: Sequence[str]) -> None:

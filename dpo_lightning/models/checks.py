@@ -134,7 +134,7 @@ def independent_length(config: Any) -> tuple[int, str] | None:
     found = [(int(config[name]), f"its sparse attention ({name})") for name in sparse if config.get(name)]
     ropes = config.get("rope_parameters") or {}
     for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
-        trained = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        trained = rope.get("original_max_position_embeddings")
         lengths = {"longrope": trained, "dynamic": config.get("max_position_embeddings")}
         if length := lengths.get(rope.get("rope_type", "")):
             found.append((int(length), f"its {rope['rope_type']} positions"))

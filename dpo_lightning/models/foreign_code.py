@@ -42,7 +42,7 @@ COPY = "use the folder as `save_pretrained` of transformers writes it"
 
 def unset(value: Any) -> bool:
     """Whether nothing is named."""
-    return value in (None, False, "", [], {})
+    return not value
 
 
 def names_no_kernel(value: Any) -> bool:
@@ -67,7 +67,7 @@ def names_tokenizer(value: Any) -> bool:
 def names_transformers(value: Any) -> bool:
     """Whether peft's note of the base's class names a class of transformers."""
     parent = value.get("parent_library") if isinstance(value, dict) else None
-    return value is None or parent is None or str(parent).partition(".")[0] == "transformers"
+    return parent is None or str(parent).partition(".")[0] == "transformers"
 
 
 def is_known_start(value: Any) -> bool:

@@ -15,7 +15,7 @@ from dpo_lightning.data.resumable_loader import check_whole, check_window, windo
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.runs.folder import CONFIG, LOCK
-from dpo_lightning.special_files import special_kind
+from dpo_lightning.special_files import check_not_special
 
 KEY = "ckpt_path"
 DATE = "data.init_args.template_date"
@@ -51,22 +51,7 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
     Raises:
         UserError: the file is missing, damaged or no checkpoint (66), no local file (64), or the configs differ (64).
     """
-    if "://" in path or not path.endswith(".ckpt"):
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem("a checkpoint is a local .ckpt file", KEY, path),
-            fix="--ckpt_path outputs/RUN/checkpoints/last.ckpt; to start a new run from trained weights: "
-            "--model.policy.path outputs/RUN/final_model",
-        )
-    file = Path(path)
-    if not file.is_file():
-        kind = special_kind(file)
-        found = ", ".join(str(path) for path in sorted(file.parent.glob("*.ckpt")) if path.is_file()) or "none"
-        raise UserError(
-            ExitCode.INPUT_MISSING,
-            Problem(f"{kind} where a checkpoint is due" if kind else "there is no such checkpoint", KEY, path),
-            fix=f"there are: {found}",
-        )
+    file = find_checkpoint(path)
     content = read_checkpoint(file)
     for place in places(content):
         check_whole(place)
@@ -86,6 +71,30 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
     if problems:
         raise UserError(ExitCode.CONFIG, problems, fix=fix)
     check_progress(content, now)
+
+
+def find_checkpoint(path: str) -> Path:
+    """The file that `--ckpt_path` names.
+
+    Raises:
+        UserError: it names no local file of this kind (64), or none that is there and can be looked at (66).
+    """
+    if "://" in path or not path.endswith(".ckpt"):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("a checkpoint is a local .ckpt file", KEY, path),
+            fix="--ckpt_path outputs/RUN/checkpoints/last.ckpt; to start a new run from trained weights: "
+            "--model.policy.path outputs/RUN/final_model",
+        )
+    file, reason = Path(path), "there is no such checkpoint"
+    try:
+        check_not_special(file)
+        if file.is_file():
+            return file
+    except OSError as error:  # a link that leads back to itself, a name too long, a folder that may not be entered
+        reason = f"the checkpoint cannot be read: {error.strerror}"
+    found = ", ".join(str(path) for path in sorted(file.parent.glob("*.ckpt")) if path.is_file()) or "none"
+    raise UserError(ExitCode.INPUT_MISSING, Problem(reason, KEY, path), fix=f"there are: {found}")
 
 
 def run_config(file: Path) -> Path | None:
@@ -108,7 +117,7 @@ def take_date(path: str, config: Any) -> None:
         path: the checkpoint; its run's folder holds the configuration.
         config: this command's, which is changed.
     """
-    recorded = run_config(Path(path))
+    recorded = run_config(find_checkpoint(path))
     options = config.data.init_args
     if options.get("template_date") is not None or recorded is None:
         return
@@ -167,7 +176,7 @@ def read_checkpoint(file: Path) -> Mapping[str, Any]:
                 return content
     except pickle.UnpicklingError:
         reason = "the checkpoint holds more than weights and numbers, which is never run"
-    except (OSError, zipfile.BadZipFile, RuntimeError):
+    except Exception:  # damaged bytes lead zipfile and torch to errors of many kinds
         pass
     raise UserError(
         ExitCode.INPUT_MISSING, Problem(reason, KEY, str(file)), fix="give an earlier checkpoint, or start anew"
