@@ -30,6 +30,7 @@ from dpo_lightning.models.lm_head import causal_lm, find_head
 from dpo_lightning.models.quantization import KEY as QUANTIZATION
 from dpo_lightning.models.quantization import quantization_states
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
+from dpo_lightning.optimizers import SCHEDULER, blaming, make_optimizer, make_scheduler, without_fusing
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 """Called with parameters and learning rate; an `lr` among an optimizer's own options therefore has no place."""
@@ -149,18 +150,15 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trained, with its scheduler."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = make("model.optimizer", self.optimizer, trained, self.learning_rate)
-        if getattr(optimizer, "is_paged", False) and self.device.type == "cpu":
-            logger.info("optimizer: its states are not paged, as they lie in the memory of the CPU anyway")
+        optimizer = make_optimizer(self.optimizer, trained, self.learning_rate, on_cpu=self.device.type == "cpu")
         if self.lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": make("model.lr_scheduler", self.lr_scheduler, optimizer),
-                "interval": "step",
-            },
-        }
+        return {"optimizer": optimizer, "lr_scheduler": make_scheduler(self.lr_scheduler, optimizer)}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step the scheduler; one whose options fit fewer steps than the run has fails here."""
+        with blaming(SCHEDULER):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_start(self) -> None:
         """Begin a window, and make clipping possible where gradients are scaled."""
@@ -237,19 +235,6 @@ class PolicyModule(LightningModule):
         return {f"policy.{name}": value for name, value in named if not value.requires_grad}
 
 
-def make(key: str, kind: Callable[..., Any], *args: Any) -> Any:
-    """An optimizer or a scheduler by the options of a config.
-
-    Raises:
-        UserError: it does not take them.
-    """
-    try:
-        return kind(*args)
-    except (TypeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(ExitCode.CONFIG, Problem(reason, key), fix=f"--{key} with other options") from error
-
-
 def check_precision(policy: CausalLM, precision: str) -> None:
     """Refuse magnitudes in half precision, in which a usual step is rounded away.
 
@@ -264,12 +249,3 @@ def check_precision(policy: CausalLM, precision: str) -> None:
             ),
             fix=f"--trainer.precision {precision.replace('true', 'mixed')}, which keeps an adapter in float32",
         )
-
-
-def without_fusing(optimizer: Optimizer) -> None:
-    """Make an optimizer step unfused: in fp16 a fused one unscales the gradients itself, after they were clipped."""
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        logger.info("optimizer: not fused, since fp16 gradients have to be unscaled before they are clipped")
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        for group in [optimizer.defaults, *optimizer.param_groups]:
-            group["fused"] = False

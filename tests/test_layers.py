@@ -13,7 +13,7 @@ FLOORS = (
     "version errors terminal console log special_files limits batches types intervals",
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
-    "config runs callbacks loss_requirements policy_module preference_module sft dpo kto listwise data.datamodule "
+    "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise data.datamodule "
     "data.datamodules",
     "cli commands __main__ __init__",
 )

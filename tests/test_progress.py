@@ -12,7 +12,7 @@ from support import tiny_models, whole_runs
 from support.command_line import Bench, refused
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.policy_module import without_fusing
+from dpo_lightning.optimizers import without_fusing
 from dpo_lightning.runs.resume import check_progress
 
 MODEL_LINE = "middle of an epoch"

@@ -4,7 +4,7 @@ import pytest
 from support.command_line import Bench, refused, watch_loading
 
 from dpo_lightning.config.class_paths import Namespace
-from dpo_lightning.config.trainer_options import check_environment, check_trainer
+from dpo_lightning.config.trainer_options import LAUNCHERS, check_environment, check_trainer
 from dpo_lightning.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -40,6 +40,8 @@ WRONG = [
     {"min_epochs": 5, "max_epochs": 3},
     {"fast_dev_run": -1},
     {"num_nodes": 0},
+    {"num_nodes": 2},
+    {"barebones": True},
     {"reload_dataloaders_every_n_epochs": -1},
     {"max_time": "00:00:00:00"},
     {"max_time": "soon"},
@@ -63,7 +65,9 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("options", WRONG, ids=str)
-def test_what_trains_nothing_is_refused(options):
+def test_what_trains_nothing_is_refused(options, monkeypatch):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError) as caught:
         check_trainer(Namespace(options), "fit")
     first = next(iter(options))
@@ -118,6 +122,39 @@ def test_the_command_line_refuses_it(bench, monkeypatch, command, text):
     refused(bench.run(command, *bench.overlay(f"trainer: {{{text}}}")), 64, f"at trainer.{text.partition(':')[0]}")
     assert not loaded
     assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_several_machines_with_a_launcher(name, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    check_trainer(Namespace({"num_nodes": 2}), "fit")
+
+
+CALLBACKS = {
+    "BackboneFinetuning": "",
+    "BaseFinetuning": "",
+    "BatchSizeFinder": "",
+    "GradientAccumulationScheduler": "scheduling: {0: 2}",
+    "LearningRateFinder": "",
+    "ModelPruning": "pruning_fn: l1_unstructured",
+    "StochasticWeightAveraging": "swa_lrs: 0.01",
+}
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("several", [True, False])
+def test_a_callback_that_changes_what_is_trained_is_refused(bench, monkeypatch, name, several):
+    loaded = watch_loading(monkeypatch)
+    given = f"{{class_path: {name}, init_args: {{{CALLBACKS[name]}}}}}"
+    overlay = bench.overlay(f"trainer: {{callbacks: {f'[{given}]' if several else given}}}")
+    refused(bench.fit(*overlay), 64, f"{name} ", "at trainer.callbacks")
+    assert not loaded
+
+
+def test_a_callback_of_ones_own_may_have_such_a_name():
+    """Also a subclass of an abstract one; and other commands train nothing."""
+    check_trainer(Namespace(callbacks=[Namespace(class_path="my_callbacks.BaseFinetuning")]), "fit")
+    check_trainer(Namespace(callbacks=[Namespace(class_path="lightning.pytorch.callbacks.ModelPruning")]), "validate")
 
 
 def test_rows_that_are_not_measured_are_told(bench):

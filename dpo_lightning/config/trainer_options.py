@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from dpo_lightning.config.class_paths import members
+from jsonargparse import Namespace
+
+from dpo_lightning.config.class_paths import members, within
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 COUNTS = {
@@ -40,6 +42,25 @@ SHARES = {
 }
 """Options that take a number of batches or a part of them, and the commands that do nothing where it is 0."""
 
+LAUNCHERS = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+"""Variables, one of which a process has that was started together with those on other machines."""
+
+UNFIT = {
+    "BackboneFinetuning": "unfreezes a `backbone`, which this package's modules do not have",
+    "BaseFinetuning": "does nothing by itself",
+    "BatchSizeFinder": "changes a batch size that was settled before the model was loaded",
+    "GradientAccumulationScheduler": "changes the size of a step, of which the plan and checkpoints have one",
+    "LearningRateFinder": "trains before the run: config.yaml would have another learning rate than it",
+    "ModelPruning": "sets weights to 0 that the final model and the checkpoints have to have",
+    "StochasticWeightAveraging": "is not restored from a checkpoint: a run that goes on would give other weights",
+}
+"""Callbacks of lightning that change what is trained, and why a run cannot have them."""
+
+REMEDIES = {
+    "GradientAccumulationScheduler": "--trainer.accumulate_grad_batches with one number",
+    "StochasticWeightAveraging": "WeightAveraging or EMAWeightAveraging, which are restored exactly",
+}
+
 RANKS = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS"}
 VARIABLES = (*RANKS, *RANKS.values(), "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID", "SLURM_NODEID")
 
@@ -51,16 +72,41 @@ def check_trainer(trainer: Any, command: str) -> None:
         UserError: 64, with every such option.
     """
     options = members(trainer)
-    problems = [*counted(options), *shared(options, command), *clipped(options), *timed(options)]
+    problems = [*counted(options), *shared(options, command), *clipped(options), *timed(options), *spread(options)]
     if options.get("default_root_dir") is not None:
         problems.append(("default_root_dir", "has no effect: output_dir is the run's folder"))
     if options.get("model_registry") is not None:
         problems.append(("model_registry", "names a place on the network: checkpoints stay in output_dir"))
+    if options.get("barebones"):
+        problems.append(("barebones", "switches off the measures, checks and checkpoints that a run consists of"))
     if problems:
         raise UserError(
             ExitCode.CONFIG,
             [Problem(f"{name}={options[name]} {what}", f"trainer.{name}") for name, what in problems],
             fix=f"--trainer.{problems[0][0]} with another value, or leave it out",
+        )
+    if command == "fit":
+        check_callbacks(options.get("callbacks"))
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse callbacks of lightning that change what is trained.
+
+    Args:
+        callbacks: the parsed option: one, several or none.
+
+    Raises:
+        UserError: 64, with every such callback.
+    """
+    several = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    paths = [str(members(callback).get("class_path")) for callback in several if isinstance(callback, Namespace)]
+    unfit = [path.rpartition(".")[2] for path in paths if within(path, ("lightning",))]
+    unfit = [name for name in unfit if name in UNFIT]
+    if unfit:
+        raise UserError(
+            ExitCode.CONFIG,
+            [Problem(f"{name} {UNFIT[name]}", "trainer.callbacks") for name in unfit],
+            fix=REMEDIES.get(unfit[0], "leave it out"),
         )
 
 
@@ -86,6 +132,14 @@ def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
             yield name, "leaves no batch"
         elif not (value >= 0 if isinstance(value, int) else 0 <= value <= 1):
             yield name, "is neither a number of batches nor a part of them (0.0 to 1.0)"
+
+
+def spread(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is wrong with several machines: a process without a launcher would wait for the others for ever."""
+    nodes = options.get("num_nodes")
+    known = any(name in os.environ for name in LAUNCHERS) or options.get("plugins")
+    if isinstance(nodes, int) and nodes > 1 and not known:
+        yield "num_nodes", "needs a launcher such as torchrun or srun, or MASTER_ADDR and NODE_RANK on each machine"
 
 
 def clipped(options: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -222,9 +222,16 @@ def check_shares(
 
 def told_steps(trainer: Any, batches: int) -> str:
     """How many optimizer steps a run takes with `batches` an epoch and rank, and what caps them."""
-    steps, most = -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1), trainer.max_steps
+    each = -(-trained_batches(trainer, batches) // trainer.accumulate_grad_batches)
+    steps, most = each * (trainer.max_epochs or 1), trainer.max_steps
     cap = f"; capped at {most} by trainer.max_steps (-1 takes all)" if most >= 0 and not 0 <= steps <= most else ""
     return (f"{steps} steps" if steps >= 0 else "steps without end") + cap
+
+
+def trained_batches(trainer: Any, batches: int) -> int:
+    """How many of an epoch's batches are trained on; `overfit_batches` and `fast_dev_run` set this limit as well."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def settle_epoch(trainer: Any, order: BatchOrder, layout: Collator) -> None:
@@ -233,7 +240,7 @@ def settle_epoch(trainer: Any, order: BatchOrder, layout: Collator) -> None:
         logger.info(
             f"batches: {type(layout).__name__}, {order.use()}; {len(order)} an epoch, {told_steps(trainer, len(order))}"
         )
-    every = trainer.val_check_interval
-    if isinstance(every, int) and every > len(order) and trainer.check_val_every_n_epoch is not None:
-        logger.warning(f"val_check_interval={every} exceeds the {len(order)} batches of an epoch: its end is evaluated")
+    every, batches = trainer.val_check_interval, trained_batches(trainer, len(order))
+    if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
+        logger.warning(f"val_check_interval={every} exceeds the {batches} batches of an epoch: its end is evaluated")
         trainer.val_check_interval = 1.0

@@ -82,7 +82,13 @@ class Artefact:
     """One file, and beside it the parts that a pass has left so far. Each is written whole or not at all."""
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
-        """Name the file and what its values have to come from."""
+        """Name the file and what its values have to come from.
+
+        Raises:
+            UserError: 64, the path has no name.
+        """
+        if not path.name:
+            raise UserError(ExitCode.CONFIG, Problem("this is no file name", KEY, str(path)), fix=f"--{KEY} FILE")
         self.path, self.provenance = path, provenance
         self.parts = path.with_name(f"{path.name}.parts")
         self._known: dict[Path, tuple[tuple[int, int, int], TokenTable]] = {}
@@ -252,7 +258,7 @@ def damaged(path: Path, reason: str) -> UserError:
     return UserError(
         ExitCode.DATA,
         Problem(f"this is no whole file of reference log-probabilities: {reason}", KEY, str(path)),
-        fix="remove the file, and it is computed again; or copy it again",
+        fix=f"--{KEY} (or --out) with another name; if it was one of these, remove the file, and it is computed again",
     )
 
 

@@ -129,6 +129,8 @@ def test_a_run_that_used_a_file_goes_on(bench):
         (["--oot", "x"], 64, "did you mean out?"),
         (["--out", "train.jsonl/ref.safetensors"], 73, "cannot be written: File exists (train.jsonl)"),
         (["--out", "train.jsonl"], 65, "no whole file of reference log-probabilities"),
+        (["--out", "train.jsonl"], 65, "fix: --model.reference.path (or --out) with another name; if it was one of"),
+        (["--out", "/"], 64, "this is no file name at model.reference.path"),
         (["--data.train", "none.jsonl"], 66, "none.jsonl"),
         (["--model.policy.path", "nowhere/at/all"], 66, "there is no such model folder"),
         (["--model", "SFTModule", "--data", "SFTDataModule"], 64, "SFTModule has no reference"),

@@ -303,8 +303,17 @@ def test_as_many_rows_as_one_batch_of_all_ranks_do(size, world_size):
     ],
 )
 def test_the_steps_of_a_run(batches, accumulate, epochs, most, told):
-    trainer = SimpleNamespace(accumulate_grad_batches=accumulate, max_epochs=epochs, max_steps=most)
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=accumulate, max_epochs=epochs, max_steps=most, limit_train_batches=1.0
+    )
     assert told_steps(trainer, batches) == told
+
+
+@pytest.mark.parametrize(("limit", "told"), [(7, "6 steps"), (1, "2 steps"), (10, "8 steps"), (0.5, "4 steps")])
+def test_the_steps_of_a_run_on_a_part_of_each_epoch(limit, told):
+    """10 batches, 3 a step, two epochs; `overfit_batches` sets the same limit."""
+    trainer = SimpleNamespace(accumulate_grad_batches=3, max_epochs=2, max_steps=-1, limit_train_batches=limit)
+    assert told_steps(trainer, 10) == told
 
 
 @pytest.mark.parametrize(
@@ -312,10 +321,18 @@ def test_the_steps_of_a_run(batches, accumulate, epochs, most, told):
 )
 def test_an_interval_beyond_the_epoch_ends_with_it(every, epochs, left, capsys):
     """5 batches; without `check_val_every_n_epoch` lightning counts on across epochs."""
-    trainer = SimpleNamespace(val_check_interval=every, check_val_every_n_epoch=epochs)
+    trainer = SimpleNamespace(val_check_interval=every, check_val_every_n_epoch=epochs, limit_train_batches=1.0)
     settle_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
     assert trainer.val_check_interval == left
     assert ("exceeds the 5 batches of an epoch" in capsys.readouterr().out) == (every != left)
+
+
+@pytest.mark.parametrize(("every", "limit", "left"), [(3, 3, 3), (4, 3, 1.0), (3, 0.5, 1.0), (2, 0.5, 2)])
+def test_an_interval_beyond_the_part_of_an_epoch_that_is_trained_on_ends_with_it(every, limit, left):
+    """5 batches, of which lightning takes 3, or 2."""
+    trainer = SimpleNamespace(val_check_interval=every, check_val_every_n_epoch=1, limit_train_batches=limit)
+    settle_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
+    assert trainer.val_check_interval == left
 
 
 # The middle of an epoch
