@@ -13,8 +13,8 @@ FLOORS = (
     "version errors terminal console log special_files limits batches types intervals",
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
-    "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise data.datamodule "
-    "data.datamodules",
+    "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise "
+    "data.datamodule data.datamodules",
     "cli commands __main__ __init__",
 )
 """Wings and modules, lowest floor first; a wing's modules are on its floor, where they are not listed themselves."""
