@@ -60,11 +60,11 @@ def main() -> None:
     from torch.optim import AdamW
 
     from dpo_lightning import DPOModule, PreferenceDataModule
-    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.models.causal_lm import CausalLM
 
     torch.set_num_threads(1)
-    quiet()
+    silence_libraries()
     steps: list[float] = []
 
     class Timed(Callback):

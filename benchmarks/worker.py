@@ -68,11 +68,11 @@ def ours(settings: dict[str, Any]) -> None:
     from torch.optim import AdamW
 
     from dpo_lightning import DPOModule, PreferenceDataModule
-    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.models.causal_lm import CausalLM
     from dpo_lightning.references.precomputed import Precomputed
 
-    quiet()
+    silence_libraries()
     losses = [0.0]
 
     class Told(PreferenceDataModule):

@@ -20,11 +20,11 @@ from dpo_lightning.callbacks.measure import MeansCallback
 from dpo_lightning.callbacks.summary import summarize
 from dpo_lightning.config.class_paths import check_names, imports_restricted, take_allowed
 from dpo_lightning.config.files import config_paths, read_config
-from dpo_lightning.config.library_errors import translated, user_error
-from dpo_lightning.config.library_noise import quiet
+from dpo_lightning.config.library_errors import translate_error, user_error
+from dpo_lightning.config.library_noise import silence_libraries
 from dpo_lightning.config.output_paths import check_outputs
-from dpo_lightning.config.overrides import dropped_options, loss_defaults
-from dpo_lightning.config.parse_errors import Known, parsing_error, unknown_option
+from dpo_lightning.config.overrides import find_dropped_options, loss_defaults
+from dpo_lightning.config.parse_errors import Known, parser_error, unknown_option_error
 from dpo_lightning.config.trainer_options import check_environment, check_trainer
 from dpo_lightning.config.values import check_arguments
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
@@ -38,8 +38,8 @@ from dpo_lightning.kto import KTOModule
 from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.log import is_first_process, logger
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
-from dpo_lightning.models.lora import KEY as LORA
-from dpo_lightning.models.quantization import KEY as QUANTIZATION
+from dpo_lightning.models.lora import LORA_KEY
+from dpo_lightning.models.quantization import QUANTIZATION_KEY
 from dpo_lightning.policy_module import PolicyModule
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.runs.folder import CHECKPOINTS, RunFolder, check_space
@@ -95,11 +95,11 @@ class PreferenceCLI(LightningCLI):
         known = known_names(self._subcommand_parsers[args[0]])
         sections = {key.partition(".")[0] for key in known.keys}
         for name in [name for content in self.config_files for name in content if name not in sections]:
-            raise unknown_option(str(name), known.keys)  # an empty section would be passed over
+            raise unknown_option_error(str(name), known.keys)  # an empty section would be passed over
         try:
             self.config = parser.parse_args([*args, *loss_defaults(self.config_files, args)])
         except ArgumentError as error:
-            raise (user_error(error.__cause__) or parsing_error(str(error), known)) from None
+            raise (user_error(error.__cause__) or parser_error(str(error), known)) from None
         config = self.config[self.config.subcommand]
         check_names(config, {"model": PolicyModule, "data": TextDataModule, "trainer": Trainer})
         check_trainer(config.trainer, self.config.subcommand)
@@ -123,7 +123,7 @@ class PreferenceCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check what needs no model, and settle what was left to the hardware."""
         config = self.config[self.subcommand]
-        for line in dropped_options(self.config_files, config):
+        for line in find_dropped_options(self.config_files, config):
             logger.warning(f"{line}")
         self.folder = RunFolder(config.output_dir)
         if self.subcommand == "fit" and is_first_process():
@@ -173,7 +173,7 @@ class PreferenceCLI(LightningCLI):
         self.datamodule.prepare("fit", self.model, self.trainer.world_size)
         self._tell_plan()
         if is_first_process():
-            check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.trained_values())
+            check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.count_trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
             self.datamodule.template_date.keep(self.config_dump["data"]["init_args"])
@@ -233,7 +233,7 @@ def known_names(parser: Any) -> Known:
         "model.reference": ReferencePolicy.kinds(),
         "trainer.callbacks": [getattr(project_callbacks, name) for name in project_callbacks.__all__],
     }
-    parts = owners | {"model.policy": [CausalLM], LORA: [Lora], QUANTIZATION: [Quantization]}
+    parts = owners | {"model.policy": [CausalLM], LORA_KEY: [Lora], QUANTIZATION_KEY: [Quantization]}
     keys = [action.dest for action in parser._actions if action.dest != "help"]
     keys += [f"{key}.{name}" for key, kinds in parts.items() for kind in kinds for name in signature(kind).parameters]
     return Known(keys, {key: [kind.__name__ for kind in kinds] for key, kinds in owners.items()})
@@ -241,7 +241,7 @@ def known_names(parser: Any) -> Known:
 
 def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
     """Run a LightningCLI subcommand with `args[0]` its name."""
-    quiet()
+    silence_libraries()
     check_environment()
     args, packages = take_allowed(args)
     check_arguments(args)
@@ -255,7 +255,7 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
             raise KeyboardInterrupt from None
         return int(stop.code or 0)
     except Exception as error:
-        known = translated(error)
+        known = translate_error(error)
         if known is None:
             raise
         raise known from error

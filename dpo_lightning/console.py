@@ -1,4 +1,4 @@
-"""An argparse parser that raises its errors."""
+"""An argparse parser that raises its errors as `UserError`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from dpo_lightning.errors import ExitCode, UserError
 
 
 class ShortParser(argparse.ArgumentParser):
-    """An argparse parser that says what is wrong in two lines, without the usage."""
+    """An argparse parser whose errors are two lines, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is printed and sets the exit code."""
+        """Raise an error of the command line.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(ExitCode.CONFIG, message, fix=f"{self.prog} --help lists the options")

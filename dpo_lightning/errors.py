@@ -1,25 +1,32 @@
-"""What a user is told when a run cannot go on: what, where, the text, the remedy, an exit code."""
+"""Errors for the user: what is wrong, where, the offending text, the remedy, and an exit code."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from dpo_lightning.terminal import one_line, quoted
+from dpo_lightning.terminal import one_line, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_SHOWN = 10
-"""Problems of one pass that are printed whole; the rest is counted."""
+"""Problems that one error prints; further ones are counted."""
 
 TEXT_LIMIT = 80
-"""Characters of an offending text that are shown."""
+"""Characters of an offending text that are printed."""
+
+
+NO_MEMORY = re.compile(
+    "out of memory|(can't|cannot|could not|unable to) allocate|(not enough|insufficient) memory", re.IGNORECASE
+)
+"""How torch, CUDA and the operating system report that an allocation failed."""
 
 
 class ExitCode(IntEnum):
-    """Exit statuses that scripts may rely on (64-78 follow BSD's sysexits.h where it has a word for it)."""
+    """Exit statuses for scripts; 64 to 78 follow BSD's sysexits.h where it defines a meaning."""
 
     CONFIG = 64
     DATA = 65
@@ -34,10 +41,19 @@ class ExitCode(IntEnum):
 
 
 def excerpt(text: object) -> str:
-    """Return at most 80 characters of `text` on one line, with what is not printed escaped."""
+    """Return at most `TEXT_LIMIT` characters of `text` on one line, with unprintable ones escaped."""
     plain = str(text)
     shown = plain if len(plain) <= TEXT_LIMIT else plain[: TEXT_LIMIT - 1] + "…"
-    return quoted(shown)
+    return quote(shown)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a library failed because the machine or its device has no memory left, and not for a faulty input."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+        or NO_MEMORY.search(str(error)) is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ class Problem:
     Attributes:
         what: the complaint, in lower case and without a full stop.
         where: `file:line`, a config key, or empty.
-        text: the offending text; shortened and escaped when printed.
+        text: the offending text; shortened and escaped when it is printed.
     """
 
     what: str
@@ -55,20 +71,26 @@ class Problem:
     text: str = ""
 
     def __str__(self) -> str:
-        """`what at where`, and the offending text on a line of its own."""
+        """Format `what at where`, with the offending text on its own line."""
         what = one_line(" ".join(self.what.splitlines()))
         line = f"{what} at {one_line(self.where)}" if self.where else what
         return f"{line}\n  | {excerpt(self.text)}" if self.text else line
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed in a few lines, never as a traceback.
+    """A mistake that the user can correct: printed in a few lines, without a traceback.
 
-    All problems of one pass travel together, so that a file is mended once and not line by line.
+    All problems of one pass are raised together, so that a file can be corrected in one go.
     """
 
     def __init__(self, code: ExitCode, problems: Problem | str | Iterable[Problem], fix: str = "") -> None:
-        """Keep the exit code, one or more problems, and the one action that mends them."""
+        """Store the error.
+
+        Args:
+            code: the exit code of the process.
+            problems: one or more problems.
+            fix: the action that corrects them.
+        """
         self.code = code
         if isinstance(problems, str):
             problems = Problem(problems)
@@ -77,7 +99,7 @@ class UserError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        """The message as it is printed."""
+        """Format the message as it is printed."""
         lines = [f"error: {problem}" for problem in self.problems[:MAX_SHOWN]]
         if len(self.problems) > MAX_SHOWN:
             lines.append(f"... and {len(self.problems) - MAX_SHOWN} more of this kind")

@@ -1,4 +1,4 @@
-"""This machine: the precision it computes well, its memory and cgroup limits, and how glibc hands out memory."""
+"""This machine: the precision that it computes fast, its memory and cgroup limits, and its allocator's settings."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from dpo_lightning.errors import ExitCode, UserError
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
 CPU_BF16 = ("amx_bf16", "avx512_bf16")
-"""Instruction sets that multiply bfloat16 themselves. Without one, it is emulated and slower than fp32."""
+"""Instruction sets that multiply bfloat16. Without one it is emulated, and slower than fp32."""
 
 CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux lists the instruction sets of the processor."""
 
 
 def choose_precision(accelerator: str = "auto") -> tuple[Precision, str]:
-    """Choose a precision by what the hardware computes itself.
+    """Choose a precision that the hardware computes fast.
 
     Args:
-        accelerator: as `--trainer.accelerator` takes it.
+        accelerator: as in `--trainer.accelerator`.
 
     Returns:
-        The word for `--trainer.precision`, and the reason in one sentence.
+        The value for `--trainer.precision`, and the reason in one sentence.
 
     Raises:
-        UserError: the named accelerator is not there.
+        UserError: the named accelerator is not available.
     """
     import torch
 
@@ -40,15 +41,15 @@ def choose_precision(accelerator: str = "auto") -> tuple[Precision, str]:
     if accelerator == "cuda" and cuda:
         return _of_cuda()
     if accelerator == "mps" and mps:
-        return "32-true", "Apple GPUs are not tested here in a lower precision."
+        return "32-true", "lower precisions are not tested on Apple GPUs."
     if accelerator in ("cuda", "gpu", "mps"):
-        what = f"torch {torch.__version__} sees no device for accelerator {accelerator!r}"
+        what = f"torch {torch.__version__} finds no device for accelerator {accelerator!r}"
         raise UserError(ExitCode.DEVICE, what, "python -m dpo_lightning doctor; or --trainer.accelerator cpu")
-    return "32-true", f"nothing is known about {accelerator!r} here, and fp32 runs everywhere."
+    return "32-true", f"{accelerator!r} is not tested, and fp32 runs everywhere."
 
 
 def _of_cuda() -> tuple[Precision, str]:
-    """The weakest of the visible GPUs decides: every rank runs the same precision."""
+    """Choose by the weakest of the visible GPUs, as every rank runs in the same precision."""
     import torch
 
     if torch.version.hip:
@@ -57,7 +58,7 @@ def _of_cuda() -> tuple[Precision, str]:
     major, name = min((torch.cuda.get_device_capability(i)[0], torch.cuda.get_device_name(i)) for i in devices)
     if major >= 8:
         return "bf16-mixed", f"{name} computes in bf16."
-    return "16-mixed", f"{name} is older than Ampere: it computes in fp16 and not in bf16."
+    return "16-mixed", f"{name} is older than Ampere and computes in fp16, not in bf16."
 
 
 def _of_cpu() -> tuple[Precision, str]:
@@ -72,7 +73,7 @@ def _of_cpu() -> tuple[Precision, str]:
 
 
 def _cpu_features() -> set[str]:
-    """What torch finds in the processor; where it does not say, what Linux does."""
+    """Return the processor's instruction sets as torch reports them, or else Linux."""
     import torch
 
     try:
@@ -87,16 +88,17 @@ def _cpu_features() -> set[str]:
 
 
 OWN_CGROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""The cgroups of this process, and the file system with their limits."""
 
 
 def machine_memory() -> float:
-    """Bytes of memory that this process may take."""
+    """Return the bytes of memory that this process may use: physical memory, or the limit of its cgroup."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(total, read_cgroup("memory") or total)
 
 
 def read_cgroup(resource: Literal["cpu", "memory"]) -> float:
-    """The smallest limit in this process's groups, in cores or bytes; 0 where there is none."""
+    """Return the smallest limit of this process's cgroups, in cores or bytes; 0 if there is none."""
     limits: list[float] = []
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
@@ -114,7 +116,7 @@ def read_cgroup(resource: Literal["cpu", "memory"]) -> float:
 
 
 def read_limit(group: Path, resource: str) -> float:
-    """The limit in one folder of version 2 or 1 of cgroups."""
+    """Return the limit in one cgroup folder of version 2 or 1; 0 if there is none."""
 
     def read(name: str) -> list[str]:
         try:
@@ -122,6 +124,7 @@ def read_limit(group: Path, resource: str) -> float:
         except OSError:
             return []
 
+    # Version 2 first, then version 1. No limit is `max`, or a negative quota.
     if resource == "memory":
         words = read("memory.max") or read("memory.limit_in_bytes")
         return float(words[0]) if words and words[0] != "max" else 0
@@ -134,28 +137,29 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
 KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
-"""Blocks of any size come from the heap, and none of it is handed back before the process ends."""
+"""Allocate blocks of any size from the heap, and never return memory to the system."""
 
 
 HAND_BACK = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 2**23, M_TRIM_THRESHOLD: 2**26}
-"""Blocks of 8 MiB or more go back to the system as soon as they are freed, and leave no holes in the heap."""
+"""Return blocks of 8 MiB or more to the system when they are freed, so that they leave no holes in the heap."""
 
 
 OWN_CHOICE = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
-"""Variables by which a user has settled the same."""
+"""Environment variables by which a user sets the same options."""
 
 
 def settle_memory(*, keep: bool) -> bool:
-    """Choose between speed and memory, where glibc by itself has neither.
+    """Set glibc's allocator to favour speed or memory; its default gives neither.
 
-    It maps the largest blocks anew each time, whose pages the system then has to find and clear: a seventh of a step's
-    time. All others come from a heap in which activations of changing sizes leave holes: half a GiB of a small model.
+    By default, the largest blocks are mapped again each time, and the system has to find and clear their pages: a
+    seventh of a step's time. All others come from a heap in which activations of changing sizes leave holes: half a GiB
+    for a small model.
 
     Args:
-        keep: whether freed memory is kept for the next step, or handed back as far as that costs no time.
+        keep: whether freed memory is kept for the next step, or returned where that costs no time.
 
     Returns:
-        Whether it was done: not with another C library, nor where the environment has settled it.
+        Whether the options were set: not with another C library, nor if the environment sets them.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in OWN_CHOICE):
         return False

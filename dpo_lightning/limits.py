@@ -1,4 +1,4 @@
-"""Limits of processor time and memory for templates and regular expressions from elsewhere."""
+"""Limits of processor time and memory for chat templates and regular expressions from untrusted files."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-SECONDS = 2.0
-"""Of the processor, not of the clock: a machine that is busy with something else makes no difference."""
+TEMPLATE_SECONDS = 2.0
+"""Processor time for all chat templates of a tokenizer; wall-clock time would depend on other processes."""
 
 ROOM = 1 << 30
-"""Bytes that may be allocated on top of the memory that the process has mapped."""
+"""Bytes that may be allocated in addition to the memory that the process has mapped."""
 
 AGAIN = 0.5
-"""Seconds after which the signal comes again, where a library caught what the first one raised."""
+"""Seconds until the signal is repeated, in case a library caught the first exception."""
 
 MEMORY_PAGES = Path("/proc/self/statm")
+"""Where Linux reports the mapped memory of the process."""
 
 
 class LimitError(Exception):
-    """The processor time is used up."""
+    """The limit of processor time was exceeded."""
 
 
 @contextlib.contextmanager
-def limited(seconds: float, room: int = ROOM) -> Iterator[None]:
-    """Raise `LimitError` or `MemoryError` in a block that takes more than `seconds` or `room` bytes.
+def limit_resources(seconds: float, room: int = ROOM) -> Iterator[None]:
+    """Raise `LimitError` or `MemoryError` if the block takes more than `seconds` or `room` bytes.
 
-    The time counts in the main thread only, where signals are handled: Python code, its regular expressions and its
+    Time is limited in the main thread only, where Python handles signals: Python code, its regular expressions and its
     arithmetic are interrupted, other libraries are not. Memory is limited on Linux.
     """
     with memory_limit(room), time_limit(seconds):
@@ -39,11 +40,12 @@ def limited(seconds: float, room: int = ROOM) -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """The part of `limited` that is about time."""
+    """Raise `LimitError` if the block takes more than `seconds` of processor time."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGPROF, stop)
+    # SIGPROF counts the processor time of the process.
+    before = signal.signal(signal.SIGPROF, raise_limit_error)
     signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN)
     try:
         yield
@@ -52,20 +54,21 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before or signal.SIG_DFL)
 
 
-def stop(number: int, frame: FrameType | None) -> None:
-    """End what runs."""
+def raise_limit_error(number: int, frame: FrameType | None) -> None:
+    """Raise `LimitError` from the signal handler."""
     raise LimitError
 
 
 @contextlib.contextmanager
 def memory_limit(room: int) -> Iterator[None]:
-    """The part of `limited` that is about memory."""
+    """Raise `MemoryError` if the block allocates more than `room` bytes."""
     try:
         pages = int(MEMORY_PAGES.read_text(encoding="ascii").split()[0])
     except OSError:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    # The limit counts all mapped memory, so what is mapped already is added.
     wanted = pages * resource.getpagesize() + room
     if soft == resource.RLIM_INFINITY or wanted < soft:
         resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))

@@ -15,7 +15,7 @@ from dpo_lightning.losses import ListwiseLoss, PlackettLuceLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.policy_module import OptimizerFactory
 from dpo_lightning.preference_module import ReferencedModule
-from dpo_lightning.references import KEY, ReferencePolicy
+from dpo_lightning.references import REFERENCE_KEY, ReferencePolicy
 from dpo_lightning.references.precomputed import Precomputed
 from dpo_lightning.types import GroupLogps, RankedOutput
 
@@ -75,6 +75,6 @@ def check_live(reference: ReferencePolicy | None) -> None:
     if isinstance(reference, Precomputed):
         raise UserError(
             ExitCode.CONFIG,
-            Problem("Precomputed finds the same number of answers for every row, and lists have any", KEY),
-            fix=f"leave --{KEY} out, or --{KEY} FrozenCopy",
+            Problem("Precomputed finds the same number of answers for every row, and lists have any", REFERENCE_KEY),
+            fix=f"leave --{REFERENCE_KEY} out, or --{REFERENCE_KEY} FrozenCopy",
         )

@@ -1,4 +1,4 @@
-"""The logger `dpo_lightning`: what a run reports, from the first process only."""
+"""The logger `dpo_lightning`, which logs on the first process only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 from dpo_lightning.terminal import one_line
 
 logger = logging.getLogger("dpo_lightning")
-"""Without a handler of its own until `log_to_terminal`: a program that imports the package decides what it shows."""
+"""It has no handler until `log_to_terminal`: programs that import the package decide what is shown."""
 
 
 def is_first_process(_: object = None) -> bool:
-    """Return True in the process of rank 0, as a launcher or Slurm numbers them, or in the only process."""
+    """Whether this is rank 0, by the variables of a launcher or Slurm, or the only process."""
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
@@ -21,16 +21,16 @@ logger.addFilter(is_first_process)
 
 
 class TerminalHandler(logging.Handler):
-    """Prints each record as one line to stdout at once; control characters in it are written as escapes."""
+    """Prints each record to stdout as one line, with control characters escaped."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record, warnings with that word before them."""
+        """Print a record; warnings are preceded by `warning:`."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         print(one_line(prefix + record.getMessage()), flush=True)
 
 
 def log_to_terminal() -> None:
-    """Print what the package logs, as the command line does; a second call changes nothing."""
+    """Print the package's log to the terminal, as the command line does; further calls change nothing."""
     if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
         logger.addHandler(TerminalHandler())
     logger.setLevel(logging.INFO)

@@ -10,7 +10,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.losses import PairwiseLoss
 from dpo_lightning.losses.base import PolicyLoss
-from dpo_lightning.references import KEY, ReferenceFree, ReferencePolicy
+from dpo_lightning.references import REFERENCE_KEY, ReferenceFree, ReferencePolicy
 
 Compared: TypeAlias = EncodedPair | EncodedRanking | EncodedUnpaired
 
@@ -36,7 +36,7 @@ def check_wanted(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
         if loss.reference_free
         else (f"{name} measures the policy against a reference, and {given} is none")
     )
-    raise UserError(ExitCode.CONFIG, Problem(what, KEY), fix=f"leave --{KEY} out")
+    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY), fix=f"leave --{REFERENCE_KEY} out")
 
 
 def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train") -> None:

@@ -9,9 +9,8 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
-from dpo_lightning.models.probe import lacks_memory
 
 KEY = "model.optimizer"
 SCHEDULER = "model.lr_scheduler"

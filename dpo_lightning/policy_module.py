@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +25,9 @@ from dpo_lightning.models.attention import takes_trees
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.checks import check_layout, independent_length
 from dpo_lightning.models.compilation import compile_layers
+from dpo_lightning.models.folder_files import is_adapter_folder
 from dpo_lightning.models.lm_head import causal_lm, find_head
-from dpo_lightning.models.quantization import KEY as QUANTIZATION
-from dpo_lightning.models.quantization import quantization_states
+from dpo_lightning.models.quantization import QUANTIZATION_KEY, quantization_states
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
 from dpo_lightning.optimizers import SCHEDULER, blaming, make_optimizer, make_scheduler, without_fusing
 
@@ -78,11 +77,11 @@ class PolicyModule(LightningModule):
 
     @staticmethod
     def _check_trainable(policy: CausalLM) -> None:
-        adapted = policy.lora is not None or (Path(policy.path) / "adapter_config.json").is_file()
+        adapted = policy.lora is not None or is_adapter_folder(policy.path)
         if policy.quantization is not None and not adapted:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("quantized weights cannot be trained themselves, only an adapter on them", QUANTIZATION),
+                Problem("quantized weights cannot be trained themselves, only an adapter on them", QUANTIZATION_KEY),
                 fix="--model.policy.lora.r 16, or an adapter folder as --model.policy.path",
             )
 
@@ -190,7 +189,7 @@ class PolicyModule(LightningModule):
         loss of a mixture of experts is added here, to every kind of training alike.
         """
         if self.routers is not None:
-            losses = self.routers.added(losses, weights)
+            losses = self.routers.add_to(losses, weights)
         self._window_weight = self._window_weight.to(weights.device) + weights.detach().sum()
         total = torch.where(weights > 0, losses * weights, 0).sum()
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size

@@ -20,7 +20,7 @@ from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.checks import check_layout, check_training_mode
 from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.policy_module import OptimizerFactory, PolicyModule
-from dpo_lightning.references import KEY, AdapterDisabled, ReferencePolicy, default_reference
+from dpo_lightning.references import REFERENCE_KEY, AdapterDisabled, ReferencePolicy, default_reference
 from dpo_lightning.references.precomputed import Precomputed
 from dpo_lightning.references.reference_pass import Scoring
 
@@ -88,11 +88,13 @@ class ReferencedModule(PolicyModule):
         if reference is None:
             reference, reason = default_reference(self.policy, self.builder, reference_free=self.loss.reference_free)
         reference.bind(self.policy, self.builder)
-        if "kl" in self.loss.statistics and not reference.live:
+        if "kl" in self.loss.statistics and not reference.has_model:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"{type(self.loss).__name__} needs the reference's whole vocabulary, not its sums", KEY),
-                fix=f"leave --{KEY} out",
+                Problem(
+                    f"{type(self.loss).__name__} needs the reference's whole vocabulary, not its sums", REFERENCE_KEY
+                ),
+                fix=f"leave --{REFERENCE_KEY} out",
             )
         self.reference = reference
         logger.info(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
@@ -123,7 +125,7 @@ class ReferencedModule(PolicyModule):
     def on_train_start(self) -> None:
         """Let every process begin with the same reference, as it does with the same policy."""
         super().on_train_start()
-        self.reference.align()
+        self.reference.broadcast()
         for part in self._means():
             part.begin()
 
@@ -134,8 +136,8 @@ class ReferencedModule(PolicyModule):
     def check_layout(self, layout: Collator) -> None:
         """Refuse a layout in which the policy or its reference gives other log-probabilities."""
         super().check_layout(layout)
-        if self.reference.live:
-            with self.reference.activated(self.policy) as model:
+        if self.reference.has_model:
+            with self.reference.as_model(self.policy) as model:
                 check_layout(model, layout)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -162,9 +164,9 @@ class ReferencedModule(PolicyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what tells the reference that the run began with."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint |= self.reference.anchor(self.policy)
+        checkpoint |= self.reference.identity(self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on against another reference than the run began with."""
         super().on_load_checkpoint(checkpoint)
-        self.reference.check_anchor(self.policy, checkpoint)
+        self.reference.check_identity(self.policy, checkpoint)

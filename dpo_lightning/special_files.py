@@ -1,4 +1,4 @@
-"""Pipes, sockets and devices in place of a file: found before they are opened, which may block for ever."""
+"""Pipes, sockets and devices in place of a file, found before they are opened, which may block for ever."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+"""File types by the name that messages use."""
 
 
 def special_kind(path: str | Path) -> str:
-    """`a pipe`, `a socket` or `a device`; empty for files, for folders, and for what is not there. Links are followed.
+    """Return `a pipe`, `a socket` or `a device`; empty for files, folders and missing paths. Links are followed.
 
     Raises:
-        OSError: it cannot be looked at for another reason than that it is not there.
+        OSError: the path cannot be examined for another reason than that it is missing.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -30,7 +31,7 @@ def check_not_special(path: str | Path) -> None:
     """Refuse a pipe, a socket or a device before it is opened in place of a file.
 
     Raises:
-        OSError: it is one, or it cannot be looked at; `strerror` is the reason.
+        OSError: it is one, or it cannot be examined; `strerror` is the reason.
     """
     if kind := special_kind(path):
-        raise OSError(None, f"{kind} where a file is due")
+        raise OSError(None, f"expected a file, found {kind}")

@@ -1,4 +1,4 @@
-"""Text from elsewhere on a terminal: what would move the cursor, set a title or turn the text is written as escapes."""
+"""Escapes for untrusted text on a terminal: control characters could move the cursor, set a title or reorder text."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ import warnings
 from typing import Any
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but newline and tab, line separators, what turns the direction of text, and halves of a pair."""
+"""Control characters except newline and tab, line separators, text direction marks, and unpaired surrogates."""
 
 JOINERS = "\u200c\u200d"
-"""What joins letters and emoji; they are kept, as flags and families fall apart without them."""
+"""Zero-width joiners, which are kept as they hold letters and emoji together."""
 
 
-def harmless(text: str) -> str:
-    """A text of several lines: an answer of a model. Newlines and tabs stay."""
-    return CONTROL.sub(lambda found: escaped(found.group()), text)
+def escape_controls(text: str) -> str:
+    """Escape control characters in a text of several lines; newlines and tabs stay."""
+    return CONTROL.sub(lambda found: escape(found.group()), text)
 
 
 def one_line(text: str) -> str:
-    """A text on one line: a name, a message."""
-    return harmless(text).replace("\n", r"\n").replace("\t", r"\t")
+    """Escape control characters, newlines and tabs in a text that is printed on one line."""
+    return escape_controls(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
-def quoted(text: str) -> str:
-    """A text on one line in which one sees what is invisible as well: an offending value."""
-    return "".join(c if c.isprintable() or c in JOINERS else escaped(c) for c in text)
+def quote(text: str) -> str:
+    """Escape every unprintable character, invisible ones included, in a text that is printed on one line."""
+    return "".join(c if c.isprintable() or c in JOINERS else escape(c) for c in text)
 
 
-def escaped(text: str) -> str:
-    """Every character as Python writes it in ASCII."""
+def escape(text: str) -> str:
+    """Write every character as a Python escape sequence."""
     return text.encode("unicode_escape").decode()
 
 
-class HarmlessRecord(logging.LogRecord):
-    """A log message of a library, which may quote a file."""
+class EscapedRecord(logging.LogRecord):
+    """A log record whose message is escaped, as libraries may quote a file in it."""
 
     def getMessage(self) -> str:  # noqa: N802 - a method of logging
-        """The message, harmless."""
-        return harmless(super().getMessage())
+        """Return the message with control characters escaped."""
+        return escape_controls(super().getMessage())
 
 
 def clean_libraries() -> None:
-    """Let log messages and warnings of libraries be written harmlessly from now on."""
-    logging.setLogRecordFactory(HarmlessRecord)
+    """Escape control characters in log messages and warnings of libraries from now on."""
+    logging.setLogRecordFactory(EscapedRecord)
     written = warnings.formatwarning
-    if not isinstance(written, HarmlessFormat):
-        warnings.formatwarning = HarmlessFormat(written)
+    # A second call does not wrap the wrapper.
+    if not isinstance(written, EscapedFormat):
+        warnings.formatwarning = EscapedFormat(written)
 
 
-class HarmlessFormat:
-    """The text of a warning, harmless."""
+class EscapedFormat:
+    """A replacement of `warnings.formatwarning` that escapes control characters."""
 
     def __init__(self, written: Any) -> None:
-        """Keep what writes the text."""
         self.written = written
 
     def __call__(self, *args: Any, **options: Any) -> str:
-        """The text of a warning."""
-        return harmless(self.written(*args, **options))
+        """Format a warning as the replaced function does, and escape its control characters."""
+        return escape_controls(self.written(*args, **options))

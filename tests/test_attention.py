@@ -6,10 +6,10 @@ import torch
 from support.trees import KERNELS, TREES, dense, gradients, tensors
 
 from dpo_lightning.attention import cpu as cpu_attention
-from dpo_lightning.attention.tree import Kernel, by_pieces, tree_attention
+from dpo_lightning.attention.tree import AttentionParams, attend_by_pieces, tree_attention
 from dpo_lightning.batches import Tree
 
-WAYS = {"cpu": tree_attention, "pieces": by_pieces}
+WAYS = {"cpu": tree_attention, "pieces": attend_by_pieces}
 
 
 @pytest.fixture(params=["cpu", "cpu, blocks of two", "pieces"])
@@ -24,7 +24,7 @@ def attend(request, monkeypatch):
 def assert_attends(attend, parts, trees, kernel):
     """Values and gradients are those of the dense mask; torch's capped softmax runs in float32."""
     found, expected = attend(*parts, trees, kernel), dense(*parts, trees, kernel)
-    tolerance = 1e-6 if kernel.softcap and attend is by_pieces else 1e-12
+    tolerance = 1e-6 if kernel.softcap and attend is attend_by_pieces else 1e-12
     pairs = zip([found, *gradients(found, parts)], [expected, *gradients(expected, parts)], strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
@@ -88,7 +88,7 @@ def test_a_wrong_mask_gives_other_numbers(wrong):
 
 def test_a_window_counts_positions_and_not_places(attend):
     """The second branch's first token follows the trunk; between them stand the tokens of the first."""
-    trees, kernel = [Tree(0, 0, 4, (5, 1), (0, 1))], Kernel(0.4, window=2)
+    trees, kernel = [Tree(0, 0, 4, (5, 1), (0, 1))], AttentionParams(0.4, window=2)
     parts = tensors(trees, padding=0)
     found = attend(*parts, trees, kernel)[0, -1]
     query, key, value = (part[0] for part in parts)
@@ -104,7 +104,7 @@ def test_a_softcap_is_applied_before_the_mask(attend):
     query, key, value = tensors(trees)
     with torch.no_grad():
         value[:, :, 4:7] = 1e6  # the first branch
-        seen = attend(query, key, value, trees, Kernel(9.0, softcap=0.1))
+        seen = attend(query, key, value, trees, AttentionParams(9.0, softcap=0.1))
     assert seen[0, 4:7].min() > 1e3
     assert seen[0, :4].abs().max() < 10
     assert seen[0, 7:9].abs().max() < 10
@@ -135,7 +135,7 @@ def test_dropout_is_that_of_attention_weights(softcap):
     parts = tensors(trees, padding=0)
     ones = torch.ones_like(parts[2])
     torch.manual_seed(0)
-    drawn = [tree_attention(*parts[:2], ones, trees, Kernel(0.4, 0.5, softcap)) for _ in range(400)]
+    drawn = [tree_attention(*parts[:2], ones, trees, AttentionParams(0.4, 0.5, softcap)) for _ in range(400)]
     assert not torch.equal(drawn[0], drawn[1])
     mean = torch.stack(drawn).mean(0)  # what is left is scaled up
     assert (mean - 1).abs().max() < 0.3

@@ -177,6 +177,6 @@ def test_dropout_in_the_output_layer_is_not_drawn_twice():
         values = token_logps(model.train(), pairs, parts).values
         gradients.append(torch.autograd.grad(values.sum(), [model.lm_head[1].weight])[0])
     assert torch.equal(*gradients)
-    assert head.repeatable() is False
+    assert head.is_repeatable() is False
     model.lm_head.eval()
-    assert head.repeatable() is True
+    assert head.is_repeatable() is True

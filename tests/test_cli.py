@@ -171,7 +171,7 @@ def test_the_first_of_cap_and_epochs_ends_the_run(bench):
         (["--trainer.limit_val_batches", "-1"], 64, "limit_val_batches"),
         (["--trainer.devices", "0"], 69, "devices"),
         (["--data.batch_size", "9"], 65, "8 training rows are fewer than one batch"),
-        (["--model.policy.path", "nowhere/at/all"], 66, "there is no such model folder"),
+        (["--model.policy.path", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--model.policy.path", "."], 67, "no config.json"),
     ],
 )

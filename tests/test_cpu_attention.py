@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.trees import KERNELS, TREES, dense, gradients, tensors
 
-from dpo_lightning.attention.cpu import products_of, unseen, unseen_in_tree
+from dpo_lightning.attention.cpu import additive_mask, multiply_as, tree_mask
 from dpo_lightning.attention.masks import causal_mask
-from dpo_lightning.attention.tree import by_pieces, tree_attention
+from dpo_lightning.attention.tree import attend_by_pieces, tree_attention
 from dpo_lightning.batches import Tree
 
 
@@ -21,7 +21,7 @@ def test_half_precision_is_no_worse_than_torchs_own_kernel(mixed):
     expected = dense(*exact, trees, KERNELS["plain"])
     expected = [expected, *gradients(expected, exact)]
     errors = {}
-    for name, way in {"cpu": tree_attention, "pieces": by_pieces}.items():
+    for name, way in {"cpu": tree_attention, "pieces": attend_by_pieces}.items():
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             found = way(*half, trees, KERNELS["plain"])
         pairs = zip([found, *gradients(found, half)], expected, strict=True)
@@ -46,7 +46,7 @@ def test_the_precision_of_other_products_is_left_as_it_was(before):
 def test_the_precision_is_left_as_it_was_after_an_error_and_by_threads():
     precision = torch.backends.mkldnn.matmul
     before = precision.fp32_precision
-    with pytest.raises(RuntimeError, match="size"), products_of(torch.bfloat16):
+    with pytest.raises(RuntimeError, match="size"), multiply_as(torch.bfloat16):
         torch.ones(2) @ torch.ones(3)
     assert precision.fp32_precision == before
     trees = TREES["one after the other"]
@@ -72,16 +72,16 @@ def test_only_queries_keys_and_values_are_kept_for_the_backward_pass():
 
 def test_what_a_block_of_queries_does_not_see():
     on, off = 0.0, -torch.inf
-    assert unseen_in_tree((2,), None).tolist() == [[on, off], [on, on]]
-    assert unseen_in_tree((1, 1, 1), None).tolist() == [[on, off, off], [on, on, off], [on, off, on]]
-    assert unseen_in_tree((1, 2), 1).tolist() == [[on, off, off], [off, on, off], [off, off, on]]
-    assert unseen(causal_mask(2, 4, 2, torch.device("cpu"))).tolist() == [[off, on, on, off], [off, off, on, on]]
+    assert tree_mask((2,), None).tolist() == [[on, off], [on, on]]
+    assert tree_mask((1, 1, 1), None).tolist() == [[on, off, off], [on, on, off], [on, off, on]]
+    assert tree_mask((1, 2), 1).tolist() == [[on, off, off], [off, on, off], [off, off, on]]
+    assert additive_mask(causal_mask(2, 4, 2, torch.device("cpu"))).tolist() == [[off, on, on, off], [off, off, on, on]]
 
 
 def test_masks_are_of_the_cpu_whatever_the_default_device():
     trees = [Tree(0, 0, 3, (2, 5), (0, 1)), Tree(0, 10, 140, (1,), (2,))]
     parts = tensors(trees)
-    unseen_in_tree.cache_clear()
+    tree_mask.cache_clear()
     with torch.device("meta"):
         found = tree_attention(*parts, trees, KERNELS["plain"])
     torch.testing.assert_close(found, dense(*parts, trees, KERNELS["plain"]))

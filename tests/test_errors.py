@@ -1,8 +1,9 @@
 """The form of a refusal: what, where, the text, the remedy, and a number that scripts can rely on."""
 
 import pytest
+import torch
 
-from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
+from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt, lacks_memory
 
 
 def test_exit_codes_are_promised():
@@ -76,3 +77,19 @@ def test_ten_problems_are_shown_and_the_rest_is_counted(count, last):
     assert len(lines) <= 25
     assert lines[-1] == "fix: mend"
     assert lines[-2].startswith(last or "  | text")
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA error"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("unsupported memory format option Preserve"), False),
+        (ValueError("its key memory is not known"), False),
+    ],
+)
+def test_lack_of_memory_is_told_from_other_errors(error, lacks):
+    assert lacks_memory(error) is lacks

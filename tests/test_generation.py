@@ -107,7 +107,7 @@ def test_dropout_is_off_and_the_mode_comes_back(training, chat_tokenizer):
 def test_the_models_weights_can_go_on_learning(tiny_gpt2, chat_tokenizer, tmp_path):
     made = short_runs.ready(tiny_gpt2, lora=Lora(r=2), gradient_checkpointing=True)
     pairs = short_runs.batch(made, short_runs.write_pairs(tmp_path / "pairs.jsonl"))
-    with made.reference.activated(made.policy) as base:
+    with made.reference.as_model(made.policy) as base:
         answer(base, chat_tokenizer, PROMPTS, GREEDY, STOPS)
     answer(made.policy, chat_tokenizer, PROMPTS, GREEDY, STOPS)
     short_runs.take_steps(made, pairs, 1)
@@ -120,7 +120,7 @@ def test_no_more_tokens_than_the_model_has_positions(chat_tokenizer):
     model = favouring(tiny_models.make_gpt2(), 40)  # 256 positions, beyond which lies nothing
     word = chat_tokenizer.decode([40])
     assert answer(model, chat_tokenizer, [[7] * 250], GREEDY, STOPS) == [word * 6]
-    with pytest.raises(UserError, match="a prompt takes 256 tokens, the model has 256 positions") as raised:
+    with pytest.raises(UserError, match="a prompt has 256 tokens, the model 256 positions") as raised:
         answer(model, chat_tokenizer, [[7], [7] * 256], GREEDY, STOPS)
     assert raised.value.code == ExitCode.DATA
 

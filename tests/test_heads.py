@@ -109,7 +109,7 @@ CHANGES = {
 def test_what_a_model_does_to_its_logits_keeps_it_whole(family, change, capsys):
     policy = changed(make(family), CHANGES[change])
     assert find_head(policy) is None
-    assert capsys.readouterr().out.startswith(f"note: {family} does more to its logits than is known here")
+    assert capsys.readouterr().out.startswith(f"note: {family} changes its logits in an unknown way")
     rows = [pair([11, 12, 13], [14, 15, 16], [17])]  # no target is the id that is cut
     plain = make(family)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_a_cap_or_scale_under_another_name_is_found(family, monkeypatch, capsys)
     said = SimpleNamespace(model_type=family, vocab_size=model.config.vocab_size)
     monkeypatch.setattr(type(model.config), "get_text_config", lambda *_, **__: said)
     assert find_head(model) is None
-    assert f"{family} does more to its logits than is known here" in capsys.readouterr().out
+    assert f"{family} changes its logits in an unknown way" in capsys.readouterr().out
     assert torch.equal(token_logps(model, batch).values, expected)
 
 
@@ -153,7 +153,7 @@ def test_a_model_without_an_output_layer_is_left_whole(capsys):
     model = make("llama")
     model.get_output_embeddings = lambda: None
     assert find_head(model) is None
-    assert "llama has no output layer of its own: logits are made whole" in capsys.readouterr().out
+    assert "llama has no separate output layer; all logits are computed at once" in capsys.readouterr().out
     model = make("llama")
     model.get_decoder = lambda: model
     assert find_head(model) is None

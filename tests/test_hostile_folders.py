@@ -291,7 +291,7 @@ def test_positions_that_are_stored(tiny_gpt2, tmp_path):
 @pytest.mark.parametrize("changes", [{"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}])
 def test_a_rank_far_larger_than_the_weights(adapter, changes):
     change_json(adapter / "adapter_config.json", **changes)
-    refused(infer(adapter), 67, "a rank of", "adapter_config.json")
+    refused(infer(adapter), 67, "exceeds every stored matrix", "adapter_config.json")
 
 
 @pytest.mark.parametrize("ids", ["x", [1, "x"], [[1]], {"a": 1}, 1.5, True])

@@ -13,7 +13,7 @@ from support.command_line import Bench, refused, run
 from dpo_lightning.data.encoding import template_limits
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.limits import LimitError, limited
+from dpo_lightning.limits import LimitError, limit_resources
 
 LOOP = "{% for i in range(99999) %}"
 ENDLESS = {
@@ -57,7 +57,7 @@ USUAL = "{{ messages[0].content }}"
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
     """A limit that is reached sooner."""
-    monkeypatch.setattr(template_limits, "SECONDS", 0.5)
+    monkeypatch.setattr(template_limits, "TEMPLATE_SECONDS", 0.5)
 
 
 def messages():
@@ -145,12 +145,12 @@ def test_what_a_library_catches_is_stopped_all_the_same():
         while True:
             pass
 
-    with pytest.raises(LimitError), limited(seconds=0.2):
+    with pytest.raises(LimitError), limit_resources(seconds=0.2):
         stubborn()
 
 
 def test_a_limit_that_is_not_reached_changes_nothing():
-    with limited(seconds=100):
+    with limit_resources(seconds=100):
         made = bytearray(1 << 20)
     assert len(made) == 1 << 20
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)

@@ -11,14 +11,14 @@ from support.model_families import FAMILIES, PAIRS, make
 from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning.attention.masks import Forest
-from dpo_lightning.attention.tree import Kernel, tree_attention
+from dpo_lightning.attention.tree import AttentionParams, tree_attention
 from dpo_lightning.batches import Tree
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import token_logps
 from dpo_lightning.models import attention as model_attention
-from dpo_lightning.models.attention import NAME, attention, install, takes_trees
+from dpo_lightning.models.attention import ATTENTION_NAME, attention, install, takes_trees
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.models.lm_head import find_head
@@ -30,17 +30,17 @@ REFUSED = {
     "jamba": (
         "Jamba",
         {"use_mamba_kernels": False, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
-        "jamba has linear_attention layers, which run along a whole row",
+        "jamba has linear_attention layers, which mix all tokens of a row",
     ),
     "gpt-oss": ("GptOss", EXPERTS | {"head_dim": 8, "sliding_window": 4}, "its attention has s_aux"),
     "llama 4": (
         "Llama4",
         {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
-        "llama4_text has chunked_attention layers, which run along a whole row",
+        "llama4_text has chunked_attention layers, which mix all tokens of a row",
     ),
-    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "bloom does not run with it"),
-    "doge": ("Doge", {}, "doge does not run with it: its attention has a mask of its own"),
-    "falcon": ("Falcon", {"num_kv_heads": 2}, "falcon has an attention of its own"),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "bloom fails with the package's attention"),
+    "doge": ("Doge", {}, "doge fails with the package's attention: its attention has a mask of its own"),
+    "falcon": ("Falcon", {"num_kv_heads": 2}, "falcon does not use transformers' attention functions"),
 }
 
 
@@ -115,7 +115,7 @@ def test_what_is_saved_does_not_tell_of_our_attention(lora, tiny_llama, chat_tok
     save_model(model, chat_tokenizer, tmp_path, str(tiny_llama))
     saved = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*config.json")}
     assert ("adapter_config.json" if lora else "config.json") in saved
-    assert not [name for name, content in saved.items() if NAME in map(str, content.values())]
+    assert not [name for name, content in saved.items() if ATTENTION_NAME in map(str, content.values())]
     assert not [name for name, content in saved.items() if any("attn_implementation" in key for key in content)]
     if lora is None:
         again = CausalLM(str(tmp_path), attention="sdpa").build()
@@ -149,7 +149,7 @@ def test_blocks_are_the_same_attention(options, by_blocks):
     found, _ = attention(torch.nn.Module(), query, key, value, None, trees=Forest(trees, 1, 11), **options)
     assert len(by_blocks) == 1
     expected = tree_attention(
-        query, key, value, trees, Kernel(8**-0.5, 0.0, options.get("softcap"), options.get("sliding_window"))
+        query, key, value, trees, AttentionParams(8**-0.5, 0.0, options.get("softcap"), options.get("sliding_window"))
     )
     torch.testing.assert_close(found, expected)
 
@@ -214,9 +214,9 @@ def test_a_window_that_attention_is_not_told_of_is_caught(family, window):
     before = logps(model)
     reason = install(model)
     if window == 4:
-        assert "gives other log-probabilities in packed rows, by" in reason
+        assert "gives log-probabilities in packed rows that differ by" in reason
     else:
-        assert "has a sliding window of which its attention is not told" in reason
+        assert "does not pass its sliding window to the attention function" in reason
     assert not takes_trees(model)
     assert torch.equal(logps(model), before)
 
@@ -227,7 +227,7 @@ def test_a_model_without_positions_of_its_own_is_caught():
     wpe = model.transformer.wpe
     wpe.register_forward_pre_hook(lambda _, args: (torch.arange(args[0].shape[1]).expand_as(args[0]),))
     reason = install(model)
-    assert "gpt2 gives other log-probabilities in packed rows, by" in reason
+    assert "gpt2 gives log-probabilities in packed rows that differ by" in reason
     assert not takes_trees(model)
 
 
@@ -277,7 +277,7 @@ def test_numbers_that_are_none_are_no_agreement():
     model = make("llama")
     with torch.no_grad():
         model.lm_head.weight[3] = torch.nan
-    assert "gives other log-probabilities in packed rows, by nan" in install(model)
+    assert "gives log-probabilities in packed rows that differ by nan" in install(model)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -296,7 +296,7 @@ def test_a_run_with_a_model_that_cannot_says_why_and_pads(tmp_path, capsys):
     data = PreferenceDataModule(train=str(file), batch_size=4, max_length=128)
     short_runs.fit(short_runs.module(folder), file, tmp_path, data=data, enable_checkpointing=False)
     told = capsys.readouterr().out
-    assert "layout: padded rows (bloom does not run with it" in told
+    assert "layout: padded rows (bloom fails with the package's attention" in told
     assert "self-check: passed" in told
     assert data.layout == Padded()
     asked = PreferenceDataModule(train=str(file), batch_size=4, max_length=128, collator=PackedSharedPrefix())

@@ -52,7 +52,7 @@ def test_a_precomputed_reference(options, tmp_path, monkeypatch):
     ("flags", "said"),
     [
         (["--data", "PreferenceDataModule"], "KTOModule takes UnpairedDataModule"),
-        (["--model.loss", "DPOLoss"], "this class is for another module at model.loss\n  | DPOLoss"),
+        (["--model.loss", "DPOLoss"], "this class belongs to another module at model.loss\n  | DPOLoss"),
         (["--model.loss.undesirable_weight", "-1"], "must be 0 or more"),
         (["--model.loss.label_smoothing", "0.1"], "label_smoothing"),
         (["--model.reference", "AdapterDisabled"], "AdapterDisabled needs a new adapter"),
@@ -65,7 +65,9 @@ def test_what_does_not_go_together(flags, said, options, tmp_path):
 
 def test_a_loss_of_judged_answers_is_none_of_pairs(tiny_llama, tmp_path):
     options = ("--config", CONFIGS / "dpo.yaml", "--model.policy.path", tiny_llama, "--output_dir", tmp_path / "run")
-    refused(run("fit", *options, "--model.loss", "KTOLoss"), 64, "this class is for another module", "configs/kto.yaml")
+    refused(
+        run("fit", *options, "--model.loss", "KTOLoss"), 64, "this class belongs to another module", "configs/kto.yaml"
+    )
     refused(run("fit", *options, "--data", "UnpairedDataModule"), 64, "DPOModule takes PreferenceDataModule")
 
 

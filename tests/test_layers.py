@@ -10,7 +10,7 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "version errors terminal console log special_files limits batches types intervals",
+    "version errors terminal console log special_files atomic_files limits batches types intervals",
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
     "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise "

@@ -5,7 +5,7 @@ import torch
 from support.model_families import PAIRS, make
 
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.logps import CACHED, CHUNK, cached, chunks, score
+from dpo_lightning.logps import CACHED, CHUNK, score, split_for_cache, split_rows
 from dpo_lightning.models.lm_head import find_head
 
 
@@ -27,14 +27,14 @@ def test_pieces_of_logits_have_the_stated_sizes():
 )
 def test_a_piece_is_as_many_rows_as_fit(vocabulary, rows, sizes):
     logits, others = torch.empty(rows, vocabulary), torch.arange(rows)
-    pieces = list(cached(logits, others))
+    pieces = list(split_for_cache(logits, others))
     assert [len(piece) for piece, _ in pieces] == sizes
     assert torch.equal(torch.cat([own for _, own in pieces]), others)
 
 
 def test_there_are_no_pieces_of_nothing():
-    assert list(chunks(3, torch.empty(0, 2), torch.empty(0))) == []
-    assert [len(part) for (part,) in chunks(3, torch.empty(7))] == [3, 3, 1]
+    assert list(split_rows(3, torch.empty(0, 2), torch.empty(0))) == []
+    assert [len(part) for (part,) in split_rows(3, torch.empty(7))] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("parts", [True, False])

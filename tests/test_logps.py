@@ -12,7 +12,7 @@ from torch import nn
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.examples import EncodedSFT
-from dpo_lightning.logps import logps_of, reduced, score
+from dpo_lightning.logps import logps_of, reduce_by_sequence, score
 from dpo_lightning.losses import IPOLoss
 from dpo_lightning.models.attention import install
 from dpo_lightning.models.lm_head import find_head
@@ -70,7 +70,7 @@ def layout(request):
 
 def test_equal_logits_give_minus_n_ln_v():
     values = logps_of(torch.zeros(3, 16), torch.tensor([3, 7, 15]))
-    sums, lengths = reduced(TokenLogps(values, torch.tensor([0, 0, 1])), 2)[:2]
+    sums, lengths = reduce_by_sequence(TokenLogps(values, torch.tensor([0, 0, 1])), 2)[:2]
     assert sums.tolist() == pytest.approx([-5.545177, -2.772589], abs=1e-6)
     assert lengths.tolist() == [2, 1]
 
@@ -160,14 +160,14 @@ def test_a_table_that_is_off_by_one_shows():
 
 def test_sums_are_reduced_by_sequence_and_not_by_row():
     tokens = TokenLogps(torch.tensor([-4.0, -7.0, -8.0, -1.0, -2.0]), torch.tensor([0, 1, 1, 2, 2]))
-    sums, lengths = reduced(tokens, 4)[:2]
+    sums, lengths = reduce_by_sequence(tokens, 4)[:2]
     assert sums.tolist() == [-4.0, -15.0, -3.0, 0.0]
     assert lengths.tolist() == [1, 2, 2, 0]
 
 
 def test_a_sequence_without_a_scored_token_is_zero_and_has_no_gradient():
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    sums, lengths = reduced(TokenLogps(logps_of(logits[2:], torch.tensor([1])), torch.tensor([1])), 2)[:2]
+    sums, lengths = reduce_by_sequence(TokenLogps(logps_of(logits[2:], torch.tensor([1])), torch.tensor([1])), 2)[:2]
     assert sums[0] == lengths[0] == 0
     (sums / lengths.clamp(min=1)).sum().backward()
     assert torch.isfinite(logits.grad).all()
@@ -179,7 +179,7 @@ def test_bf16_logits_lose_nothing_in_the_sum():
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(1000, 300, generator=generator) * 4).bfloat16()
     targets = torch.randint(0, 300, (1000,), generator=generator)
-    sums, lengths = reduced(TokenLogps(logps_of(logits, targets), torch.arange(1000) // 500), 2)[:2]
+    sums, lengths = reduce_by_sequence(TokenLogps(logps_of(logits, targets), torch.arange(1000) // 500), 2)[:2]
     exact = logits.double().log_softmax(-1).gather(-1, targets[:, None]).reshape(2, -1).sum(1)
     assert sums.dtype == lengths.dtype == torch.float32
     assert sums.tolist() == pytest.approx(exact.tolist(), rel=1e-6, abs=1e-3)
@@ -194,7 +194,7 @@ def test_a_gradient_reaches_bf16_logits():
 
 def test_lengths_beyond_what_bf16_counts_are_exact():
     values = logps_of(torch.zeros(701, 4, dtype=torch.bfloat16), torch.zeros(701).long())
-    assert reduced(TokenLogps(values, torch.zeros(701).long()), 1).lengths.tolist() == [701]
+    assert reduce_by_sequence(TokenLogps(values, torch.zeros(701).long()), 1).lengths.tolist() == [701]
 
 
 # Models

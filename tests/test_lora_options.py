@@ -51,11 +51,11 @@ def test_what_lies_inside_of_the_ranges(options):
         ({"lora_dropout": 1.0}, "lora_dropout", r"must lie in \[0, 1\)"),
         ({"lora_dropout": -0.01}, "lora_dropout", r"must lie in \[0, 1\)"),
         ({"lora_dropout": math.nan}, "lora_dropout", r"must lie in \[0, 1\)"),
-        ({"use_dora": True, "init_lora_weights": "mica"}, "use_dora", "does not go with mica"),
-        ({"init_lora_weights": False}, "init_lora_weights", "begins with noise"),
-        ({"init_lora_weights": "pissa_niter_0"}, "init_lora_weights", "is none that is known here"),
-        ({"init_lora_weights": "pissa_niter_"}, "init_lora_weights", "is none that is known here"),
-        ({"init_lora_weights": "gaussians"}, "init_lora_weights", "is none that is known here"),
+        ({"use_dora": True, "init_lora_weights": "mica"}, "use_dora", "cannot be combined with mica"),
+        ({"init_lora_weights": False}, "init_lora_weights", "adds random noise"),
+        ({"init_lora_weights": "pissa_niter_0"}, "init_lora_weights", "is unknown"),
+        ({"init_lora_weights": "pissa_niter_"}, "init_lora_weights", "is unknown"),
+        ({"init_lora_weights": "gaussians"}, "init_lora_weights", "is unknown"),
         ({"init_lora_weights": "eva"}, "init_lora_weights", "needs the rows"),
         ({"init_lora_weights": "corda"}, "init_lora_weights", "needs the rows"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights", "needs gradients"),
@@ -83,4 +83,4 @@ def test_what_lies_outside_of_them(options, name, reason):
 )
 def test_what_a_beginning_asks_of_the_base(start, from_base, takes_out, needs_whole):
     lora = Lora(init_lora_weights=start)
-    assert (lora.from_base, lora.takes_out, lora.needs_whole) == (from_base, takes_out, needs_whole)
+    assert (lora.from_base, lora.changes_base, lora.needs_full_weights) == (from_base, takes_out, needs_whole)

@@ -228,7 +228,7 @@ def test_a_loss_that_needs_a_reference_gets_one(tiny_llama):
 def test_without_a_reference_no_second_model_is_held(tiny_llama, tmp_path, capsys):
     """And nothing is logged of it."""
     memory, _ = fit(tiny_llama, SimPOLoss(), whole_runs.preference_rows(2), tmp_path)
-    assert "reference: ReferenceFree (the loss asks none)" in capsys.readouterr().out
+    assert "reference: ReferenceFree (the loss uses no reference)" in capsys.readouterr().out
     assert "train/rewards/accuracies" in memory.steps[1]
     assert "train/logps/ref_accuracies" not in memory.steps[1]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dpo_lightning import logps
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.logps import score, scored_positions
+from dpo_lightning.logps import compute_scored, score
 from dpo_lightning.losses import CPOLoss, DPOLoss, IPOLoss, LDDPOLoss, LNDPOLoss, ORPOLoss, SFTLoss, SimPOLoss
 from dpo_lightning.models.attention import install
 from dpo_lightning.models.lm_head import find_head
@@ -62,7 +62,7 @@ def scored(policy, reference, rows, statistics, head=True):
     """The same as a step has it: a batch of trees, and logits a few at a time."""
     batch = PackedSharedPrefix().pairs(rows, range(len(rows)))
     heads = [find_head(model) if head else None for model in (policy, reference)]
-    others = scored_positions(reference, batch, heads[1]) if "kl" in statistics else None
+    others = compute_scored(reference, batch, heads[1]) if "kl" in statistics else None
     own = [name for name in statistics if name == "tokens"]
     return PairLogps.of(
         score(policy, batch, heads[0], statistics, others), score(reference, batch, heads[1], own), batch

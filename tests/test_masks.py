@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning.attention import masks
 from dpo_lightning.attention.masks import Forest, causal_mask, tree_rule
-from dpo_lightning.attention.tree import Kernel, tree_attention
+from dpo_lightning.attention.tree import AttentionParams, tree_attention
 from dpo_lightning.batches import Tree
 
 
@@ -40,7 +40,7 @@ def test_attention_by_blocks_is_that_under_the_dense_mask(trees, window):
     mask = Forest(tuple(trees), len(query), query.shape[2]).block_mask(window, query.device)
     found = flex_attention(query, key, value, block_mask=mask, scale=0.4, enable_gqa=True).transpose(1, 2)
     real = on_tokens(trees, query.shape[2])
-    torch.testing.assert_close(found[real], dense(query, key, value, trees, Kernel(0.4, window=window))[real])
+    torch.testing.assert_close(found[real], dense(query, key, value, trees, AttentionParams(0.4, window=window))[real])
     assert torch.isfinite(found).all()
 
 
@@ -69,9 +69,9 @@ def test_what_was_made_while_evaluating_serves_training():
     trees = (Tree(0, 0, 41, (3, 2), (0, 1)), Tree(0, 46, 150, (7, 1), (2, 3)))
     parts = tensors(trees)
     with torch.inference_mode():
-        evaluated = tree_attention(*parts, trees, Kernel(0.4))
+        evaluated = tree_attention(*parts, trees, AttentionParams(0.4))
         Forest.of(trees, 1, 206).block_mask(None, torch.device("cpu"))
     assert not Forest.of(trees, 1, 206).block_mask(None, torch.device("cpu")).kv_indices.is_inference()
-    trained = tree_attention(*parts, trees, Kernel(0.4))
+    trained = tree_attention(*parts, trees, AttentionParams(0.4))
     gradients(trained, parts)
     assert torch.equal(trained, evaluated)

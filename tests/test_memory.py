@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW
 
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
 from dpo_lightning.models.folder import count_values
-from dpo_lightning.runs.memory_estimate import Run, shapes_of
+from dpo_lightning.runs.memory_estimate import MemoryEstimate, shapes_of
 
 KINDS = {
     "llama": tiny_models.make_llama,
@@ -43,7 +43,7 @@ def held(model):
 
 
 def a_run(model, **options):
-    return Run(model, "32-true", **options)
+    return MemoryEstimate(model, "32-true", **options)
 
 
 def test_values_are_those_of_the_files(folder):
@@ -102,7 +102,7 @@ def test_a_configuration_without_weights_is_enough(tmp_path):
     parts = {part.name: part.bytes for part in whole.parts()}
     assert parts["weights"] == parts["gradients"] == parts["reference"] == 2 * 13_015_864_320
     assert parts["optimizer"] == 4 * 13_015_864_320
-    qlora = Run(
+    qlora = MemoryEstimate(
         CausalLM(str(tmp_path), lora=Lora(), quantization=Quantization(double_quant=True), gradient_checkpointing=True),
         "bf16-mixed",
         "bitsandbytes.optim.PagedAdamW8bit",
@@ -144,7 +144,7 @@ def middling(tmp_path_factory):
 )
 def test_every_knob_takes_less(less, precision, middling):
     of_model = {name: less[name] for name in less if name in CausalLM.__dataclass_fields__}
-    whole = Run(CausalLM(str(middling)), precision, reference="copy", sequences=8, max_length=256)
+    whole = MemoryEstimate(CausalLM(str(middling)), precision, reference="copy", sequences=8, max_length=256)
     rest = {name: less[name] for name in less if name not in of_model}
     other = replace(whole, model=replace(whole.model, **of_model), **rest)
     assert 0 < other.total() < whole.total()
@@ -160,4 +160,4 @@ def test_more_bits_and_eager_attention_take_more(tiny_llama):
 
 def test_a_named_reference_is_counted_as_it_is(tiny_llama, tiny_gpt2):
     run = a_run(CausalLM(str(tiny_llama)), reference="model", other=str(tiny_gpt2))
-    assert run.held_reference() == 4 * count_values(Path(tiny_gpt2))
+    assert run.reference_weights() == 4 * count_values(Path(tiny_gpt2))

@@ -11,7 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.merging import agreement, check_mergeable, merged, probe, retie, shard_size, untie, write
+from dpo_lightning.models.merging import (
+    check_mergeable,
+    check_shard_size,
+    compare_logits,
+    merge_adapter,
+    probe_logits,
+    retie,
+    untie,
+    write_model,
+)
 
 
 def base(folder, **options):
@@ -30,7 +39,7 @@ def trained(base, folder, config):
         (-model(input_ids=ids).logits.float().softmax(-1)[..., :40].sum(-1).log().mean()).backward()
         optimizer.step()
     model.eval().save_pretrained(folder / "adapter")
-    return probe(model), folder / "adapter"
+    return probe_logits(model), folder / "adapter"
 
 
 KINDS = {
@@ -60,19 +69,19 @@ def test_the_written_model_is_what_was_trained(kind, tied, tmp_path, capsys):
     """Merging in place changes both ends of a tie, where peft is left alone with it."""
     folder = base(tmp_path, tie_word_embeddings=tied)
     expected, adapter = trained(folder, tmp_path, LoraConfig(r=2, task_type="CAUSAL_LM", **KINDS[kind]))
-    untouched = probe(AutoModelForCausalLM.from_pretrained(folder))
+    untouched = probe_logits(AutoModelForCausalLM.from_pretrained(folder))
     assert (expected - untouched).abs().max() > 0.1
     builder = CausalLM(str(adapter), attention="eager")
-    model = merged(builder.build())
+    model = merge_adapter(builder.build())
     out = tmp_path / "out"
-    write(model, builder.tokenizer(), out, "float32", "5GB")
+    write_model(model, builder.tokenizer(), out, "float32", "5GB")
     loaded = AutoModelForCausalLM.from_pretrained(out)
-    assert (probe(loaded) - expected).abs().max() < 1e-4
+    assert (probe_logits(loaded) - expected).abs().max() < 1e-4
     stays = tied and kind in STAY_TIED
     assert loaded.config.tie_word_embeddings == stays
     stored = CausalLM(str(out)).build()
     assert (stored.lm_head.weight is stored.model.embed_tokens.weight) == stays
-    assert ("written as two" in capsys.readouterr().out) == (tied and not stays)
+    assert ("written untied" in capsys.readouterr().out) == (tied and not stays)
 
 
 @pytest.mark.parametrize("part", ["a rounding", 1e-6, 1e-4, 1e-3])
@@ -86,8 +95,8 @@ def test_the_least_difference_makes_two_of_a_tie(part, end, tmp_path, capsys):
         weight[7, 3] = torch.nextafter(weight[7, 3], torch.tensor(9.0)) if part == "a rounding" else weight[7, 3] + part
     expected = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
     retie(model)
-    assert "written as two" in capsys.readouterr().out
-    write(model, tiny_models.make_chat_tokenizer(), tmp_path, "float32", "5GB")
+    assert "written untied" in capsys.readouterr().out
+    write_model(model, tiny_models.make_chat_tokenizer(), tmp_path, "float32", "5GB")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert not loaded.config.tie_word_embeddings
     assert torch.equal(loaded.get_input_embeddings().weight, expected[0])
@@ -115,7 +124,7 @@ def test_a_hardly_trained_head_is_not_lost(tmp_path):
     torch.nn.init.constant_(layer.lora_B["default"].weight, 1e-6)
     head = layer.base_layer.weight + layer.get_delta_weight("default")
     model.save_pretrained(tmp_path / "adapter")
-    found = merged(CausalLM(str(tmp_path / "adapter"), attention="eager").build())
+    found = merge_adapter(CausalLM(str(tmp_path / "adapter"), attention="eager").build())
     assert torch.equal(found.lm_head.weight, head)
     assert torch.equal(found.model.embed_tokens.weight, layer.base_layer.weight)
     assert 0 < (head - layer.base_layer.weight).abs().max() < 1e-4
@@ -128,7 +137,7 @@ def test_plain_peft_would_lose_it(tmp_path):
     config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["lm_head"])
     expected, adapter = trained(folder, tmp_path, config)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter))
-    assert (probe(plain.merge_and_unload()) - expected).abs().max() > 0.1
+    assert (probe_logits(plain.merge_and_unload()) - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -136,28 +145,28 @@ def test_half_precision_rounds_and_no_more(dtype, tmp_path):
     folder = base(tmp_path)
     expected, adapter = trained(folder, tmp_path, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
     builder = CausalLM(str(adapter), attention="eager")
-    write(merged(builder.build()), builder.tokenizer(), tmp_path / "out", dtype, "5GB")
+    write_model(merge_adapter(builder.build()), builder.tokenizer(), tmp_path / "out", dtype, "5GB")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert loaded.dtype == getattr(torch, dtype)
-    near = agreement(expected, probe(loaded.float()), dtype)
+    near = compare_logits(expected, probe_logits(loaded.float()), dtype)
     assert near.holds
     assert near.difference > 1e-4
-    assert not agreement(expected, probe(AutoModelForCausalLM.from_pretrained(folder)), dtype).holds
+    assert not compare_logits(expected, probe_logits(AutoModelForCausalLM.from_pretrained(folder)), dtype).holds
 
 
 @pytest.mark.parametrize(("dtype", "near", "far"), [("float32", 9e-6, 1.1e-5), ("float16", 0.019, 0.021)])
 def test_how_far_two_models_may_be_apart(dtype, near, far):
     """A part of the largest logit, whatever its size."""
     logits = torch.tensor([[[100.0, -3.0]]], dtype=torch.float64)
-    assert agreement(logits, logits + 100 * near, dtype).holds
-    assert not agreement(logits, logits + 100 * far, dtype).holds
+    assert compare_logits(logits, logits + 100 * near, dtype).holds
+    assert not compare_logits(logits, logits + 100 * far, dtype).holds
 
 
 def test_what_is_no_number_does_not_agree():
     logits = torch.ones(1, 1, 2)
-    assert agreement(logits, logits, "float32").holds
-    assert not agreement(logits, logits * torch.nan, "float32").holds
-    assert not agreement(logits * 1e-3, logits * 1e-3 + 2e-4, "float32").holds
+    assert compare_logits(logits, logits, "float32").holds
+    assert not compare_logits(logits, logits * torch.nan, "float32").holds
+    assert not compare_logits(logits * 1e-3, logits * 1e-3 + 2e-4, "float32").holds
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_how_far_logits_may_be_apart(largest, dtype, allowed):
     for part, holds in ((0.99, True), (1.01, False)):
         other = logits.clone()
         other[0, 1, 3] -= part * allowed
-        found = agreement(logits, other, dtype)
+        found = compare_logits(logits, other, dtype)
         assert found.allowed == pytest.approx(allowed)
         assert found.difference == pytest.approx(part * allowed)
         assert found.holds == holds
@@ -230,7 +239,7 @@ def test_what_peft_cannot_merge_is_refused(tmp_path):
     config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear", lora_bias=True)
     _, adapter = trained(base(tmp_path), tmp_path, config)
     policy = CausalLM(str(adapter), attention="eager").build()
-    assert "the base layer has no bias" in refused(lambda: merged(policy))
+    assert "the base layer has no bias" in refused(lambda: merge_adapter(policy))
 
 
 def test_a_product_beyond_all_numbers_is_refused(tmp_path):
@@ -240,7 +249,7 @@ def test_a_product_beyond_all_numbers_is_refused(tmp_path):
     for name, value in policy.named_parameters():
         if ".lora_" in name:
             torch.nn.init.constant_(value, 1e30)
-    assert "peft cannot merge this adapter" in refused(lambda: merged(policy))
+    assert "peft cannot merge this adapter" in refused(lambda: merge_adapter(policy))
 
 
 def test_a_start_that_no_one_can_repeat_is_refused(tmp_path):
@@ -250,16 +259,16 @@ def test_a_start_that_no_one_can_repeat_is_refused(tmp_path):
     expected, adapter = trained(folder, tmp_path, config)
     torch.manual_seed(9)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter))
-    assert (probe(plain) - expected).abs().max() > 0.1
+    assert (probe_logits(plain) - expected).abs().max() > 0.1
     assert "random decomposition" in refused(CausalLM(str(adapter)).build)
 
 
 @pytest.mark.parametrize("text", ["5GB", "200MB", "1KB"])
 def test_sizes_of_shards(text):
-    assert shard_size(text) == text
+    assert check_shard_size(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "5", "0GB", "-1GB", "5gb", "5 GB", "many"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(UserError, match="this is no size"):
-        shard_size(text)
+    with pytest.raises(UserError, match="not a size"):
+        check_shard_size(text)

@@ -25,7 +25,7 @@ from dpo_lightning.models.checks import (
 )
 from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.models.lm_head import find_head
-from dpo_lightning.models.probe import probe
+from dpo_lightning.models.probe import make_probe
 from dpo_lightning.references import FrozenCopy
 from dpo_lightning.references.precomputed import Precomputed
 
@@ -117,9 +117,9 @@ def test_a_check_leaves_the_model_and_the_random_numbers_as_they_were():
 
 def test_ids_with_a_meaning_are_not_in_the_probe():
     model = make("llama", pad_token_id=1)
-    ids = {id_ for row in probe(VOCAB)[0] for answer in row.answers for id_ in (*row.prompt_ids, *answer.ids)}
+    ids = {id_ for row in make_probe(VOCAB)[0] for answer in row.answers for id_ in (*row.prompt_ids, *answer.ids)}
     model.config.image_token_id, model.config.eos_token_id = max(ids), sorted(ids)[:3]
-    batch = model_checks.probe_batch(model, Padded())
+    batch = model_checks.plain_probe(model, Padded())
     assert max(ids) not in batch.input_ids
     assert batch.mask.sum(-1).tolist() == [12, 9, 10, 7]
 
@@ -149,7 +149,7 @@ ENCODERS = {
 def test_a_model_in_which_a_token_sees_later_ones_is_refused(kind, dtype):
     model = build(kind, initializer_range=0.02, **ENCODERS[kind]).to(dtype)
     message = refused(check_model, model, "folder")
-    assert f"{kind} is not a causal language model: the last token moves earlier logits" in message
+    assert f"{kind} is not a causal language model: the last token changes earlier logits" in message
 
 
 def test_an_encoder_is_refused_before_training(file, tmp_path):
@@ -170,7 +170,7 @@ def test_an_encoder_is_refused_before_training(file, tmp_path):
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "data2vec-text", "roberta-prelayernorm"])
 def test_a_model_that_counts_positions_its_own_way_is_refused(kind):
     message = refused(check_model, build(kind, is_decoder=True, **BERT))
-    assert f"{kind} gives other log-probabilities in padded rows than for a row alone" in message
+    assert f"{kind} gives log-probabilities in padded rows that differ" in message
 
 
 def test_what_a_models_code_raises_is_a_refusal():
@@ -186,7 +186,7 @@ def test_a_model_whose_code_asserts_what_trees_are_not_keeps_padded_rows():
     model = build("xlm", causal=True, emb_dim=32, n_layers=2, n_heads=4, **IDS).eval()
     expected = plain(model)
     check_model(model)
-    assert "xlm does not run with it: AssertionError" in install(model)
+    assert "xlm fails with the package's attention: AssertionError" in install(model)
     torch.testing.assert_close(logps(model, Padded(), find_head(model)), expected, rtol=0, atol=2e-5)
 
 
@@ -201,7 +201,7 @@ def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path):
     )
     for use in ("config", "tokenizer", "build"):
         message = refused(getattr(CausalLM(str(tmp_path)), use))
-        assert "t5 is an encoder-decoder model and not a causal language model" in message
+        assert "t5 is not a causal language model but an encoder-decoder" in message
         assert len(message) < 400
 
 
@@ -224,7 +224,7 @@ def test_rows_padded_on_the_left_are_refused_where_the_numbers_are_others(kind):
     torch.testing.assert_close(logps(model, Padded()), expected, rtol=0, atol=2e-5)
     assert (logps(model, Padded(side="left")) - expected).abs().max() > 0.05
     check_layout(model, Padded())
-    assert f"{kind} gives other log-probabilities in rows padded on the left" in refused(
+    assert f"{kind} gives log-probabilities in rows padded on the left that differ" in refused(
         check_layout, model, Padded(side="left")
     )
 
@@ -264,7 +264,7 @@ def test_a_router_that_draws_its_experts_is_refused(lora, reference, tmp_path):
     sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
     folder = save(tmp_path / "phimoe", "phimoe", max_position_embeddings=256, **PHI | sizes)
     message = refused(short_runs.module(folder, reference, lora=lora).configure_model)
-    assert "phimoe gives other log-probabilities in train mode" in message
+    assert "phimoe differs in train mode" in message
     assert "it draws random numbers there" in message
 
 
@@ -298,7 +298,7 @@ def test_any_part_that_is_another_function_in_train_mode_is_found(kind, dtype):
     model = make("llama")
     model.model.norm = kind()
     message = refused(check_training_mode, model.to(dtype))
-    assert "llama gives other log-probabilities in train mode, by up to" in message
+    assert "llama differs in train mode by up to" in message
     assert ("it draws random numbers there" in message) == (kind is Drawing)
 
 
@@ -353,4 +353,4 @@ def test_a_leak_from_one_pair_into_the_next_is_found(monkeypatch):
         return out
 
     monkeypatch.setattr(model_attention, "tree_attention", leaking)
-    assert "llama gives other log-probabilities in packed rows" in install(make("llama"))
+    assert "llama gives log-probabilities in packed rows that differ" in install(make("llama"))

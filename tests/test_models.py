@@ -120,7 +120,7 @@ def test_weights_come_in_the_precision_that_was_asked_for(tiny_llama, dtype):
 def test_more_ids_than_embeddings(tmp_path, chat_tokenizer):
     folder = tiny_models.save(tmp_path, tiny_models.make_llama(len(chat_tokenizer) - 1), chat_tokenizer)
     message = refused(CausalLM(str(folder)), use="tokenizer")
-    assert f"ids up to {len(chat_tokenizer) - 1}, the model embeds {len(chat_tokenizer) - 1}" in message
+    assert f"ids up to {len(chat_tokenizer) - 1}, the model has {len(chat_tokenizer) - 1}" in message
 
 
 def test_an_id_beyond_a_gap(folder):
@@ -129,7 +129,7 @@ def test_an_id_beyond_a_gap(folder):
     vocabulary = content["model"]["vocab"]
     vocabulary[max(vocabulary, key=vocabulary.get)] = 900
     file.write_text(json.dumps(content))
-    assert "ids up to 900, the model embeds 480" in refused(CausalLM(str(folder)), use="tokenizer")
+    assert "ids up to 900, the model has 480 embeddings" in refused(CausalLM(str(folder)), use="tokenizer")
 
 
 @pytest.mark.parametrize("name", ["eos_token", "pad_token", "bos_token"])
@@ -196,13 +196,13 @@ def test_end_ids_are_the_generation_configs(folder):
 
 def test_an_adapter_goes_on_being_trained(tiny_llama, trained, capsys):
     policy = CausalLM(str(trained), lora=Lora(r=4)).build()
-    assert "its own adapter is trained further" in capsys.readouterr().out
+    assert "a trained adapter and is trained further" in capsys.readouterr().out
     stored = load_file(trained / "adapter_model.safetensors")
     kept = {name: value for name, value in policy.named_parameters() if value.requires_grad}
     assert len(kept) == len(stored)
     for name, value in stored.items():
         assert torch.equal(kept[name.replace(".weight", ".default.weight")], value)
-    assert CausalLM(str(trained)).trained_values() == 0
+    assert CausalLM(str(trained)).count_trained_values() == 0
     assert CausalLM(str(trained)).base_path() == str(tiny_llama)
 
 

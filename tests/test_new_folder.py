@@ -26,7 +26,7 @@ def refused(act, said, code=ExitCode.OUTPUT):
 def test_it_appears_whole(tmp_path):
     out = NewFolder(str(tmp_path / "a b/모델"), "out")
     out.check([tmp_path / "model"])
-    with out.written() as folder:
+    with out.write() as folder:
         (folder / "sub").mkdir()
         (folder / "weights").write_text("x")
         assert not out.path.exists()
@@ -37,7 +37,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "out").mkdir()
     out = NewFolder(str(tmp_path / "out"), "out")
     out.check([])
-    with out.written() as folder:
+    with out.write() as folder:
         (folder / "weights").write_text("x")
     assert contents(tmp_path) == ["out", "out/weights"]
 
@@ -47,7 +47,7 @@ def test_a_failure_leaves_nothing(error, tmp_path):
     out = NewFolder(str(tmp_path / "made/for/out"), "out")
 
     def write():
-        with out.written() as folder:
+        with out.write() as folder:
             (folder / "half").write_text("x")
             raise error
 
@@ -65,7 +65,7 @@ def test_a_failure_at_the_very_end_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(new_folder, "sync", fail)
-    with pytest.raises(OSError, match="No space"), out.written() as folder:
+    with pytest.raises(OSError, match="No space"), out.write() as folder:
         (folder / "new").write_text("x")
     assert contents(tmp_path) == ["out", "out/old"]
 
@@ -74,20 +74,20 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     (tmp_path / ".out.partial/sub").mkdir(parents=True)
     (tmp_path / ".out.partial/half").write_text("x")
     (tmp_path / ".out.partial" / new_folder.MARK).touch()
-    with NewFolder(str(tmp_path / "out"), "out").written() as folder:
+    with NewFolder(str(tmp_path / "out"), "out").write() as folder:
         (folder / "weights").write_text("x")
     assert contents(tmp_path) == ["out", "out/weights"]
 
 
 def test_a_folder_that_is_written_is_marked(tmp_path):
     """So that what a killed process leaves can be told from a folder of the user's."""
-    with NewFolder(str(tmp_path / "out"), "out").written():
+    with NewFolder(str(tmp_path / "out"), "out").write():
         assert contents(tmp_path) == [".out.partial", f".out.partial/{new_folder.MARK}"]
     assert contents(tmp_path) == ["out"]
 
 
 def write_in(out):
-    with out.written() as folder:
+    with out.write() as folder:
         (folder / "weights").write_text("x")
 
 
@@ -134,7 +134,7 @@ def test_two_do_not_write_at_once(tmp_path):
     fcntl.flock(handle, fcntl.LOCK_EX)
     (tmp_path / ".out.partial/theirs").write_text("x")
     try:
-        refused(lambda: NewFolder(str(tmp_path / "out"), "out").written().__enter__(), "another process is writing")
+        refused(lambda: NewFolder(str(tmp_path / "out"), "out").write().__enter__(), "another process is writing")
     finally:
         os.close(handle)
     assert contents(tmp_path) == [".out.partial", ".out.partial/theirs"]
@@ -147,7 +147,7 @@ def test_a_used_folder_is_refused_or_moved_aside(tmp_path, capsys):
     refused(lambda: out.check([]), "is there already")
     out.check([], fresh=True)
     for _ in range(2):  # within one second
-        with out.written() as folder:
+        with out.write() as folder:
             (folder / "new").write_text("x")
     assert sorted(path.name for path in out.path.iterdir()) == ["new"]
     aside = sorted(path for path in tmp_path.iterdir() if path.name != "out")
@@ -168,7 +168,7 @@ def test_a_file_and_a_link_are_no_folders(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("file", "link"):
         refused(lambda name=name: NewFolder(str(tmp_path / name), "out").check([]), "a file or a link")
-    refused(lambda: NewFolder(str(tmp_path / "file/out"), "out").check([]), "nothing can be written")
+    refused(lambda: NewFolder(str(tmp_path / "file/out"), "out").check([]), "is not writable")
 
 
 def test_a_name_that_is_too_long(tmp_path):
@@ -177,4 +177,4 @@ def test_a_name_that_is_too_long(tmp_path):
 
 @pytest.mark.parametrize("name", ["", " ", "..", "/", "a\0b"])
 def test_what_is_no_name_is_refused(name):
-    refused(lambda: NewFolder(name, "out"), "no folder name", ExitCode.CONFIG)
+    refused(lambda: NewFolder(name, "out"), "not a folder name", ExitCode.CONFIG)

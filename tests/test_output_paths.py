@@ -7,7 +7,14 @@ import pytest
 from jsonargparse import Namespace
 from support.command_line import Bench, refused, watch_loading
 
-from dpo_lightning.config.output_paths import given, is_name, lies_in, on_command_line, places, references
+from dpo_lightning.config.output_paths import (
+    find_places,
+    find_reference_files,
+    is_inside,
+    is_name,
+    on_command_line,
+    parse_flags,
+)
 from dpo_lightning.errors import UserError
 from dpo_lightning.runs.folder import RunFolder
 
@@ -91,7 +98,7 @@ def test_a_file_names_no_place_outside_of_the_run(bench, victim, monkeypatch, ca
     loaded = watch_loading(monkeypatch)
     text, key = OUTSIDE[case]
     text = text.replace("VICTIM", str(victim)).replace("RUN", str(bench.folder / "run"))
-    refused(bench.fit(*bench.overlay(text)), 64, "would be written outside of output_dir", f"{key}\n", "command line")
+    refused(bench.fit(*bench.overlay(text)), 64, "the path is outside of output_dir", f"{key}\n", "command line")
     assert [path.name for path in victim.iterdir()] == ["important.ckpt"]
     assert (victim / "important.ckpt").read_text() == "mine"
     assert not (bench.folder / "run").exists()
@@ -170,7 +177,7 @@ def test_places_in_the_run_are_free(bench):
 @pytest.mark.parametrize("name", ["~/run", "$SCRATCH/run", "${HOME}", "s3://bucket/run", "a\x1b[2Jb"])
 def test_a_folder_is_named_as_it_stands(name):
     """Some loggers would expand what others would not, and write into another folder."""
-    with pytest.raises(UserError, match="taken as it stands"):
+    with pytest.raises(UserError, match="not supported in a folder's name"):
         RunFolder(name)
 
 
@@ -184,7 +191,7 @@ def test_a_file_moves_no_folder(bench):
     """`fresh` counts on the command line alone; the saved config of a run with it is no trap."""
     (bench.folder / "run").mkdir()
     (bench.folder / "run" / "mine").touch()
-    refused(bench.fit(*bench.overlay("fresh: true\n")), 73, "holds a run already", "--fresh")
+    refused(bench.fit(*bench.overlay("fresh: true\n")), 73, "already holds a run", "--fresh")
     assert (bench.folder / "run" / "mine").exists()
 
 
@@ -226,7 +233,7 @@ def test_every_option_that_names_a_place(kind, name, given):
         part = {"class_path": f"lightning.pytorch.{kind}", given: {name: value}}
         within = {"class_path": around, "init_args": {"parts": ({"part": [part]},)}}
         for whole in (part, Namespace(part), within):
-            ((key, text, inside),) = places(whole, "trainer", "run")
+            ((key, text, inside),) = find_places(whole, "trainer", "run")
             assert key.startswith("trainer.")
             assert (key.rpartition(".")[2], text, inside) == (name, "../x", False)
 
@@ -237,7 +244,7 @@ def test_what_names_no_place():
     default = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": None}}
     named = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"name": "lightning_logs"}}
     for value in ({"dir": "../x", "name": ".."}, version, default, named, 3, None):
-        assert list(places(value, "trainer", "run")) == []
+        assert list(find_places(value, "trainer", "run")) == []
 
 
 def test_names_and_folders(tmp_path):
@@ -260,13 +267,13 @@ def test_names_and_folders(tmp_path):
         "memory://a",
     ):
         assert not is_name(name), name
-    assert lies_in(str(tmp_path / "a" / "b"), str(tmp_path / "a"))
-    assert lies_in(str(tmp_path / "a"), str(tmp_path / "a"))
-    assert not lies_in(str(tmp_path / "ab"), str(tmp_path / "a"))
+    assert is_inside(str(tmp_path / "a" / "b"), str(tmp_path / "a"))
+    assert is_inside(str(tmp_path / "a"), str(tmp_path / "a"))
+    assert not is_inside(str(tmp_path / "ab"), str(tmp_path / "a"))
     (tmp_path / "link").symlink_to(tmp_path)
-    assert lies_in(str(tmp_path / "link" / "a"), str(tmp_path / "link"))
+    assert is_inside(str(tmp_path / "link" / "a"), str(tmp_path / "link"))
     for elsewhere in ("file:a/b", "memory://a/b", "~/x", "$HOME/x"):
-        assert not lies_in(elsewhere, "."), elsewhere
+        assert not is_inside(elsewhere, "."), elsewhere
 
 
 def test_where_log_probabilities_may_lie(place):
@@ -274,7 +281,9 @@ def test_where_log_probabilities_may_lie(place):
 
     def found(name, path):
         reference = {"class_path": f"dpo_lightning.references.{name}", "init_args": {"path": path}}
-        return [inside for _, _, inside in references({"model": {"init_args": {"reference": reference}}}, "run")]
+        return [
+            inside for _, _, inside in find_reference_files({"model": {"init_args": {"reference": reference}}}, "run")
+        ]
 
     (place / "victim").mkdir()
     (place / "victim" / "there").touch()
@@ -297,8 +306,8 @@ def test_where_log_probabilities_may_lie(place):
 )
 def test_what_a_flag_gives(args):
     """Also a text that YAML would take for another."""
-    assert on_command_line("trainer.name", "../a #1", list(given(["fit", "--trainer.name=../a #1"])))
-    assert on_command_line("trainer.callbacks.dirpath", "/a", list(given(["fit", *args])))
+    assert on_command_line("trainer.name", "../a #1", list(parse_flags(["fit", "--trainer.name=../a #1"])))
+    assert on_command_line("trainer.callbacks.dirpath", "/a", list(parse_flags(["fit", *args])))
 
 
 @pytest.mark.parametrize(
@@ -314,4 +323,4 @@ def test_what_a_flag_gives(args):
     ],
 )
 def test_what_no_flag_gives(args):
-    assert not on_command_line("trainer.callbacks.dirpath", "/a", list(given(["fit", *args])))
+    assert not on_command_line("trainer.callbacks.dirpath", "/a", list(parse_flags(["fit", *args])))

@@ -5,10 +5,10 @@ import itertools
 import pytest
 from support.command_line import CONFIGS, Bench, refused, run, watch_loading
 
-from dpo_lightning.config.parse_errors import Known, parsing_error, shortened
+from dpo_lightning.config.parse_errors import Known, parser_error, shorten
 
 FLAGS = {
-    "typo": (["--modle.loss.beta", "1"], "there is no option modle.loss.beta", "model.loss.beta?"),
+    "typo": (["--modle.loss.beta", "1"], "the option modle.loss.beta does not exist", "model.loss.beta?"),
     "typo in a part": (["--model.los.beta", "1"], "model.los", "did you mean model.loss"),
     "typo in a loss": (["--model.loss.betta", "1"], "no option model.loss.betta", "did you mean model.loss.beta?"),
     "typo in the model": (["--model.learnin_rate", "1"], "model.learnin_rate", "did you mean model.learning_rate?"),
@@ -22,11 +22,15 @@ FLAGS = {
     "typo in lora": (["--model.policy.lora.rr", "1"], "model.policy.lora.rr", "did you mean model.policy.lora.r?"),
     "typo in the data": (["--data.batchsize", "1"], "data.batchsize", "did you mean data.batch_size?"),
     "typo in the trainer": (["--trainer.max_step", "1"], "trainer.max_step", "did you mean trainer.max_steps?"),
-    "a key of another place": (["--beta", "1"], "there is no option beta", "did you mean model.loss.beta?"),
-    "half a key": (["--trainer.max_ep", "1"], "there is no option trainer.max_ep", "fix: did you mean trainer.max_"),
-    "half of --config": (["--conf", "x.yaml"], "there is no option conf", "did you mean config?"),
-    "nothing like it": (["--zzzz", "1"], "there is no option zzzz", "--help"),
-    "a stray word": (["stray"], "there is no option stray"),
+    "a key of another place": (["--beta", "1"], "the option beta does not exist", "did you mean model.loss.beta?"),
+    "half a key": (
+        ["--trainer.max_ep", "1"],
+        "the option trainer.max_ep does not exist",
+        "fix: did you mean trainer.max_",
+    ),
+    "half of --config": (["--conf", "x.yaml"], "the option conf does not exist", "did you mean config?"),
+    "nothing like it": (["--zzzz", "1"], "the option zzzz does not exist", "--help"),
+    "a stray word": (["stray"], "the option stray does not exist"),
     "a word for a number": (["--model.loss.beta", "big"], "expected float at model.loss.beta\n  | big"),
     "a fraction for a count": (["--data.batch_size", "1.5"], "expected int at data.batch_size\n  | 1.5"),
     "a word for a switch": (["--data.shuffle", "perhaps"], "expected bool at data.shuffle\n  | perhaps"),
@@ -34,15 +38,19 @@ FLAGS = {
     "no choice of the trainer": (["--trainer.precision", "7"], "16-mixed", "at trainer.precision\n  | 7"),
     "a word for a seed": (["--seed_everything", "x"], "expected bool or int at seed_everything\n  | x"),
     "a flag without its value": (["--data.batch_size"], "expected one argument at data"),
-    "no such loss": (["--model.loss", "IPPOLoss"], "no such class at model.loss\n  | IPPOLoss", "IPOLoss"),
+    "no such loss": (["--model.loss", "IPPOLoss"], "the class does not exist at model.loss\n  | IPPOLoss", "IPOLoss"),
     "no loss at all": (["--model.loss", "null"], "there is no loss at model.loss", "name a loss"),
-    "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot take this away", "lora: null"),
+    "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot set this to null", "lora: null"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
-    "no such model": (["--model", "PPO"], "no such class at model\n  | PPO", "DPOModule, SFTModule"),
-    "no such data": (["--data", "Rows"], "no such class at data\n  | Rows", "PreferenceDataModule, SFTDataModule"),
+    "no such model": (["--model", "PPO"], "the class does not exist at model\n  | PPO", "DPOModule, SFTModule"),
+    "no such data": (
+        ["--data", "Rows"],
+        "the class does not exist at data\n  | Rows",
+        "PreferenceDataModule, SFTDataModule",
+    ),
     "no such callback": (
         ["--trainer.callbacks+=Sample"],
-        "no such class at trainer.callbacks",
+        "the class does not exist at trainer.callbacks",
         "did you mean Samples?",
     ),
     "a class of another kind": (["--model.loss", "dpo_lightning.models.causal_lm.Lora"], "at model.loss"),
@@ -51,7 +59,7 @@ FLAGS = {
         "HingeLoss has no option model.loss.label_smoothing",
         "leave the option out",
     ),
-    "lr of the optimizer": (["--model.optimizer.lr", "1"], "no lr of its own", "--model.learning_rate"),
+    "lr of the optimizer": (["--model.optimizer.lr", "1"], "set by model.learning_rate", "--model.learning_rate"),
     "rate 0": (["--model.learning_rate", "0"], "learning_rate=0.0", "at model.learning_rate"),
     "rate below 0": (["--model.learning_rate=-1e-6"], "learning_rate=-1e-06"),
     "rate nan": (["--model.learning_rate", "nan"], "at model.learning_rate"),
@@ -65,12 +73,12 @@ FLAGS = {
     "smoothing of 0.5": (["--model.loss.label_smoothing", "0.5"], "label_smoothing=0.5 must lie in [0, 0.5)"),
     "an adapter to disable": (["--model.reference", "AdapterDisabled"], "model.reference", "--model.policy.lora.r 16"),
     "rows of another kind": (["--data", "SFTDataModule"], "DPOModule takes PreferenceDataModule at data"),
-    "a package with a dash": (["--allow-class-path", "os; x"], "no package name at --allow-class-path\n  | os; x"),
-    "no package": (["--allow-class-path"], "no package name at --allow-class-path"),
+    "a package with a dash": (["--allow-class-path", "os; x"], "not a package name at --allow-class-path\n  | os; x"),
+    "no package": (["--allow-class-path"], "not a package name at --allow-class-path"),
 }
 
 FILES = {
-    "typo at the top": ("modle: {}\n", "there is no option modle", "did you mean model"),
+    "typo at the top": ("modle: {}\n", "the option modle", "did you mean model"),
     "typo in a section": ("trainer:\n  max_step: 1\n", "option trainer.max_step", "did you mean trainer.max_steps?"),
     "typo in a model": ("model:\n  init_args:\n    learnin_rate: 1\n", "did you mean model.learning_rate?"),
     "typo in a policy": ("model:\n  init_args:\n    policy: {paths: x}\n", "did you mean model.policy.path?"),
@@ -87,7 +95,7 @@ FILES = {
     "a wrong type": ("data:\n  init_args: {batch_size: two}\n", "expected int at data.batch_size\n  | two"),
     "a wrong loss": (
         "model:\n  init_args:\n    loss: DPOLos\n",
-        "no such class at model.loss",
+        "the class does not exist at model.loss",
         "did you mean DPOLoss?",
     ),
     "a number for a section": ("trainer: 3\n", "expected keys below trainer"),
@@ -98,30 +106,30 @@ FILES = {
     ),
     "lr of the optimizer": (
         "model:\n  init_args:\n    optimizer:\n      class_path: torch.optim.AdamW\n      init_args: {lr: 1}\n",
-        "no lr of its own",
+        "set by model.learning_rate",
     ),
     "rate .nan": ("model:\n  init_args: {learning_rate: .nan}\n", "learning_rate=nan"),
     "rate -.inf": ("model:\n  init_args: {learning_rate: -.inf}\n", "learning_rate=-inf"),
     "beta .nan": ("model:\n  init_args:\n    loss:\n      init_args: {beta: .nan}\n", "must be a finite number"),
     "a key twice": ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' stands twice", "overlay.yaml:3:3"),
     "a tab": ("trainer:\n\tmax_steps: 1\n", r"found character '\t'", "overlay.yaml:2:1"),
-    "an open bracket": ("trainer: [1\n", "this is no YAML", "overlay.yaml:2:1"),
-    "a wrong indent": ("trainer:\n   max_steps: 1\n  max_epochs: 1\n", "this is no YAML", "overlay.yaml:3:3"),
+    "an open bracket": ("trainer: [1\n", "invalid YAML", "overlay.yaml:2:1"),
+    "a wrong indent": ("trainer:\n   max_steps: 1\n  max_epochs: 1\n", "invalid YAML", "overlay.yaml:3:3"),
     "two documents": ("a: 1\n---\nb: 1\n", "another document", "overlay.yaml:2:1"),
-    "a list as a key": ("? [a, b]\n: 1\n", "this is no YAML", "overlay.yaml:1:3"),
-    "bottomless": ("[" * 5000, "this is no YAML"),
-    "a part of itself": ("trainer: &a {callbacks: [*a]}\n", "this is no YAML: its anchors make", "overlay.yaml"),
-    "a list in itself": ("trainer: &a [*a]\n", "this is no YAML: its anchors make"),
+    "a list as a key": ("? [a, b]\n: 1\n", "invalid YAML", "overlay.yaml:1:3"),
+    "bottomless": ("[" * 5000, "invalid YAML"),
+    "a part of itself": ("trainer: &a {callbacks: [*a]}\n", "invalid YAML: its anchors expand to", "overlay.yaml"),
+    "a list in itself": ("trainer: &a [*a]\n", "invalid YAML: its anchors expand to"),
     "anchors without bound": (
         "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in itertools.pairwise("abcdefghi")),
-        "this is no YAML: its anchors make",
+        "invalid YAML: its anchors expand to",
     ),
-    "an impossible date": ("a: 2024-13-45\n", "this is no YAML"),
-    "Python in YAML": ("a: !!python/object/apply:os.abort []\n", "this is no YAML", "overlay.yaml:1:4"),
-    "no text": (b"\xff\xfe\x00", "this is no YAML", "overlay.yaml"),
-    "empty": ("", "a config is a mapping of keys"),
-    "a list": ("- 1\n", "a config is a mapping of keys"),
+    "an impossible date": ("a: 2024-13-45\n", "invalid YAML"),
+    "Python in YAML": ("a: !!python/object/apply:os.abort []\n", "invalid YAML", "overlay.yaml:1:4"),
+    "no text": (b"\xff\xfe\x00", "invalid YAML", "overlay.yaml"),
+    "empty": ("", "a config has to be a mapping of keys"),
+    "a list": ("- 1\n", "a config has to be a mapping of keys"),
 }
 
 
@@ -218,11 +226,11 @@ def test_a_large_rate_is_warned_about(bench):
 )
 def test_an_unforeseen_message_stays_short(message, said):
     """The parser may learn new words: they are handed on, never a stack of them."""
-    error = str(parsing_error(message, Known([], {})))
+    error = str(parser_error(message, Known([], {})))
     assert said in error
     assert len(error) < 500
 
 
 def test_a_long_text_keeps_both_ends():
-    assert shortened("a" * 300) == "a" * 300
-    assert shortened("a" * 200 + "b" * 200) == "a" * 150 + " … " + "b" * 150
+    assert shorten("a" * 300) == "a" * 300
+    assert shorten("a" * 200 + "b" * 200) == "a" * 150 + " … " + "b" * 150

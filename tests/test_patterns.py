@@ -31,8 +31,8 @@ USED = (
 @pytest.fixture(autouse=True)
 def shorter(monkeypatch):
     """Limits that are reached sooner."""
-    monkeypatch.setattr(patterns, "SECONDS", 0.5)
-    monkeypatch.setattr(patterns, "WAIT", 2.0)
+    monkeypatch.setattr(patterns, "MATCHING_SECONDS", 0.5)
+    monkeypatch.setattr(patterns, "PROBE_SECONDS", 2.0)
 
 
 def change_json(path, change):
@@ -116,7 +116,7 @@ def test_an_expression_of_a_tokenizer(folder, capfd, place, pattern):
 
 @pytest.mark.parametrize("pattern", USED)
 def test_expressions_in_use_come_to_an_end(pattern):
-    assert patterns.comes_to_an_end(pattern)
+    assert patterns.terminates(pattern)
 
 
 def test_what_only_a_text_of_its_own_kind_meets(folder):
@@ -132,4 +132,4 @@ def test_replacements_that_grow(folder):
         folder / "tokenizer.json",
         lambda content: content.update(normalizer={"type": "Sequence", "normalizers": [doubled] * 40}),
     )
-    refused(infer(folder), 67, "grow without bound", str(folder / "tokenizer.json"))
+    refused(infer(folder), 67, "too long by its replacements", str(folder / "tokenizer.json"))

@@ -113,7 +113,7 @@ def test_in_half_precision_the_self_check_says_how_far_it_is(precision, tiny_lla
     assert "in half precision, sums of other batches differ by up to about 1 nat" in told
     assert told.count("self-check: passed (starting loss 0.69") == 2
     assert "margins within" in told
-    assert made.reference.nearness == HALF_TOLERANCE
+    assert made.reference.start_tolerance == HALF_TOLERANCE
 
 
 def test_a_start_that_is_not_near_is_named(tiny_llama, file, tmp_path):
@@ -177,14 +177,14 @@ def test_nothing_of_it_is_trained_saved_or_sent(tiny_llama, file):
 @pytest.mark.parametrize("lora", [None, Lora(r=2)])
 def test_there_is_a_model_to_ask_only_below_a_new_adapter(lora, tiny_llama, file):
     made = looked_up(tiny_llama, file, lora=lora)
-    assert made.reference.live == (lora is not None)
+    assert made.reference.has_model == (lora is not None)
     if lora is None:
-        with pytest.raises(UserError, match="has log-probabilities and no model"), made.reference.activated(None):
+        with pytest.raises(UserError, match="has log-probabilities and no model"), made.reference.as_model(None):
             pass
     else:
         short_runs.take_steps(made, short_runs.batch(made, file), 2)
         batch = short_runs.batch(made, file)
-        with torch.no_grad(), made.reference.activated(made.policy) as base:
+        with torch.no_grad(), made.reference.as_model(made.policy) as base:
             found = token_logps(base, batch)
         expected = token_logps(CausalLM(str(tiny_llama)).build(), batch)
         torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
@@ -206,13 +206,13 @@ def test_another_model_is_not_loaded_once_the_file_is_there(tiny_llama, file, tm
     batch = short_runs.batch(found, file)
     expected = live.reference(live.policy, batch).sums
     torch.testing.assert_close(found.reference(found.policy, batch).sums, expected, rtol=1e-5, atol=1e-4)
-    assert not found.reference.starts_equal
+    assert not found.reference.equals_start
     with pytest.raises(UserError, match="weights: the file has"):
         looked_up(tiny_llama, file, Precomputed(path="ref.safetensors"))
     other.rename(tmp_path / "gone")
     kept = looked_up(tiny_llama, file, Precomputed(path="ref.safetensors", model=str(other)))
     assert kept.reference.digest(kept.policy) == first.reference.digest(first.policy)
-    with pytest.raises(UserError, match="there is no such model folder"):
+    with pytest.raises(UserError, match="the model folder does not exist"):
         looked_up(tiny_llama, file, Precomputed(model=str(other)))
 
 
@@ -290,7 +290,7 @@ def test_a_policy_without_its_folder_is_told(tiny_llama, file, tmp_path):
     folder = tiny_models.save(tmp_path / "policy", tiny_models.make_llama(), tiny_models.make_chat_tokenizer())
     looked_up(folder, file, Precomputed(path="ref.safetensors"))
     folder.rename(tmp_path / "gone")
-    with pytest.raises(UserError, match="there is no such model folder") as raised:
+    with pytest.raises(UserError, match="the model folder does not exist") as raised:
         short_runs.fit(short_runs.module(folder, Precomputed(path="ref.safetensors")), file, tmp_path / "run")
     assert raised.value.code == ExitCode.INPUT_MISSING
 

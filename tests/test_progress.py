@@ -31,7 +31,7 @@ def progress(*, epochs=1, steps=4, whole=True, places=()):
 @pytest.mark.parametrize(("limits", "named"), [({"max_epochs": 1}, "max_epochs 2"), ({"max_steps": 4}, "max_steps 5")])
 def test_a_run_with_nothing_left_is_refused(limits, named):
     config = {f"trainer.{name}": value for name, value in limits.items()}
-    with pytest.raises(UserError, match="nothing is left to train") as told:
+    with pytest.raises(UserError, match="training is complete") as told:
         check_progress(progress(), config)
     assert told.value.code == ExitCode.CONFIG
     assert told.value.fix == f"--trainer.{named} or more"
@@ -66,7 +66,7 @@ def test_a_capped_run_goes_on_to_the_end_of_its_epoch(bench, tmp_path, cap):
     """As if it had never been stopped, and not beyond its cap or its epochs."""
     assert bench.fit("--trainer.max_steps", "1", out="half").code == 0
     checkpoint = tmp_path / "half" / "checkpoints" / "last.ckpt"
-    refused(bench.fit("--ckpt_path", checkpoint, "--trainer.max_steps", "1"), 64, "nothing is left to train")
+    refused(bench.fit("--ckpt_path", checkpoint, "--trainer.max_steps", "1"), 64, "training is complete")
     ran = bench.fit("--ckpt_path", checkpoint, "--trainer.max_steps", cap)
     assert ran.code == 0, ran
     assert MODEL_LINE not in ran.out
@@ -74,7 +74,7 @@ def test_a_capped_run_goes_on_to_the_end_of_its_epoch(bench, tmp_path, cap):
     models = [load_file(tmp_path / name / "final_model" / "model.safetensors") for name in ("run", "whole")]
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
     whole = tmp_path / "whole" / "checkpoints" / "last.ckpt"
-    refused(bench.fit("--ckpt_path", whole), 64, "nothing is left to train: the checkpoint has 1 of 1")
+    refused(bench.fit("--ckpt_path", whole), 64, "training is complete: the checkpoint has 1 of 1")
 
 
 def test_steps_after_the_last_log_line_are_logged_at_the_end(bench, tmp_path):

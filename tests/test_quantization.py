@@ -150,7 +150,7 @@ def test_both_models_are_quantized(quantization, tiny_llama, file, tmp_path):
     new = ready(tiny_llama, quantization)
     assert isinstance(new.reference, AdapterDisabled)
     assert len(quantized_layers(new.policy, quantization)) == 14
-    with new.reference.activated(new.policy) as model:
+    with new.reference.as_model(new.policy) as model:
         assert len(quantized_layers(model, quantization)) == 14
     before = adapter_folder(tiny_llama, file, tmp_path / "adapter")
     further = ready(before, quantization, lora=None)
@@ -159,7 +159,7 @@ def test_both_models_are_quantized(quantization, tiny_llama, file, tmp_path):
     named = ready(tiny_llama, quantization, reference=FrozenCopy(str(tiny_llama)))  # the base, as the policy still is
     for made in (further, copied, named):
         assert len(quantized_layers(made.policy, quantization)) == 14
-        with made.reference.activated(made.policy) as model:
+        with made.reference.as_model(made.policy) as model:
             assert (model is made.policy) == (made is further)
             assert len(quantized_layers(model, quantization)) == 14
             assert made is further or not any(value.requires_grad for value in model.parameters())
@@ -263,11 +263,11 @@ def test_quantized_weights_are_not_trained_themselves(quantization, tiny_llama, 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"dtype": "bfloat16"}, "stays in float32"),
-        ({"lora": Lora(init_lora_weights="pissa")}, "pissa begins with whole weights"),
-        ({"lora": Lora(init_lora_weights="olora")}, "olora begins with whole weights"),
-        ({"lora": Lora(init_lora_weights="mica")}, "mica begins with whole weights"),
-        ({"lora": Lora(init_lora_weights="orthogonal")}, "orthogonal begins with whole weights"),
+        ({"dtype": "bfloat16"}, "have to be float32"),
+        ({"lora": Lora(init_lora_weights="pissa")}, "pissa needs unquantized base weights"),
+        ({"lora": Lora(init_lora_weights="olora")}, "olora needs unquantized base weights"),
+        ({"lora": Lora(init_lora_weights="mica")}, "mica needs unquantized base weights"),
+        ({"lora": Lora(init_lora_weights="orthogonal")}, "orthogonal needs unquantized base weights"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_by_name(options, complaint):
@@ -278,7 +278,7 @@ def test_what_does_not_go_with_it_is_refused_by_name(options, complaint):
 
 @pytest.mark.parametrize("options", [{"quant_type": "fp4"}, {"double_quant": True}, {"compute_dtype": "bfloat16"}])
 def test_options_of_four_bits_are_not_taken_with_eight(options):
-    with pytest.raises(UserError, match="is for 4 bits"):
+    with pytest.raises(UserError, match="applies to 4 bits only"):
         Quantization(bits=8, **options)
     Quantization(bits=4, **options)
 

@@ -14,7 +14,7 @@ from support.command_line import QUIET, ROOT, run
 
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.models.folder import EMBEDDED
-from dpo_lightning.runs.resume import flat, spoken
+from dpo_lightning.runs.resume import flatten, format_key
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAM = ["python", "-m", "dpo_lightning"]
@@ -162,7 +162,7 @@ def test_every_flag_of_the_readme_exists(place, monkeypatch):
     monkeypatch.chdir(place)
     options = ("--config", "configs/dpo.yaml", "--model.policy.lora.r", "8", *BITS, "--output_dir", "x")
     printed = run("fit", *options, "--print_config")
-    known = {spoken(key) for key, _ in flat(yaml.safe_load(printed.out))}
+    known = {format_key(key) for key, _ in flatten(yaml.safe_load(printed.out))}
     known |= {"model.optimizer", "model.loss", "model.loss.target", "model.loss.divergence", "model.reference.path"}
     flags = set(re.findall(r"--((?:model|data|trainer)\.[\w.]*\w)", README))
     assert len(flags) >= 12

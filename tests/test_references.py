@@ -169,7 +169,7 @@ def test_another_model_as_reference(tiny_llama, file, tmp_path):
     made = short_runs.ready(tiny_llama, FrozenCopy(path=str(other)))
     pairs = short_runs.batch(made, file)
     assert torch.equal(made.reference(made.policy, pairs).sums, score(CausalLM(str(other)).build(), pairs).sums)
-    assert not made.reference.starts_equal
+    assert not made.reference.equals_start
     assert made.compare(pairs)[1].margins.all()
 
 
@@ -190,7 +190,7 @@ def test_a_reference_with_another_tokenizer_is_refused(tiny_llama, tmp_path):
 
 def test_a_reference_that_embeds_fewer_ids_is_refused(tiny_llama, chat_tokenizer, tmp_path):
     small = tiny_models.save(tmp_path / "small", tiny_models.make_llama(len(chat_tokenizer) - 1), chat_tokenizer)
-    with pytest.raises(UserError, match="the model embeds"):
+    with pytest.raises(UserError, match="the model has"):
         short_runs.ready(tiny_llama, FrozenCopy(path=str(small)))
 
 

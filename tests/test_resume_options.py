@@ -13,7 +13,7 @@ from dpo_lightning.config.files import read_config
 from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.runs.resume import differences, flat
+from dpo_lightning.runs.resume import differences, flatten
 
 FREE_DATA = {"num_workers", "eval"}
 TRAINER = {
@@ -104,7 +104,7 @@ def first(tmp_path_factory, tiny_llama):
 
 def test_the_run_wrote_every_option(first):
     """What is not written cannot be compared."""
-    written = dict(flat(read_config(str(first.folder / "run" / "config.yaml"))))
+    written = dict(flatten(read_config(str(first.folder / "run" / "config.yaml"))))
     for name in parameters(PreferenceDataModule):
         assert f"data.init_args.{name}" in written
     for name in TRAINER:

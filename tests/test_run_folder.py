@@ -76,14 +76,14 @@ def without_privileges():
 def test_a_used_folder_is_refused_before_anything_is_loaded(bench, used, monkeypatch):
     loaded, before = watch_loading(monkeypatch), tree(bench.folder)
     ran = bench.fit()
-    refused(ran, 73, "holds a run already at output_dir", str(used)[:60], "--output_dir NAME", "--fresh")
+    refused(ran, 73, "already holds a run at output_dir", str(used)[:60], "--output_dir NAME", "--fresh")
     assert (loaded, tree(bench.folder)) == ([], before)
 
 
 def test_an_empty_folder_is_as_good_as_none(bench):
     (bench.folder / "run").mkdir()
     assert bench.fit("--trainer.max_steps", "1").code == 0
-    refused(bench.fit(), 73, "holds a run already")
+    refused(bench.fit(), 73, "already holds a run")
 
 
 def test_fresh_moves_the_old_run_aside(bench, used):
@@ -114,14 +114,14 @@ def test_fresh_does_not_move_the_folder_one_stands_in(bench, monkeypatch, name):
     monkeypatch.chdir(bench.folder / "below")
     before = tree(bench.folder)
     refused(bench.fit("--fresh", "--output_dir", name), 64, "--fresh cannot move this folder", f"  | {name}\n")
-    refused(bench.fit("--output_dir", name), 73, "holds a run already")
+    refused(bench.fit("--output_dir", name), 73, "already holds a run")
     assert tree(bench.folder) == before
 
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_a_name_is_needed(bench, name):
-    refused(bench.fit(f"--output_dir={name}"), 64, "this is no folder name at output_dir")
-    with pytest.raises(UserError, match="no folder name"):
+    refused(bench.fit(f"--output_dir={name}"), 64, "not a folder name at output_dir")
+    with pytest.raises(UserError, match="not a folder name"):
         RunFolder("a\0b")
 
 
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_written(mode, below):
     closed = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folder is closed to everybody else
     closed.chmod(mode)
     try:
-        with without_privileges(), pytest.raises(UserError, match="nothing can be written in") as caught:
+        with without_privileges(), pytest.raises(UserError, match="is not writable in") as caught:
             RunFolder(str(closed / below)).check()
         assert caught.value.code == 73
     finally:
@@ -160,7 +160,7 @@ def test_a_write_test_comes_before_anything_is_loaded(bench, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("dpo_lightning.runs.folder.tempfile.TemporaryFile", denied)
-    refused(bench.fit(), 73, "nothing can be written", "Permission denied at output_dir")
+    refused(bench.fit(), 73, "is not writable", "Permission denied at output_dir")
     assert not loaded
     assert not (bench.folder / "run").exists()
 
@@ -172,7 +172,7 @@ def test_a_name_that_is_too_long(bench):
 def test_a_full_disk_is_noticed_with_numbers(bench, monkeypatch, tmp_path):
     """Before the folder is made: free and needed space."""
     monkeypatch.setattr("dpo_lightning.runs.folder.shutil.disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
-    with pytest.raises(UserError, match=r"1\.5 GB are free, the run writes up to 2\.0 GB at output_dir") as caught:
+    with pytest.raises(UserError, match=r"1\.5 GB are free, but the run writes up to 2\.0 GB at output_dir") as caught:
         check_space(tmp_path / "a" / "b", 2_000_000_000)
     assert caught.value.code == 73
     check_space(tmp_path / "a" / "b", 1_500_000_000)
@@ -187,7 +187,7 @@ def test_two_processes_cannot_share_a_folder(bench, monkeypatch):
     with held(folder):
         (folder / "config.yaml").touch()
         for more in ([], ["--fresh"]):
-            refused(bench.fit(*more), 73, "another process is running in the folder", "wait for it")
+            refused(bench.fit(*more), 73, "another process uses the folder", "wait until it ends")
         assert not loaded
         assert not list(bench.folder.glob("run.*"))
     (folder / "config.yaml").unlink()
@@ -201,11 +201,11 @@ def test_of_two_that_start_together_one_goes_on(tmp_path):
         folder.check()
     first.claim()
     first.write_config("first")
-    with pytest.raises(UserError, match="another process is running") as caught:
+    with pytest.raises(UserError, match="another process uses the folder") as caught:
         second.claim()
     assert caught.value.code == 73
     first.release()
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         third.claim()
     assert (tmp_path / "run" / "config.yaml").read_text() == "first"
 
@@ -292,7 +292,7 @@ def test_a_failing_continuation_keeps_the_run(bench, monkeypatch):
 def test_a_checkpoint_of_another_folder_does_not_open_this_one(bench, used):
     assert bench.fit(out="other").code == 0
     more = ("--trainer.max_epochs", "2", "--ckpt_path", bench.folder / "other/checkpoints/last.ckpt")
-    refused(bench.fit(*more), 73, "holds a run already")
+    refused(bench.fit(*more), 73, "already holds a run")
     folder = RunFolder(str(used))
     assert not folder.holds(None)
     assert folder.holds(str(used / "last.ckpt"))

@@ -16,7 +16,15 @@ from dpo_lightning.data.datamodules import SFTDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
-from dpo_lightning.runs.lineage import UNRECORDED, Stage, chain, folder_digest, record, recorded, section
+from dpo_lightning.runs.lineage import (
+    UNRECORDED,
+    Stage,
+    folder_digest,
+    format_section,
+    read_stages,
+    trace_stages,
+    write_stages,
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def test_every_stage_begins_where_the_last_one_ended(lora, file, demonstrations,
         assert not torch.allclose(ended, begun, atol=1e-2)
         begun = ended
     last = home / "단계 2/final_model"
-    assert [stage.what for stage in chain(last)] == ["SFTModule", "DPOModule", "DPOModule"]
+    assert [stage.what for stage in trace_stages(last)] == ["SFTModule", "DPOModule", "DPOModule"]
     if lora:
         assert CausalLM(str(last)).base_path() == str(home / "base")
 
@@ -120,7 +128,7 @@ def test_an_adapter_on_a_model_that_an_earlier_stage_trained(file, demonstration
     assert_began_at_ln2(first)
     made, first = run_dpo(tmp_path / "one/final_model", file, tmp_path / "two", lora=Lora(r=2))
     assert_began_at_ln2(first)
-    stages = chain(tmp_path / "two/final_model")
+    stages = trace_stages(tmp_path / "two/final_model")
     assert [stage.what for stage in stages] == ["SFTModule", "DPOModule", "DPOModule"]
     assert [stage.policy["lora"] and stage.policy["lora"]["r"] for stage in stages] == [None, 2, None]
     assert CausalLM(str(tmp_path / "two/final_model")).base_path() == str(base)
@@ -134,7 +142,7 @@ def test_the_card_of_the_third_stage_tells_all_three(file, demonstrations, tiny_
     run_dpo(tmp_path / "sft/final_model", file, tmp_path / "one")
     made, _ = run_dpo(tmp_path / "one/final_model", file, tmp_path / "two")
     last = tmp_path / "two/final_model"
-    stages = recorded(last)
+    stages = read_stages(last)
     assert [stage.steps for stage in stages] == [2, 2, 2]
     assert [stage.start for stage in stages] == [folder_digest(tiny_llama), stages[0].digest, stages[1].digest]
     assert stages[2].digest == folder_digest(last)
@@ -163,18 +171,18 @@ def test_weights_that_were_changed_since_are_told(file, tiny_llama, tmp_path, ca
     folder = tmp_path / "one/final_model"
     tiny_models.save(folder, tiny_models.make_llama(seed=5), tiny_models.make_chat_tokenizer())
     capsys.readouterr()
-    assert [stage.what for stage in chain(folder)] == ["DPOModule", UNRECORDED]
-    assert "not recorded, or they were changed since" in capsys.readouterr().out
+    assert [stage.what for stage in trace_stages(folder)] == ["DPOModule", UNRECORDED]
+    assert "have no record of their training, or were changed since" in capsys.readouterr().out
 
 
 def test_what_came_from_elsewhere_has_no_record(file, tiny_llama, tmp_path, capsys):
-    assert chain("org/name") == []
-    assert chain(tiny_llama) == []
+    assert trace_stages("org/name") == []
+    assert trace_stages(tiny_llama) == []
     assert capsys.readouterr().out == ""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), LoraConfig(task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path / "theirs")
     run_dpo(tmp_path / "theirs", file, tmp_path / "one")
-    stages = chain(tmp_path / "one/final_model")
+    stages = trace_stages(tmp_path / "one/final_model")
     assert [stage.what for stage in stages] == [UNRECORDED, "DPOModule"]
     assert stages[0].digest == stages[1].start == folder_digest(tmp_path / "theirs")
 
@@ -187,14 +195,14 @@ def test_a_damaged_record_ends_no_run(content, file, tiny_llama, tmp_path, capsy
     folder = tmp_path / "model"
     shutil.copytree(tiny_llama, folder)
     (folder / ORIGIN_FILE).write_text(content)
-    assert chain(folder) == []
+    assert trace_stages(folder) == []
     assert "damaged" in capsys.readouterr().out
     run_dpo(folder, file, tmp_path / "run")
 
 
 def test_a_record_cannot_break_the_card():
     stage = Stage("x`\n# y", {"path": "a\nb"}, "", "", 0, {"loss": "`evil`\n\n![x](y)"}, {"train": {"f\n": "d"}})
-    (line,) = (line for line in section([stage]).splitlines() if line.startswith("1."))
+    (line,) = (line for line in format_section([stage]).splitlines() if line.startswith("1."))
     for part in ("`x' # y`", "`a b`", "`'evil' ![x](y)`", "`f`"):
         assert part in line
 
@@ -202,9 +210,9 @@ def test_a_record_cannot_break_the_card():
 def test_a_record_keeps_what_is_told_beside_it(tmp_path):
     (tmp_path / ORIGIN_FILE).write_text(json.dumps({"base_digest": "x"}))
     stage = Stage("DPOModule", {"path": "모델"}, "s", "d", 3, {"loss": "l"}, {"train": {"f": "h"}})
-    record(tmp_path, [stage])
+    write_stages(tmp_path, [stage])
     assert json.loads((tmp_path / ORIGIN_FILE).read_text())["base_digest"] == "x"
-    assert recorded(tmp_path) == [stage]
+    assert read_stages(tmp_path) == [stage]
 
 
 def test_an_adapter_on_an_adapter_is_refused(tiny_llama, file, tmp_path):

@@ -15,7 +15,7 @@ from dpo_lightning.callbacks.summary import sample_lines
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models import generation
-from dpo_lightning.terminal import CONTROL, clean_libraries, harmless, one_line, quoted
+from dpo_lightning.terminal import CONTROL, clean_libraries, escape_controls, one_line, quote
 
 HOSTILE = {
     "a colour": "\x1b[31mred",
@@ -46,23 +46,23 @@ def clean(text):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_control_characters_become_escapes(name):
     text = HOSTILE[name]
-    for shown in (harmless(text), one_line(text), quoted(text)):
+    for shown in (escape_controls(text), one_line(text), quote(text)):
         assert clean(shown)
         assert "\\" in shown
         assert shown.encode()
-    assert harmless(harmless(text)) == harmless(text)
+    assert escape_controls(escape_controls(text)) == escape_controls(text)
 
 
 def test_letters_and_emoji_stay_whole():
-    assert harmless(PLAIN) == one_line(PLAIN) == PLAIN
+    assert escape_controls(PLAIN) == one_line(PLAIN) == PLAIN
     families = PLAIN.replace("🏴󠁧󠁢󠁥󠁮󠁧󠁿 ", "")  # the letters in this flag are invisible ones: a quotation shows them
-    assert quoted(families) == families
+    assert quote(families) == families
 
 
 def test_lines_of_a_text_stay_and_names_have_one():
-    assert harmless("a\n\tb") == "a\n\tb"
+    assert escape_controls("a\n\tb") == "a\n\tb"
     assert one_line("a\n\tb") == r"a\n\tb"
-    assert quoted("a\n\tb\u200b") == r"a\n\tb\u200b"
+    assert quote("a\n\tb\u200b") == r"a\n\tb\u200b"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -123,7 +123,7 @@ def test_an_answer_keeps_its_lines_and_letters(tiny_llama, monkeypatch):
     monkeypatch.setattr(generation, "answer", lambda *_: [f"one\n\ttwo {PLAIN}{hostile}"])
     ran = run("infer", "--model", tiny_llama, "--instruction", "hi")
     assert ran.code == 0
-    assert ran.out == f"one\n\ttwo {PLAIN}{harmless(hostile)}\n"
+    assert ran.out == f"one\n\ttwo {PLAIN}{escape_controls(hostile)}\n"
     assert clean(ran.out)
 
 

@@ -23,7 +23,7 @@ from dpo_lightning.callbacks import FinalModel
 from dpo_lightning.commands import fetch_model
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
-from dpo_lightning.models.transformers4 import TRIED, read_by
+from dpo_lightning.models.transformers4 import TRIED, supported_versions
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "transformers4.lock"
@@ -219,8 +219,8 @@ def test_a_model_is_the_same_function(name, both):
 def test_every_type_that_a_card_promises_is_tried():
     kinds = {model_families.make(kind, **options).config.model_type for kind, options in MODELS.values()}
     assert kinds == set(TRIED)
-    assert read_by("llama") == "transformers 4.57 and 5"
-    assert read_by("ministral3") == "transformers 5 (ministral3 was not tried with 4.57)"
+    assert supported_versions("llama") == "transformers 4.57 and 5"
+    assert supported_versions("ministral3") == "transformers 5 (ministral3 was not tried with 4.57)"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -1,7 +1,7 @@
-"""Attention over trees on a CPU: blocks of queries, each a few matrix products, with a backward pass of its own.
+"""Attention over trees on a CPU: blocks of queries, each a few matrix products, with their own backward pass.
 
-torch's attention for CPUs multiplies small tiles, at a fifth of the speed of larger bf16 products, and took a third of
-a step. Here the scores of a block stay in the cache, and its products run at full speed.
+torch's attention for CPUs multiplies small tiles, at a fifth of the speed of larger bf16 products, which took a third
+of a step. Here the scores of a block fit in the cache, and the products run at full speed.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from dpo_lightning.attention.masks import causal_mask, tree_rule
 from dpo_lightning.batches import Tree
 
 BLOCK = 128
-"""Queries of each head that are computed at once."""
+"""Queries per head that are computed at once."""
 
 ONE_AT_A_TIME = Lock()
-"""Held while the precision of products is another."""
+"""Held while the process-wide precision of matrix products is changed."""
 
 
-class Stretch(NamedTuple):
-    """Tokens that follow each other, and what they see: a trunk, a branch, or all of a tree of few tokens."""
+class Segment(NamedTuple):
+    """Consecutive queries and the keys that they see: a trunk, a branch, or all of a small tree."""
 
     row: int
     start: int
     length: int
     seen: tuple[slice, ...]
-    """Places of keys, its own last."""
+    """Positions of the keys, the segment's own last."""
 
     tree: tuple[int, ...] = ()
-    """Lengths of trunk and branches where it is a whole tree."""
+    """Lengths of trunk and branches if the segment is a whole tree."""
 
     @classmethod
-    def of(cls, trees: Sequence[Tree]) -> Iterator[Stretch]:
-        """Those of some trees. Small ones are computed whole: a few hidden scores cost less than as many calls."""
+    def of(cls, trees: Sequence[Tree]) -> Iterator[Segment]:
+        """Iterate over the segments of trees. Small trees are one segment: fewer calls outweigh some masked scores."""
         for tree in trees:
             trunk, place = slice(tree.start, tree.start + tree.trunk), tree.start + tree.trunk
             length = tree.trunk + sum(tree.branches)
@@ -54,12 +54,12 @@ class Stretch(NamedTuple):
                 yield cls(tree.row, place, length, (trunk, slice(place, place + length)))
                 place += length
 
-    def gathered(self, part: Tensor) -> Tensor:
-        """`[kv_head, seen, dim]` of keys or values."""
+    def gather(self, part: Tensor) -> Tensor:
+        """Return the `[kv_head, seen, dim]` keys or values that the segment sees."""
         return torch.cat([part[self.row, :, span] for span in self.seen], dim=1)
 
-    def spread(self, target: Tensor, part: Tensor) -> None:
-        """Add to a row what belongs to the first of the seen places."""
+    def add_to(self, target: Tensor, part: Tensor) -> None:
+        """Add gradients of the first seen keys or values to their positions in a row."""
         first = 0
         for span in self.seen:
             own = part[:, first : first + span.stop - span.start]
@@ -67,25 +67,27 @@ class Stretch(NamedTuple):
             first += own.shape[1]
 
     def blocks(self) -> Iterator[tuple[slice, int]]:
-        """Places of queries, and how many of the seen keys come up to the last of them; blocks are about even."""
+        """Iterate over even blocks: positions of queries, and the number of keys up to the last of them."""
+        # A whole tree is one block, as its mask is made for all of its tokens.
         count = 1 if self.tree else -(-self.length // BLOCK)
+        # Keys of the trunk, which all queries of a branch see.
         before = sum(span.stop - span.start for span in self.seen) - self.length
         ends = [self.length * k // count for k in range(count + 1)] if count else [0]
         for first, end in pairwise(ends):
             yield slice(self.start + first, self.start + end), before + end
 
-    def unseen(self, block: slice, seen: int, window: int | None) -> Tensor:
-        """What a block's queries do not see of the last keys."""
+    def mask(self, block: slice, seen: int, window: int | None) -> Tensor:
+        """Return what is added to the scores of a block's queries and its last keys: 0 or minus infinity."""
         if self.tree:
-            return unseen_in_tree(self.tree, window)
+            return tree_mask(self.tree, window)
         new = block.stop - block.start
         if window is None or seen <= window:
-            return unseen_in_tree((new,), None)
-        return unseen(causal_mask(new, seen, window, torch.device("cpu")))
+            return tree_mask((new,), None)
+        return additive_mask(causal_mask(new, seen, window, torch.device("cpu")))
 
 
 class CPUTreeAttention(torch.autograd.Function):
-    """`tree_attention` without dropout; scores and their softmax in float32, products in the values' precision."""
+    """`tree_attention` without dropout; scores and softmax in float32, products in the precision of the values."""
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # it would make scores half precision
@@ -99,64 +101,69 @@ class CPUTreeAttention(torch.autograd.Function):
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Arguments and output have the shapes of `tree_attention`."""
+        """Compute the output; arguments and result have the shapes of `tree_attention`."""
         ctx.save_for_backward(query, key, value)
         ctx.trees, ctx.kernel = trees, (scale, softcap, window)
         rows, heads, width, _ = query.shape
         out = value.new_zeros(rows, width, heads, value.shape[3])
-        for stretch in Stretch.of(trees):
-            keys, values = exact(stretch.gathered(key)), stretch.gathered(value)
-            for block, seen in stretch.blocks():
-                hidden = stretch.unseen(block, seen, window)
-                weights, _ = attention_weights(query[stretch.row, :, block], keys[:, :seen], hidden, scale, softcap)
+        for segment in Segment.of(trees):
+            # Keys are converted once per segment: scores are computed in float32.
+            keys, values = as_float32(segment.gather(key)), segment.gather(value)
+            for block, seen in segment.blocks():
+                hidden = segment.mask(block, seen, window)
+                weights, _ = attention_weights(query[segment.row, :, block], keys[:, :seen], hidden, scale, softcap)
                 found = torch.bmm(weights.to(value.dtype), values[:, :seen])
-                out[stretch.row, block] = found.view(heads, -1, found.shape[2]).transpose(0, 1)
+                out[segment.row, block] = found.view(heads, -1, found.shape[2]).transpose(0, 1)
         return out
 
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        """Weights are computed again: nothing but queries, keys and values was kept."""
+        """Compute the gradients; the attention weights are recomputed, as only queries, keys and values were saved."""
         query, key, value = ctx.saved_tensors
         scale, softcap, window = ctx.kernel
         in_query = torch.zeros_like(query)
-        in_key, in_value = (torch.zeros_like(part, dtype=exact_type(part)) for part in (key, value))
-        for stretch in Stretch.of(ctx.trees):
-            keys, values = stretch.gathered(key), stretch.gathered(value)
-            exact_keys, exact_values = exact(keys), exact(values)
-            for block, seen in stretch.blocks():
-                queries = query[stretch.row, :, block]
-                hidden = stretch.unseen(block, seen, window)
+        in_key, in_value = (torch.zeros_like(part, dtype=float32_type(part)) for part in (key, value))
+        for segment in Segment.of(ctx.trees):
+            keys, values = segment.gather(key), segment.gather(value)
+            exact_keys, exact_values = as_float32(keys), as_float32(values)
+            for block, seen in segment.blocks():
+                queries = query[segment.row, :, block]
+                hidden = segment.mask(block, seen, window)
                 weights, scores = attention_weights(queries, exact_keys[:, :seen], hidden, scale, softcap)
-                in_out = grouped(gradient[stretch.row, block].transpose(0, 1), len(keys))
-                with products_of(value.dtype):
-                    in_weights = torch.bmm(exact(in_out), exact_values[:, :seen].mT)
+                in_out = group_heads(gradient[segment.row, block].transpose(0, 1), len(keys))
+                with multiply_as(value.dtype):
+                    in_weights = torch.bmm(as_float32(in_out), exact_values[:, :seen].mT)
+                # weights * (in_weights - sum(in_weights * weights)), in one kernel.
                 in_scores = torch._softmax_backward_data(in_weights, weights, -1, weights.dtype)
                 if softcap is not None:
-                    in_scores *= 1 - (scores / softcap).clamp_(min=-1).square_()  # what is hidden has no gradient
+                    in_scores *= (
+                        1 - (scores / softcap).clamp_(min=-1).square_()
+                    )  # masked scores are -inf and get no gradient
+                # The remaining products run in the precision of the inputs, as in torch's own kernels.
                 in_scores, weights = in_scores.to(query.dtype), weights.to(value.dtype)
-                in_query[stretch.row, :, block] = product(in_scores, keys[:, :seen], scale).view_as(queries)
-                stretch.spread(in_key, product(in_scores.mT, grouped(queries, len(keys)), scale))
-                stretch.spread(in_value, torch.bmm(weights.mT, in_out))
+                in_query[segment.row, :, block] = scaled_product(in_scores, keys[:, :seen], scale).view_as(queries)
+                segment.add_to(in_key, scaled_product(in_scores.mT, group_heads(queries, len(keys)), scale))
+                segment.add_to(in_value, torch.bmm(weights.mT, in_out))
         return in_query, in_key.to(key.dtype), in_value.to(value.dtype), None, None, None, None
 
 
 def attention_weights(
     query: Tensor, key: Tensor, hidden: Tensor, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax of a block's scores `[kv_head, group * query, key]`, and the scores, of which hidden ones are infinite.
+    """Return the softmax of a block's scores `[kv_head, group * query, key]`, and the scores themselves.
 
     Args:
         query: `[head, query, dim]`, the last of the keys' tokens.
         key: `[kv_head, key, dim]`, in the precision of the scores.
-        hidden: `[query, key]` of the last keys, minus infinity where a query does not see.
-        scale: scores are multiplied by this.
+        hidden: `[query, key]` of the last keys, minus infinity where a query does not see the key.
+        scale: factor of the scores.
         softcap: scores become `softcap * tanh(score / softcap)`.
     """
     new, total = query.shape[1], key.shape[1]
-    with products_of(query.dtype):
-        scores = product(exact(grouped(query, len(key))), key.mT, scale)
+    with multiply_as(query.dtype):
+        scores = scaled_product(as_float32(group_heads(query, len(key))), key.mT, scale)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     scores.view(len(key), -1, new, total)[..., total - hidden.shape[1] :] += hidden
@@ -164,27 +171,28 @@ def attention_weights(
 
 
 @lru_cache(maxsize=256)
-def unseen_in_tree(lengths: tuple[int, ...], window: int | None) -> Tensor:
-    """`[query, key]` of a tree, given the lengths of its trunk and its branches: minus infinity where none is seen."""
+def tree_mask(lengths: tuple[int, ...], window: int | None) -> Tensor:
+    """Return the additive `[query, key]` mask of a tree, given the lengths of its trunk and branches."""
     trunk, *branches = lengths
     cpu, at = torch.device("cpu"), torch.arange(sum(lengths), device="cpu")
+    # The tree alone in a row, so that its mask can be cached by its lengths.
     rule = tree_rule([Tree(0, 0, trunk, tuple(branches), ())], 1, len(at), cpu, window)
-    return unseen(rule(at[:1], at[:1], at[:, None], at))
+    return additive_mask(rule(at[:1], at[:1], at[:, None], at))
 
 
-def unseen(seen: Tensor) -> Tensor:
-    """What is added to scores: minus infinity where a token is not seen."""
+def additive_mask(seen: Tensor) -> Tensor:
+    """Turn a boolean mask into 0 where a key is seen and minus infinity elsewhere."""
     return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
 
 
 @contextmanager
-def products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Let float32 factors that are bf16 numbers be multiplied as such; sums stay in float32."""
+def multiply_as(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block, multiply float32 factors that hold bf16 values as bf16; sums stay in float32."""
     if dtype != torch.bfloat16:
         yield
         return
     precision: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    with ONE_AT_A_TIME:  # the setting is the whole process's
+    with ONE_AT_A_TIME:  # the setting is process-wide
         before = precision.fp32_precision
         precision.fp32_precision = "bf16"
         try:
@@ -193,21 +201,22 @@ def products_of(dtype: torch.dtype) -> Iterator[None]:
             precision.fp32_precision = before
 
 
-def product(one: Tensor, other: Tensor, scale: float) -> Tensor:
-    """Matrix products times a number, rounded once."""
+def scaled_product(one: Tensor, other: Tensor, scale: float) -> Tensor:
+    """Multiply batches of matrices and a number, rounding once."""
+    # `beta=0` ignores the first argument; `alpha` scales before the result is rounded.
     return torch.baddbmm(one.new_zeros(()), one, other, beta=0, alpha=scale)
 
 
-def grouped(part: Tensor, groups: int) -> Tensor:
-    """`[kv_head, group * token, dim]` of `[head, token, dim]`: heads that share a key are multiplied at once."""
+def group_heads(part: Tensor, groups: int) -> Tensor:
+    """Reshape `[head, token, dim]` to `[kv_head, group * token, dim]`, as several heads share a key."""
     return part.reshape(groups, -1, part.shape[2])
 
 
-def exact_type(part: Tensor) -> torch.dtype:
-    """float32, or what is more exact."""
+def float32_type(part: Tensor) -> torch.dtype:
+    """Return float32, or the tensor's own type if that is wider."""
     return torch.promote_types(part.dtype, torch.float32)
 
 
-def exact(part: Tensor) -> Tensor:
-    """In float32 at least."""
-    return part.to(exact_type(part))
+def as_float32(part: Tensor) -> Tensor:
+    """Convert a tensor to `float32_type`."""
+    return part.to(float32_type(part))

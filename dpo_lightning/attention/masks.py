@@ -1,4 +1,4 @@
-"""Which token sees which: causal, within a window, and in trees, as dense masks and as FlexAttention's blocks."""
+"""Which token sees which: causal, within a sliding window, and in trees, as dense masks and as FlexAttention blocks."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from dpo_lightning.batches import Tree
 
 
 class Forest:
-    """A batch's trees as one object that layers hand on: a compiled layer would be compiled anew for every tuple."""
+    """A batch's trees as one object: compiled layers would be recompiled for every new tuple."""
 
     def __init__(self, trees: tuple[Tree, ...], rows: int, width: int) -> None:
-        """Hold the trees of a batch of `rows` rows of `width` tokens."""
         self.trees, self.rows, self.width = trees, rows, width
         self._masks: dict[tuple[int | None, torch.device], BlockMask] = {}
 
     @staticmethod
     @lru_cache(maxsize=2)
     def of(trees: tuple[Tree, ...], rows: int, width: int) -> Forest:
-        """The same for policy and reference, whose masks are then made once."""
+        """Return the same object for policy and reference, so that its masks are made once."""
         return Forest(trees, rows, width)
 
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """The mask of every layer with this window."""
+        """Return the mask of the layers with this window, made at the first call."""
         if (window, device) not in self._masks:
-            with torch.inference_mode(False):  # a batch that is trained on may have the trees of one that was evaluated
+            with torch.inference_mode(False):  # the mask may be cached in an evaluation and used in training
                 self._masks[window, device] = block_mask(self.trees, self.rows, self.width, device, window)
         return self._masks[window, device]
 
 
 def causal_mask(new: int, total: int, window: int | None, device: torch.device) -> Bool[Tensor, "new all"]:
-    """What the last `new` of `total` tokens see."""
+    """Return which of all `total` tokens the last `new` see."""
     seen = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
     return seen if window is None else seen.triu(total - new - window + 1)
 
@@ -44,7 +43,8 @@ def causal_mask(new: int, total: int, window: int | None, device: torch.device) 
 def tree_rule(
     trees: Sequence[Tree], rows: int, width: int, device: torch.device, window: int | None = None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Which token sees which, as FlexAttention asks: from indices of row, head, query and key to a truth value."""
+    """Return FlexAttention's `mask_mod`: from indices of row, head, query and key to whether the query sees the key."""
+    # Per token: its tree (-1 for padding), its branch (0 for the trunk), and its position in the sequence.
     branch, position = torch.zeros(2, rows, width, dtype=torch.int32, device="cpu")
     tree = torch.full((rows, width), -1, dtype=torch.int32, device="cpu")
     for number, (row, start, trunk, branches, _) in enumerate(trees):
@@ -57,6 +57,7 @@ def tree_rule(
             place += length
     tree, branch, position = (part.to(device, non_blocking=True) for part in (tree, branch, position))
 
+    # A token sees earlier ones of its tree that are in the trunk or in its own branch.
     rule = lambda row, head, query, key: (  # noqa: E731
         (tree[row, query] == tree[row, key])
         & (query >= key)
@@ -64,6 +65,7 @@ def tree_rule(
     )
     if window is None:
         return rule
+    # The window counts positions in the sequence, where every branch directly follows the trunk.
     return lambda row, head, query, key: (
         rule(row, head, query, key) & (position[row, query] - position[row, key] < window)
     )
@@ -72,5 +74,5 @@ def tree_rule(
 def block_mask(
     trees: Sequence[Tree], rows: int, width: int, device: torch.device, window: int | None = None
 ) -> BlockMask:
-    """The same as blocks, of which FlexAttention leaves out those that nobody sees."""
+    """Return the mask of `tree_rule` as blocks; FlexAttention skips those that no query sees."""
     return create_block_mask(tree_rule(trees, rows, width, device, window), rows, None, width, width, device=device)

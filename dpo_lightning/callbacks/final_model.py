@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import save_model
-from dpo_lightning.models.transformers4 import read_by
-from dpo_lightning.runs.lineage import Stage, chain, folder_digest, record, recorded, section
+from dpo_lightning.models.transformers4 import supported_versions
+from dpo_lightning.runs.lineage import Stage, folder_digest, format_section, read_stages, trace_stages, write_stages
 
 FOLDER = "final_model"
 VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
@@ -34,7 +34,7 @@ class FinalModel(Callback):
         """Look at what made the model that the run begins with, while it lies there as it was loaded."""
         if trainer.is_global_zero:
             path = pl_module.builder.path
-            self.earlier, self.start = chain(path), folder_digest(path)
+            self.earlier, self.start = trace_stages(path), folder_digest(path)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save beside the target and rename, so that a folder with this name is always whole."""
@@ -46,7 +46,7 @@ class FinalModel(Callback):
         partial.mkdir(parents=True)
         save_model(pl_module.policy, pl_module.tokenizer, partial, pl_module.builder.base_path())
         stages = [*self.earlier, stage(trainer, pl_module, self.start, folder_digest(partial))]
-        record(partial, stages)
+        write_stages(partial, stages)
         (partial / "README.md").write_text(card(trainer, pl_module, stages), encoding="utf-8")
         for file in partial.iterdir():  # some writers give no one else the right to read
             shutil.copymode(partial / "README.md", file)
@@ -69,7 +69,7 @@ class FinalModel(Callback):
             and pl_module.trainer.global_step
             and target.exists()
         ):
-            target.write_text(card(trainer, pl_module, recorded(target.parent)), encoding="utf-8")
+            target.write_text(card(trainer, pl_module, read_stages(target.parent)), encoding="utf-8")
 
 
 def stage(trainer: Trainer, module: Any, start: str, digest: str) -> Stage:
@@ -122,8 +122,8 @@ def card(trainer: Trainer, module: Any, stages: Sequence[Stage] = ()) -> str:
     metrics = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("eval/")}
     lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     lines += [f"| {name} | {package_version(name)} |" for name in VERSIONS]
-    lines.append(f"| read by | {read_by(builder.config().model_type)} |")
-    return "\n".join(lines) + "\n" + (section(stages) if stages else "")
+    lines.append(f"| read by | {supported_versions(builder.config().model_type)} |")
+    return "\n".join(lines) + "\n" + (format_section(stages) if stages else "")
 
 
 def described(options: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dpo_lightning.atomic_files import open_atomic
 from dpo_lightning.log import logger
 from dpo_lightning.types import GroupLogps, RankedOutput
 
@@ -78,12 +79,10 @@ class PredictionWriter(Callback):
         encoded = trainer.datamodule.encoded["eval"]  # type: ignore[attr-defined]
         path = Path(trainer.default_root_dir) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with open_atomic(path) as file:
             for row in sorted((row for rows in gathered for row in rows), key=lambda row: row["index"]):
                 origin = encoded[row["index"]].origin
                 file.write(json.dumps({"file": origin.file, "line": origin.line, **row}, ensure_ascii=False) + "\n")
-        partial.replace(path)
         logger.info(f"predictions: {path}")
 
 

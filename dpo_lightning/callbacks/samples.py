@@ -44,8 +44,8 @@ class Samples(Callback):
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         policy = answer(module.policy, module.tokenizer, prompts, self.sampling, stops)
         reference = [""] * len(texts)
-        if getattr(module, "reference", None) is not None and module.reference.live:
-            with module.reference.activated(module.policy) as model:
+        if getattr(module, "reference", None) is not None and module.reference.has_model:
+            with module.reference.as_model(module.policy) as model:
                 reference = answer(model, module.tokenizer, prompts, self.sampling, stops)
         return list(zip(texts, policy, reference, strict=True))
 

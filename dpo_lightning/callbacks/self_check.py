@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from dpo_lightning.batches import Batch, PreferenceBatch, RankedBatch, UnpairedBatch
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models.probe import on_device
+from dpo_lightning.models.probe import move_to_device
 from dpo_lightning.types import GroupLogps, PairLogps, PreferenceOutput, RankedOutput, UnpairedLogps, UnpairedOutput
 
 LOSS_TOLERANCE = 1e-6
@@ -46,7 +46,7 @@ class SelfCheck(Callback):
             return
         data = getattr(trainer, "datamodule", None)
         rows = getattr(data, "encoded", {}).get("train")
-        if rows and pl_module.reference.nearness and pl_module.reference.starts_equal:
+        if rows and pl_module.reference.start_tolerance and pl_module.reference.equals_start:
             self._check_longest(trainer, pl_module, data, rows)
 
     def _check_longest(self, trainer: Trainer, module: Any, data: Any, rows: Sequence[Any]) -> None:
@@ -61,8 +61,8 @@ class SelfCheck(Callback):
             torch.compiler.set_stance("force_eager"),
             torch.random.fork_rng(devices),
         ):
-            output, logps = module.compare(on_device(data.lay_out(data.layout, items), module))
-        problems = list(self.check_start(output, logps, module.loss, module.reference.nearness))
+            output, logps = module.compare(move_to_device(data.lay_out(data.layout, items), module))
+        problems = list(self.check_start(output, logps, module.loss, module.reference.start_tolerance))
         if problems:
             where = f"{rows[longest].origin} and {rows[shortest].origin} in one batch"
             raise UserError(
@@ -82,7 +82,7 @@ class SelfCheck(Callback):
             raise UserError(
                 ExitCode.DATA, problems, fix="mend the chat template (--data.chat_template FILE) or the rows"
             )
-        if not pl_module.reference.starts_equal:
+        if not pl_module.reference.equals_start:
             reason = "the loss has no reference" if pl_module.loss.reference_free else "another model is the reference"
             logger.info(f"self-check: tokens are sound; the starting loss is left out ({reason})")
             return
@@ -91,7 +91,7 @@ class SelfCheck(Callback):
             return
         output, logps = outputs[pl_module.measured], outputs["logps"].select(real)
         output = output._make(part[real] for part in output)
-        nearness = pl_module.reference.nearness
+        nearness = pl_module.reference.start_tolerance
         problems = list(self.check_start(output, logps, pl_module.loss, nearness))
         if problems:
             raise UserError(

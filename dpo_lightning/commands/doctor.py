@@ -19,7 +19,7 @@ from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.hardware import machine_memory, read_cgroup
 from dpo_lightning.models.folder import EMBEDDED
-from dpo_lightning.terminal import harmless
+from dpo_lightning.terminal import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     findings = []
     for finding in _examine():
         # Line by line: a torch that kills the process leaves at least what was found before it.
-        print(harmless(str(finding)), flush=True)
+        print(escape_controls(str(finding)), flush=True)
         findings.append(finding)
     missing = sum(finding.status == "missing" for finding in findings)
     print(f"\n{missing} missing" if missing else "\nnothing required is missing")

@@ -11,11 +11,12 @@ from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.errors import UserError
 from dpo_lightning.hardware import choose_precision
 from dpo_lightning.log import logger
+from dpo_lightning.models.folder_files import is_adapter_folder
 from dpo_lightning.models.lora import Lora
 from dpo_lightning.models.quantization import Quantization
 from dpo_lightning.preference_module import ReferencedModule
 from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
-from dpo_lightning.runs.memory_estimate import Held, Run, is_adapter
+from dpo_lightning.runs.memory_estimate import Held, MemoryEstimate
 
 GIB = 2**30
 LEAST_SAVED = 0.01
@@ -45,14 +46,14 @@ class EstimateCLI(PreferenceCLI):
             logger.info(line)
 
 
-def planned(module: Any, data: Any, config: Any) -> Run:
+def planned(module: Any, data: Any, config: Any) -> MemoryEstimate:
     """What a config says about memory."""
     compared = isinstance(module, ReferencedModule)
     reference, other = held(module) if compared else ("", None)
     optimizer = config.model.init_args.get("optimizer")
     name = optimizer if isinstance(optimizer, str) else (optimizer or {}).get("class_path", "torch.optim.AdamW")
     precision = str(config.trainer.precision)
-    return Run(
+    return MemoryEstimate(
         module.builder.under(precision),
         precision,
         name,
@@ -67,17 +68,17 @@ def planned(module: Any, data: Any, config: Any) -> Run:
 def held(module: ReferencedModule) -> tuple[Held, str | None]:
     """What the reference holds in memory, and the model that was named for it."""
     given, model = module.given_reference, module.builder
-    adapted = model.lora is not None or is_adapter(model)
+    adapted = model.lora is not None or is_adapter_folder(model.path)
     start: Held = "adapter" if adapted else "copy"
     if given is None:
-        begins_as_nothing = model.lora is not None and not is_adapter(model) and not model.lora.from_base
+        begins_as_nothing = model.lora is not None and not is_adapter_folder(model.path) and not model.lora.from_base
         return ("" if module.loss.reference_free or begins_as_nothing else start), None
     if isinstance(given, FrozenCopy):
         return ("model" if given.path else "copy"), given.path
     return (start if isinstance(given, (FrozenAdapter, Synced)) else ""), None
 
 
-def knobs(run: Run) -> Iterator[tuple[str, Run]]:
+def knobs(run: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
     """Flags that save memory, each with the run that it would make."""
     model = run.model
     adapted = run.adapts
@@ -85,7 +86,7 @@ def knobs(run: Run) -> Iterator[tuple[str, Run]]:
     below: Held = "" if run.reference == "copy" and not adapted else run.reference
     if not adapted:
         yield "--model.policy.lora.r 16", replace(run, model=lora, reference=below)
-    if model.quantization is None and (model.lora is None or not model.lora.needs_whole):
+    if model.quantization is None and (model.lora is None or not model.lora.needs_full_weights):
         whole = replace(lora, dtype="float32", quantization=Quantization(double_quant=True).under(run.precision))
         beside = "" if adapted else " --model.policy.lora.r 16"
         yield f"--model.policy.quantization.bits 4{beside}", replace(run, model=whole, reference=below)
@@ -105,7 +106,7 @@ def knobs(run: Run) -> Iterator[tuple[str, Run]]:
         yield f"--data.max_length {half}", replace(run, max_length=half)
 
 
-def report(run: Run) -> Iterator[str]:
+def report(run: MemoryEstimate) -> Iterator[str]:
     """The estimate, what the machine has, and what each option saves."""
     total = run.total()
     yield f"memory of this run, precision {run.precision} (an estimate: nothing was loaded)"

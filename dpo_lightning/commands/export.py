@@ -44,13 +44,13 @@ def main(argv: list[str]) -> int:
 
     from safetensors import SafetensorError
 
-    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.models.causal_lm import CausalLM
     from dpo_lightning.models.folder import check_folder, count_values
-    from dpo_lightning.models.merging import check_mergeable, shard_size
+    from dpo_lightning.models.merging import check_mergeable, check_shard_size
 
-    quiet()
-    size = shard_size(args.max_shard_size)
+    silence_libraries()
+    size = check_shard_size(args.max_shard_size)
     builder = CausalLM(args.model, attention="eager")
     base, adapter = builder.base_path(), builder.adapter_folder()
     folder = check_folder(base)
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if folder is not None:
         check_space(out.path, BYTES[args.dtype] * count_values(folder), "out")
     try:
-        with out.written() as partial:
+        with out.write() as partial:
             make(builder, partial, args.dtype, size, out.path.name)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -80,31 +80,31 @@ def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> N
         UserError: what is read back is not the function of the adapter model.
     """
     from dpo_lightning.models.causal_lm import CausalLM
-    from dpo_lightning.models.merging import agreement, cast, merged, probe, write
-    from dpo_lightning.runs.lineage import Stage, chain, folder_digest, record
+    from dpo_lightning.models.merging import cast_weights, compare_logits, merge_adapter, probe_logits, write_model
+    from dpo_lightning.runs.lineage import Stage, folder_digest, trace_stages, write_stages
 
-    stages, tokenizer = chain(builder.path), builder.tokenizer()
+    stages, tokenizer = trace_stages(builder.path), builder.tokenizer()
     tell_source(builder, stages, dtype)
     model: Any = builder.build()
-    expected = probe(model)
+    expected = probe_logits(model)
     if builder.adapter_folder() is not None:
-        model = merged(model)
-        require(agreement(expected, probe(model), "float32"), "merged in float32")
-    write(model, tokenizer, folder, dtype, size)
-    cast(model, "float32")
-    written = probe(model)
-    require(agreement(expected, written, dtype), f"rounded to {dtype}")
+        model = merge_adapter(model)
+        require(compare_logits(expected, probe_logits(model), "float32"), "merged in float32")
+    write_model(model, tokenizer, folder, dtype, size)
+    cast_weights(model, "float32")
+    written = probe_logits(model)
+    require(compare_logits(expected, written, dtype), f"rounded to {dtype}")
     del model  # two are never held
-    found = probe(CausalLM(str(folder), attention="eager").build())
-    require(agreement(written, found, "float32"), "read back from its files")
-    whole = agreement(expected, found, dtype)
+    found = probe_logits(CausalLM(str(folder), attention="eager").build())
+    require(compare_logits(written, found, "float32"), "read back from its files")
+    whole = compare_logits(expected, found, dtype)
     logger.info(
         f"check: logits of the written model, read back, differ by {whole} ({expected[..., 0].numel()} positions)"
     )
     policy = {"path": builder.path, "base": builder.base_path()}
     settings = {"weights": dtype, "largest difference of a logit": str(whole)}
     stages.append(Stage("export", policy, folder_digest(builder.path), folder_digest(folder), settings=settings))
-    record(folder, stages)
+    write_stages(folder, stages)
     (folder / "README.md").write_text(card(builder, name, stages), encoding="utf-8")
 
 
@@ -144,14 +144,18 @@ def require(agreement: Agreement, when: str) -> None:
 
 def card(builder: CausalLM, name: str, stages: Sequence[Stage]) -> str:
     """The model card: what it was made of, and every stage before."""
-    from dpo_lightning.models.transformers4 import read_by
-    from dpo_lightning.runs.lineage import section
+    from dpo_lightning.models.transformers4 import supported_versions
+    from dpo_lightning.runs.lineage import format_section
 
     base, adapter = builder.base_path(), builder.adapter_folder()
     made = f"the adapter `{builder.path}`, merged into `{base}`" if adapter else f"`{builder.path}`, written anew"
     head = ["---", f"base_model: {base}", "pipeline_tag: text-generation", "library_name: transformers", "---"]
-    said = [f"Exported by `dpo_lightning`: {made}.", "", f"It is read by {read_by(builder.config().model_type)}."]
-    return "\n".join([*head, "", f"# {name}", "", *said, section(stages)])
+    said = [
+        f"Exported by `dpo_lightning`: {made}.",
+        "",
+        f"It is read by {supported_versions(builder.config().model_type)}.",
+    ]
+    return "\n".join([*head, "", f"# {name}", "", *said, format_section(stages)])
 
 
 def tell_next(folder: Path, dtype: str) -> None:

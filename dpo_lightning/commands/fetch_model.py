@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_lightning.atomic_files import sync
 from dpo_lightning.console import ShortParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.folder import EMBEDDED
-from dpo_lightning.runs.output_folder import sync
 
 if TYPE_CHECKING:
     import numpy as np

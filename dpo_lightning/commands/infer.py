@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dpo_lightning.console import ShortParser
 from dpo_lightning.data.encoding.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.terminal import harmless
+from dpo_lightning.terminal import escape_controls
 
 if TYPE_CHECKING:
     from dpo_lightning.models.generation import Sampling
@@ -42,12 +42,12 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from dpo_lightning.config.library_noise import quiet
+    from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.data.encoding.rendering import Renderer
     from dpo_lightning.models.causal_lm import CausalLM
     from dpo_lightning.models.generation import Sampling, answer
 
-    quiet()
+    silence_libraries()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     builder = CausalLM(args.model)
     tokenizer = builder.tokenizer()
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     ids = renderer.prompt_ids(prompt)
     sampling = fitted(sampling, len(ids), builder.config().get_text_config())
     model = builder.build().to("cuda" if torch.cuda.is_available() else "cpu")
-    print(harmless(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))
+    print(escape_controls(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Between the command line and the classes: config files, what they may name, overrides, and parser errors."""
+"""Config files and command lines: what they may name, which options win, and errors of the parser."""

@@ -1,4 +1,4 @@
-"""What `class_path` may name: classes of the kind that an option takes, out of a few packages, and no function."""
+"""What `class_path` may name: classes of the type that an option takes, from a list of packages, and no functions."""
 
 from __future__ import annotations
 
@@ -31,23 +31,27 @@ ALLOWED = (
     "bitsandbytes",
     "torchmetrics",
 )
-"""Where these classes are defined. A config may come from someone else, and to name a class is to import its module."""
+"""Where these classes are defined. Configs may come from others, and naming a class imports its module."""
 
 ALLOW_FLAG = "--allow-class-path"
 
 OPENED: list[str] = []
-"""The packages that the running command has opened besides. Of these, functions may be named as well."""
+"""Packages that the running command allowed with `--allow-class-path`. Functions of these may be named as well."""
 
 RUNNING: list[Sequence[str]] = []
-"""What the commands that run in this process have opened, the outermost first."""
+"""The allowed packages of each command that runs in this process, the outermost first."""
 
 
 class NotTakenError(Exception):
-    """An option does not take what is named."""
+    """An option does not accept the class or function that is named."""
 
 
 def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
-    """Split the packages of `--allow-class-path PACKAGE` off the arguments: they must be known before parsing."""
+    """Split `--allow-class-path PACKAGE` off the arguments, which has to be known before they are parsed.
+
+    Raises:
+        UserError: it is no name of a package.
+    """
     kept: list[str] = []
     packages: list[str] = []
     rest = iter(args)
@@ -59,10 +63,10 @@ def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
         else:
             kept.append(arg)
     for package in packages:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package) or within(package, ("jsonargparse",)):
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package) or is_within(package, ("jsonargparse",)):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("this is no package name", ALLOW_FLAG, package),
+                Problem("not a package name", ALLOW_FLAG, package),
                 fix=f"{ALLOW_FLAG} your_package",
             )
     return kept, packages
@@ -70,15 +74,15 @@ def take_allowed(args: list[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def imports_restricted(packages: Sequence[str]) -> Iterator[None]:
-    """While a command runs, let `class_path` reach the list above and `packages`, and nothing else.
+    """Restrict imports by `class_path` to the list above and `packages` within the block.
 
     Raises:
-        UserError: the command runs within another one: only the outermost command line is the user's own.
+        UserError: a nested command names packages; only the command line of the process may.
     """
     if packages and RUNNING:
         raise UserError(
             ExitCode.CONFIG,
-            Problem("a command that runs within another one opens no package", ALLOW_FLAG, packages[0]),
+            Problem("a nested command cannot allow packages", ALLOW_FLAG, packages[0]),
             fix=f"{ALLOW_FLAG} on the command line of the process",
         )
     RUNNING.append(packages)
@@ -91,8 +95,8 @@ def imports_restricted(packages: Sequence[str]) -> Iterator[None]:
 
 
 def restrict(packages: Sequence[str]) -> None:
-    """Set what the parser imports. It also reads configs from disk only, and makes no object where any value may be."""
-    closed = {*OPENED} - {*ALLOWED, *packages}  # the parser's own list only grows
+    """Configure jsonargparse: allowed imports, configs from disk only, and no objects where any value is accepted."""
+    closed = {*OPENED} - {*ALLOWED, *packages}  # jsonargparse adds to its allow list, and removes nothing
     set_parsing_settings(
         import_path_denylist=["*", *closed],
         import_path_allowlist=[*ALLOWED, *packages],
@@ -104,119 +108,124 @@ def restrict(packages: Sequence[str]) -> None:
 
 
 def check_names(config: Mapping[str, Any] | Namespace, hints: Mapping[str, Any]) -> None:
-    """Refuse whatever a parsed config names that its option does not take.
+    """Refuse classes and functions in a parsed config that their options do not take.
 
-    The parser also takes a function for a class, or where the type is any callable, and calls it when the run's objects
-    are made.
+    jsonargparse also accepts functions in place of classes and for callables, and would call them when the objects of
+    the run are created.
 
     Args:
-        config: what was parsed; nothing of it is made yet.
+        config: the parsed config; its objects are not created yet.
         hints: the type of each section that holds classes.
 
     Raises:
         UserError: 64, with every such key.
     """
-    problems = [problem for key, hint in hints.items() for problem in misnamed(config.get(key), hint, key)]
+    problems = [problem for key, hint in hints.items() for problem in find_misnamed(config.get(key), hint, key)]
     if problems:
         raise UserError(
             ExitCode.CONFIG,
             problems,
-            fix=f"a class of the kind that the option takes, or {ALLOW_FLAG} PACKAGE for a package of your own",
+            fix=f"name a class that the option takes, or allow a package of your own: {ALLOW_FLAG} PACKAGE",
         )
 
 
-def misnamed(value: Any, hint: Any, key: str) -> Iterator[Problem]:
-    """What a value names, itself or further in, that an option of this type does not take."""
+def find_misnamed(value: Any, hint: Any, key: str) -> Iterator[Problem]:
+    """Iterate over what a value names, at any depth, that an option of this type does not take, as problems."""
     if isinstance(value, (Mapping, Namespace)):
         content = members(value)
-        owners = (hint,) if isinstance(hint, type) else tuple(kinds(hint))
+        # The classes that the entries may be options of.
+        owners = (hint,) if isinstance(hint, type) else tuple(accepted_classes(hint))
         if isinstance(path := content.get("class_path"), str):
             try:
-                owners = (named(path, hint),)
+                owners = (resolve_class(path, hint),)
             except NotTakenError as error:
                 yield Problem(str(error), key, path)
                 return
             content = members(content.get("init_args")) | members(content.get("dict_kwargs"))
         for name, inner in content.items():
-            taken = next((found for owner in owners if (found := option(owner, name))), None)
+            taken = next((found for owner in owners if (found := find_option(owner, name))), None)
+            # Defaults come from the code and need no check.
             if taken is None or inner is not taken.default:
-                yield from misnamed(inner, taken.annotation if taken else hint, f"{key}.{name}")
+                yield from find_misnamed(inner, taken.annotation if taken else hint, f"{key}.{name}")
     elif isinstance(value, (list, tuple, set)):
         for inner in value:
-            yield from misnamed(inner, hint, key)
-    elif callable(value) and not isinstance(value, tuple(kinds(hint))):
+            yield from find_misnamed(inner, hint, key)
+    # jsonargparse resolves the dotted path of a function or class by itself.
+    elif callable(value) and not isinstance(value, tuple(accepted_classes(hint))):
         try:
             check_kind(value, hint)
         except NotTakenError as error:
-            yield Problem(str(error), key, defined(value))
+            yield Problem(str(error), key, qualified_name(value))
 
 
 def members(value: Mapping[str, Any] | Namespace | None) -> dict[str, Any]:
-    """The next level of a parsed value, without the file that it comes from."""
+    """Return the entries of a parsed value, without the path of the file that it comes from."""
     content = vars(value) if isinstance(value, Namespace) else value or {}
     return {name: inner for name, inner in content.items() if name != "__path__"}
 
 
-def named(path: str, hint: Any) -> Any:
-    """The class that a `class_path` names, or the function of an opened package.
+def resolve_class(path: str, hint: Any) -> Any:
+    """Import the class that a `class_path` names, or a function of an allowed package.
 
     Raises:
-        NotTakenError: why not. No module was imported then but one of the packages above.
+        NotTakenError: the reason. No module outside of the allowed packages was imported.
     """
-    if not within(path, OPENED):
-        if not within(path, ALLOWED):
-            raise NotTakenError("this lies outside of what a config may import")
-        if not any(kinds(hint)):
-            raise NotTakenError("no class can be named here")
+    if not is_within(path, OPENED):
+        if not is_within(path, ALLOWED):
+            raise NotTakenError("a config may not import this package")
+        if not any(accepted_classes(hint)):
+            raise NotTakenError("the option takes no class")
     try:
-        found = find(path)
+        found = import_object(path)
     except (ImportError, AttributeError):
-        raise NotTakenError("there is no such class") from None
+        raise NotTakenError("the class does not exist") from None
     check_kind(found, hint)
     return found
 
 
 def check_kind(found: Any, hint: Any) -> None:
-    """Refuse what an opened package does not define, unless it is a class of the kind that an annotation takes.
+    """Check that an object is a class that an annotation takes; what an allowed package defines passes.
 
     Raises:
-        NotTakenError: why not.
+        NotTakenError: the reason.
     """
-    path, wanted = defined(found), tuple(kinds(hint))
-    if within(path, OPENED):
+    path, wanted = qualified_name(found), tuple(accepted_classes(hint))
+    if is_within(path, OPENED):
         return
     if not isinstance(found, type):
-        raise NotTakenError("this is no class")
-    if not within(path, ALLOWED):
-        raise NotTakenError("this lies outside of what a config may import")
+        raise NotTakenError("not a class")
+    if not is_within(path, ALLOWED):
+        raise NotTakenError("a config may not import this package")
     if not issubclass(found, wanted):
-        raise NotTakenError(f"this is no {' or '.join(kind.__name__ for kind in wanted)}")
+        raise NotTakenError(f"not a {' or '.join(kind.__name__ for kind in wanted)}")
 
 
-def kinds(hint: Any) -> Iterator[type]:
-    """The classes of the packages whose subclasses an annotation takes: in a union, in a list, made by a callable."""
+def accepted_classes(hint: Any) -> Iterator[type]:
+    """Iterate over the classes whose subclasses an annotation takes, within unions, lists and callables."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Callable:
-        inner = inner[1:]  # what it is called with is none of the config's
-    elif isinstance(hint, type) and origin is None and within(defined(hint), [*ALLOWED, *OPENED]):
+        inner = inner[1:]  # its arguments are not set by the config
+    elif isinstance(hint, type) and origin is None and is_within(qualified_name(hint), [*ALLOWED, *OPENED]):
         yield from () if getattr(hint, "_is_protocol", False) else (hint,)
     for part in inner:
-        yield from kinds(part)
+        yield from accepted_classes(part)
 
 
-def option(owner: Any, name: str) -> inspect.Parameter | None:
-    """An option of a class, or of one above it that takes the rest; its annotation is None where it says nothing."""
+def find_option(owner: Any, name: str) -> inspect.Parameter | None:
+    """Return an option of a class, or of the base class that defines it; the annotation is None if unknown."""
     bases = owner.__mro__ if isinstance(owner, type) else ()
+    # The nearest `__init__` that lists the parameter, as others may pass it on in `**kwargs`.
     for maker in [vars(base).get("__init__") for base in bases] or [owner]:
         found = inspect.signature(maker).parameters.get(name) if inspect.isfunction(maker) else None
         if found is not None and found.kind not in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
             places = [sys.modules[place.__module__] for place in (maker, *bases)]
-            return found.replace(annotation=evaluated(found.annotation, places))
+            return found.replace(annotation=evaluate_annotation(found.annotation, places))
     return None
 
 
-def evaluated(annotation: Any, places: Sequence[ModuleType]) -> Any:
-    """The type that an annotation names; names are looked up in these modules, as dataclasses inherit fields."""
+def evaluate_annotation(annotation: Any, places: Sequence[ModuleType]) -> Any:
+    """Return the type that an annotation names; names are looked up in these modules, None if unknown."""
+    # `get_type_hints` takes an object with annotations.
     names, holder = ChainMap(*map(vars, [*places, typing])), SimpleNamespace(__annotations__={"it": annotation})
     try:
         return typing.get_type_hints(holder, {}, names)["it"]
@@ -224,31 +233,36 @@ def evaluated(annotation: Any, places: Sequence[ModuleType]) -> Any:
         return None
 
 
-def find(path: str) -> Any:
-    """The object at a dotted path; modules that a package has imported from elsewhere are not entered."""
+def import_object(path: str) -> Any:
+    """Import the object at a dotted path; modules that a package imported from elsewhere are not entered.
+
+    Raises:
+        ImportError, AttributeError: there is no such object.
+    """
     parts = path.split(".")
+    # The longest importable prefix is the module, the rest are attributes.
     for length in range(len(parts) - 1, 0, -1):
         try:
             found: Any = import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for name in parts[length:]:
-            if inspect.ismodule(found) and not within(found.__name__, [*ALLOWED, *OPENED]):
+            if inspect.ismodule(found) and not is_within(found.__name__, [*ALLOWED, *OPENED]):
                 break
             found = getattr(found, name)
         return found
     raise ImportError(path)
 
 
-def defined(value: Any) -> str:
-    """Where a class or a function is defined; of another object, what it calls or what it is of."""
+def qualified_name(value: Any) -> str:
+    """Return the dotted path at which a class or function is defined; of another object, that of its class."""
     if isinstance(value, functools.partial):
-        return defined(value.func)
+        return qualified_name(value.func)
     if not (isinstance(value, type) or inspect.isroutine(value)):
         value = type(value)
     return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', None)}"
 
 
-def within(path: str, packages: Sequence[str]) -> bool:
-    """Whether a dotted path is one of the packages or lies below it."""
+def is_within(path: str, packages: Sequence[str]) -> bool:
+    """Whether a dotted path is one of the packages or inside one."""
     return any(f"{path}.".startswith(f"{package}.") for package in packages)

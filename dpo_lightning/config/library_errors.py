@@ -1,4 +1,4 @@
-"""What libraries raise for a user's mistake or a full machine, as errors that name the remedy."""
+"""Exceptions of libraries for a user's mistake or a full machine, translated into errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 
 PROGRAM = "python -m dpo_lightning"
 
 REASON = re.compile(r"Errors:\n\s*- (?:Problem with given class_path '([\w.]+)':\s*)?(.*)")
-"""In the parser's message about an object that cannot be made: its class and why, the first alternative's."""
+"""In jsonargparse's message about an object that cannot be created: its class and the reason of the first alternative.
+"""
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that a library wrapped into something else."""
+    """Return the `UserError` that a library wrapped into another exception, if any."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
 
 
-def translated(error: Exception) -> UserError | None:
-    """What a library raised for a user's mistake or a full machine, in this project's words."""
+def translate_error(error: Exception) -> UserError | None:
+    """Translate an exception of a library into a `UserError`, or return None if it is unknown."""
     text = str(error)
     if known := user_error(error):
         return known
     if isinstance(error, ValueError) and (reason := REASON.search(text)):
         place, what = reason.groups("")
-        return UserError(ExitCode.CONFIG, Problem(what, place), fix="change its options, or leave it out")
+        return UserError(ExitCode.CONFIG, Problem(what, place), fix="change the options of this class, or leave it out")
     if text.startswith("Early stopping conditioned on metric"):
-        return UserError(ExitCode.CONFIG, text.splitlines()[0], fix="--trainer.callbacks.monitor with one of these")
+        return UserError(ExitCode.CONFIG, text.splitlines()[0], fix="set --trainer.callbacks.monitor to one of these")
     if isinstance(error, MisconfigurationException):
         if "invalid accelerator name" not in text and re.search(r"\bgpus?\b|cuda|mps|devices?\b", text, re.IGNORECASE):
-            fix = f"{PROGRAM} doctor shows what this machine has"
+            fix = f"{PROGRAM} doctor lists the devices of this machine"
             return UserError(ExitCode.DEVICE, text.splitlines()[0], fix)
         return UserError(ExitCode.CONFIG, text.splitlines()[0], fix=f"{PROGRAM} fit --help lists the options")
-    if "out of memory" in text.lower() or "can't allocate memory" in text:
+    if lacks_memory(error):
         return UserError(
             ExitCode.IO,
             "the device is out of memory",
@@ -45,11 +46,15 @@ def translated(error: Exception) -> UserError | None:
             "--data.max_length, --model.policy.gradient_checkpointing true, or --model.policy.lora.r 16",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-        return UserError(ExitCode.IO, f"writing failed: {error.strerror}", fix="make room, or --output_dir elsewhere")
+        return UserError(
+            ExitCode.IO,
+            f"writing failed: {error.strerror}",
+            fix="free some space, or choose --output_dir on another disk",
+        )
     if "Error(s) in loading state_dict" in text or "doesn't match the size of" in text:
         return UserError(
             ExitCode.CONFIG,
             Problem("the checkpoint belongs to another model", "ckpt_path", text.splitlines()[-1].strip()),
-            fix="give the config that the run was started with (its config.yaml)",
+            fix="use the run's own config.yaml",
         )
     return None

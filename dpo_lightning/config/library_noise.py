@@ -1,4 +1,4 @@
-"""Silence for what libraries say about themselves, so that what concerns the run can be read."""
+"""Suppression of messages in which libraries report on themselves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import warnings
 from dpo_lightning.terminal import clean_libraries
 
 
-def quiet() -> None:
-    """Silence what libraries say about themselves; what concerns the run is said by the run."""
+def silence_libraries() -> None:
+    """Suppress progress bars, messages and warnings of libraries that do not concern the run."""
     from transformers.utils import logging as transformers_logging
 
     clean_libraries()
@@ -24,9 +24,9 @@ def quiet() -> None:
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*LeafSpec.*",
-        ".*when logging on epoch level in distributed setting.*",  # our means are reduced already
+        ".*when logging on epoch level in distributed setting.*",  # metrics are already reduced over ranks
         ".*is_gradient_checkpointing.*",
-        ".*but have no logger configured.*",  # outside of `fit` nothing is logged, the table says it
-        ".*The dirpath has changed.*",  # a run that goes on in another folder
+        ".*but have no logger configured.*",  # only `fit` has a logger; other commands print a table
+        ".*The dirpath has changed.*",  # a run that is resumed in another folder
     ):
         warnings.filterwarnings("ignore", pattern)

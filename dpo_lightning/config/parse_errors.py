@@ -1,4 +1,4 @@
-"""Configs as plain data, short errors of the parser, and suggestions for misspelt names."""
+"""Messages of jsonargparse as short errors: the key, what is wrong, and a suggestion."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HELP = "python -m dpo_lightning fit --help lists the options"
 
 
 class Known(NamedTuple):
-    """What a key or a class name could have been.
+    """Keys and class names that a misspelt one may have meant.
 
     Attributes:
-        keys: every key, some of them only for one of the classes that its owner may be.
+        keys: every key, some of them for one class of several only.
         classes: the names of the classes that a key takes.
     """
 
@@ -26,8 +26,15 @@ class Known(NamedTuple):
     classes: Mapping[str, Sequence[str]]
 
 
-class Said(NamedTuple):
-    """The part of a parser's message that matters: where it leads, and what it says there."""
+class ParsedMessage(NamedTuple):
+    """The relevant parts of jsonargparse's message.
+
+    Attributes:
+        key: dotted key of the option.
+        reasons: the reasons, from the outermost to the innermost.
+        owner: the class whose option it is, or empty.
+        given: the value, or empty.
+    """
 
     key: str
     reasons: list[str]
@@ -50,55 +57,56 @@ NOISE = (
 )
 
 
-def parsing_error(message: str, known: Known) -> UserError:
-    """The short form of a jsonargparse message: the key, what is wrong with it, and a near name or the help.
+def parser_error(message: str, known: Known) -> UserError:
+    """Shorten a message of jsonargparse to the key, the reason, and a similar name or the help.
 
     Args:
-        message: what the parser said; a chain of `Parser key "..."` lines, deeper and deeper, then the reason.
-        known: every key and class name that could have been meant.
+        message: lines of `Parser key "..."`, deeper and deeper, then the reason.
+        known: every key and class name that may have been meant.
     """
-    said = walk(message.splitlines())
-    reason = said.reasons[-1] if said.reasons else message.strip().partition("\n")[0]
+    parsed = parse_message(message.splitlines())
+    reason = parsed.reasons[-1] if parsed.reasons else message.strip().partition("\n")[0]
     if unknown := UNKNOWN.search(reason):
-        key = ".".join(part for part in (said.key, *unknown.groups()) if part)
-        return unknown_option(key, known.keys, said.owner)
+        key = ".".join(part for part in (parsed.key, *unknown.groups()) if part)
+        return unknown_option_error(key, known.keys, parsed.owner)
     if reason.startswith("unrecognized arguments:"):
-        return unknown_option(reason.split()[2].partition("=")[0].lstrip("-"), known.keys)
+        return unknown_option_error(reason.split()[2].partition("=")[0].lstrip("-"), known.keys)
     if "are required:" in reason:
-        return missing_options(said.key, reason)
-    if denied := re.search(r"Importing '([^']+)' is not allowed", "\n".join(said.reasons)):
+        return missing_options_error(parsed.key, reason)
+    if denied := re.search(r"Importing '([^']+)' is not allowed", "\n".join(parsed.reasons)):
         return UserError(
             ExitCode.CONFIG,
-            Problem("this lies outside of what a config may import", said.key, denied.group(1)),
-            fix=f"{ALLOW_FLAG} PACKAGE, if you trust the package",
+            Problem("a config may not import this package", parsed.key, denied.group(1)),
+            fix=f"if you trust it: {ALLOW_FLAG} PACKAGE",
         )
     if name := re.search(r"Expected a dot import path string: (\S+)", reason):
-        return unknown_class(said.key, name.group(1), known)
-    wanted = [match for match in map(EXPECTED.fullmatch, said.reasons) if match]
+        return unknown_class_error(parsed.key, name.group(1), known)
+    wanted = [match for match in map(EXPECTED.fullmatch, parsed.reasons) if match]
     if wanted and EXPECTED.fullmatch(reason):
-        types = " or ".join(dict.fromkeys(spoken_type(match.group(1) or match.group(2)) for match in wanted))
-        given = wanted[-1].group(3) or said.given
+        types = " or ".join(dict.fromkeys(format_type(match.group(1) or match.group(2)) for match in wanted))
+        given = wanted[-1].group(3) or parsed.given
         return UserError(
-            ExitCode.CONFIG, Problem(f"expected {types}", said.key, given), fix=f"--{said.key} with such a value"
+            ExitCode.CONFIG, Problem(f"expected {types}", parsed.key, given), fix=f"change the value of --{parsed.key}"
         )
     if other := OTHER.match(reason):
-        names = " or ".join(re.findall(r"(\w+)(?:'>|[,\]]|$)", other.group(2) or "")) or "class that can be named here"
-        return UserError(ExitCode.CONFIG, Problem(f"this is no {names}", said.key, other.group(1)), fix=HELP)
+        names = " or ".join(re.findall(r"(\w+)(?:'>|[,\]]|$)", other.group(2) or "")) or "class that the option takes"
+        return UserError(ExitCode.CONFIG, Problem(f"not a {names}", parsed.key, other.group(1)), fix=HELP)
     if kind := re.match(r"Not a valid subclass of (\w+)", reason):
-        return UserError(ExitCode.CONFIG, Problem(f"this is no {kind.group(1)}", said.key, said.given), fix=HELP)
-    return UserError(ExitCode.CONFIG, Problem(shortened(reason), said.key), fix=HELP)
+        return UserError(ExitCode.CONFIG, Problem(f"not a {kind.group(1)}", parsed.key, parsed.given), fix=HELP)
+    return UserError(ExitCode.CONFIG, Problem(shorten(reason), parsed.key), fix=HELP)
 
 
-def walk(lines: Sequence[str]) -> Said:
-    """Follow a message from the outermost key in, along the first alternative that leads deeper."""
+def parse_message(lines: Sequence[str]) -> ParsedMessage:
+    """Follow a message from the outermost key inwards, along the first alternative that leads deeper."""
     keys: list[str] = []
     reasons: list[str] = []
+    # `branch` is the indentation of the first of several alternatives of a type.
     owner, given, branch = "", "", None
     for raw in lines:
         line = raw.strip()
         indent = len(raw) - len(raw.lstrip())
         if branch is not None and indent <= branch and line.startswith("- "):
-            break  # another alternative, of what is understood already
+            break  # a second alternative; the first one was parsed
         if within := re.match(r"(?:- )?Problem with given class_path '(?:[\w.]*\.)?(\w+)'", line):
             owner = within.group(1)
             branch = indent if line.startswith("- ") else branch
@@ -114,19 +122,19 @@ def walk(lines: Sequence[str]) -> Said:
             break
         if line and not line.startswith(("Given value type", *NOISE)) and "<class 'NoneType'>" not in line:
             reasons.append(line)
-    return Said(".".join(keys), reasons, owner, given)
+    return ParsedMessage(".".join(keys), reasons, owner, given)
 
 
-def spoken_type(name: str) -> str:
-    """A type as a person says it: `one of a, b` for a Literal."""
+def format_type(name: str) -> str:
+    """Format a type for a message: `one of a, b` for a Literal."""
     plain = name.replace("typing.", "")
     if choices := re.fullmatch(r"Literal\[(.*)\]", plain):
         return "one of " + choices.group(1).replace("'", "")
     return plain
 
 
-def missing_options(key: str, reason: str) -> UserError:
-    """The error for required keys that were not given."""
+def missing_options_error(key: str, reason: str) -> UserError:
+    """Make the error for required keys that are not set."""
     names = [name.strip() for name in reason.rpartition(":")[2].split(",")]
     names = [f"{key}.{name}" if key else re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in names]
     verb = "is" if len(names) == 1 else "are"
@@ -137,37 +145,37 @@ def missing_options(key: str, reason: str) -> UserError:
     )
 
 
-def unknown_class(key: str, name: str, known: Known) -> UserError:
-    """The error for a class that is not there, with the nearest one or those that the key takes."""
+def unknown_class_error(key: str, name: str, known: Known) -> UserError:
+    """Make the error for an unknown class, with the most similar one or those that the key takes."""
     classes = known.classes.get(key, ())
     if name in classes:
         return UserError(
             ExitCode.CONFIG,
-            Problem("this class is for another module", key, name),
-            fix="the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for judged answers)",
+            Problem("this class belongs to another module", key, name),
+            fix="use the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for judged answers)",
         )
     if name == "None":
-        overlay = "a second --config with `init_args: {policy: {lora: null}}` below `model`"
-        return UserError(ExitCode.CONFIG, Problem("a flag cannot take this away", key, "null"), fix=overlay)
+        overlay = "use a second --config with `init_args: {policy: {lora: null}}` below `model`"
+        return UserError(ExitCode.CONFIG, Problem("a flag cannot set this to null", key), fix=overlay)
     lower = {kind.lower(): kind for kind in classes or chain(*known.classes.values())}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     listed = f"--{key} takes {', '.join(classes)}" if classes else HELP
     fix = f"did you mean {lower[near[0]]}?" if near else listed
-    return UserError(ExitCode.CONFIG, Problem("there is no such class", key, name), fix=fix)
+    return UserError(ExitCode.CONFIG, Problem("the class does not exist", key, name), fix=fix)
 
 
-def unknown_option(key: str, known: Sequence[str], owner: str = "") -> UserError:
-    """The error for a key that does not exist, with the nearest one: beside it, as a whole, or by its last part.
+def unknown_option_error(key: str, known: Sequence[str], owner: str = "") -> UserError:
+    """Make the error for an unknown key, with the most similar one: a sibling, a whole key, or a last part.
 
     Args:
-        key: what was written.
-        known: keys that exist, some of them only for another class.
+        key: as it was written.
+        known: existing keys, some of them for other classes only.
         owner: the class that does not take the key.
     """
     if key.endswith("optimizer.lr"):
         return UserError(
             ExitCode.CONFIG,
-            Problem("the optimizer has no lr of its own", key),
+            Problem("the optimizer's learning rate is set by model.learning_rate", key),
             fix="--model.learning_rate 5e-7",
         )
     if key in known:
@@ -179,11 +187,11 @@ def unknown_option(key: str, known: Sequence[str], owner: str = "") -> UserError
         near = difflib.get_close_matches(word, names, n=1)
         if near:
             return UserError(
-                ExitCode.CONFIG, Problem(f"there is no option {key}"), fix=f"did you mean {names[near[0]]}?"
+                ExitCode.CONFIG, Problem(f"the option {key} does not exist"), fix=f"did you mean {names[near[0]]}?"
             )
-    return UserError(ExitCode.CONFIG, Problem(f"there is no option {key}"), fix=HELP)
+    return UserError(ExitCode.CONFIG, Problem(f"the option {key} does not exist"), fix=HELP)
 
 
-def shortened(text: str, limit: int = 300) -> str:
-    """The first and the last part of a long message, where parsers put what matters."""
+def shorten(text: str, limit: int = 300) -> str:
+    """Return the first and last part of a long message, where the relevant parts are."""
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"

@@ -1,4 +1,4 @@
-"""Options of the trainer and variables of a launcher with which nothing would be trained, or that would be ignored."""
+"""Checks of Trainer options and launcher variables: values with which nothing is trained, or that are ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dpo_lightning.config.class_paths import members, within
+from dpo_lightning.config.class_paths import members
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 COUNTS = {
@@ -27,10 +27,10 @@ COUNTS = {
     "num_sanity_val_steps": 0,
     "reload_dataloaders_every_n_epochs": 0,
 }
-"""Options that count something, and the least of it."""
+"""Options that count something, and their smallest values."""
 
 OPEN = ("max_epochs", "max_steps", "num_sanity_val_steps")
-"""Of these, -1 means all."""
+"""Options for which -1 means no limit."""
 
 SHARES = {
     "limit_train_batches": ("fit",),
@@ -40,7 +40,7 @@ SHARES = {
     "overfit_batches": (),
     "val_check_interval": ("fit", "validate", "test", "predict", "precompute"),
 }
-"""Options that take a number of batches or a part of them, and the commands that do nothing where it is 0."""
+"""Options that take a number of batches or a fraction, and the commands that do nothing if it is 0."""
 
 LAUNCHERS = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 """Variables, one of which a process has that was started together with those on other machines."""
@@ -66,24 +66,30 @@ VARIABLES = (*RANKS, *RANKS.values(), "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID"
 
 
 def check_trainer(trainer: Any, command: str) -> None:
-    """Refuse options that train nothing, or that do nothing.
+    """Refuse Trainer options with which nothing is trained, or that have no effect.
 
     Raises:
         UserError: 64, with every such option.
     """
     options = members(trainer)
-    problems = [*counted(options), *shared(options, command), *clipped(options), *timed(options), *spread(options)]
+    problems = [
+        *check_counts(options),
+        *check_batch_limits(options, command),
+        *check_clipping(options),
+        *check_times(options),
+        *check_nodes(options),
+    ]
     if options.get("default_root_dir") is not None:
-        problems.append(("default_root_dir", "has no effect: output_dir is the run's folder"))
+        problems.append(("default_root_dir", "has no effect: the run's folder is output_dir"))
     if options.get("model_registry") is not None:
-        problems.append(("model_registry", "names a place on the network: checkpoints stay in output_dir"))
+        problems.append(("model_registry", "is not supported: checkpoints are kept in output_dir"))
     if options.get("barebones"):
-        problems.append(("barebones", "switches off the measures, checks and checkpoints that a run consists of"))
+        problems.append(("barebones", "is not supported: it switches off measures, checks and checkpoints"))
     if problems:
         raise UserError(
             ExitCode.CONFIG,
             [Problem(f"{name}={options[name]} {what}", f"trainer.{name}") for name, what in problems],
-            fix=f"--trainer.{problems[0][0]} with another value, or leave it out",
+            fix=f"change --trainer.{problems[0][0]}, or leave it out",
         )
     if command == "fit":
         check_callbacks(options.get("callbacks"))
@@ -100,7 +106,7 @@ def check_callbacks(callbacks: Any) -> None:
     """
     several = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
     paths = [str(members(callback).get("class_path")) for callback in several if isinstance(callback, Namespace)]
-    unfit = [path.rpartition(".")[2] for path in paths if within(path, ("lightning",))]
+    unfit = [path.rpartition(".")[2] for path in paths if is_within(path, ("lightning",))]
     unfit = [name for name in unfit if name in UNFIT]
     if unfit:
         raise UserError(
@@ -110,8 +116,8 @@ def check_callbacks(callbacks: Any) -> None:
         )
 
 
-def counted(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with options that count something."""
+def check_counts(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Iterate over options that count something, and what is wrong with them."""
     for name, least in COUNTS.items():
         value = options.get(name)
         if isinstance(value, int) and value < least and not (value == -1 and name in OPEN):
@@ -122,8 +128,8 @@ def counted(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"min_{unit}", f"is more than max_{unit}={most}, which ends the run"
 
 
-def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with options that limit batches."""
+def check_batch_limits(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
+    """Iterate over options that limit batches, and what is wrong with them."""
     for name, commands in SHARES.items():
         value = options.get(name)
         if not isinstance(value, (int, float)):
@@ -131,19 +137,19 @@ def shared(options: dict[str, Any], command: str) -> Iterator[tuple[str, str]]:
         if value == 0 and command in commands:
             yield name, "leaves no batch"
         elif not (value >= 0 if isinstance(value, int) else 0 <= value <= 1):
-            yield name, "is neither a number of batches nor a part of them (0.0 to 1.0)"
+            yield name, "is neither a number of batches nor a fraction (0.0 to 1.0)"
 
 
-def spread(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with several machines: a process without a launcher would wait for the others for ever."""
+def check_nodes(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Iterate over what is wrong with several nodes: without a launcher, a process would wait forever."""
     nodes = options.get("num_nodes")
     known = any(name in os.environ for name in LAUNCHERS) or options.get("plugins")
     if isinstance(nodes, int) and nodes > 1 and not known:
         yield "num_nodes", "needs a launcher such as torchrun or srun, or MASTER_ADDR and NODE_RANK on each machine"
 
 
-def clipped(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with gradient clipping."""
+def check_clipping(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Iterate over options of gradient clipping, and what is wrong with them."""
     value = options.get("gradient_clip_val")
     if value is not None and not (math.isfinite(value) and value >= 0):
         yield "gradient_clip_val", "is not a finite number of 0 or more"
@@ -151,16 +157,16 @@ def clipped(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "gradient_clip_algorithm", "has no effect without gradient_clip_val"
 
 
-def timed(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong with options that hold a time."""
+def check_times(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Iterate over options that hold a time, and what is wrong with them."""
     for name in ("max_time", "val_check_interval"):
         value = options.get(name)
-        if isinstance(value, (str, dict)) and not duration(value) > timedelta():
+        if isinstance(value, (str, dict)) and not parse_duration(value) > timedelta():
             yield name, "is not a time above 0; write DD:HH:MM:SS"
 
 
-def duration(value: str | dict[str, int]) -> timedelta:
-    """The time that an option holds; zero where it is not one."""
+def parse_duration(value: str | dict[str, int]) -> timedelta:
+    """Return the time that an option holds; zero if it is invalid."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+):(\d+):(\d+):(\d+)\s*", value)
         days, hours, minutes, seconds = map(int, match.groups()) if match else (0, 0, 0, 0)
@@ -172,7 +178,7 @@ def duration(value: str | dict[str, int]) -> timedelta:
 
 
 def check_environment() -> None:
-    """Refuse variables of a launcher that are not numbers, or a rank that is not below the number of processes.
+    """Refuse launcher variables that are no numbers, and ranks that are not below the number of processes.
 
     Raises:
         UserError: 64, with every such variable.
@@ -184,6 +190,7 @@ def check_environment() -> None:
         if not (value.isascii() and value.isdecimal()) or (name in RANKS.values() and int(value) == 0)
     ]
     for rank, size in RANKS.items():
+        # A RANK without a WORLD_SIZE means one process.
         count = found.get(size, "1" if rank == "RANK" else None)
         if not problems and rank in found and count is not None and int(found[rank]) >= int(count):
             problems.append(Problem(f"{rank}={found[rank]} is not below {size}={count}", "the environment"))

@@ -1,4 +1,4 @@
-"""What no value of a config or a command line may be: the path of a pipe or a device, or control characters."""
+"""Values that no config or command line may have: paths of pipes or devices, and control characters."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.special_files import special_kind
 
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, and what turns the direction of text: values become names of files, of curves, of columns."""
+"""Control and text direction characters: values become names of files, curves and columns."""
 
 
 def check_values(value: Any, key: str) -> None:
-    """Look at every text of a config.
+    """Check every string of a config.
 
     Args:
         value: of a key; also a list or a mapping.
         key: dotted, or the path of a config file.
 
     Raises:
-        UserError: 66, a text leads to a pipe or a device, which the parser would open; 64, it has control characters.
+        UserError: 66, a string is the path of a pipe or device, which the parser would open; 64, it has control
+            characters.
     """
     if isinstance(value, dict):
         for name, part in value.items():
             check_values(str(name), "a key")
+            # Keys of a config file are reported without the path of the file.
             check_values(part, str(name) if "/" in key or key.endswith((".yaml", ".yml")) else f"{key}.{name}")
     elif isinstance(value, list):
         for part in value:
             check_values(part, key)
     elif isinstance(value, str) and FORBIDDEN.search(value):
-        raise UserError(ExitCode.CONFIG, Problem("control characters in a value", key, value), fix="leave them out")
+        raise UserError(ExitCode.CONFIG, Problem("the value has control characters", key, value), fix="remove them")
     elif isinstance(value, str) and key != "output_dir" and (kind := kind_at(value)):
-        what = Problem(f"{kind} where a file is due", key, value)
-        raise UserError(ExitCode.INPUT_MISSING, what, fix="write it to a file first, and name that")
+        what = Problem(f"expected a file, found {kind}", key, value)
+        raise UserError(ExitCode.INPUT_MISSING, what, fix="write its content to a file first")
 
 
 def kind_at(text: str) -> str:
@@ -47,7 +49,7 @@ def kind_at(text: str) -> str:
 
 
 def check_arguments(args: Sequence[str]) -> None:
-    """Look at every value of a command line.
+    """Check every value of a command line.
 
     Raises:
         UserError: as `check_values`.

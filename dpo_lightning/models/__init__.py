@@ -1,4 +1,4 @@
-"""The policy (`--model.policy`): causal language models, LoRA, quantization, and checks that a model is usable."""
+"""The policy (`--model.policy`): causal language models, LoRA, quantization, and checks of model folders."""
 
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.lora import Lora

@@ -1,36 +1,30 @@
-"""The attention that this package registers with transformers, and whether a model computes the same with it."""
+"""The attention function that is registered with transformers, and a test whether a model computes the same with it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.models.probe import lacks_memory, on_device, probe, rounding, undisturbed
-from dpo_lightning.attention.tree import Kernel, tree_attention
-from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
-from dpo_lightning.logps import token_logps
 from dpo_lightning.attention.masks import Forest, causal_mask
-from dpo_lightning.batches import Batch
+from dpo_lightning.attention.tree import AttentionParams, tree_attention
+from dpo_lightning.data.collate import PackedSharedPrefix, Padded
+from dpo_lightning.errors import lacks_memory
+from dpo_lightning.logps import token_logps
+from dpo_lightning.models.probe import evaluation_mode, probe_batch, rounding_tolerance
 
-
-NAME = "dpo_lightning"
-"""As transformers knows it: `model.config._attn_implementation`."""
+ATTENTION_NAME = "dpo_lightning"
+"""The name under which transformers knows it: `model.config._attn_implementation`."""
 
 SEEN_AT_ONCE = {"full_attention", "sliding_attention"}
-"""Kinds of layers (`layer_types` of a config) in which a token sees what a mask lets it see and carries no state."""
+"""`layer_types` of a config in which the attention mask alone decides what a token sees, and no state is carried along.
+"""
 
 BY_BLOCKS = {"cuda"}
-"""Kinds of devices on which FlexAttention is compiled, forward and backward."""
-
-
+"""Device types on which FlexAttention is compiled, forward and backward."""
 
 
 @torch.compiler.disable  # trees differ from batch to batch: compiled layers call it from outside of their graphs
@@ -47,17 +41,19 @@ def attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    """What a model's attention layers call: trees where the batch has some, else what transformers' SDPA does.
+    """Compute a layer's attention: over trees if the batch has some, else as transformers' SDPA does.
 
     Raises:
-        ValueError: the layer asks for something that is not here, such as attention sinks.
+        ValueError: the layer needs something that is not implemented here, such as attention sinks.
     """
-    strange = [name for name in ("s_aux", "position_bias", "cache") if options.get(name) is not None]
+    # Arguments of some models that this function would otherwise ignore.
+    unsupported = [name for name in ("s_aux", "position_bias", "cache") if options.get(name) is not None]
     if trees and isinstance(attention_mask, Tensor) and attention_mask.numel() > 1:
-        strange.append("a mask of its own")
-    if strange:
-        raise ValueError(f"its attention has {' and '.join(strange)}")
+        unsupported.append("a mask of its own")
+    if unsupported:
+        raise ValueError(f"its attention has {' and '.join(unsupported)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # FlexAttention has no dropout.
     if trees is not None and query.device.type in BY_BLOCKS and not dropout:
         from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -65,95 +61,87 @@ def attention(
         query, key = query.to(value.dtype), key.to(value.dtype)
         return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)
     if trees is not None:
-        return tree_attention(query, key, value, trees.trees, Kernel(scale, dropout, softcap, sliding_window)), None
+        return tree_attention(
+            query, key, value, trees.trees, AttentionParams(scale, dropout, softcap, sliding_window)
+        ), None
     if softcap is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
+    # transformers leaves the mask out where it is plainly causal.
     if attention_mask is None:
         attention_mask = causal_mask(query.shape[2], key.shape[2], sliding_window, query.device)
-    out = Kernel(scale, dropout, softcap).capped(query, key, value, attention_mask)
+    out = AttentionParams(scale, dropout, softcap).attend_capped(query, key, value, attention_mask)
     return out.transpose(1, 2).contiguous(), None
 
 
-
-
 def takes_trees(model: Any) -> bool:
-    """Whether a model was switched to this attention."""
-    return bool(model.config._attn_implementation == NAME)
+    """Whether a model uses this attention, and so computes correctly for packed rows and shared prefixes."""
+    return bool(model.config._attn_implementation == ATTENTION_NAME)
 
 
 def install(model: Any) -> str:
-    """Switch a whole model to this attention where it computes the same with it.
+    """Switch a model to this attention if it then computes the same log-probabilities.
 
     Args:
         model: a transformers model with weights.
 
     Returns:
-        Nothing where it did, else the reason why it keeps its own attention.
+        An empty string if the model was switched, else the reason why it keeps its own attention.
     """
     config, own = model.config.get_text_config(), model.config._attn_implementation
-    strange = set(getattr(config, "layer_types", None) or ()) - SEEN_AT_ONCE
-    if strange:
-        return f"{config.model_type} has {', '.join(sorted(strange))} layers, which run along a whole row"
-    pairs, indices = probe(config.vocab_size)
-    with torch.device("cpu"):  # lightning makes the GPU the default while a model is built
-        batches = [layout.pairs(pairs, indices) for layout in (Padded(), PackedSharedPrefix())]
-    with undisturbed(model), recording() as windows:
+    recurrent = set(getattr(config, "layer_types", None) or ()) - SEEN_AT_ONCE
+    if recurrent:
+        return f"{config.model_type} has {', '.join(sorted(recurrent))} layers, which mix all tokens of a row"
+    batches = [probe_batch(model, layout) for layout in (Padded(), PackedSharedPrefix())]
+    with evaluation_mode(model), record_windows() as windows:
         try:
-            batches = [on_device(batch, model) for batch in batches]
             expected = token_logps(model, batches[0]).values
-            model.set_attn_implementation(NAME)
+            # Padded rows now run through SDPA here, shared prefixes through trees.
+            model.set_attn_implementation(ATTENTION_NAME)
             found = [token_logps(model, batch).values for batch in batches]
         except Exception as error:  # a model's own code may raise anything
             if lacks_memory(error):
                 raise
-            reason = f"{config.model_type} does not run with it: {next(iter(str(error).splitlines()), repr(error))}"
+            problem = next(iter(str(error).splitlines()), repr(error))
+            reason = f"{config.model_type} fails with the package's attention: {problem}"
         else:
-            tolerance = rounding(model) * float(expected.abs().max())
+            tolerance = rounding_tolerance(model) * float(expected.abs().max())
             off = max(float((other - expected).abs().max()) for other in found)
             windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
             sliding = (getattr(config, "layer_types", None) or ()).count("sliding_attention")
             reason = ""
             if not windows:
-                reason = f"{config.model_type} has an attention of its own"
+                reason = f"{config.model_type} does not use transformers' attention functions"
             elif not off <= tolerance:  # NaN as well
-                reason = f"{config.model_type} gives other log-probabilities in packed rows, by {off:.2g} nats"
-            elif windowed and sum(map(bool, windows)) < max(sliding, 1):  # the trial is shorter than most windows
-                reason = f"{config.model_type} has a sliding window of which its attention is not told"
+                reason = f"{config.model_type} gives log-probabilities in packed rows that differ by {off:.2g} nats"
+            elif windowed and sum(map(bool, windows)) < max(
+                sliding, 1
+            ):  # probes are shorter than most windows, so that a missing one would not show
+                reason = f"{config.model_type} does not pass its sliding window to the attention function"
     if reason:
         model.set_attn_implementation(own)
     return reason
 
 
-
-
-
-
 @contextmanager
-def recording() -> Iterator[list[int | None]]:
-    """Register the attention, and note for a while which sliding window each call with trees was told of."""
+def record_windows() -> Iterator[list[int | None]]:
+    """Register the attention, and within the block record the sliding window of every call with trees."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     windows: list[int | None] = []
 
-    def noting(*args: Any, **options: Any) -> tuple[Tensor, Any]:
+    def record(*args: Any, **options: Any) -> tuple[Tensor, Any]:
         if options.get("trees") is not None:
             windows.append(options.get("sliding_window"))
         return attention(*args, **options)
 
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    AttentionInterface.register(NAME, noting)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    AttentionInterface.register(ATTENTION_NAME, record)
     try:
         yield windows
     finally:
-        AttentionInterface.register(NAME, attention)
-
-
-
-
-
-
+        AttentionInterface.register(ATTENTION_NAME, attention)

@@ -1,4 +1,4 @@
-"""Dropout and router noise are switched off where policy and reference have to be one function."""
+"""Dropout and router noise of a model, and how they are turned off."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 ROUTER_NOISE = {"jitter_noise", "input_jitter_noise", "moe_jitter_eps"}
-"""Attributes of a mixture of experts that count in train mode only: what a router is given is multiplied by noise."""
+"""Attributes of mixture-of-experts layers that multiply the router's input by noise in train mode."""
 
 
 def without_dropout(model: nn.Module) -> int:
-    """Set every dropout and router noise of a model to 0 and return how many were not.
+    """Set every dropout and router noise of a model to 0, and return how many were above 0.
 
     The model stays in train mode, which gradient checkpointing needs.
     """
@@ -23,7 +23,7 @@ def without_dropout(model: nn.Module) -> int:
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Each module with a dropout or a router noise above 0, and the attribute that holds it."""
+    """Iterate over modules with a dropout or router noise above 0, and the attribute that holds it."""
     for module in model.modules():
         if isinstance(module, _DropoutNd) and module.p > 0:
             yield module, "p"

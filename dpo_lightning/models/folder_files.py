@@ -1,4 +1,4 @@
-"""Checks of the files that describe a model: regular, of limited size, JSON where it is expected, naming no code."""
+"""Checks of the files that describe a model: regular files of limited size, valid JSON, and no code named in them."""
 
 from __future__ import annotations
 
@@ -7,45 +7,54 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.models.foreign_code import ANYWHERE, OF_ADAPTERS, READ_BESIDE, refuse, refuse_other_keys
+from dpo_lightning.models.foreign_code import ANYWHERE, OF_ADAPTERS, READ_BESIDE, check_rules, check_special_tokens
 from dpo_lightning.special_files import special_kind
 
 READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".safetensors")
-"""Suffixes of what is read of a model folder."""
+"""Suffixes of the files that are read from a model folder."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file of peft by which an adapter's folder is recognized."""
 
 LARGEST_TEXT = 512 << 20
+"""Largest size in bytes of a tokenizer's files."""
 LARGEST_JSON = 64 << 20
-"""Bytes of a tokenizer's files, and of a configuration or an index."""
+"""Largest size in bytes of a configuration or an index."""
 
 
 def check_description(folder: Path, config: str) -> None:
     """Check that a folder's files can be read, and that none names code or files outside of the folder.
 
     Args:
-        folder: of a model or an adapter; its weights are not looked at.
+        folder: of a model or an adapter; its weights are not read.
         config: the name of its configuration file.
 
     Raises:
-        UserError: by the name of the file and of the key.
+        UserError: a file is refused; the error names the file and the key.
     """
     content = read_json(folder / config)
     check_entries(folder)
     rules = ANYWHERE + (OF_ADAPTERS if config.startswith("adapter") else ())
-    refuse(content, rules, folder / config)
+    check_rules(content, rules, folder / config)
     for name in READ_BESIDE:
         path = folder / name
         if path.exists():
             content = read_json(path)
-            refuse(content, ANYWHERE, path)
+            check_rules(content, ANYWHERE, path)
             if name.startswith("special_tokens"):
-                refuse_other_keys(content, path)
+                check_special_tokens(content, path)
+
+
+def is_adapter_folder(path: str | Path) -> bool:
+    """Whether a path is a folder of a peft adapter, complete or not."""
+    return Path(path, ADAPTER_CONFIG).exists()
 
 
 def check_entries(folder: Path) -> None:
-    """Check that whatever is read of a folder is a file of limited size; links to files are followed.
+    """Check that whatever is read from a folder is a file of limited size; links to files are followed.
 
     Raises:
-        UserError: one is a pipe, a socket, a device or a folder, or far too large.
+        UserError: an entry is a pipe, a socket, a device or a folder, or too large.
     """
     for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         try:
@@ -54,22 +63,26 @@ def check_entries(folder: Path) -> None:
                 kind = kind or ("a folder" if path.is_dir() else "")
                 too_large = path.suffix != ".safetensors" and path.exists() and path.stat().st_size > LARGEST_TEXT
                 kind = kind or (f"a file of more than {LARGEST_TEXT >> 20} MiB" if too_large else "")
-        except OSError as error:  # a link that leads back to itself, a folder that may not be entered
-            kind = f"what cannot be read ({error.strerror})"
+        except OSError as error:  # a cycle of links, a folder without permission
+            kind = f"an unreadable entry ({error.strerror})"
         if kind:
-            what = f"{kind} where a file of the model is due"
+            what = f"expected a file of the model, found {kind}"
             raise UserError(
-                ExitCode.MODEL, Problem(what, str(path)), fix="copy the folder again, as `save_pretrained` wrote it"
+                ExitCode.MODEL, Problem(what, str(path)), fix="copy the folder again as `save_pretrained` wrote it"
             )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder."""
+    """Read a JSON object from a model folder.
+
+    Raises:
+        UserError: the file is missing, too large, or holds no JSON object.
+    """
     try:
         if kind := special_kind(path) or ("a folder" if path.is_dir() else ""):
-            raise damaged(path, f"{kind} where a file is due")
+            raise damaged_file_error(path, f"expected a file, found {kind}")
         if path.stat().st_size > LARGEST_JSON:
-            raise damaged(path, f"more than {LARGEST_JSON >> 20} MiB")
+            raise damaged_file_error(path, f"more than {LARGEST_JSON >> 20} MiB")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
@@ -78,14 +91,14 @@ def read_json(path: Path) -> dict[str, Any]:
             fix="give the folder that `save_pretrained` wrote (for a run: its final_model/)",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, str(error)) from None
+        raise damaged_file_error(path, str(error)) from None
     if not isinstance(content, dict):
-        raise damaged(path, "not a JSON object")
+        raise damaged_file_error(path, "not a JSON object")
     return content
 
 
-def damaged(path: Path, reason: str) -> UserError:
-    """The error for a file that is not in the format of its name."""
+def damaged_file_error(path: Path, reason: str) -> UserError:
+    """Make the error for a file whose content does not match the format of its name."""
     return UserError(
         ExitCode.MODEL,
         Problem(f"the model file is damaged: {reason}", str(path)),

@@ -1,4 +1,4 @@
-"""Regular expressions of an adapter or a tokenizer: refused where matching exceeds a time limit."""
+"""Regular expressions of an adapter or a tokenizer: refused if matching exceeds a time limit."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.limits import LimitError, limited
+from dpo_lightning.limits import LimitError, limit_resources
 
-SECONDS = 2.0
-"""Processor time that all expressions of an adapter may take on all names of modules; it is some milliseconds."""
+MATCHING_SECONDS = 2.0
+"""Processor time for matching all expressions of an adapter with all module names; usually milliseconds."""
 
-WAIT = 5.0
-"""Seconds by the clock that all expressions of a tokenizer may take on the probes; it is some milliseconds as well."""
+PROBE_SECONDS = 5.0
+"""Wall-clock time in seconds for all expressions of a tokenizer on the probes; usually milliseconds."""
 
 MOST_GROWTH = 10_000
-"""How many times longer the replacements of a tokenizer may make a text."""
+"""How many times longer a tokenizer's replacements may make a text."""
 
 PROBE = 40
-"""Characters of a probe, of one kind: an expression that can read them in many ways takes exponential time."""
+"""Length of a probe, one repeated string: expressions with many ways to match it take exponential time."""
 
 KINDS = (*"aA1 .\n\t_-한é", "ab", "a ", "a1", "a.", " \n", "가 ")
+"""The strings that are repeated."""
 
 
 def check_module_patterns(options: Mapping[str, Any], names: Sequence[str], code: ExitCode, where: str) -> None:
-    """See that the expressions by which an adapter finds its modules come to an end, matched as peft matches them.
+    """Check that the expressions by which an adapter selects modules terminate, matched as peft does.
 
     Args:
-        options: those of a `LoraConfig`, or what its file holds.
+        options: of a `LoraConfig`, or of its file.
         names: of the model's modules.
         code: the exit code of the error.
         where: the file or the key of the options.
 
     Raises:
-        UserError: one takes too long.
+        UserError: an expression takes too long.
     """
     key = ""
     try:
-        with limited(SECONDS):
+        with limit_resources(MATCHING_SECONDS):
             for tried, pattern in module_patterns(options):
                 key, compiled = tried, re.compile(pattern)
                 for name in names:
@@ -53,15 +54,15 @@ def check_module_patterns(options: Mapping[str, Any], names: Sequence[str], code
     except (LimitError, MemoryError, RecursionError, OverflowError):
         raise UserError(
             code,
-            Problem(f"the regular expression in {key} does not come to an end", where, str(options.get(key))),
-            fix=f"write a simpler one, or the names of the modules, into {key}",
+            Problem(f"the regular expression in {key} takes too long", where, str(options.get(key))),
+            fix=f"simplify it, or list the names of the modules in {key}",
         ) from None
     except (re.error, TypeError):
-        return  # peft says what is wrong
+        return  # peft reports it
 
 
 def module_patterns(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each key with an expression that peft makes of it."""
+    """Iterate over keys and the regular expressions that peft makes of their values."""
     for key, form in (
         ("target_modules", "({})\\Z"),
         ("exclude_modules", "({})\\Z"),
@@ -71,22 +72,23 @@ def module_patterns(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("alpha_pattern", r"(.*\.)?({})$"),
     ):
         value = options.get(key)
-        given = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple, set, dict)) else []
+        several = value if isinstance(value, (list, tuple, set, dict)) else []
+        given = [value] if isinstance(value, str) else several
         names = isinstance(value, (list, tuple, set)) and key in ("target_modules", "exclude_modules")
         for pattern in given:
             yield key, form.format(re.escape(str(pattern)) if names else str(pattern))
 
 
 def check_tokenizer_file(path: Path) -> None:
-    """See that a tokenizer's expressions come to an end, and that its replacements make no text much longer.
+    """Check that a tokenizer's expressions terminate, and that its replacements do not make texts much longer.
 
     Raises:
-        UserError: by the name of the file.
+        UserError: an expression or the replacements are refused.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return  # the loader says what is wrong
+        return  # the loader reports it
     parts = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")} if content else {}
     patterns, growth = [], 1
     waiting: list[Any] = list(parts.values())
@@ -97,18 +99,19 @@ def check_tokenizer_file(path: Path) -> None:
             if isinstance(value.get("Regex"), str):
                 patterns.append(value["Regex"])
             if value.get("type") == "Replace":
+                # Replacements run one after the other, so that growth multiplies.
                 growth *= max(len(str(value.get("content"))), 1)
         elif isinstance(value, list):
             waiting += value
     if growth > MOST_GROWTH:
-        raise unusable(path, "replaces a character by so many that texts grow without bound", "")
+        raise unusable_tokenizer_error(path, "makes texts too long by its replacements", "")
     for pattern in dict.fromkeys(patterns):
-        if not comes_to_an_end(pattern):
-            raise unusable(path, "holds a regular expression that does not come to an end", pattern)
+        if not terminates(pattern):
+            raise unusable_tokenizer_error(path, "has a regular expression that takes too long", pattern)
 
 
-def comes_to_an_end(pattern: str) -> bool:
-    """Whether a tokenizer splits probes by an expression in a short time; a faulty one is left to the loader."""
+def terminates(pattern: str) -> bool:
+    """Whether a tokenizer splits the probes by an expression within the limit; invalid expressions pass."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     try:
@@ -118,33 +121,33 @@ def comes_to_an_end(pattern: str) -> bool:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     tokenizer.pre_tokenizer = split
     own = sorted(set(pattern) & {*string.ascii_letters, *string.digits, *string.punctuation})
-    ends = ("\0", "!", "\n" + "".join(own))  # with the characters without which it is not even begun
+    ends = ("\0", "!", "\n" + "".join(own))  # the expression's own characters, without which it may not start to match
     probes = [(kind * PROBE)[:PROBE] + end for kind in dict.fromkeys((*KINDS, *own)) for end in ends]
-    return in_time(lambda: [tokenizer.encode_batch([probe]) for probe in probes])
+    return finishes_in_time(lambda: [tokenizer.encode_batch([probe]) for probe in probes])
 
 
-def in_time(call: Callable[[], Any]) -> bool:
-    """Whether a call returns within `WAIT` seconds and without a panic; it has to release the GIL."""
+def finishes_in_time(call: Callable[[], Any]) -> bool:
+    """Whether a call returns within `PROBE_SECONDS` and without a panic; it has to release the GIL."""
     done: list[bool] = []
 
-    def tried() -> None:
+    def run() -> None:
         try:
             call()
-        except BaseException:  # a panic of Rust is no Exception
+        except BaseException:  # a panic of Rust does not derive from Exception
             done.append(False)
         else:
             done.append(True)
 
-    with without_panics():
-        thread = threading.Thread(target=tried, daemon=True)  # it cannot be ended from outside
+    with hide_panics():
+        thread = threading.Thread(target=run, daemon=True)  # a thread cannot be stopped from outside
         thread.start()
-        thread.join(WAIT)
+        thread.join(PROBE_SECONDS)
     return bool(done) and done[0]
 
 
 @contextmanager
-def without_panics() -> Iterator[None]:
-    """Keep what Rust writes about a panic from the terminal; what else is written meanwhile comes after it."""
+def hide_panics() -> Iterator[None]:
+    """Hide what Rust prints about a panic within the block; other output to stderr is delayed until its end."""
     if sys.platform != "linux":
         yield
         return
@@ -162,6 +165,6 @@ def without_panics() -> Iterator[None]:
         os.close(caught)
 
 
-def unusable(path: Path, what: str, pattern: str) -> UserError:
-    """The error for a tokenizer's file."""
+def unusable_tokenizer_error(path: Path, what: str, pattern: str) -> UserError:
+    """Make the error for a refused tokenizer file."""
     return UserError(ExitCode.MODEL, Problem(f"the tokenizer {what}", str(path), pattern), fix="use another tokenizer")

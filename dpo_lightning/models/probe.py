@@ -1,50 +1,38 @@
-"""A trial of a model on a few random tokens: whether two ways of computing agree."""
+"""Trials of a model on a few random tokens: the tokens, the mode in which it runs, and the tolerances."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
 import torch
-from torch import Tensor, nn
-from dpo_lightning.attention.tree import Kernel, tree_attention
-from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.errors import ExitCode, Problem, UserError
+from jaxtyping import Int
+from torch import Tensor
+
+from dpo_lightning.batches import Batch, PreferenceBatch
+from dpo_lightning.data.collate import Collator
 from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
-from dpo_lightning.logps import token_logps
-from dpo_lightning.attention.masks import Forest, causal_mask
-from dpo_lightning.batches import Batch
-
-
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
-
-TOLERANCE = 1e-4
-"""Part of the largest log-probability by which layouts may differ in float32, where sums run in another order."""
-
+FLOAT32_TOLERANCE = 1e-4
+"""Float32 rounding: largest difference between two layouts, as a fraction of the largest absolute log-probability."""
 
 HALF_TOLERANCE = 3e-2
-"""The same in half precision, whose logits have some three digits."""
+"""The same for bfloat16 and float16, which hold two to three decimal digits."""
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether an error of a model's pass is none of the model's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "memory" in str(error).lower()
-
-
-def rounding(model: Any) -> float:
-    """Part of the largest log-probability by which rounding may move one."""
-    # On a GPU, layers of 8 bits round what they multiply: a hair's breadth may become a step of 1/127.
+def rounding_tolerance(model: Any) -> float:
+    """`FLOAT32_TOLERANCE` or `HALF_TOLERANCE`, by the precision that the model computes in."""
+    # LLM.int8() on a GPU rounds activations to 127 steps, so a float32 difference in the last bit can become 1/127.
     exact = model.dtype == torch.float32 and not getattr(model, "is_loaded_in_8bit", False)
-    return TOLERANCE if exact else HALF_TOLERANCE
+    return FLOAT32_TOLERANCE if exact else HALF_TOLERANCE
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """No gradient, no dropout and no precision but the model's own for a while."""
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Run a model in eval mode, without gradients and without autocast; its train mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -54,14 +42,35 @@ def undisturbed(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def on_device(batch: AnyBatch, model: Any) -> AnyBatch:
-    """A batch where the model is."""
+@contextmanager
+def trial(model: Any) -> Iterator[None]:
+    """`evaluation_mode` in which compiled layers run eagerly: compiling a graph for a few tokens takes too long."""
+    with evaluation_mode(model), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def move_to_device(batch: AnyBatch, model: Any) -> AnyBatch:
+    """Move the tensors of a batch to the device of a model."""
     tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
     return batch._replace(**{name: part.to(model.device) for name, part in tensors.items()})  # type: ignore[return-value]
 
 
-def probe(vocabulary: int, special: Collection[int] = ()) -> tuple[list[EncodedPair], list[int]]:
-    """Two pairs of random tokens whose answers differ in length; the next id takes the place of a special one."""
+def draw_ids(vocabulary: int, rows: int, length: int) -> Int[Tensor, "row position"]:
+    """Draw token ids on the CPU, the same at every call."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (rows, length), generator=draw, device="cpu")
+
+
+def make_probe(vocabulary: int, special: Collection[int] = ()) -> tuple[list[EncodedPair], list[int]]:
+    """Make two pairs of random tokens whose answers differ in length.
+
+    Args:
+        vocabulary: number of token ids.
+        special: ids to avoid, such as image placeholders; the next other id is used instead.
+
+    Returns:
+        The pairs and their row numbers.
+    """
     draw = torch.Generator().manual_seed(0)
 
     def answer(length: int) -> EncodedAnswer:
@@ -75,3 +84,11 @@ def probe(vocabulary: int, special: Collection[int] = ()) -> tuple[list[EncodedP
         EncodedPair(Origin("probe", k), answer(prompt).ids, answer(5), answer(3)) for k, prompt in enumerate((7, 4))
     ]
     return pairs, [0, 1]
+
+
+def probe_batch(model: Any, layout: Collator, special: Collection[int] = ()) -> PreferenceBatch:
+    """Make the probe's pairs into a batch on the device of a transformers model; `special` as in `make_probe`."""
+    pairs, indices = make_probe(model.config.get_text_config().vocab_size, special)
+    with torch.device("cpu"):  # Lightning makes the GPU the default device while a model is built
+        batch = layout.pairs(pairs, indices)
+    return move_to_device(batch, model)

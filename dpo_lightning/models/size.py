@@ -1,4 +1,4 @@
-"""Whether a configuration describes a model or an adapter of the size of the stored weights, before memory is taken."""
+"""Whether a configuration describes a model or adapter of the stored size, before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.folder import count_values
 
 SLACK = 200_000_000
-"""Values that need not be stored: of buffers, such as masks of all positions."""
+"""Values that need not be stored: of buffers, such as attention masks."""
 
 
 def check_size(path: str, config: Any) -> None:
-    """Build the model without values, and compare how many it has with how many are stored.
+    """Compare the number of values that a configuration describes with the number that is stored.
 
-    Missing weights are reported when they are loaded; this check bounds the memory that is allocated for them.
+    Missing weights are reported when they are loaded; this check limits the memory that is allocated for them.
 
     Raises:
-        UserError: the model is far larger than its files.
+        UserError: the described model is far larger than its files.
     """
     from transformers import AutoModelForCausalLM
 
@@ -31,21 +31,26 @@ def check_size(path: str, config: Any) -> None:
     try:
         with torch.device("meta"):
             built: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-    except Exception:  # the loader says what is wrong
+    except Exception:  # the loader reports it
         return
     described = sum(value.numel() for value in (*built.parameters(), *built.buffers()))
     stored = count_values(Path(path))
     if described > 2 * stored + SLACK:
-        what = f"it describes a model of {described:,} values, of which {stored:,} are stored"
-        fix = "use a folder whose config.json belongs to its weights (copy it again)"
+        what = f"the configuration describes {described:,} values, but {stored:,} are stored"
+        fix = "use a folder whose config.json matches its weights (copy it again)"
         raise UserError(ExitCode.MODEL, Problem(what, f"{path}/config.json"), fix=fix)
 
 
 def check_ranks(options: Mapping[str, Any], sizes: Sequence[int], where: str) -> None:
-    """See that no rank is larger than every stored matrix, before memory is taken for it.
+    """Check that no rank of an adapter exceeds the largest stored dimension, before memory is allocated for it.
+
+    Args:
+        options: of the adapter's configuration.
+        sizes: dimensions of the stored matrices.
+        where: the file, for the message.
 
     Raises:
-        UserError: one is.
+        UserError: a rank is too large.
     """
     patterns = options.get("rank_pattern")
     ranks = [options.get("r"), *(patterns.values() if isinstance(patterns, dict) else ())]
@@ -53,6 +58,6 @@ def check_ranks(options: Mapping[str, Any], sizes: Sequence[int], where: str) ->
     if far:
         raise UserError(
             ExitCode.MODEL,
-            Problem(f"a rank of {far[0]}, where no stored matrix is as large", where),
+            Problem(f"rank {far[0]} exceeds every stored matrix", where),
             fix="copy the folder again",
         )

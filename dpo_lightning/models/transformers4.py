@@ -1,4 +1,4 @@
-"""A model folder that transformers 4 reads as transformers 5 does: the older names beside the newer ones."""
+"""Older names of configuration keys, with which transformers 4 reads a folder as transformers 5 does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 CONFIG, TOKENIZER_CONFIG, TOKENIZER = "config.json", "tokenizer_config.json", "tokenizer.json"
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
-"""In both versions the tokenizer that does what `tokenizer.json` says, and no more."""
+"""The class that, in both versions, applies `tokenizer.json` and nothing else."""
 
 IMPLIED = ("model_input_names", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
-"""Settings that differ between the versions, or between a model's own tokenizer class and that one."""
+"""Settings whose defaults differ between the versions or between tokenizer classes."""
 
 TRIED = (
     "cohere",
@@ -57,43 +57,43 @@ TRIED = (
 
 
 def add_older_names(folder: Path, tokenizer: Any) -> None:
-    """Complete the configurations of a model or adapter folder that transformers 5 wrote, with its tokenizer."""
+    """Add the older names to the configurations of a folder that transformers 5 wrote."""
     if (folder / CONFIG).exists():
-        rewrite(folder / CONFIG, config_names)
+        rewrite(folder / CONFIG, add_config_names)
     if (folder / TOKENIZER).exists():
-        rewrite(folder / TOKENIZER_CONFIG, partial(tokenizer_names, tokenizer))
+        rewrite(folder / TOKENIZER_CONFIG, partial(set_tokenizer_names, tokenizer))
 
 
-def read_by(model_type: str) -> str:
-    """The versions of transformers that read a folder of this kind of model alike, as far as it was tried."""
+def supported_versions(model_type: str) -> str:
+    """Return the versions of transformers that were tested with this type of model, for the model card."""
     return (
         "transformers 4.57 and 5" if model_type in TRIED else f"transformers 5 ({model_type} was not tried with 4.57)"
     )
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a JSON object in place."""
+    """Change a JSON object in its file."""
     content = json.loads(file.read_text(encoding="utf-8"))
     change(content)
     file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def config_names(config: dict[str, Any]) -> None:
-    """Add to a model's configuration, and to those within it, what transformers 4 looks for."""
-    for part in list(parts(config)):
+def add_config_names(config: dict[str, Any]) -> None:
+    """Add the older names to a configuration and to those within it."""
+    for part in list(iterate_configs(config)):
         part |= {name: value for name, value in older_names(part).items() if name not in part}
 
 
-def parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A configuration and its parts, such as the text model's."""
+def iterate_configs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Iterate over a configuration and the ones within it, such as the text model's."""
     yield config
     for name, value in config.items():
         if name.endswith("_config") and isinstance(value, dict):
-            yield from parts(value)
+            yield from iterate_configs(value)
 
 
 def older_names(config: dict[str, Any]) -> dict[str, Any]:
-    """Names that transformers 4 has for what stands in a configuration under others."""
+    """Return the values that transformers 4 expects under other names."""
     names = {}
     if config.get("dtype"):
         names["torch_dtype"] = config["dtype"]
@@ -107,12 +107,12 @@ def older_names(config: dict[str, Any]) -> dict[str, Any]:
     base, share = ("rotary_emb_base", "rotary_pct") if kind == "gpt_neox" else ("rope_theta", "partial_rotary_factor")
     names |= {base: rotation.get("rope_theta"), share: rotation.get("partial_rotary_factor")}
     if rotation.get("rope_type", "default") != "default":
-        names["rope_scaling"] = scaling(rotation, config)
+        names["rope_scaling"] = older_scaling(rotation, config)
     return {name: value for name, value in names.items() if value is not None}
 
 
-def scaling(rotation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary positions beyond the trained ones, in transformers 4's words: without what stands beside them there."""
+def older_scaling(rotation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the scaling of rotary positions as transformers 4 expects it."""
     beside = {"rope_theta", "partial_rotary_factor"} | (config.keys() & {"original_max_position_embeddings"})
     found = {name: value for name, value in rotation.items() if name not in beside}
     if config.get("model_type") == "phi3":  # which takes no name but this one
@@ -120,10 +120,10 @@ def scaling(rotation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def tokenizer_names(tokenizer: Any, config: dict[str, Any]) -> None:
-    """Name a tokenizer that both versions have, and settings of its own that a class would imply.
+def set_tokenizer_names(tokenizer: Any, config: dict[str, Any]) -> None:
+    """Set a tokenizer class that both versions have, and the settings that a class would imply.
 
-    Other classes make rules of their own in transformers 4: Llama's and Gemma's put a BOS before every text.
+    Other classes add rules in transformers 4: those of Llama and Gemma put a BOS token before every text.
     """
     config["tokenizer_class"] = TOKENIZER_CLASS
     for name in IMPLIED:

@@ -1,7 +1,12 @@
-"""The policy that DPO measures against: its own start, in whichever way that is held, or a start that follows it."""
+"""Reference policies (`--model.reference`): frozen, adapter disabled, precomputed, synced, or none."""
 
-from dpo_lightning.references.adapter_disabled import AdapterDisabled, has_new_adapter, off_start, without_adapter
-from dpo_lightning.references.base import KEY, ReferencePolicy, check_same_tokenizer
+from dpo_lightning.references.adapter_disabled import (
+    AdapterDisabled,
+    distance_from_start,
+    has_new_adapter,
+    without_adapter,
+)
+from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, check_same_tokenizer
 from dpo_lightning.references.default import default_reference
 from dpo_lightning.references.frozen import FrozenAdapter, FrozenCopy
 from dpo_lightning.references.precomputed import Precomputed
@@ -9,7 +14,7 @@ from dpo_lightning.references.reference_free import ReferenceFree
 from dpo_lightning.references.synced import Synced
 
 __all__ = [
-    "KEY",
+    "REFERENCE_KEY",
     "AdapterDisabled",
     "FrozenAdapter",
     "FrozenCopy",
@@ -19,7 +24,7 @@ __all__ = [
     "Synced",
     "check_same_tokenizer",
     "default_reference",
+    "distance_from_start",
     "has_new_adapter",
-    "off_start",
     "without_adapter",
 ]

@@ -1,4 +1,4 @@
-"""`AdapterDisabled`: the policy with its adapter off, and whether that is its start: measured, not told by names."""
+"""`AdapterDisabled`: the policy with its adapter disabled, after a test that this equals the policy's start."""
 
 from __future__ import annotations
 
@@ -14,65 +14,77 @@ from dpo_lightning.logps import token_logps
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import HALF_TOLERANCE
-from dpo_lightning.references.base import KEY, ReferencePolicy, fingerprint, frozen_weights, probing
-from dpo_lightning.references.weight_swap import exchanged, standing, trained_places
+from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, fingerprint, frozen_weights, policy_probe
+from dpo_lightning.references.weight_swap import current_parameters, find_trained, swapped
 
-TOLERANCE = 1e-5
-"""Nats per token by which rounding may tell a start from the policy without its adapter (DoRA scales by 1)."""
+START_ROUNDING = 1e-5
+"""Nats per token by which rounding may separate policy and disabled adapter at the start (DoRA multiplies by a ratio of
+norms).
+"""
 
 
 class AdapterDisabled(ReferencePolicy):
-    """The policy with its fresh LoRA adapter switched off, so that nothing is held."""
+    """The policy with its new LoRA adapter disabled. No second set of weights is held."""
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
-        """Check that switching the adapter off gives back the policy's starting point, and goes on to."""
+        """Check that disabling the adapter gives the policy's starting point now and for the whole run.
+
+        Raises:
+            UserError: there is no new adapter, or the policy with it disabled differs from its start.
+        """
         if builder.adapter_folder() is not None:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("the policy's adapter was trained before: without it the reference would be the base", KEY),
-                fix="leave --model.reference out (a frozen copy of the adapter is held), or merge the adapter first",
+                Problem(
+                    "the adapter was trained before: with it disabled, the reference would be the base model",
+                    REFERENCE_KEY,
+                ),
+                fix="leave --model.reference out (FrozenAdapter is then used), or merge the adapter first",
             )
         if not has_adapter(policy):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("AdapterDisabled needs a new adapter to switch off", KEY),
-                fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
+                Problem("AdapterDisabled needs a new adapter to disable", REFERENCE_KEY),
+                fix="leave --model.reference out, or add an adapter: --model.policy.lora.r 16",
             )
-        off = off_start(policy)
-        if not off <= TOLERANCE:
+        off = distance_from_start(policy)
+        if not off <= START_ROUNDING:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"without its adapter the policy is not its own start: {told(off)}", KEY),
-                fix="leave --model.reference out (a frozen copy of the adapter's start is held)",
+                Problem(
+                    f"with its adapter disabled, the policy differs from its start: {describe_distance(off)}",
+                    REFERENCE_KEY,
+                ),
+                fix="leave --model.reference out (FrozenAdapter is then used)",
             )
         self._head = find_head(policy)
-        self._nearness = HALF_TOLERANCE if builder.compile or off else 0.0
-        self.remember(policy, fingerprint(frozen_weights(policy)))
+        self._start_tolerance = HALF_TOLERANCE if builder.compile or off else 0.0
+        self.record_identity(policy, fingerprint(frozen_weights(policy)))
 
     @contextmanager
-    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The policy itself, its adapter off."""
+    def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """Yield the policy itself, with its adapter disabled."""
         with without_adapter(policy):
             yield policy
 
 
 def has_adapter(policy: nn.Module) -> bool:
-    """Whether an adapter is trained and not the whole model."""
+    """Whether a peft adapter is trained, and not the whole model."""
     from peft import PeftModel
 
     return isinstance(policy, PeftModel)
 
 
 def has_new_adapter(policy: nn.Module, builder: CausalLM) -> bool:
-    """Whether the policy begins with an adapter that was never trained."""
+    """Whether the policy starts with a newly initialized adapter, not with a trained one."""
     return has_adapter(policy) and builder.adapter_folder() is None
 
 
 @contextmanager
 def without_adapter(policy: nn.Module) -> Iterator[None]:
-    """Switch a policy's adapter off for a while.
+    """Disable a policy's adapter within the block.
 
-    peft then makes all of the adapter trainable, and what it replaces frozen; here everything stays as it was.
+    peft's `disable_adapter` changes `requires_grad` of adapter and base weights when it ends; here it is restored.
     """
     before = [(value, value.requires_grad) for value in policy.parameters()]
     try:
@@ -84,30 +96,31 @@ def without_adapter(policy: nn.Module) -> Iterator[None]:
                 value.requires_grad_(trained)
 
 
-def off_start(policy: nn.Module) -> float:
-    """By how many nats a token's log-probability differs from the policy's start once its adapter is switched off.
+def distance_from_start(policy: nn.Module) -> float:
+    """Measure by how many nats per token the policy with its adapter disabled differs from its start.
 
-    Some starts move the base: PiSSA and its kin (arXiv:2404.02948) take out of it what they put into the adapter, and
-    what is off is the rest. Some adapters train what stays when they are off, such as biases: all that is trained is
-    put at NaN meanwhile, so that it would show.
+    PiSSA-like initializations (arXiv:2404.02948) subtract the initial adapter from the base weights, so the base alone
+    is not the start. Other adapters train parameters that stay active when the adapter is disabled, such as biases. To
+    detect those, all trained parameters are replaced by NaN before the adapter is disabled.
 
     Returns:
-        The largest difference; infinite where what is trained counts without the adapter as well.
+        The largest difference; infinite if a trained parameter counts without the adapter.
     """
-    places = trained_places(policy)
-    strange = {
+    places = find_trained(policy)
+    # Expanded views, which take no memory.
+    nan = {
         name: nn.Parameter(value.detach().new_tensor(math.nan).expand(value.shape), requires_grad=False)
-        for name, value in standing(places).items()
+        for name, value in current_parameters(places).items()
     }
-    with probing(policy) as batch:
+    with policy_probe(policy) as batch:
         start: Tensor = token_logps(policy, batch).values
-        with exchanged(places, strange), without_adapter(policy):
+        with swapped(places, nan), without_adapter(policy):
             off = token_logps(policy, batch).values
     return float((off - start).abs().max().nan_to_num(nan=torch.inf))
 
 
-def told(off: float) -> str:
-    """The difference in words."""
+def describe_distance(off: float) -> str:
+    """Format the result of `distance_from_start` for a message."""
     if math.isinf(off):
-        return "the adapter trains weights that count without it, too"
-    return f"its log-probabilities are off by up to {off:.2g} nats a token"
+        return "it trains weights that stay active with the adapter disabled"
+    return f"log-probabilities differ by up to {off:.2g} nats per token"

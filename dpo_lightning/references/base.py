@@ -1,4 +1,4 @@
-"""What every reference is asked, and the anchor by which a run that goes on knows it again."""
+"""`ReferencePolicy`: the interface of every reference, and its identity in checkpoints."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ from torch import Tensor, nn
 from dpo_lightning.batches import Batch, PreferenceBatch
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.logps import Scored, score, scored_positions
+from dpo_lightning.logps import Scored, compute_scored, score
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
-from dpo_lightning.models.probe import HALF_TOLERANCE, TOLERANCE, on_device, probe, undisturbed
+from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, probe_batch, trial
 from dpo_lightning.types import SequenceLogps, Statistic
 
-KEY = "model.reference"
+REFERENCE_KEY = "model.reference"
 
 TOKENS: tuple[Statistic, ...] = ("tokens",)
+"""The statistic by which two references are compared: one log-probability per scored token."""
 
 
 class ReferencePolicy(nn.Module, ABC):
-    """What a policy is compared with. It has no gradient, no place in a checkpoint, and an anchor that is in it."""
+    """The model that a policy is compared with.
+
+    It gets no gradients and is no part of a checkpoint's `state_dict`. A checkpoint holds its identity instead (a
+    digest of the weights and the log-probabilities of a few tokens), and resuming against another reference is refused.
+    """
 
     def __init__(self) -> None:
-        """Start unbound."""
         super().__init__()
         self._digest = ""
         self._probe = torch.zeros(0)
         self._tolerance = 0.0
         self._head: SplitHead | None = None
-        self._nearness = 0.0
+        self._start_tolerance = 0.0
 
     @classmethod
     def kinds(cls) -> list[type[ReferencePolicy]]:
-        """Every reference that can be named, whatever lies between it and this class."""
+        """List every concrete reference class, by which `--model.reference` may name it."""
         found: list[type[ReferencePolicy]] = []
         for kind in cls.__subclasses__():
             found += [kind, *kind.kinds()]
@@ -48,145 +52,156 @@ class ReferencePolicy(nn.Module, ABC):
 
     @abstractmethod
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
-        """Take what is needed from the policy before its first step.
+        """Prepare the reference from the policy before the first optimizer step.
+
+        Args:
+            policy: the model to be trained, with the weights that it starts from.
+            builder: what the policy was built from.
 
         Raises:
-            UserError: this reference would not be the policy's starting point.
+            UserError: this kind of reference would not equal the policy's starting point.
         """
 
     @abstractmethod
-    def activated(self, policy: nn.Module) -> Any:
-        """A context in which the yielded model is the reference."""
+    def as_model(self, policy: nn.Module) -> Any:
+        """Return a context manager that yields a model which computes the reference's log-probabilities."""
 
     def after_step(self, policy: nn.Module, step: int) -> None:
-        """What an optimizer step means to the reference; nothing, where it stays at the start.
+        """Update the reference after an optimizer step; a fixed reference does nothing.
 
         Args:
-            policy: after the step.
-            step: the number of steps with this one.
+            policy: the model after the step.
+            step: number of optimizer steps so far, this one included.
         """
 
-    def named(self) -> Mapping[str, Tensor]:
-        """The weights that this reference holds itself, by name."""
+    def held_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that the reference stores itself, by name."""
         return {}
 
-    def align(self) -> None:
-        """Give every process the first one's weights: an adapter may have begun with another draw on each."""
+    def broadcast(self) -> None:
+        """Copy the held weights of rank 0 to all ranks: a new adapter may have been initialized differently on each."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for value in self.named().values():
+            for value in self.held_weights().values():
                 torch.distributed.broadcast(value.data, 0)
 
     @property
-    def starts_equal(self) -> bool:
-        """Whether policy and reference are the same function at the first step."""
+    def equals_start(self) -> bool:
+        """Whether policy and reference are the same function before the first step."""
         return True
 
     @property
-    def nearness(self) -> float:
-        """By how much log-probabilities may differ at such a start: nats per scored token, and part of a sum.
+    def start_tolerance(self) -> float:
+        """How far policy and reference may differ before the first step: in nats per token and relative to a sum.
 
-        Nothing where both run the same kernels on the same batch; compiled graphs with and without gradients differ.
+        0 means exactly equal, which holds when both run the same kernels on the same batch. With `torch.compile` they
+        differ slightly, because the graphs with and without gradients are compiled separately.
         """
-        return self._nearness
+        return self._start_tolerance
 
     @property
-    def live(self) -> bool:
-        """Whether there is a model to ask, for answers as well."""
+    def has_model(self) -> bool:
+        """Whether a model is in memory, so that the reference can also generate text or give whole distributions."""
         return True
 
     def takes_trees(self) -> bool:
-        """Whether the reference can be asked in every layout."""
+        """Whether the reference computes correctly for packed rows and shared prefixes."""
         return True
 
     def forward(
         self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
     ) -> SequenceLogps:
-        """Log-probabilities under the reference, without a gradient; the policy runs in the same layout and kernels.
+        """Compute log-probabilities under the reference, without gradients, in the layout and kernels of the policy.
 
         Args:
             policy: the model that is trained.
-            batch: what is scored.
-            rows: the part of the data, `train` or `eval`, that the batch's indices count in.
+            batch: the sequences to score.
+            rows: which data the batch's indices refer to, `train` or `eval`.
             statistics: what the loss needs besides sums and lengths.
         """
-        own = [name for name in statistics if name == "tokens"]  # the others are the policy's
-        with torch.no_grad(), self.activated(policy) as model:
+        own = [name for name in statistics if name == "tokens"]  # the others are computed from the policy alone
+        with torch.no_grad(), self.as_model(policy) as model:
             return score(model, batch, self._head, own)
 
     def distributions(self, policy: nn.Module, batch: Batch) -> Scored:
-        """The reference's distributions over the vocabulary at every scored token, for a divergence from them.
+        """Compute the reference's distribution over the vocabulary at every scored token, for a KL divergence.
 
         Raises:
-            UserError: there is no model to ask.
+            UserError: the reference has no model in memory.
         """
 
         def logits(hidden: Tensor) -> Tensor:
-            with torch.no_grad(), self.activated(policy):
+            with torch.no_grad(), self.as_model(policy):
                 return logits_of(hidden)
 
-        with torch.no_grad(), self.activated(policy) as model:
-            hidden, logits_of = scored_positions(model, batch, self._head)
+        with torch.no_grad(), self.as_model(policy) as model:
+            hidden, logits_of = compute_scored(model, batch, self._head)
         return Scored(hidden, logits)
 
-    def remember(self, policy: nn.Module, digest: str) -> None:
-        """Keep what tells this reference from another: a digest of weights, and what it says about a few tokens."""
+    def record_identity(self, policy: nn.Module, digest: str) -> None:
+        """Store what distinguishes this reference from others.
+
+        Args:
+            policy: the model to be trained.
+            digest: digest of the reference's weights.
+        """
         self._digest = digest
-        with self.activated(policy) as model:
-            asked = model
-        with probing(asked) as batch:
+        with self.as_model(policy) as model:
+            reference = model
+        with policy_probe(reference) as batch:
             found = self(policy, batch, statistics=TOKENS).tokens
         self._probe = found.float().flatten().cpu()
-        self._tolerance = TOLERANCE if causal_lm(asked).dtype == torch.float32 else HALF_TOLERANCE
+        self._tolerance = FLOAT32_TOLERANCE if causal_lm(reference).dtype == torch.float32 else HALF_TOLERANCE
 
     def digest(self, policy: nn.Module) -> str:
-        """The fingerprint of the reference's weights as they were loaded, whatever the precision of the run."""
+        """Return the digest of the reference's weights as loaded, which does not depend on the precision of the run."""
         return self._digest
 
-    def anchor(self, policy: nn.Module) -> dict[str, Any]:
-        """What a checkpoint keeps of the reference that the run began with."""
+    def identity(self, policy: nn.Module) -> dict[str, Any]:
+        """Return what a checkpoint stores about the reference: its digest and log-probabilities of the probe."""
         return {"reference_digest": self.digest(policy), "reference_probe": self._probe}
 
-    def check_anchor(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse to go on against another reference than the run began with.
+    def check_identity(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse to resume against a reference other than the one that the run began with.
 
-        A digest tells other weights; the probe tells the same weights that have become another function: by another
-        quantization, another start of the adapter, or another version of a library.
+        The digest detects other weights. The probe detects equal weights that compute something else: another
+        quantization, another initialization of the adapter, or another version of a library.
+
+        Args:
+            policy: the model to be trained.
+            checkpoint: entries as `identity` returned them.
 
         Raises:
-            UserError: it is another.
+            UserError: the reference differs.
         """
-        said, known = "the checkpoint was trained against another reference", checkpoint.get("reference_probe")
+        what, known = "the checkpoint was trained against another reference", checkpoint.get("reference_probe")
         same = checkpoint.get("reference_digest") == self.digest(policy)
         if same and known is not None and known.shape == self._probe.shape:
-            if torch.allclose(known, self._probe, rtol=0, atol=self._tolerance * largest(known)):
+            if torch.allclose(known, self._probe, rtol=0, atol=self._tolerance * max_abs(known)):
                 return
             off = float((known - self._probe).abs().max())
-            said += f": its weights are the same, and its log-probabilities differ by up to {off:.2g} nats"
+            what += f": its weights are equal, its log-probabilities differ by up to {off:.2g} nats"
         raise UserError(
             ExitCode.CONFIG,
-            Problem(said, "ckpt_path"),
-            fix="give --model.policy.path (and --model.reference) of the run that wrote it",
+            Problem(what, "ckpt_path"),
+            fix="use the --model.policy.path and --model.reference of the run that wrote it",
         )
 
 
 @contextmanager
-def probing(model: nn.Module) -> Iterator[PreferenceBatch]:
-    """A few fixed tokens, where the model is, and nothing that would disturb what is said about them."""
-    pairs, indices = probe(causal_lm(model).config.get_text_config().vocab_size)
-    with torch.device("cpu"):  # lightning makes the GPU the default while a model is built
-        batch = Padded().pairs(pairs, indices)
-    # Compiled layers run as they are: a few tokens are not worth a graph.
-    with undisturbed(model), torch.compiler.set_stance("force_eager"):
-        yield on_device(batch, causal_lm(model))
+def policy_probe(model: nn.Module) -> Iterator[PreferenceBatch]:
+    """Yield a few fixed pairs as a batch, while the policy is in eval mode, without autocast and uncompiled."""
+    batch = probe_batch(causal_lm(model), Padded())
+    with trial(model):
+        yield batch
 
 
-def largest(values: Tensor) -> float:
-    """The largest size, 0 where there is none."""
+def max_abs(values: Tensor) -> float:
+    """Return the largest absolute value, or 0 for an empty tensor."""
     return float(values.abs().max()) if len(values) else 0.0
 
 
 def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Names, sizes and up to 256 values of every tensor."""
+    """Return a digest of names, shapes and up to 256 evenly spaced values of every tensor."""
     digest = hashlib.sha256()
     for name, value in named:
         flat = value.detach().flatten()
@@ -196,15 +211,24 @@ def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What is not trained, by name: all of a frozen copy, the base below an adapter."""
+    """Iterate over the parameters that are not trained: all of a frozen copy, the base below an adapter."""
     return ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
 
 
 def check_same_tokenizer(builder: CausalLM, other: CausalLM, option: str) -> None:
-    """Log-probabilities can only be compared over the same tokens; `option` of the reference names the other model."""
+    """Refuse a reference model with another vocabulary: log-probabilities are comparable over the same tokens only.
+
+    Args:
+        builder: the policy's.
+        other: the reference's.
+        option: the option of the reference that names the other model.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
     if builder.tokenizer().get_vocab() != other.tokenizer().get_vocab():
         raise UserError(
             ExitCode.MODEL,
-            Problem("the reference has another tokenizer than the policy", f"{KEY}.{option}", other.path),
+            Problem("the reference has another tokenizer than the policy", f"{REFERENCE_KEY}.{option}", other.path),
             fix="use a reference of the same family",
         )

@@ -1,4 +1,4 @@
-"""`FrozenCopy` and `FrozenAdapter`: references that hold a start of their own, whole or as far as it is trained."""
+"""`FrozenCopy` and `FrozenAdapter`: references that hold the starting weights, all of them or the trained ones."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.models.lm_head import causal_lm, find_head
 from dpo_lightning.models.probe import HALF_TOLERANCE
 from dpo_lightning.references.adapter_disabled import has_adapter, has_new_adapter
-from dpo_lightning.references.base import KEY, ReferencePolicy, check_same_tokenizer, fingerprint, frozen_weights
-from dpo_lightning.references.weight_swap import Place, exchanged, standing, trained_places
+from dpo_lightning.references.base import (
+    REFERENCE_KEY,
+    ReferencePolicy,
+    check_same_tokenizer,
+    fingerprint,
+    frozen_weights,
+)
+from dpo_lightning.references.weight_swap import Place, current_parameters, find_trained, swapped
 
 
 class HeldStart(ReferencePolicy):
-    """A reference with weights of its own, which meet neither optimizer nor checkpoint nor gradient synchronisation.
+    """A reference with weights of its own, which no optimizer, checkpoint or gradient synchronization sees.
 
-    They are no registered parameters: they follow the policy between devices and dtypes, and that is all.
+    They are not registered as parameters. `_apply` moves them with the policy between devices and dtypes.
     """
 
     @abstractmethod
-    def moving(self, policy: nn.Module) -> Mapping[str, Tensor]:
-        """What training moves, by the names that the own weights have."""
+    def trained_state(self, policy: nn.Module) -> Mapping[str, Tensor]:
+        """Return the policy's tensors that training changes, under the names that `held_weights` uses."""
 
 
 class FrozenCopy(HeldStart):
@@ -40,19 +46,19 @@ class FrozenCopy(HeldStart):
         """Choose the weights.
 
         Args:
-            path: a model or adapter folder or a hub id to compare with; the policy's own start where it is left out.
+            path: folder of a model or adapter, or a hub id, to compare with; the policy's own start if left out.
         """
         super().__init__()
         self.path = path
         self._held: list[nn.Module] = []
 
     @property
-    def starts_equal(self) -> bool:
-        """Only where no other model was named."""
+    def equals_start(self) -> bool:
+        """Whether the copy is one of the policy, and not another model given by `path`."""
         return self.path is None
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
-        """Copy the policy, or load the model that was named."""
+        """Copy the policy, or load the model given by `path`."""
         if self.path is None:
             model = copy.deepcopy(policy)
         else:
@@ -64,82 +70,88 @@ class FrozenCopy(HeldStart):
         self._head = find_head(model)
         if builder.compile:
             compile_layers(causal_lm(model))
-            self._nearness = HALF_TOLERANCE
-        # A new adapter has random weights that another start may not draw again: what they come to is probed.
+            self._start_tolerance = HALF_TOLERANCE
+        # A new adapter is initialized randomly, maybe differently when the run is resumed: its weights are left out of
+        # the digest, and the probe's log-probabilities show whether the function is the same.
         fresh = self.path is None and has_new_adapter(policy, builder)
-        self.remember(policy, fingerprint(frozen_weights(policy if fresh else model)))
+        self.record_identity(policy, fingerprint(frozen_weights(policy if fresh else model)))
 
     @contextmanager
-    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The copy."""
+    def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """Yield the frozen copy, in eval mode."""
         yield self._held[0]
 
     def takes_trees(self) -> bool:
-        """As the copied or named model does."""
+        """Whether the copied or loaded model computes correctly for packed rows and shared prefixes."""
         return takes_trees(causal_lm(self._held[0]))
 
-    def named(self) -> Mapping[str, Tensor]:
-        """All weights and buffers of the copy."""
+    def held_weights(self) -> Mapping[str, Tensor]:
+        """Return all parameters and buffers of the copy."""
         return {**dict(self._held[0].named_parameters()), **dict(self._held[0].named_buffers())}
 
-    def moving(self, policy: nn.Module) -> Mapping[str, Tensor]:
-        """Trained weights, a tied one once, and the buffers that a model is saved with."""
+    def trained_state(self, policy: nn.Module) -> Mapping[str, Tensor]:
+        """Return trained parameters, a tied one once, and the buffers that a state dict holds."""
         saved = policy.state_dict().keys()
         trained = {name: value for name, value in policy.named_parameters() if value.requires_grad}
         return {**trained, **{name: value for name, value in policy.named_buffers() if name in saved}}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenCopy:
+        # Called by `.to()`, `.half()` and so on; the copy is not registered as a submodule.
         for model in self._held:
             model._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 
 class FrozenAdapter(HeldStart):
-    """A frozen copy of the adapter that the policy starts with, over the policy's own base.
+    """A frozen copy of the adapter that the policy starts with, over the policy's own base weights.
 
-    It holds all that is trained and no more: low-rank matrices, magnitudes, whole modules, new tokens. During a forward
-    pass the copies hang in the model in the place of the trained weights, so that both run the same code; the trained
-    ones, their gradients and what the optimizer knows of them are not touched.
+    It holds what is trained and nothing else: low-rank matrices, magnitudes, whole modules, new token embeddings.
+    During a forward pass the copies replace the trained parameters inside the policy, so that both run the same code.
+    The trained parameters, their gradients and the optimizer's state are not touched.
     """
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
         super().__init__()
         self._places: dict[str, list[Place]] = {}
         self._held: dict[str, nn.Parameter] = {}
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
-        """Copy what is trained."""
+        """Copy the trained parameters.
+
+        Raises:
+            UserError: the policy has no adapter.
+        """
         if not has_adapter(policy):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("FrozenAdapter needs an adapter to copy, and all weights are trained", KEY),
-                fix="leave --model.reference out (a frozen copy is taken), or --model.policy.lora.r 16",
+                Problem("FrozenAdapter needs an adapter to copy, but all weights are trained", REFERENCE_KEY),
+                fix="leave --model.reference out (FrozenCopy is then used), or add --model.policy.lora.r 16",
             )
-        self._places = trained_places(policy)
+        self._places = find_trained(policy)
         self._held = {
             name: nn.Parameter(value.detach().clone(), requires_grad=False)
-            for name, value in standing(self._places).items()
+            for name, value in current_parameters(self._places).items()
         }
         self._head = find_head(policy)
-        self._nearness = HALF_TOLERANCE if builder.compile else 0.0
-        # A new adapter has random weights that another start may not draw again: what they come to is probed.
+        self._start_tolerance = HALF_TOLERANCE if builder.compile else 0.0
+        # A new adapter is initialized randomly, maybe differently when the run is resumed: its weights are left out of
+        # the digest, and the probe's log-probabilities show whether the function is the same.
         trained = () if has_new_adapter(policy, builder) else self._held.items()
-        self.remember(policy, fingerprint([*frozen_weights(policy), *trained]))
+        self.record_identity(policy, fingerprint([*frozen_weights(policy), *trained]))
 
     @contextmanager
-    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The policy, its starting adapter in the place of the trained one."""
-        with exchanged(self._places, self._held):
+    def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """Yield the policy, with the starting adapter in place of the trained one."""
+        with swapped(self._places, self._held):
             yield policy
 
-    def named(self) -> Mapping[str, Tensor]:
-        """The adapter's weights."""
+    def held_weights(self) -> Mapping[str, Tensor]:
+        """Return the copies of the adapter's parameters."""
         return self._held
 
-    def moving(self, policy: nn.Module) -> Mapping[str, Tensor]:
-        """The trained adapter's."""
-        return standing(self._places)
+    def trained_state(self, policy: nn.Module) -> Mapping[str, Tensor]:
+        """Return the policy's current adapter parameters."""
+        return current_parameters(self._places)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenAdapter:
         self._held = {name: nn.Parameter(fn(value.data), requires_grad=False) for name, value in self._held.items()}

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dpo_lightning.atomic_files import open_atomic
 from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.references.provenance import SHOWN, Provenance
+from dpo_lightning.references.provenance import DIGEST_CHARS, Provenance
 from dpo_lightning.special_files import check_not_special
 
 KEY = "model.reference.path"
@@ -107,7 +108,7 @@ class Artefact:
         """Keep answers as a part, so that a pass that ends early has not computed them in vain."""
         if not answers:
             return
-        name = hashlib.sha256(b"".join(sorted(answers))).hexdigest()[:SHOWN]
+        name = hashlib.sha256(b"".join(sorted(answers))).hexdigest()[:DIGEST_CHARS]
         with self._reported(), locked(self.path.parent):
             self.parts.mkdir(exist_ok=True)
             write(self.parts / f"{name}.safetensors", TokenTable.of(answers), self.provenance)
@@ -197,20 +198,8 @@ def write(path: Path, table: TokenTable, provenance: Provenance) -> None:
     header["checksum"] = checksum(header, tensors)
     # One entry: several would be written in an order of their own each time, and equal files would differ.
     content = save(tensors, {HEADER: json.dumps(header, sort_keys=True)})
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with open_atomic(path, "wb") as file:
+        file.write(content)
 
 
 def read(path: Path) -> tuple[Provenance, TokenTable]:

@@ -20,13 +20,17 @@ from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.checks import independent_length
 from dpo_lightning.models.folder import looks_like_hub_id
 from dpo_lightning.models.lm_head import find_head
-from dpo_lightning.models.probe import HALF_TOLERANCE, undisturbed
-from dpo_lightning.references.adapter_disabled import TOLERANCE as ROUNDING
-from dpo_lightning.references.adapter_disabled import has_new_adapter, off_start, told, without_adapter
-from dpo_lightning.references.base import KEY as REFERENCE
-from dpo_lightning.references.base import ReferencePolicy, check_same_tokenizer
+from dpo_lightning.models.probe import HALF_TOLERANCE, evaluation_mode
+from dpo_lightning.references.adapter_disabled import (
+    START_ROUNDING,
+    describe_distance,
+    distance_from_start,
+    has_new_adapter,
+    without_adapter,
+)
+from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, check_same_tokenizer
 from dpo_lightning.references.logp_store import KEY, Artefact, TokenTable, read
-from dpo_lightning.references.provenance import SHOWN, Provenance
+from dpo_lightning.references.provenance import DIGEST_CHARS, Provenance
 from dpo_lightning.references.reference_pass import AnyRow, Keys, Scoring, pair_keys, scored
 from dpo_lightning.types import SequenceLogps, Statistic
 
@@ -62,7 +66,7 @@ class Precomputed(ReferencePolicy):
         self.path, self.model = path, model
         self.share: tuple[int, int] | None = None
         """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
-        self.moved = False
+        self.policy_moved = False
         """Whether the policy may have left its start, and can no longer tell what the reference would say."""
         self._rows: dict[str, Sequence[AnyRow]] = {}
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
@@ -73,12 +77,12 @@ class Precomputed(ReferencePolicy):
         self._below = False
 
     @property
-    def starts_equal(self) -> bool:
+    def equals_start(self) -> bool:
         """Only where no other model was named."""
         return self.model is None
 
     @property
-    def live(self) -> bool:
+    def has_model(self) -> bool:
         """Only below a new adapter, whose base is there all the time."""
         return self._below
 
@@ -86,23 +90,26 @@ class Precomputed(ReferencePolicy):
         """Remember where the policy came from; `look_up` does the rest, once the rows are known."""
         self._builder = builder
         self._below = self.model is None and has_new_adapter(policy, builder)
-        off = off_start(policy) if self._below else 0.0
-        if not off <= ROUNDING:
+        off = distance_from_start(policy) if self._below else 0.0
+        if not off <= START_ROUNDING:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"no folder holds the policy's start, to which a file could be bound: {told(off)}", REFERENCE),
+                Problem(
+                    f"no folder holds the policy's start, to which a file could be bound: {describe_distance(off)}",
+                    REFERENCE_KEY,
+                ),
                 fix="--model.reference FrozenAdapter",
             )
 
-    def check_anchor(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    def check_identity(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         """Compare, and know from then on that the policy has moved."""
-        super().check_anchor(policy, checkpoint)
-        self.moved = True
+        super().check_identity(policy, checkpoint)
+        self.policy_moved = True
 
     @contextmanager
-    def activated(self, policy: nn.Module) -> Iterator[nn.Module]:
+    def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The policy, its new adapter off; there is no other model to ask."""
-        if not self.live:
+        if not self.has_model:
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("a precomputed reference has log-probabilities and no model", "model.reference"),
@@ -118,7 +125,7 @@ class Precomputed(ReferencePolicy):
 
         A batch that does not hold the rows that its indices tell has another length: its sums are no numbers.
         """
-        self.moved |= rows == "train"
+        self.policy_moved |= rows == "train"
         if self._sums[rows].device != batch.indices.device:
             self._sums[rows] = self._sums[rows].to(batch.indices.device)
             self._lengths[rows] = self._lengths[rows].to(batch.indices.device)
@@ -158,9 +165,9 @@ class Precomputed(ReferencePolicy):
             provenance, builder = self._provenance(run), self._other()
             half = run.precision not in FULL or not builder.exact
             # Sums depend on the shape of the batch: hardly in float32, by up to about 1 nat in half precision.
-            self._nearness = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
+            self._start_tolerance = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
             self._digest = provenance.model_digest()
-            path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:SHOWN]}.safetensors"
+            path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:DIGEST_CHARS]}.safetensors"
             artefact = Artefact(path, provenance)
             keys = {name: [pair_keys(row) for row in rows] for name, rows in run.rows.items()}
             pairs = {pair: row for name in keys for pair, row in zip(keys[name], run.rows[name], strict=True)}
@@ -217,7 +224,7 @@ class Precomputed(ReferencePolicy):
         batches = [batch for batch in left if batch]
         if not batches:
             return
-        if self.moved and self.starts_equal:
+        if self.policy_moved and self.equals_start:
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{len(pairs)} rows came up after the policy had moved", "model.reference", str(artefact.path)),
@@ -248,8 +255,8 @@ class Precomputed(ReferencePolicy):
         """The reference, on its device, without dropout and gradient."""
         model = policy if self.model is None else self._other().build()
         run.placed(model)
-        below = without_adapter(model) if self.live else nullcontext()
-        with below, undisturbed(model):
+        below = without_adapter(model) if self.has_model else nullcontext()
+        with below, evaluation_mode(model):
             yield model
 
     def _keep(self, artefact: Artefact, keys: Mapping[str, Sequence[Keys]]) -> None:
@@ -271,7 +278,7 @@ class Precomputed(ReferencePolicy):
             self._sums[name], self._lengths[name] = sums[places], lengths[places]
             self._starts[name] = table.offsets[:-1][places]
         self._values = table.values
-        apart = "" if self._nearness == TOLERANCE else f"; {HALF_NOTE}"
+        apart = "" if self._start_tolerance == TOLERANCE else f"; {HALF_NOTE}"
         logger.info(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
 
 
@@ -289,5 +296,5 @@ def check_independence(config: Any, run: Scoring) -> None:
         f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
         f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
     )
-    fix = f"--data.max_length {length}, or a live reference: --{REFERENCE} FrozenCopy (or leave it out)"
-    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE, str(longest.origin)), fix=fix)
+    fix = f"--data.max_length {length}, or a live reference: --{REFERENCE_KEY} FrozenCopy (or leave it out)"
+    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY, str(longest.origin)), fix=fix)

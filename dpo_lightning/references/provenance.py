@@ -1,4 +1,4 @@
-"""What reference log-probabilities were computed with: a digest of every part that moves them, but the rows."""
+"""`Provenance`: digests of everything that determines reference log-probabilities, apart from the rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safetensors import safe_open
 
 from dpo_lightning.errors import Problem
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.folder import check_folder, no_weights
-from dpo_lightning.models.folder_files import read_json
+from dpo_lightning.models.folder import check_folder, missing_weights_error
+from dpo_lightning.models.folder_files import ADAPTER_CONFIG, read_json
 
-SHOWN = 16
-"""Characters of a digest that are shown, and of which a file's name is made."""
+DIGEST_CHARS = 16
+"""Hexadecimal characters of a digest in messages, model cards and file names."""
 
 NOT_COMPUTED_WITH = (
     "transformers_version",
@@ -31,15 +31,15 @@ NOT_COMPUTED_WITH = (
     "peft_version",
     "inference_mode",
 )
-"""Entries of model and adapter configurations that move no log-probability; the dtype stands by itself."""
+"""Keys of model and adapter configurations that change no log-probability; the dtype is recorded separately."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What log-probabilities were computed with: all that moves them, but the rows and their order."""
+    """What log-probabilities were computed with, apart from the rows and their order."""
 
     weights: str
-    """Digest of every value of the whole model; the commit of a model that comes from a hub."""
+    """Digest of every value of the base model; for a model of a hub, its commit."""
 
     architecture: str
     """Digest of the model's configuration."""
@@ -48,38 +48,38 @@ class Provenance:
     """Digest of the adapter's values and configuration, or `none`."""
 
     tokenizer: str
-    """Digest of vocabulary and special tokens."""
+    """Digest of the vocabulary and the special tokens."""
 
     template: str
-    """Digest of the chat template, and of how it is used; the date, where it writes one."""
+    """Digest of the chat template and of how it is applied; followed by the date if the template writes one."""
 
     truncation: str
-    """`max_length`, and what happens beyond it."""
+    """`max_length`, and the policy for rows that are longer."""
 
     special_tokens: str
-    """What happens to control tokens inside a text."""
+    """The policy for control tokens within a text (`--data.special_tokens`)."""
 
     dtype: str
-    """Precision of the stored weights."""
+    """Data type of the stored weights."""
 
     precision: str
-    """Precision that they compute in, as `--trainer.precision` has it."""
+    """Precision of the computation, as in `--trainer.precision`."""
 
     quantization: str
     """How the base's weights are quantized, or `none`."""
 
     @classmethod
     def of(cls, model: CausalLM, tokenizer: Any, data: Any, precision: str) -> Provenance:
-        """Look at a run.
+        """Compute the digests of a run. No model is built.
 
         Args:
-            model: the reference; its folder is read, no model is built.
-            tokenizer: the policy's, with the chat template that is used.
-            data: the `PreferenceDataModule`.
-            precision: as `--trainer.precision` has it.
+            model: the reference; its files are read.
+            tokenizer: the policy's, with the chat template in use.
+            data: the run's data module.
+            precision: as in `--trainer.precision`.
 
         Raises:
-            UserError: the model's folder is missing or not whole.
+            UserError: the model's folder is missing or incomplete.
         """
         day = data.template_date.written
         special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
@@ -95,23 +95,25 @@ class Provenance:
         )
 
     def digest(self) -> str:
-        """One digest of all."""
+        """Return one digest of all fields."""
         return digest_of(asdict(self))
 
     def model_digest(self) -> str:
-        """One digest of the model, however it is run."""
+        """Return one digest of the model and its adapter, whatever the precision and the data."""
         return digest_of([self.weights, self.architecture, self.adapter])
 
     def differences(self, stored: Provenance, where: str) -> Iterator[Problem]:
-        """What a file was computed with and this run does not have."""
+        """Iterate over the fields in which a stored file and this run differ, as problems."""
         for field in fields(self):
             old, new = (getattr(one, field.name) for one in (stored, self))
             if old != new:
-                yield Problem(f"{field.name}: the file has {shown(old)}, this run has {shown(new)}", where)
+                yield Problem(
+                    f"{field.name}: the file has {shorten_digest(old)}, this run has {shorten_digest(new)}", where
+                )
 
 
 def model_digests(model: CausalLM) -> dict[str, str]:
-    """Digests of the model that a builder names, below a new adapter where it makes one."""
+    """Return digests of the model that `model` loads, without a new adapter, by field name."""
     path, adapter = model.base_path(), model.adapter_folder()
     folder = check_folder(path)
     if folder is None:  # a hub's commit stands for every file of the model
@@ -126,13 +128,13 @@ def model_digests(model: CausalLM) -> dict[str, str]:
     if adapter is not None:
         values = adapter / "adapter_model.safetensors"
         if not values.is_file():
-            raise no_weights(adapter, values.name)
-        trained = digest_of([values_digest([values]), config_digest(adapter / "adapter_config.json")])
+            raise missing_weights_error(adapter, values.name)
+        trained = digest_of([values_digest([values]), config_digest(adapter / ADAPTER_CONFIG)])
     return found | {"adapter": trained}
 
 
 def values_digest(files: Iterable[Path]) -> str:
-    """A digest of names and of every value of safetensors files, however the tensors are spread over them."""
+    """Return a digest of all names and values of safetensors files, however the tensors are sharded."""
     digests = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -145,16 +147,16 @@ def values_digest(files: Iterable[Path]) -> str:
 
 
 def config_digest(path: Path) -> str:
-    """A digest of what a configuration file says about the computation."""
+    """Return a digest of the keys of a configuration file that affect the computation."""
     config: Mapping[str, Any] = read_json(path)
     return digest_of({name: value for name, value in config.items() if name not in NOT_COMPUTED_WITH})
 
 
 def digest_of(content: object) -> str:
-    """A digest of plain data."""
+    """Return the SHA-256 of plain data written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def shown(value: str) -> str:
-    """A digest in short, with what follows it; a text whole."""
-    return f"{value[:SHOWN]}…{value[64:]}" if re.match("[0-9a-f]{64}", value) else value
+def shorten_digest(value: str) -> str:
+    """Return the first characters of a digest and what follows it; a text that is no digest unchanged."""
+    return f"{value[:DIGEST_CHARS]}…{value[64:]}" if re.match("[0-9a-f]{64}", value) else value

@@ -1,4 +1,4 @@
-"""`ReferenceFree`: no reference, for losses that ask none."""
+"""`ReferenceFree`: no reference, for losses that use none."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ from torch import nn
 from dpo_lightning.batches import Batch
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.references.base import KEY, ReferencePolicy
+from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy
 from dpo_lightning.types import SequenceLogps, Statistic
 
 
 class ReferenceFree(ReferencePolicy):
-    """No reference, for losses that ask none: its log-probabilities are 0, so that log-ratios are the policy's own."""
+    """No reference: its log-probabilities are 0, so that log-ratios equal the policy's log-probabilities."""
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
-        """Nothing is needed."""
+        """Set a constant digest; nothing is taken from the policy."""
         self._digest = "none"
 
     @property
-    def starts_equal(self) -> bool:
-        """There is nothing to be equal to."""
+    def equals_start(self) -> bool:
+        """False: log-ratios are not 0 before the first step."""
         return False
 
     @property
-    def live(self) -> bool:
-        """There is no model."""
+    def has_model(self) -> bool:
+        """False: there is no model that could generate or give distributions."""
         return False
 
-    def activated(self, policy: nn.Module) -> Any:
-        """Refuse: there is no model."""
+    def as_model(self, policy: nn.Module) -> Any:
+        """Raise an error, as there is no model.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(
             ExitCode.CONFIG,
-            Problem("there is no reference to ask", KEY),
-            fix="a loss with a reference, such as DPOLoss",
+            Problem("ReferenceFree has no model", REFERENCE_KEY),
+            fix="use a loss with a reference, such as DPOLoss",
         )
 
     def forward(
         self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
     ) -> SequenceLogps:
-        """Zeros."""
+        """Return log-probabilities and lengths of 0 for every sequence of the batch."""
         zeros = torch.zeros(batch.num_sequences, device=batch.targets.device)
         tokens = zeros[:, None].expand(-1, batch.mask.shape[1]) if "tokens" in statistics else None
         return SequenceLogps(zeros, zeros, tokens)

@@ -18,7 +18,7 @@ from dpo_lightning.logps import token_logps
 from dpo_lightning.models.attention import takes_trees
 from dpo_lightning.models.checks import check_layout
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
-from dpo_lightning.models.probe import on_device
+from dpo_lightning.models.probe import move_to_device
 from dpo_lightning.references.logp_store import content_key
 
 AnyRow: TypeAlias = EncodedPair | EncodedUnpaired
@@ -114,7 +114,7 @@ def scored(
     Raises:
         UserError: one of them is no number.
     """
-    batch = on_device(run.data.lay_out(layout, list(zip(rows, range(len(rows)), strict=True))), model)
+    batch = move_to_device(run.data.lay_out(layout, list(zip(rows, range(len(rows)), strict=True))), model)
     with run.autocast():
         tokens = token_logps(model, batch, head)
     lengths = torch.bincount(tokens.sequence_ids, minlength=batch.num_sequences)

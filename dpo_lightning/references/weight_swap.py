@@ -1,4 +1,4 @@
-"""Weights that hang in a model for a while in the place of those that are trained."""
+"""Temporary replacement of a model's trained parameters by others of the same shapes."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from torch import nn
 
 
 class Place(NamedTuple):
-    """Where a parameter hangs in a model."""
+    """The module and the attribute under which a parameter is registered."""
 
     module: nn.Module
     attribute: str
 
 
-def trained_places(model: nn.Module) -> dict[str, list[Place]]:
-    """Every trained parameter, under its first name; a tied one hangs in several places."""
+def find_trained(model: nn.Module) -> dict[str, list[Place]]:
+    """Find every trained parameter under its first name, with all its places (several for tied weights)."""
     names: dict[int, str] = {}
     places: dict[str, list[Place]] = {}
     for prefix, module in model.named_modules():
         for attribute, value in module._parameters.items():
             if value is not None and value.requires_grad:
+                # A tied parameter is met once per place, and keeps its first name.
                 name = names.setdefault(id(value), f"{prefix}.{attribute}")
                 places.setdefault(name, []).append(Place(module, attribute))
     return places
 
 
-def standing(places: Mapping[str, Sequence[Place]]) -> dict[str, nn.Parameter]:
-    """The parameters that hang there now."""
+def current_parameters(places: Mapping[str, Sequence[Place]]) -> dict[str, nn.Parameter]:
+    """Return the parameters that are registered at these places now, by name."""
     found = {name: where[0].module._parameters[where[0].attribute] for name, where in places.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 @contextmanager
-def exchanged(places: Mapping[str, Sequence[Place]], others: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Hang other parameters there for a while.
+def swapped(places: Mapping[str, Sequence[Place]], others: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Replace parameters within the block.
 
-    Not their values are exchanged but the parameters themselves: autocast keeps its half-precision copies by the
-    parameter, and would go on with those of the old values.
+    The parameter objects are replaced, not their values: autocast caches half-precision copies by parameter, and would
+    return the copies of the old values.
     """
-    own = standing(places)
-    hang(places, others)
+    own = current_parameters(places)
+    set_parameters(places, others)
     try:
         yield
     finally:
-        hang(places, own)
+        set_parameters(places, own)
 
 
-def hang(places: Mapping[str, Sequence[Place]], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put parameters into their places."""
+def set_parameters(places: Mapping[str, Sequence[Place]], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Register a parameter at each of its places."""
     for name, where in places.items():
         for module, attribute in where:
             module._parameters[attribute] = parameters[name]

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, files written whole, resuming, the lineage of its model, and its memory estimate."""
+"""A run on disk: its folder, output folders, resuming, the lineage of its model, and its memory estimate."""

@@ -1,4 +1,4 @@
-"""One run's folder: claimed by one process, never written over, its `config.yaml` enough to repeat the run."""
+"""`RunFolder`: the folder of one run, locked by its process, never overwritten, with its `config.yaml`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import re
 import shutil
 import tempfile
-from datetime import datetime
 from pathlib import Path
 
+from dpo_lightning.atomic_files import move_aside
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
@@ -20,19 +20,16 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """The folder that `--output_dir` names. `check` changes nothing; `claim` makes it and locks it."""
+    """The folder of `--output_dir`. `check` changes nothing; `claim` creates it and locks it."""
 
     def __init__(self, path: str) -> None:
-        """Name the folder."""
         if "\0" in path or not path.strip():
-            raise UserError(
-                ExitCode.CONFIG, Problem("this is no folder name", KEY, path), fix="--output_dir outputs/NAME"
-            )
+            raise UserError(ExitCode.CONFIG, Problem("not a folder name", KEY, path), fix="--output_dir outputs/NAME")
         if path.startswith("~") or re.search(r"\$[\w{]|://", path) or not path.isprintable():
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("a folder's name is taken as it stands: no `~`, `$NAME` or URL", KEY, path),
-                fix="--output_dir with the path written out (a shell does that outside of quotes)",
+                Problem("`~`, `$NAME` and URLs are not supported in a folder's name", KEY, path),
+                fix="--output_dir with the full path (a shell expands it outside of quotes)",
             )
         self.path = Path(path)
         self._lock: int | None = None
@@ -42,99 +39,114 @@ class RunFolder:
         self._aside: Path | None = None
 
     def check(self, *, fresh: bool = False, ckpt_path: str | None = None) -> None:
-        """Refuse a folder that is in use, used, or cannot be written.
+        """Refuse a folder that is in use, used, or not writable.
 
         Args:
-            fresh: a used folder is going to be moved aside.
-            ckpt_path: a checkpoint of this very folder may go on in it.
+            fresh: whether a used folder will be moved aside.
+            ckpt_path: a checkpoint with which the run is resumed; it may be in this folder.
 
         Raises:
-            UserError: with exit code 73 and the ways on; 64 for a `fresh` that cannot be.
+            UserError: 73, the folder is refused; 64, `fresh` is not possible.
         """
         self.check_writable()
-        self._was_used = self.used()
+        self._was_used = self.is_used()
         if not self._was_used:
             return
         self._refuse_running()
         if fresh:
             self._check_movable(ckpt_path)
         elif not self.holds(ckpt_path):
-            raise self._taken()
+            raise self._taken_error()
         else:
             self.check_links()
 
     def check_links(self) -> None:
-        """Refuse links in the folder through which something outside of it would be written over."""
+        """Refuse links that lead out of the folder, through which other files would be overwritten.
+
+        Raises:
+            UserError: there is such a link.
+        """
         home = self.path.resolve()
         for folder, folders, files in os.walk(self.path):
             for link in (Path(folder, name) for name in [*folders, *files]):
                 if link.is_symlink() and home not in link.resolve().parents:
                     raise UserError(
                         ExitCode.OUTPUT,
-                        Problem("a link leads out of the folder, and would be written through", KEY, str(link)),
-                        fix="--output_dir NAME goes on in a new folder; or remove the link",
+                        Problem("a link leads out of the folder, and its target would be overwritten", KEY, str(link)),
+                        fix="resume in a new folder by --output_dir NAME, or remove the link",
                     )
 
     def check_writable(self) -> None:
-        """Refuse a folder that is none, or that nothing can be written in."""
+        """Refuse a path that is no folder, or in which no file can be created.
+
+        Raises:
+            UserError: the path is refused.
+        """
         above = self.path
         try:
+            # The nearest existing folder decides whether the others can be created.
             while not above.exists() and not above.is_symlink() and above != above.parent:
                 above = above.parent
             if not above.is_dir():
                 raise UserError(
                     ExitCode.OUTPUT,
-                    Problem(f"{above} is no folder", KEY, str(self.path)),
-                    fix="--output_dir elsewhere",
+                    Problem(f"{above} is not a folder", KEY, str(self.path)),
+                    fix="choose another --output_dir",
                 )
             with tempfile.TemporaryFile(dir=above):
                 pass
         except OSError as error:
             raise UserError(
                 ExitCode.OUTPUT,
-                Problem(f"nothing can be written in {above}: {error.strerror}", KEY, str(self.path)),
-                fix="--output_dir with a folder of yours, or mend its mode",
+                Problem(f"{above} is not writable: {error.strerror}", KEY, str(self.path)),
+                fix="choose another --output_dir, or change the permissions",
             ) from None
 
-    def used(self) -> bool:
-        """Whether anything lies in the folder."""
+    def is_used(self) -> bool:
+        """Whether the folder contains anything but the lock."""
         return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
 
     def holds(self, ckpt_path: str | None) -> bool:
-        """Whether a checkpoint lies in this folder, however deep, and not in that of another run within it."""
+        """Whether a checkpoint belongs to this folder's run, and not to one whose folder is inside it."""
+        # The innermost folder above the checkpoint that has a configuration is its run's.
         home, above = self.path.resolve(), Path(ckpt_path).resolve().parents if ckpt_path is not None else ()
         return next((folder for folder in above if folder == home or (folder / CONFIG).exists()), None) == home
 
     def claim(self, *, fresh: bool = False) -> None:
-        """Make the folder, moving a used one aside where that was asked for, and lock it for this process."""
+        """Create and lock the folder; with `fresh`, move a used one aside before.
+
+        Raises:
+            UserError: the folder cannot be created, or another process uses it.
+        """
         try:
-            if fresh and self.used():
+            if fresh and self.is_used():
                 self._move_aside()
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            # `abandon` removes what was added to it.
             self._before = set(self.path.iterdir())
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
                 ExitCode.OUTPUT,
-                Problem(f"the folder cannot be made: {error.strerror}", KEY, str(self.path)),
-                fix="--output_dir elsewhere",
+                Problem(f"the folder cannot be created: {error.strerror}", KEY, str(self.path)),
+                fix="choose another --output_dir",
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise self._running() from None
-        if self.used() and not self._was_used:  # another run began and ended since `check`
-            raise self._taken()
+            raise self._running_error() from None
+        if self.is_used() and not self._was_used:  # another run began and ended since `check`
+            raise self._taken_error()
 
     def release(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def write_config(self, text: str) -> None:
-        """Keep the run's configuration; a continued run adds its own beside the first."""
+        """Write the run's configuration; a resumed run adds its own as `config-2.yaml` and so on."""
         target, attempt = self.path / CONFIG, 1
         while target.exists():
             attempt += 1
@@ -142,7 +154,7 @@ class RunFolder:
         target.write_text(text, encoding="utf-8")
 
     def abandon(self) -> None:
-        """Leave the place as it was before `claim`, for a run that ended before its first step."""
+        """Restore the state before `claim`, for a run that ended before its first step."""
         added = set(self.path.iterdir()) - self._before
         if self.path / CHECKPOINTS in added:
             return
@@ -156,22 +168,18 @@ class RunFolder:
                 folder.rmdir()
         if self._aside is not None and not self.path.exists():
             self._aside.rename(self.path)
-            logger.info(f"the old run is {self.path} again")
+            logger.info(f"the old run is back at {self.path}")
 
     def _move_aside(self) -> None:
-        aside = self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}.1")
-        self.path.rename(aside)
-        self._aside, self._was_used = aside, False
-        logger.info(f"the old run is now {aside}")
+        self._aside, self._was_used = move_aside(self.path), False
+        logger.info(f"the old run is now {self._aside}")
 
     def _check_movable(self, ckpt_path: str | None) -> None:
         if self.holds(ckpt_path):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("--fresh would move this checkpoint aside", "ckpt_path", str(ckpt_path)),
-                fix="leave --fresh out to go on in the folder, or --output_dir NAME",
+                fix="leave --fresh out to resume in the folder, or --output_dir NAME",
             )
         if self.path.name in ("", ".."):
             raise UserError(
@@ -180,10 +188,10 @@ class RunFolder:
                 fix="--output_dir with the folder's own name",
             )
 
-    def _taken(self) -> UserError:
+    def _taken_error(self) -> UserError:
         return UserError(
             ExitCode.OUTPUT,
-            Problem("the folder holds a run already", KEY, str(self.path)),
+            Problem("the folder already holds a run", KEY, str(self.path)),
             fix="--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside",
         )
 
@@ -191,29 +199,33 @@ class RunFolder:
         lock = self.path / LOCK
         if not lock.exists():
             return
+        # A lock that can be acquired was left by a process that ended; closing the file releases it.
         handle = os.open(lock, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise self._running() from None
+            raise self._running_error() from None
         finally:
             os.close(handle)
 
-    def _running(self) -> UserError:
+    def _running_error(self) -> UserError:
         return UserError(
             ExitCode.OUTPUT,
-            Problem("another process is running in the folder", KEY, str(self.path)),
-            fix="wait for it, or --output_dir NAME",
+            Problem("another process uses the folder", KEY, str(self.path)),
+            fix="wait until it ends, or --output_dir NAME",
         )
 
 
 def check_space(path: Path, needed: int, key: str = KEY) -> None:
-    """Refuse to start where the disk cannot hold what the run will write.
+    """Check that the disk can hold what the run will write.
 
     Args:
-        path: the run's folder, there already or not.
+        path: the run's folder, which may not exist yet.
         needed: bytes.
         key: the option that names the folder.
+
+    Raises:
+        UserError: the free space is too small.
     """
     above = path
     while not above.exists():
@@ -222,6 +234,6 @@ def check_space(path: Path, needed: int, key: str = KEY) -> None:
     if free < needed:
         raise UserError(
             ExitCode.OUTPUT,
-            Problem(f"{free / 1e9:.1f} GB are free, the run writes up to {needed / 1e9:.1f} GB", key, str(path)),
-            fix=f"make room, or --{key} on another disk",
+            Problem(f"{free / 1e9:.1f} GB are free, but the run writes up to {needed / 1e9:.1f} GB", key, str(path)),
+            fix=f"free some space, or choose --{key} on another disk",
         )

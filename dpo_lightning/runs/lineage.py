@@ -1,4 +1,4 @@
-"""How a model came to be: a record of every stage that made it, kept beside its weights and inherited by the next."""
+"""The lineage of a model: a record of every training stage, kept beside the weights and copied by the next stage."""
 
 from __future__ import annotations
 
@@ -11,111 +11,118 @@ from dpo_lightning.errors import UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import ORIGIN_FILE
 from dpo_lightning.models.folder import adapter_base, weights_digest
-from dpo_lightning.models.folder_files import read_json
-
-SHOWN = 16
-"""Characters of a digest that a card shows."""
+from dpo_lightning.models.folder_files import is_adapter_folder, read_json
+from dpo_lightning.references.provenance import DIGEST_CHARS
 
 UNRECORDED = "no record"
-"""What a stage is called that this package did not run."""
+"""`Stage.what` of weights that this package did not train."""
 
 
 class Stage(NamedTuple):
-    """One step of the way: a run, an export, or weights that came without a record."""
+    """One step of a model's lineage: a run, an export, or weights without a record."""
 
     what: str
     """The module that trained, `export`, or `no record`."""
 
     policy: Mapping[str, Any]
-    """The options of the model that the stage began with; its `path` at least."""
+    """The options of the model from which the stage started; at least its `path`."""
 
     start: str
-    """Digest of the weights in that path; empty for a hub id."""
+    """Digest of the weights at that path; empty for a hub id."""
 
     digest: str
-    """Digest of the weights that the stage left."""
+    """Digest of the weights that the stage wrote."""
 
     steps: int = 0
-    """Optimizer steps."""
+    """Number of optimizer steps."""
 
     settings: Mapping[str, str] = {}
-    """Loss, reference, learning rate and the like, in the words of a card."""
+    """Loss, reference, learning rate and the like, as a model card shows them."""
 
     data: Mapping[str, Mapping[str, str]] = {}
     """For `train` and `eval`: the files, and the digest of each."""
 
     def line(self) -> str:
-        """The stage in a card."""
-        parts = [f"`{plain(self.what)}`" + (f", {self.steps} optimizer steps" if self.steps else "")]
-        parts.append(f"from `{plain(self.policy.get('path'))}`" + digested(self.start))
+        """Format the stage as one line of a model card."""
+        parts = [f"`{to_plain_text(self.what)}`" + (f", {self.steps} optimizer steps" if self.steps else "")]
+        parts.append(f"from `{to_plain_text(self.policy.get('path'))}`" + format_digest(self.start))
         lora = self.policy.get("lora")
         if isinstance(lora, Mapping):
-            told = ", ".join(f"{name}={value}" for name, value in lora.items() if value is not None)
-            parts.append(f"a new adapter `{plain(told)}`")
-        parts += [f"{plain(name)} `{plain(value)}`" for name, value in self.settings.items()]
+            options = ", ".join(f"{name}={value}" for name, value in lora.items() if value is not None)
+            parts.append(f"a new adapter `{to_plain_text(options)}`")
+        parts += [f"{to_plain_text(name)} `{to_plain_text(value)}`" for name, value in self.settings.items()]
         for rows, files in self.data.items():
-            parts += [f"{plain(rows)} data `{plain(path)}`" + digested(digest) for path, digest in files.items()]
-        return "; ".join(parts) + f"; gave weights{digested(self.digest)}"
+            parts += [
+                f"{to_plain_text(rows)} data `{to_plain_text(path)}`" + format_digest(digest)
+                for path, digest in files.items()
+            ]
+        return "; ".join(parts) + f"; gave weights{format_digest(self.digest)}"
 
 
-def plain(value: object) -> str:
-    """A text of a record, which may come from elsewhere, on one line and without what ends a code span."""
+def to_plain_text(value: object) -> str:
+    """Put a text, which may come from another's file, on one line without backquotes, for a code span."""
     return " ".join("".join(char if char.isprintable() else " " for char in str(value)).replace("`", "'").split())
 
 
-def digested(digest: str) -> str:
-    """The beginning of a digest, in brackets; nothing where there is none."""
-    return f" ({plain(digest)[:SHOWN]})" if digest else ""
+def format_digest(digest: str) -> str:
+    """Return the first characters of a digest in parentheses; an empty string without a digest."""
+    return f" ({to_plain_text(digest)[:DIGEST_CHARS]})" if digest else ""
 
 
-def section(stages: Sequence[Stage]) -> str:
-    """The part of a card that tells every stage."""
+def format_section(stages: Sequence[Stage]) -> str:
+    """Format the section of a model card that lists the stages."""
     lines = [f"{number}. {stage.line()}" for number, stage in enumerate(stages, 1)]
     return "\n".join(["", "## Stages", "", "Digests of weights and of data files are in brackets.", "", *lines, ""])
 
 
 def folder_digest(path: str | Path) -> str:
-    """A fingerprint of the weights that lie in a folder, the adapter's where it holds one; empty for a hub id."""
+    """Return a digest of the weights in a folder, the adapter's if it holds one; empty for a hub id."""
     folder = Path(path)
     if not folder.is_dir():
         return ""
-    adapter = (folder / "adapter_config.json").exists()
+    adapter = is_adapter_folder(folder)
     return weights_digest(folder, "adapter_model*.safetensors" if adapter else "model*.safetensors")
 
 
-def chain(path: str | Path) -> list[Stage]:
-    """Every stage that made the model or adapter in a folder, the first one first; none for an untouched model.
+def trace_stages(path: str | Path) -> list[Stage]:
+    """List the stages that made the model or adapter in a folder, the first one first.
 
-    Weights that are not those of the last stage are told and get a stage of their own, without a record.
+    Weights that differ from those of the last stage are logged and get a stage without a record. A base model without a
+    record has no stages.
     """
     folder = Path(path)
     if not folder.is_dir():
         return []
-    stages, digest = recorded(folder), folder_digest(folder)
-    if not stages and not (folder / "adapter_config.json").exists():
+    stages, digest = read_stages(folder), folder_digest(folder)
+    if not stages and not is_adapter_folder(folder):
         return []
     if not stages:
-        stages = chain(adapter_base(folder))
+        # An adapter without a record still inherits the stages of its base.
+        stages = trace_stages(adapter_base(folder))
     if not stages or stages[-1].digest != digest:
-        logger.info(f"note: how the weights in {path} were made is not recorded, or they were changed since")
+        logger.info(f"note: the weights in {path} have no record of their training, or were changed since")
         stages.append(Stage(UNRECORDED, {"path": str(path)}, "", digest))
     return stages
 
 
-def recorded(folder: Path) -> list[Stage]:
-    """The stages that a folder's record holds; a record that cannot be read is told, and counts as none."""
+def read_stages(folder: Path) -> list[Stage]:
+    """Read the stages of a folder's record; an unreadable record is logged and counts as none."""
     path = folder / ORIGIN_FILE
     if not path.exists():
         return []
     try:
-        return [stage_of(entry) for entry in read_json(path).get("stages", [])]
+        return [parse_stage(entry) for entry in read_json(path).get("stages", [])]
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
-        logger.info(f"note: {path} is damaged: what it tells of earlier stages is lost")
+        logger.info(f"note: {path} is damaged; its record of earlier stages is lost")
         return []
 
 
-def stage_of(entry: Mapping[str, Any]) -> Stage:
-    """A stage out of its JSON; what is of another kind raises."""
+def parse_stage(entry: Mapping[str, Any]) -> Stage:
+    """Make a stage from its JSON.
+
+    Raises:
+        KeyError, TypeError, ValueError: the JSON has another form.
+    """
     what, start, digest, steps = (entry[name] for name in ("what", "start", "digest", "steps"))
     if not isinstance(steps, int) or not all(isinstance(text, str) for text in (what, start, digest)):
         raise TypeError
@@ -124,8 +131,8 @@ def stage_of(entry: Mapping[str, Any]) -> Stage:
     return Stage(what, policy, start, digest, steps, settings, files)
 
 
-def record(folder: Path, stages: Sequence[Stage]) -> None:
-    """Write the stages beside the weights that they made, and beside what else is told there."""
+def write_stages(folder: Path, stages: Sequence[Stage]) -> None:
+    """Write the stages into the record beside the weights; its other entries are kept."""
     path = folder / ORIGIN_FILE
     content = read_json(path) if path.exists() else {}
     content["stages"] = [stage._asdict() for stage in stages]

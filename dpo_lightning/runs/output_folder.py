@@ -1,4 +1,4 @@
-"""A folder that a command makes: written beside its name and renamed, so that what bears the name is always whole."""
+"""`NewFolder`: an output folder that is written under a hidden name and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -8,87 +8,81 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
+from dpo_lightning.atomic_files import aside_path, move_aside, sync
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
 MARK = ".written-by-dpo_lightning"
-"""A file in a folder that is being written: what lies beside it may be removed."""
+"""Marker file: a hidden folder that contains it was left by an interrupted command and may be deleted."""
 
 
 class NewFolder:
-    """The folder that an option such as `--out` names. `check` changes nothing; `written` makes it."""
+    """The folder of an option such as `--out`. `check` changes nothing; `write` creates it."""
 
     def __init__(self, path: str, key: str) -> None:
-        """Name the folder, and the option that it comes from."""
         if "\0" in path or not path.strip() or Path(path).name in ("", ".."):
-            raise UserError(ExitCode.CONFIG, Problem("this is no folder name", key, path), fix=f"--{key} outputs/NAME")
+            raise UserError(ExitCode.CONFIG, Problem("not a folder name", key, path), fix=f"--{key} outputs/NAME")
         self.path, self.key = Path(path), key
 
     @property
     def partial(self) -> Path:
-        """Where it is written first."""
+        """The hidden folder beside the target in which everything is written first."""
         return self.path.resolve().parent / f".{self.path.name}.partial"
 
-    @property
-    def aside(self) -> Path:
-        """Where what bears the name now goes, if nothing is there."""
-        return self.path.with_name(f"{self.path.name}.{datetime.now():%Y%m%d-%H%M%S}")
-
     def check(self, sources: Collection[Path], *, fresh: bool = False) -> None:
-        """Refuse a folder that is used, that cannot be written, or that holds or lies in what is read.
+        """Refuse a folder that is used or not writable, or that contains or is inside a source.
 
         Args:
             sources: folders that are read.
-            fresh: a used folder is going to be moved aside.
+            fresh: whether a used folder will be moved aside.
 
         Raises:
-            UserError: with exit code 73 and the ways on.
+            UserError: 73, the folder is refused.
         """
         try:
             self._check(sources, fresh=fresh)
         except OSError as error:
-            raise self._refusal(f"the folder cannot be made: {error.strerror}") from None
+            raise self._refusal(f"the folder cannot be created: {error.strerror}") from None
 
     def _check(self, sources: Collection[Path], *, fresh: bool) -> None:
         own = self.path.resolve()
         for source in (folder.resolve() for folder in sources):
             if own == source or source in own.parents or own in source.parents:
-                raise self._refusal(f"the folder is, holds or lies in {source}, which is read")
+                raise self._refusal(f"the folder is, contains or is inside {source}, which is read")
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise self._refusal("a file or a link has this name")
         above = next(folder for folder in own.parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise self._refusal(f"nothing can be written in {above}")
-        if self.used() and not fresh:
-            raise self._refusal("the folder is there already", "--fresh to move it aside")
-        for path in (self.partial, *([self.aside] if self.used() else [])):
+            raise self._refusal(f"{above} is not writable")
+        if self.is_used() and not fresh:
+            raise self._refusal("the folder already exists", "--fresh to move it aside")
+        for path in (self.partial, *([aside_path(self.path)] if self.is_used() else [])):
             over = len(os.fsencode(path.name)) - os.pathconf(above, "PC_NAME_MAX")
             if over > 0:
-                raise self._refusal(f"the name is too long by {over} bytes: for a time it is {path.name}")
+                raise self._refusal(f"the name is too long by {over} bytes, as it is extended to {path.name}")
         self._check_partial()
 
     def _check_partial(self) -> None:
-        """See that what lies where the folder is written first was left by a process that was killed."""
+        """Refuse a hidden folder with files of others: only what an interrupted command left may be deleted."""
         partial, way = self.partial, f"move {self.partial} away"
         if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
-            raise self._refusal(f"a file or a link is where it is written first: {partial}", way)
+            raise self._refusal(f"the temporary folder {partial} is a file or a link", way)
         marked = (partial / MARK).is_file() and not (partial / MARK).is_symlink()
         if partial.is_dir() and any(partial.iterdir()) and not marked:
-            raise self._refusal(f"there are other files where it is written first: {partial}", way)
+            raise self._refusal(f"the temporary folder {partial} has other files", way)
 
-    def used(self) -> bool:
-        """Whether anything lies in the folder."""
+    def is_used(self) -> bool:
+        """Whether the folder contains anything."""
         return self.path.is_dir() and any(self.path.iterdir())
 
     @contextmanager
-    def written(self) -> Iterator[Path]:
-        """A hidden folder to write in, beside the name; it gets the name where the block ends well, or is removed.
+    def write(self) -> Iterator[Path]:
+        """Yield a hidden folder to write in. It is renamed to the target at the end, or removed after an error.
 
         Raises:
-            UserError: another process is writing the same folder, or something else is where it is written first.
+            UserError: another process writes the same folder, or the hidden folder has files of others.
         """
         partial = self.partial
         parent = partial.parent
@@ -96,11 +90,12 @@ class NewFolder:
         try:
             lock = self._claim(partial)
         except UserError:
-            remove_empty(made)
+            remove_empty_folders(made)
             raise
         try:
-            empty(partial)  # of what a process that was killed has left
+            clear_folder(partial)  # a killed process may have left files
             yield partial
+            # First the content, then the marker, then the name: a crash leaves a marked or a complete folder.
             for entry in (*partial.iterdir(), partial):
                 sync(entry)
             (partial / MARK).unlink()
@@ -109,22 +104,23 @@ class NewFolder:
             sync(parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            remove_empty(made)
+            remove_empty_folders(made)
             raise
         finally:
             os.close(lock)
 
     def _claim(self, partial: Path) -> int:
-        """Make the folder, marked, and hold its lock."""
+        """Create the hidden folder with its marker, and lock it."""
         try:
             partial.mkdir(parents=True, exist_ok=True)
             lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-                raise self._refusal(f"{partial} cannot be made: {error.strerror}") from None
+                raise self._refusal(f"{partial} cannot be created: {error.strerror}") from None
             raise
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The folder may have been renamed or removed between opening and locking it.
             if not os.path.samestat(os.fstat(lock), partial.lstat()):
                 raise BlockingIOError
             self._check_partial()
@@ -132,7 +128,7 @@ class NewFolder:
         except OSError as error:
             os.close(lock)
             if isinstance(error, (BlockingIOError, FileNotFoundError)):  # locked, or just renamed
-                raise self._refusal("another process is writing the folder", "wait for it") from None
+                raise self._refusal("another process is writing the folder", "wait until it ends") from None
             raise
         except UserError:
             os.close(lock)
@@ -140,23 +136,20 @@ class NewFolder:
         return lock
 
     def _take_name(self, partial: Path) -> None:
-        if not self.used():
+        if not self.is_used():
             partial.rename(self.path.resolve())  # an empty folder is replaced
             return
-        aside = self.aside
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}.1")
-        self.path.rename(aside)
+        aside = move_aside(self.path)
         partial.rename(self.path)
-        logger.info(f"what was in {self.path} is now in {aside}")
+        logger.info(f"the old content of {self.path} is now in {aside}")
 
     def _refusal(self, what: str, way: str = "") -> UserError:
         fix = f"--{self.key} with another name" + (f", or {way}" if way else "")
         return UserError(ExitCode.OUTPUT, Problem(what, self.key, str(self.path)), fix=fix)
 
 
-def empty(folder: Path) -> None:
-    """Remove all that a folder holds but the mark, without which what is left would be no one's."""
+def clear_folder(folder: Path) -> None:
+    """Remove everything in a folder but the marker, which shows that the folder may be deleted."""
     for entry in folder.iterdir():
         if entry.name == MARK:
             continue
@@ -166,17 +159,8 @@ def empty(folder: Path) -> None:
             entry.unlink()
 
 
-def remove_empty(folders: Collection[Path]) -> None:
-    """Remove those in which nothing lies, the innermost first."""
+def remove_empty_folders(folders: Collection[Path]) -> None:
+    """Remove those folders that are empty, the innermost first."""
     for folder in folders:
         if folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

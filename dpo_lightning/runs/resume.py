@@ -1,4 +1,4 @@
-"""What a checkpoint may bring into a run: weights and optimizer state, never a hyperparameter."""
+"""Checks of a checkpoint before a run resumes from it: a checkpoint restores weights and state, no hyperparameters."""
 
 from __future__ import annotations
 
@@ -30,54 +30,54 @@ COMPARED = (
     "trainer.gradient_clip_algorithm",
     "trainer.precision",
 )
+"""Keys of the configuration that have to be equal to resume, with everything below them."""
 FREE = ("data.init_args.num_workers", "data.init_args.eval")
-"""Keys that change nothing in what is trained."""
+"""Keys below these that do not affect training."""
 
 SECTIONS = {"model", "data", "trainer", "output_dir"}
-"""What a run's configuration holds, and another file of this name hardly."""
+"""Sections by which a `config.yaml` is recognized as one of a run."""
 
 PARTS = {"state_dict", "loops", "optimizer_states", "global_step", "pytorch-lightning_version"}
-"""What a checkpoint of `fit` holds at least."""
+"""Entries that every checkpoint of `fit` has."""
 
 
 def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> None:
-    """Refuse a checkpoint that is none, or whose run had other hyperparameters than this command.
+    """Refuse a file that is no checkpoint, or one whose run had other hyperparameters than this command.
 
     Args:
         path: the value of `--ckpt_path`.
         config: the whole configuration of this command.
-        compare: whether training goes on, so that hyperparameters have to agree.
+        compare: whether training is resumed, so that hyperparameters have to agree.
 
     Raises:
-        UserError: the file is missing, damaged or no checkpoint (66), no local file (64), or the configs differ (64).
+        UserError: 66, the file is missing, damaged or no checkpoint; 64, it is no local file, or the configurations
+            differ.
     """
     file = find_checkpoint(path)
     content = read_checkpoint(file)
-    for place in places(content):
+    for place in loader_states(content):
         check_whole(place)
     if not compare:
         return
     recorded = run_config(file)
-    now = dict(flat(config))
+    now = dict(flatten(config))
     if recorded is not None:
-        problems = list(differences(dict(flat(read_config(str(recorded)))), now, str(recorded)))
-        fix = f"--config {recorded} goes on with that run; --model.policy.path RUN/final_model starts a new one"
+        problems = list(differences(dict(flatten(read_config(str(recorded)))), now, str(recorded)))
+        fix = f"resume with --config {recorded}, or start a new run from --model.policy.path RUN/final_model"
     else:
-        logger.info(
-            f"note: its run's {CONFIG} is not above {file}: of its options, the learning rate is compared, no other"
-        )
+        logger.info(f"note: no {CONFIG} of a run above {file}: only the learning rate is compared")
         problems = list(other_rates(content, now))
-        fix = "--model.learning_rate as the run had it"
+        fix = "use the run's --model.learning_rate"
     if problems:
         raise UserError(ExitCode.CONFIG, problems, fix=fix)
     check_progress(content, now)
 
 
 def find_checkpoint(path: str) -> Path:
-    """The file that `--ckpt_path` names.
+    """Return the file that `--ckpt_path` names.
 
     Raises:
-        UserError: it names no local file of this kind (64), or none that is there and can be looked at (66).
+        UserError: it is not a local `.ckpt` file (64), or the file is missing or cannot be read (66).
     """
     if "://" in path or not path.endswith(".ckpt"):
         raise UserError(
@@ -86,7 +86,7 @@ def find_checkpoint(path: str) -> Path:
             fix="--ckpt_path outputs/RUN/checkpoints/last.ckpt; to start a new run from trained weights: "
             "--model.policy.path outputs/RUN/final_model",
         )
-    file, reason = Path(path), "there is no such checkpoint"
+    file, reason = Path(path), "the checkpoint does not exist"
     try:
         check_not_special(file)
         if file.is_file():
@@ -94,48 +94,51 @@ def find_checkpoint(path: str) -> Path:
     except OSError as error:  # a link that leads back to itself, a name too long, a folder that may not be entered
         reason = f"the checkpoint cannot be read: {error.strerror}"
     found = ", ".join(str(path) for path in sorted(file.parent.glob("*.ckpt")) if path.is_file()) or "none"
-    raise UserError(ExitCode.INPUT_MISSING, Problem(reason, KEY, path), fix=f"there are: {found}")
+    raise UserError(ExitCode.INPUT_MISSING, Problem(reason, KEY, path), fix=f"checkpoints in this folder: {found}")
 
 
 def run_config(file: Path) -> Path | None:
-    """The configuration of the run whose folder a checkpoint lies in, however deep: its name may hold a slash."""
+    """Find the configuration of the run in whose folder a checkpoint is, at any depth: run names may have slashes."""
     for folder in file.resolve().parents:
         path = folder / CONFIG
         try:
-            if path.exists() and read_config(str(path)).keys() >= SECTIONS:  # a pipe exists, and is refused
+            if path.exists() and read_config(str(path)).keys() >= SECTIONS:  # `read_config` refuses pipes
                 return path
         except UserError:
-            if (folder / LOCK).exists():  # a run's own, and not another program's
+            if (folder / LOCK).exists():  # the configuration of a run, not of another program
                 raise
     return None
 
 
 def take_date(path: str, config: Any) -> None:
-    """Go on with the date that the checkpoint's run wrote into its prompts, where this command names none.
+    """Take the template date from the checkpoint's run, unless this command sets one.
 
     Args:
-        path: the checkpoint; its run's folder holds the configuration.
+        path: the checkpoint; its run's folder has the configuration.
         config: this command's, which is changed.
     """
     recorded = run_config(find_checkpoint(path))
     options = config.data.init_args
     if options.get("template_date") is not None or recorded is None:
         return
-    before = dict(flat(read_config(str(recorded)))).get(DATE)
+    before = dict(flatten(read_config(str(recorded)))).get(DATE)
     if before is not None:
         options.template_date = before
-        logger.info(f"template_date: {before}, as the checkpoint's run had it")
+        logger.info(f"template_date: {before}, from the checkpoint's run")
 
 
 def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse to go on where nothing is left to do, and say where an epoch was left in its middle.
+    """Refuse to resume a finished run, and warn if the position within an epoch is unknown.
 
     Args:
-        content: what the checkpoint holds.
+        content: of the checkpoint.
         config: dotted keys and values of this command.
+
+    Raises:
+        UserError: the run has reached its `max_epochs` or `max_steps`.
     """
     loop = content["loops"]["fit_loop"]
-    place = next(iter(places(content)), None)  # lightning's count takes an epoch cut by max_steps for whole
+    place = next(iter(loader_states(content)), None)  # Lightning counts an epoch cut short by max_steps as finished
     epochs = place["epoch"] if place else loop["epoch_progress"]["current"]["processed"]
     steps = content["global_step"]
     for name, done in (("max_epochs", epochs), ("max_steps", steps)):
@@ -143,7 +146,7 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         if isinstance(limit, int) and 0 <= limit <= done:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"nothing is left to train: the checkpoint has {done} of {limit}", f"trainer.{name}"),
+                Problem(f"training is complete: the checkpoint has {done} of {limit}", f"trainer.{name}"),
                 fix=f"--trainer.{name} {done + 1} or more",
             )
     window = config.get("trainer.accumulate_grad_batches", 1)
@@ -152,63 +155,66 @@ def check_progress(content: Mapping[str, Any], config: Mapping[str, Any]) -> Non
         return
     check_window(loop["epoch_loop.batch_progress"], window)
     if not loop["epoch_loop.batch_progress"]["is_last_batch"]:
-        logger.warning(
-            "the checkpoint lies in the middle of an epoch, whose rows are not taken up where they were left"
-        )
+        logger.warning("the checkpoint is from within an epoch, and has no position in the data from which to continue")
 
 
-def places(content: Mapping[str, Any]) -> list[Mapping[str, int]]:
-    """Where training is, as the loader wrote it; nothing for the checkpoint of another package."""
+def loader_states(content: Mapping[str, Any]) -> list[Mapping[str, int]]:
+    """Return the position in the data that the loader stored; empty for checkpoints of other programs."""
     found: list[Mapping[str, int]] = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     return found
 
 
 def read_checkpoint(file: Path) -> Mapping[str, Any]:
-    """What a checkpoint holds; its tensors stay on disk, code in it is never run."""
+    """Read a checkpoint without running code from it; its tensors stay on disk.
+
+    Raises:
+        UserError: the file is damaged, no checkpoint, or holds pickled objects.
+    """
     reason = "the checkpoint is damaged"
     try:
         with zipfile.ZipFile(file) as archive:
+            # Compares the CRCs of all members: damaged tensors would load without an error.
             whole = archive.testzip() is None
         if whole:
-            reason = "this is no checkpoint of a run"
+            reason = "this is not a checkpoint of a run"
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             if isinstance(content, Mapping) and content.keys() >= PARTS:
                 return content
     except pickle.UnpicklingError:
-        reason = "the checkpoint holds more than weights and numbers, which is never run"
+        reason = "the checkpoint holds pickled objects, which may run code and are not loaded"
     except Exception:  # damaged bytes lead zipfile and torch to errors of many kinds
         pass
     raise UserError(
-        ExitCode.INPUT_MISSING, Problem(reason, KEY, str(file)), fix="give an earlier checkpoint, or start anew"
+        ExitCode.INPUT_MISSING, Problem(reason, KEY, str(file)), fix="use an earlier checkpoint, or start a new run"
     )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> Iterator[Problem]:
-    """Hyperparameters that are not what they were; a precision that was left open is no difference."""
+    """Iterate over changed hyperparameters, as problems; a precision that this command leaves open is no change."""
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         compared = any(f"{key}.".startswith(f"{name}.") for name in COMPARED) and key not in FREE
         if compared and old != new and not (key == "trainer.precision" and new is None):
-            yield Problem(f"{spoken(key)} is {new!r}, the checkpoint's run had {old!r}", where)
+            yield Problem(f"{format_key(key)} is {new!r}, the checkpoint's run had {old!r}", where)
 
 
 def other_rates(content: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Problem]:
-    """Learning rates that the optimizer's state would bring along in place of the config's."""
+    """Iterate over learning rates in the optimizer's state that differ from the configuration's, as problems."""
     rate = now.get("model.init_args.learning_rate")
     groups = [group for state in content["optimizer_states"] for group in state["param_groups"]]
     for old in sorted({group.get("initial_lr", group["lr"]) for group in groups} - {rate}):
         yield Problem(f"model.learning_rate is {rate}, the checkpoint's run had {old}", KEY)
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping."""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over dotted keys and values of a nested mapping."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def spoken(key: str) -> str:
-    """The key as a user writes it on the command line."""
+def format_key(key: str) -> str:
+    """Return the key as it is written on the command line."""
     return key.replace("init_args.", "")

@@ -64,12 +64,12 @@ def test_a_proposal_saves_what_it_says(told):
     ("flags", "line"),
     [
         ((), "a frozen copy"),
-        (("--model.policy.lora.r", "2"), "none is held"),
-        (("--model.reference", "Precomputed"), "none is held"),
-        (("--model.loss", "SimPOLoss"), "none is held"),
+        (("--model.policy.lora.r", "2"), "keeps no weights"),
+        (("--model.reference", "Precomputed"), "keeps no weights"),
+        (("--model.loss", "SimPOLoss"), "keeps no weights"),
         (("--model.policy.lora.r", "2", "--model.reference", "FrozenCopy"), "a frozen copy"),
-        (("--model.policy.lora.r", "2", "--model.policy.lora.init_lora_weights", "pissa"), "of the adapter alone"),
-        (("--model.policy.lora.r", "2", "--model.reference", "Synced"), "of the adapter alone"),
+        (("--model.policy.lora.r", "2", "--model.policy.lora.init_lora_weights", "pissa"), "the adapter only"),
+        (("--model.policy.lora.r", "2", "--model.reference", "Synced"), "the adapter only"),
         (("--model.reference", "Synced"), "a frozen copy"),
     ],
 )
@@ -96,7 +96,7 @@ def test_bad_configs_are_the_usual_errors(tiny_llama, tmp_path):
     refused(run("doctor", "--config", CONFIGS / "smoke.yaml"), 64, "model are missing")
     refused(run("doctor", *bench.overlay("model: 3")), 64)
     flags = ("--config", CONFIGS / "dpo.yaml", "--model.policy.path")
-    refused(run("doctor", *flags, tmp_path / "nowhere"), 66, "no such model folder")
+    refused(run("doctor", *flags, tmp_path / "nowhere"), 66, "the model folder does not exist")
     (tmp_path / "empty").mkdir()
     refused(run("doctor", *flags, tmp_path / "empty"), 67, "config.json")
     refused(run("doctor", "--model.policy.path", "x"), 64)

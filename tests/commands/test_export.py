@@ -19,8 +19,8 @@ from dpo_lightning.commands import export
 from dpo_lightning.models import merging
 from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
 from dpo_lightning.models.folder import EMBEDDED
-from dpo_lightning.models.merging import probe
-from dpo_lightning.runs.lineage import Stage, folder_digest, record, recorded
+from dpo_lightning.models.merging import probe_logits
+from dpo_lightning.runs.lineage import Stage, folder_digest, read_stages, write_stages
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def adapter(tiny_llama, file, tmp_path_factory):
     short_runs.take_steps(made, short_runs.batch(made, file), 3)
     folder.mkdir()
     save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
-    record(
+    write_stages(
         folder,
         [Stage("DPOModule", {"path": str(tiny_llama)}, "s", folder_digest(folder), 3, {"loss": "DPOLoss(beta=0.1)"})],
     )
@@ -44,12 +44,12 @@ def exported(model, out, *more):
 
 def probed(folder):
     """Logits of what lies in a folder, as this package loads it."""
-    return probe(CausalLM(str(folder), attention="eager").build())
+    return probe_logits(CausalLM(str(folder), attention="eager").build())
 
 
 def plainly(folder):
     """Logits of a whole model, as transformers loads it."""
-    return probe(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return probe_logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
 
 
 def tensors(folder):
@@ -105,13 +105,13 @@ def test_the_card_has_the_whole_chain(adapter, tiny_llama, tmp_path):
     text = (tmp_path / "one/README.md").read_text()
     assert f"base_model: {tiny_llama}" in text
     assert "library_name: transformers" in text
-    stages = recorded(tmp_path / "one")
+    stages = read_stages(tmp_path / "one")
     assert stages[0].what == "DPOModule"
     assert stages[-1].what == "export"
     assert "DPOLoss(beta=0.1)" in text
     assert "largest difference of a logit" in text
     exported(tmp_path / "one", tmp_path / "two", "--dtype", "bfloat16")
-    assert [stage.what for stage in recorded(tmp_path / "two")] == [*(stage.what for stage in stages), "export"]
+    assert [stage.what for stage in read_stages(tmp_path / "two")] == [*(stage.what for stage in stages), "export"]
 
 
 @pytest.mark.parametrize(("dtype", "outtype"), [("bfloat16", "bf16"), ("float16", "f16")])
@@ -145,7 +145,7 @@ def test_an_adapter_of_quantized_weights_is_merged_into_the_whole_ones(adapter, 
     for path in adapter.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     policy = {"path": str(tiny_llama), "quantization": {"bits": 4}}
-    record(folder, [Stage("DPOModule", policy, "s", folder_digest(folder), 3)])
+    write_stages(folder, [Stage("DPOModule", policy, "s", folder_digest(folder), 3)])
     ran = exported(folder, tmp_path / "out")
     assert ran.code == 0, ran
     assert "trained on quantized weights" in ran.out
@@ -159,10 +159,10 @@ def test_an_adapter_of_quantized_weights_is_merged_into_the_whole_ones(adapter, 
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (["--model", "nowhere/at/all"], 66, "there is no such model folder"),
+        (["--model", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--dtype", "int4"], 64, "--dtype"),
-        (["--max_shard_size", "much"], 64, "this is no size at max_shard_size"),
-        (["--out", " "], 64, "this is no folder name"),
+        (["--max_shard_size", "much"], 64, "not a size at max_shard_size"),
+        (["--out", " "], 64, "not a folder name"),
         (["--bogus"], 64, "--bogus"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_folder_that_is_there_stays_before_anything_is_loaded(adapter, tiny_ll
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("x")
     loaded = watch_loading(monkeypatch)
-    refused(exported(adapter, tmp_path / "out"), 73, "the folder is there already", "--fresh")
+    refused(exported(adapter, tmp_path / "out"), 73, "the folder already exists", "--fresh")
     for inside in (adapter / "merged", adapter, tiny_llama / "merged", tiny_llama):
         refused(exported(adapter, inside), 73, "which is read")
     assert not loaded
@@ -235,7 +235,7 @@ def test_a_disk_that_fills_up(adapter, tmp_path):
 @pytest.mark.parametrize("when", ["merged in float32", "read back from its files", "rounded to float16"])
 def test_a_model_that_became_another_one_is_not_kept(when, adapter, tmp_path, monkeypatch):
     """Whatever goes wrong between the adapter model and the files is seen by the command itself."""
-    real_merged, real_write = merging.merged, merging.write
+    real_merged, real_write = merging.merge_adapter, merging.write_model
 
     def spoil(model, factor=1.01):
         with torch.no_grad():
@@ -250,8 +250,8 @@ def test_a_model_that_became_another_one_is_not_kept(when, adapter, tmp_path, mo
             spoil(model)
 
     if when == "merged in float32":
-        monkeypatch.setattr(merging, "merged", lambda policy: spoil(real_merged(policy), 1.0001))
-    monkeypatch.setattr(merging, "write", write)
+        monkeypatch.setattr(merging, "merge_adapter", lambda policy: spoil(real_merged(policy), 1.0001))
+    monkeypatch.setattr(merging, "write_model", write)
     dtype = when.split()[-1] if "rounded" in when else "bfloat16"  # which would allow for as much
     ran = exported(adapter, tmp_path / "out", "--dtype", dtype)
     refused(ran, 67, f"the model is another one when it is {when}", "nothing was written")
@@ -308,7 +308,7 @@ def test_sft_dpo_dpo_export_of_the_embedded_model(tmp_path):
     print(ran.out, f"{time.monotonic() - began:.0f} s")
     assert (plainly(out) - probed(last)).abs().max() < 1e-4
     assert (plainly(out) - plainly(model)).abs().max() > 0.1
-    assert [stage.what for stage in recorded(out)] == ["SFTModule", "DPOModule", "DPOModule", "export"]
+    assert [stage.what for stage in read_stages(out)] == ["SFTModule", "DPOModule", "DPOModule", "export"]
     assert not (Path(out) / ORIGIN_FILE).read_text().count("base_digest")
     answered = run("infer", "--model", out, "--instruction", "What is 1 + 46?", "--max_new_tokens", "4")
     assert (answered.code, answered.err) == (0, "")

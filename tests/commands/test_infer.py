@@ -78,7 +78,7 @@ def test_infer_repeats_itself_by_seed(tiny_llama):
         (["--seed", str(2**64)], 64, "is out of range"),
         (["--template", "chatty"], 64, "--template"),
         (["--bogus", "1"], 64, "--bogus"),
-        (["--model", "nowhere/at/all"], 66, "there is no such model folder"),
+        (["--model", "nowhere/at/all"], 66, "the model folder does not exist"),
     ],
 )
 def test_infer_refuses_in_a_few_lines(tiny_llama, more, code, said):

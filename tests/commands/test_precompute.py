@@ -132,7 +132,7 @@ def test_a_run_that_used_a_file_goes_on(bench):
         (["--out", "train.jsonl"], 65, "fix: --model.reference.path (or --out) with another name; if it was one of"),
         (["--out", "/"], 64, "this is no file name at model.reference.path"),
         (["--data.train", "none.jsonl"], 66, "none.jsonl"),
-        (["--model.policy.path", "nowhere/at/all"], 66, "there is no such model folder"),
+        (["--model.policy.path", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--model", "SFTModule", "--data", "SFTDataModule"], 64, "SFTModule has no reference"),
         (["--model.loss", "SimPOLoss"], 64, "SimPOLoss asks no reference, and Precomputed would be held in vain"),
     ],

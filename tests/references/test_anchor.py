@@ -40,13 +40,13 @@ def test_a_probe_is_the_same_to_the_bit_whenever_it_is_taken(run, file, tmp_path
     model, ckpt = run
     kept = torch.load(ckpt, weights_only=True)
     made = short_runs.ready(model)
-    assert torch.equal(kept["reference_probe"], made.reference.anchor(made.policy)["reference_probe"])
+    assert torch.equal(kept["reference_probe"], made.reference.identity(made.policy)["reference_probe"])
     assert len(kept["reference_probe"]) > 10
     assert (kept["reference_probe"] < 0).any()
     short_runs.take_steps(made, short_runs.batch(made, file), 2)
-    before = made.reference.anchor(made.policy)["reference_probe"].clone()
-    made.reference.remember(made.policy, "again")  # the reference itself, not only what is kept of it
-    assert torch.equal(made.reference.anchor(made.policy)["reference_probe"], before)
+    before = made.reference.identity(made.policy)["reference_probe"].clone()
+    made.reference.record_identity(made.policy, "again")  # the reference itself, not only what is kept of it
+    assert torch.equal(made.reference.identity(made.policy)["reference_probe"], before)
 
 
 def test_the_same_weights_as_another_function_are_refused(run, file, tmp_path):
@@ -55,7 +55,7 @@ def test_the_same_weights_as_another_function_are_refused(run, file, tmp_path):
     config = json.loads((model / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = 100.0
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="its weights are the same, and its log-probabilities differ by up to") as error:
+    with pytest.raises(UserError, match="its weights are equal, its log-probabilities differ by up to") as error:
         short_runs.fit(short_runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
     assert error.value.code == ExitCode.CONFIG
 
@@ -66,7 +66,7 @@ def test_weights_that_differ_by_less_than_the_probe_tells_are_another_reference(
     model = peft_adapters.trained(tmp_path, tiny_llama, {}) if kind == "trained" else tiny_llama
     folder, lora = shutil.copytree(model, tmp_path / "model"), Lora(r=2) if kind == "new" else None
     made = short_runs.ready(folder, lora=lora)
-    anchor = made.reference.anchor(made.policy)
+    anchor = made.reference.identity(made.policy)
     file = folder / ("adapter_model.safetensors" if kind == "trained" else "model.safetensors")
     weights = load_file(file)
     for value in weights.values():
@@ -74,11 +74,11 @@ def test_weights_that_differ_by_less_than_the_probe_tells_are_another_reference(
     save_file(weights, file, {"format": "pt"})
     again = short_runs.ready(folder, lora=lora)
     torch.testing.assert_close(
-        again.reference.anchor(again.policy)["reference_probe"], anchor["reference_probe"], rtol=0, atol=1e-4
+        again.reference.identity(again.policy)["reference_probe"], anchor["reference_probe"], rtol=0, atol=1e-4
     )
     with pytest.raises(UserError, match="another reference") as raised:
-        again.reference.check_anchor(again.policy, anchor)
-    assert "its weights are the same" not in str(raised.value)
+        again.reference.check_identity(again.policy, anchor)
+    assert "its weights are equal" not in str(raised.value)
 
 
 def test_weights_between_those_that_are_sampled_are_seen(run, file, tmp_path):
@@ -89,7 +89,7 @@ def test_weights_between_those_that_are_sampled_are_seen(run, file, tmp_path):
     sampled[:: len(embedding) // 256] = True
     embedding[~sampled] *= 1.5
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="its weights are the same"):
+    with pytest.raises(UserError, match="its weights are equal"):
         short_runs.fit(short_runs.module(model), file, tmp_path / "second", steps=3, ckpt=ckpt)
 
 
@@ -104,14 +104,14 @@ def test_rounding_of_another_machine_is_no_other_reference(run, file, tmp_path):
 def test_a_probe_may_move_by_what_its_precision_rounds(dtype, near, far, tiny_llama):
     """One value of it by parts of the largest: up to 1e-4 in float32, up to 3e-2 in half precision."""
     made = short_runs.ready(tiny_llama, dtype=dtype)
-    anchor = made.reference.anchor(made.policy)
+    anchor = made.reference.identity(made.policy)
     probe = anchor["reference_probe"]
     step = torch.zeros(len(probe))
     step[probe.abs().argmin()] = probe.abs().max()
     for sign in (1, -1):
-        made.reference.check_anchor(made.policy, {**anchor, "reference_probe": probe + sign * near * step})
-        with pytest.raises(UserError, match="its weights are the same"):
-            made.reference.check_anchor(made.policy, {**anchor, "reference_probe": probe + sign * far * step})
+        made.reference.check_identity(made.policy, {**anchor, "reference_probe": probe + sign * near * step})
+        with pytest.raises(UserError, match="its weights are equal"):
+            made.reference.check_identity(made.policy, {**anchor, "reference_probe": probe + sign * far * step})
 
 
 @pytest.mark.parametrize("probe", [None, torch.zeros(3)])
@@ -129,7 +129,7 @@ def test_a_start_that_is_drawn_anew_is_refused(tiny_llama, file, tmp_path):
     short_runs.fit(peft_adapters.module(tiny_llama, peft_adapters.STRANGE["random"]), file, tmp_path / "first", steps=1)
     ckpt = tmp_path / "first/checkpoints/step=1.ckpt"
     torch.manual_seed(1)
-    with pytest.raises(UserError, match="its weights are the same"):
+    with pytest.raises(UserError, match="its weights are equal"):
         short_runs.fit(
             peft_adapters.module(tiny_llama, peft_adapters.STRANGE["random"]),
             file,
@@ -171,7 +171,7 @@ def test_a_compiled_model_is_probed_without_a_graph(kind, tiny_llama, tmp_path):
     ("kind", "lora", "expected", "reason"),
     [
         ("whole", None, FrozenCopy, "all of the policy's weights are trained"),
-        ("whole", Lora(r=2), AdapterDisabled, "without its new adapter the policy is its own start"),
+        ("whole", Lora(r=2), AdapterDisabled, "with its new adapter disabled, the policy equals its start"),
         ("trained", None, FrozenAdapter, "the adapter was trained before"),
         ("trained", Lora(r=2), FrozenAdapter, "the adapter was trained before"),
     ],
@@ -182,7 +182,7 @@ def test_the_reference_is_chosen_by_what_the_policy_is(kind, lora, expected, rea
     assert type(made.reference) is expected
     assert f"reference: {expected.__name__} ({reason}" in capsys.readouterr().out
     free, why = default_reference(made.policy, made.builder, reference_free=True)
-    assert (type(free), why) == (ReferenceFree, "the loss asks none")
+    assert (type(free), why) == (ReferenceFree, "the loss uses no reference")
 
 
 def test_every_reference_can_be_named():

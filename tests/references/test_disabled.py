@@ -12,7 +12,7 @@ from dpo_lightning.references import (
     FrozenAdapter,
     FrozenCopy,
     default_reference,
-    off_start,
+    distance_from_start,
     without_adapter,
 )
 from dpo_lightning.references.precomputed import Precomputed
@@ -39,8 +39,8 @@ def untouched(folder, pairs):
 def test_off_a_new_adapter_is_the_untouched_base_to_the_bit(kind, tiny_llama, file, capsys):
     made = peft_adapters.ready(tiny_llama, peft_adapters.PLAIN[kind])
     assert type(made.reference) is AdapterDisabled
-    assert "AdapterDisabled (without its new adapter the policy is its own start)" in capsys.readouterr().out
-    assert made.reference.nearness == 0
+    assert "AdapterDisabled (with its new adapter disabled, the policy equals its start)" in capsys.readouterr().out
+    assert made.reference.start_tolerance == 0
     pairs = short_runs.batch(made, file)
     expected = untouched(tiny_llama, pairs)
     assert torch.equal(made.reference(made.policy, pairs).sums, expected)
@@ -55,7 +55,7 @@ def test_a_start_that_is_not_what_is_left_without_the_adapter(kind, base, file, 
     """The base below PiSSA and OLoRA is what they left of it, and biases are trained in the base itself."""
     made = peft_adapters.ready(base, peft_adapters.STRANGE[kind])
     assert type(made.reference) is FrozenAdapter
-    reason = "trains weights that count without it" if kind == "biases" else "log-probabilities are off by up to"
+    reason = "trains weights that stay active" if kind == "biases" else "log-probabilities differ by up to"
     assert reason in capsys.readouterr().out
     pairs = short_runs.batch(made, file)
     start = made.reference(made.policy, pairs).sums
@@ -72,7 +72,7 @@ def test_a_start_that_is_not_what_is_left_without_the_adapter(kind, base, file, 
 
 @pytest.mark.parametrize("kind", peft_adapters.STRANGE)
 def test_switching_it_off_is_refused_with_the_reason(kind, base):
-    with pytest.raises(UserError, match="without its adapter the policy is not its own start") as raised:
+    with pytest.raises(UserError, match="with its adapter disabled, the policy differs from its start") as raised:
         peft_adapters.ready(base, peft_adapters.STRANGE[kind], AdapterDisabled())
     assert raised.value.code == ExitCode.CONFIG
     with pytest.raises(UserError, match="no folder holds the policy's start") as raised:
@@ -97,11 +97,11 @@ def test_a_start_up_to_rounding(tiny_llama, file):
         for name, value in made.policy.named_parameters():
             if "lora_B" in name:
                 value.fill_(1e-8)
-    assert 0 < off_start(made.policy) < 1e-5
+    assert 0 < distance_from_start(made.policy) < 1e-5
     assert type(default_reference(made.policy, made.builder).reference) is FrozenAdapter
     named = AdapterDisabled()
     named.bind(made.policy, made.builder)
-    assert named.nearness > 0
+    assert named.start_tolerance > 0
     pairs = short_runs.batch(made, file)
     assert torch.equal(named(made.policy, pairs).sums, untouched(tiny_llama, pairs))
 
@@ -109,11 +109,11 @@ def test_a_start_up_to_rounding(tiny_llama, file):
 def test_a_trained_adapter_without_a_folder_is_seen_as_well(tiny_llama):
     """It is measured, wherever the adapter came from."""
     made = peft_adapters.ready(tiny_llama, {})
-    assert off_start(made.policy) == 0
+    assert distance_from_start(made.policy) == 0
     with torch.no_grad():
         next(value for name, value in made.policy.named_parameters() if "lora_B" in name).fill_(0.1)
-    assert 0.01 < off_start(made.policy) < float("inf")
-    with pytest.raises(UserError, match="is not its own start"):
+    assert 0.01 < distance_from_start(made.policy) < float("inf")
+    with pytest.raises(UserError, match="differs from its start"):
         AdapterDisabled().bind(made.policy, made.builder)
 
 
@@ -121,7 +121,7 @@ def test_measuring_leaves_no_trace(tiny_gpt2):
     made = peft_adapters.ready(tiny_gpt2, peft_adapters.STRANGE["biases"])
     made.policy.train()
     before = {name: (id(value), value.requires_grad, value.clone()) for name, value in made.policy.named_parameters()}
-    assert off_start(made.policy) == float("inf")
+    assert distance_from_start(made.policy) == float("inf")
     for name, value in made.policy.named_parameters():
         assert (id(value), value.requires_grad) == before[name][:2]
         assert torch.equal(value, before[name][2])

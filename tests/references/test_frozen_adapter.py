@@ -59,7 +59,7 @@ def test_the_reference_is_the_starting_adapter_whatever_it_trains(kind, mixed, f
 def test_it_holds_what_is_trained_and_no_more(kind, folders):
     made = short_runs.ready(folders[kind])
     trained = [value for value in made.policy.parameters() if value.requires_grad]
-    held = list(made.reference.named().values())
+    held = list(made.reference.held_weights().values())
     assert sum(value.nbytes for value in held) == sum(value.nbytes for value in trained)
     assert not {value.data_ptr() for value in held} & {value.data_ptr() for value in made.policy.parameters()}
     assert not any(value.requires_grad for value in held)
@@ -70,7 +70,7 @@ def test_nothing_meets_it(folders, file, tmp_path):
     made = short_runs.module(folders["plain"])
     data = short_runs.PreferenceDataModule(train=str(file), batch_size=2, max_length=128)
     short_runs.fit(made, None, tmp_path, data=data, callbacks=[FinalModel()])
-    held = {id(value) for value in made.reference.named().values()}
+    held = {id(value) for value in made.reference.held_weights().values()}
     optimized = [value for group in made.configure_optimizers().param_groups for value in group["params"]]
     assert not held & {id(value) for value in [*optimized, *made.parameters()]}
     assert [id(value) for value in optimized] == [id(v) for v in made.policy.parameters() if v.requires_grad]
@@ -112,7 +112,7 @@ def test_what_is_frozen_in_the_policy_stays_frozen_and_is_not_copied(folders, fi
             value.requires_grad_(False)
     made.reference.bind(made.policy, made.builder)
     before = peft_adapters.flags(made.policy)
-    assert not any("layers.0" in name for name in made.reference.named())
+    assert not any("layers.0" in name for name in made.reference.held_weights())
     made.compare(short_runs.batch(made, file))
     assert peft_adapters.flags(made.policy) == before
 
@@ -122,7 +122,7 @@ def test_the_policy_is_itself_again_after_an_error(folders):
     before = [id(value) for value in made.policy.parameters()]
 
     def failing():
-        with made.reference.activated(made.policy):
+        with made.reference.as_model(made.policy):
             assert [id(value) for value in made.policy.parameters()] != before
             raise RuntimeError("while it is asked")
 
@@ -134,9 +134,9 @@ def test_the_policy_is_itself_again_after_an_error(folders):
 def test_it_follows_the_policy(folders):
     made = short_runs.ready(folders["plain"])
     made.to(torch.bfloat16)
-    assert {value.dtype for value in made.reference.named().values()} == {torch.bfloat16}
+    assert {value.dtype for value in made.reference.held_weights().values()} == {torch.bfloat16}
     made.to("meta")
-    assert {value.device.type for value in made.reference.named().values()} == {"meta"}
+    assert {value.device.type for value in made.reference.held_weights().values()} == {"meta"}
 
 
 def test_without_an_adapter_it_is_refused(tiny_llama):
@@ -165,7 +165,7 @@ def test_under_checkpointing_a_reference_pass_computes_once_and_complains_of_not
         folder, given and given(), lora=Lora(r=2) if kind == "new" else None, gradient_checkpointing=True
     )
     pairs, calls = short_runs.batch(made, file), []
-    with made.reference.activated(made.policy) as model:
+    with made.reference.as_model(made.policy) as model:
         (layer,) = [part for name, part in model.named_modules() if name.endswith("h.0.mlp")]
     layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     recwarn.clear()  # of what came up while the model was made

@@ -58,7 +58,7 @@ class Trace(Callback):
     def note(self, trainer, module):
         trained = {n: v.detach().clone() for n, v in module.policy.named_parameters() if v.requires_grad}
         self.policy.append(trained)
-        own = module.reference.named()
+        own = module.reference.held_weights()
         self.reference.append({name: own[name].detach().clone() for name in trained})
         self.steps.append(trainer.global_step)
 
@@ -152,10 +152,10 @@ def test_buffers_are_copied_whatever_the_mix(made):
     module.reference.bind(module.policy, module.builder)
     module.policy.counting.seen += 7
     module.reference.after_step(module.policy, 1)
-    assert module.reference.named()["counting.seen"].tolist() == [7, 7]
+    assert module.reference.held_weights()["counting.seen"].tolist() == [7, 7]
     assert module.reference.get_extra_state()["counting.seen"].tolist() == [7, 7]
     module.policy.counting.seen += 1
-    assert module.reference.named()["counting.seen"].tolist() == [7, 7]
+    assert module.reference.held_weights()["counting.seen"].tolist() == [7, 7]
 
 
 # Checkpoints
@@ -176,8 +176,8 @@ def test_going_on_is_as_if_it_had_never_stopped(kind, stop, made, file, tmp_path
     ckpt = tmp_path / f"first/checkpoints/step={stop}.ckpt"
     # A new adapter would begin with another draw here, which the checkpoint's weights replace.
     resumed = run("second", 6, ckpt, seed=0 if kind == "pissa" else 1)
-    for name, value in whole.reference.named().items():
-        assert torch.equal(resumed.reference.named()[name], value), name
+    for name, value in whole.reference.held_weights().items():
+        assert torch.equal(resumed.reference.held_weights()[name], value), name
     others = dict(whole.policy.named_parameters())
     for name, value in resumed.policy.named_parameters():
         assert torch.equal(value, others[name]), name
@@ -190,7 +190,7 @@ def test_going_on_is_as_if_it_had_never_stopped(kind, stop, made, file, tmp_path
 def test_a_checkpoint_holds_its_weights_and_the_anchor_of_the_start(kind, made, file, tmp_path):
     module = made(kind, Synced(every=1))
     module.configure_model()
-    start = module.reference.anchor(module.policy)
+    start = module.reference.identity(module.policy)
     short_runs.fit(module, file, tmp_path, steps=2)
     content = torch.load(tmp_path / "checkpoints/step=2.ckpt", weights_only=True)
     assert content["reference_digest"] == start["reference_digest"]
@@ -199,7 +199,7 @@ def test_a_checkpoint_holds_its_weights_and_the_anchor_of_the_start(kind, made, 
     trained = {name: value for name, value in module.policy.named_parameters() if value.requires_grad}
     assert kept.keys() == trained.keys()
     for name, value in kept.items():
-        assert torch.equal(value, module.reference.named()[name])
+        assert torch.equal(value, module.reference.held_weights()[name])
         assert not torch.equal(value, trained[name])
     assert all(name.startswith("policy.") for name in content["state_dict"])
     optimized = [value for group in module.configure_optimizers().param_groups for value in group["params"]]

@@ -67,9 +67,9 @@ def options(roots, classes, product):
         reached |= more
         for owner in more:
             for name in {name for base in owner.__mro__ for name in parameters(vars(base).get("__init__"))}:
-                if found := product.option(owner, name):
+                if found := product.find_option(owner, name):
                     hints[str(found.annotation)] = found.annotation
-        wanted = tuple({kind for hint in hints.values() for kind in product.kinds(hint)})
+        wanted = tuple({kind for hint in hints.values() for kind in product.accepted_classes(hint)})
         more = {kind for kind in classes if issubclass(kind, wanted)} - reached
     return list(hints.values()), reached
 
@@ -94,32 +94,32 @@ def walk():
     sys.addaudithook(watch)
     places = list(modules(product.ALLOWED))
     classes = {v for place in places for v in vars(place).values() if inspect.isclass(v)}
-    ours = {v for v in classes if product.within(product.defined(v), product.ALLOWED)}
+    ours = {v for v in classes if product.is_within(product.qualified_name(v), product.ALLOWED)}
     hints, reached = options([Trainer, *(kind for pair in PAIRED for kind in pair)], ours, product)
-    called = [hint for hint in hints if "Callable" in str(hint) and not any(product.kinds(hint))]
-    wanted = {frozenset(product.kinds(hint)): hint for hint in hints}
+    called = [hint for hint in hints if "Callable" in str(hint) and not any(product.accepted_classes(hint))]
+    wanted = {frozenset(product.accepted_classes(hint)): hint for hint in hints}
     del wanted[frozenset()]
     anything = typing.Union[tuple(set().union(*wanted))]  # noqa: UP007
 
     objects, names, wrong, taken = {}, 0, [], set()
     for path in paths(places):
         with contextlib.suppress(Exception):
-            value = product.find(path)
+            value = product.import_object(path)
             names += 1
             objects[id(value)] = (path, value)
     for path, value in objects.values():
-        if not list(product.misnamed({"class_path": path}, called[0], "key")):
+        if not list(product.find_misnamed({"class_path": path}, called[0], "key")):
             wrong.append(f"{path} as something to call")
-        if list(product.misnamed({"class_path": path}, anything, "key")):
+        if list(product.find_misnamed({"class_path": path}, anything, "key")):
             continue
         taken.add(value)
         for kinds, hint in wanted.items():
-            if not list(product.misnamed({"class_path": path}, hint, "key")) and not kinds & set(value.__mro__):
+            if not list(product.find_misnamed({"class_path": path}, hint, "key")) and not kinds & set(value.__mro__):
                 wrong.append(f"{path} as {hint}")
-    wrong += [product.defined(kind) for kind in taken if kind not in reached]
-    made = [product.defined(kind) for kind in taken if make(kind, product)]
+    wrong += [product.qualified_name(kind) for kind in taken if kind not in reached]
+    made = [product.qualified_name(kind) for kind in taken if make(kind, product)]
     counts = {"names": names, "objects": len(objects), "options": len(wanted), "called": len(called), "made": len(made)}
-    return {"counts": counts, "taken": sorted(map(product.defined, taken)), "wrong": wrong, "seen": SEEN}
+    return {"counts": counts, "taken": sorted(map(product.qualified_name, taken)), "wrong": wrong, "seen": SEEN}
 
 
 def make(kind, product):
@@ -127,7 +127,7 @@ def make(kind, product):
     values = {}
     for needed in inspect.signature(kind).parameters.values():
         if needed.default is needed.empty and needed.kind in (needed.POSITIONAL_OR_KEYWORD, needed.KEYWORD_ONLY):
-            hint = product.option(kind, needed.name).annotation
+            hint = product.find_option(kind, needed.name).annotation
             known = [hint, *typing.get_args(hint)]
             values[needed.name] = next((guess for of, guess in GUESSES.items() if of in known), None)
     with contextlib.suppress(Exception):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dpo_lightning.attention.tree import Kernel
+from dpo_lightning.attention.tree import AttentionParams
 from dpo_lightning.batches import Tree
 from support.batch_layouts import visible
 
@@ -22,12 +22,12 @@ TREES = {
     "a row of nothing but padding": [Tree(1, 0, 3, (1, 2), (0, 1))],
 }
 KERNELS = {
-    "plain": Kernel(0.4),
-    "window": Kernel(0.4, window=3),
-    "window of one": Kernel(0.4, window=1),
-    "window beyond all": Kernel(0.4, window=100),
-    "softcap": Kernel(2.0, softcap=1.5),
-    "softcap and window": Kernel(2.0, softcap=1.5, window=3),
+    "plain": AttentionParams(0.4),
+    "window": AttentionParams(0.4, window=3),
+    "window of one": AttentionParams(0.4, window=1),
+    "window beyond all": AttentionParams(0.4, window=100),
+    "softcap": AttentionParams(2.0, softcap=1.5),
+    "softcap and window": AttentionParams(2.0, softcap=1.5, window=3),
 }
 
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from dpo_lightning.data.encoding.chat_templates import template_source
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.limits import ROOM, SECONDS, LimitError, limited
+from dpo_lightning.limits import ROOM, TEMPLATE_SECONDS, LimitError, limit_resources
 
 FRAME = 1 << 20
 """Characters that a template may add to a conversation; instructions for tools take some thousands."""
@@ -35,12 +35,12 @@ def rendered(tokenizer: Any, messages: Any, **options: Any) -> str:
 
     over = OVER.get(tokenizer, 0.0)
     try:
-        with limited(max(SECONDS - over, EACH), ROOM):
+        with limit_resources(max(TEMPLATE_SECONDS - over, EACH), ROOM):
             began = time.process_time()
             text = tokenizer.apply_chat_template(messages, **options)
             OVER[tokenizer] = max(over + time.process_time() - began - EACH, 0.0)
     except LimitError:
-        raise unbounded(tokenizer, f"takes more than {SECONDS:g} s of processor time") from None
+        raise unbounded(tokenizer, f"takes more than {TEMPLATE_SECONDS:g} s of processor time") from None
     except MemoryError:
         raise unbounded(tokenizer, f"takes more than {ROOM >> 30} GiB of memory") from None
     except (TemplateError, TypeError, ValueError):

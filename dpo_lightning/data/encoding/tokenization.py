@@ -198,20 +198,20 @@ class Encoder:
 
     def _encode(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding:
         conversation = Conversation(self.renderer, tools, origin)
-        asked = conversation.asked(prompt)
-        wholes = [conversation.whole(prompt, asked, answer) for answer in answers]
+        rendered_prompt = conversation.render_prompt(prompt)
+        rendered_answers = [conversation.render_answer(prompt, rendered_prompt, answer) for answer in answers]
         # A template or a tokenizer may write the border otherwise once an answer follows: both sides then begin
         # at the last token that prompt and answers agree on, so that they are conditioned on the same ids.
-        border = min(common_prefix(asked.ids, whole.ids) for whole in wholes)
-        opening = next((whole.opening for whole in wholes if whole.opening), "")
+        border = min(common_prefix(rendered_prompt.ids, whole.ids) for whole in rendered_answers)
+        opening = next((whole.opening for whole in rendered_answers if whole.opening), "")
         return Encoding(
-            asked.ids[:border],
-            [EncodedAnswer(whole.ids[border:], whole.scored[border:]) for whole in wholes],
-            crossing=border < len(asked.ids) and not opening,
-            last_turn_only=any(whole.rewritten for whole in wholes),
-            respaced=any(whole.respaced for whole in wholes),
+            rendered_prompt.ids[:border],
+            [EncodedAnswer(whole.ids[border:], whole.scored[border:]) for whole in rendered_answers],
+            crossing=border < len(rendered_prompt.ids) and not opening,
+            last_turn_only=any(whole.rewritten for whole in rendered_answers),
+            respaced=any(whole.respaced for whole in rendered_answers),
             opening=opening,
-            ending=next((whole.ending for whole in wholes if whole.ending), ""),
+            ending=next((whole.ending for whole in rendered_answers if whole.ending), ""),
         )
 
     def _finish(self, kept: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.special_files import special_kind
-from dpo_lightning.terminal import quoted
+from dpo_lightning.terminal import quote
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -24,7 +24,7 @@ LONGEST_SHOWN = 200
 
 def display_name(path: str) -> str:
     """The path as it is printed: bytes that are no UTF-8 and control characters are escaped."""
-    return quoted(path)
+    return quote(path)
 
 
 def check_path(path: str) -> None:

@@ -8,7 +8,7 @@ import unicodedata
 from typing import Any
 
 from dpo_lightning.data.readers.bad_rows import RowError
-from dpo_lightning.terminal import quoted
+from dpo_lightning.terminal import quote
 
 MAX_FIELD_BYTES = 1_000_000
 MAX_DEPTH = 64
@@ -45,7 +45,7 @@ def clean(values: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
 def excerpt_name(name: str) -> str:
     """A column's name as it may stand in a message."""
     shown = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-    return quoted(shown)
+    return quote(shown)
 
 
 def excerpt_value(value: Any) -> str:
