@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dpo_lightning.config.class_paths import members
+from dpo_lightning.config.class_paths import is_within, members
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 COUNTS = {
