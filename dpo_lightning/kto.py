@@ -17,7 +17,7 @@ from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
 from dpo_lightning.data.examples import EncodedUnpaired
 from dpo_lightning.log import logger
 from dpo_lightning.logps import score
-from dpo_lightning.losses.unpaired import KTOLoss, UnpairedLoss, WeighedLoss
+from dpo_lightning.losses import ClassWeightedLoss, KTOLoss, UnpairedLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.policy_module import OptimizerFactory
 from dpo_lightning.preference_module import ReferencedModule
@@ -64,7 +64,7 @@ class KTOModule(ReferencedModule):
         """Settle memory, and tell how the kinds of answers weigh."""
         super().setup(stage)
         rows = getattr(getattr(self.trainer, "datamodule", None), "encoded", {}).get("train", ())
-        if stage == "fit" and rows and isinstance(self.loss, WeighedLoss):
+        if stage == "fit" and rows and isinstance(self.loss, ClassWeightedLoss):
             tell_balance(self.loss, rows)
 
     def compare(self, batch: UnpairedBatch, rows: str = "train") -> tuple[UnpairedOutput, UnpairedLogps]:
@@ -72,7 +72,7 @@ class KTOModule(ReferencedModule):
         policy, reference = score(self.policy, batch, self.head), self.reference(self.policy, batch, rows)
         own = slice(len(batch.indices))
         kl = None
-        if self.loss.asks_kl:
+        if self.loss.needs_kl:
             others = slice(len(batch.indices), None)
             kl = self.mean(policy.sums[others].detach() - reference.sums[others], batch.weights)
         logps = UnpairedLogps(policy.sums[own], reference.sums[own], policy.lengths[own], batch.good, batch.weights, kl)
@@ -85,7 +85,7 @@ class KTOModule(ReferencedModule):
         return total / torch.where(weight > 0, weight, 1)
 
 
-def tell_balance(loss: WeighedLoss, rows: Sequence[EncodedUnpaired]) -> None:
+def tell_balance(loss: ClassWeightedLoss, rows: Sequence[EncodedUnpaired]) -> None:
     """Say how much the kinds of answers weigh, where that is not what the authors of KTO recommend."""
     least, most = BALANCE
     good, bad = ([row.weight for row in rows if row.good is kind] for kind in (True, False))

@@ -49,7 +49,7 @@ def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train
     kind = type(loss).__name__
     problems = [
         Problem(f"{kind} compares pairs with one another: a weight of {row.weight} has no meaning", str(row.origin))
-        for row in ([] if not isinstance(loss, PairwiseLoss) or loss.weighted else rows)
+        for row in ([] if not isinstance(loss, PairwiseLoss) or loss.accepts_weights else rows)
         if row.weight != 1
     ]
     if problems:
@@ -72,7 +72,7 @@ def check_weights(rows: Sequence[Encoded]) -> None:
 def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
     if "margin" not in loss.statistics:
         return
-    above = isinstance(loss, PairwiseLoss) and loss.margin_above_0
+    above = isinstance(loss, PairwiseLoss) and loss.needs_positive_margin
     margins = [(row, row.margin) for row in rows if isinstance(row, EncodedPair)]
     what = f"{type(loss).__name__} needs a margin {'above 0' if above else 'of 0 or more'}, here "
     problems = [

@@ -1,4 +1,4 @@
-"""Numbers per pair, and the metric that averages them exactly over batches and ranks."""
+"""Measures of pairs, lists and single answers, and a metric for their exact means over batches and ranks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def reward_margins(output: PreferenceOutput, logps: PairLogps) -> dict[str, Tens
 
 
 def preference_accuracy(output: PreferenceOutput, logps: PairLogps) -> dict[str, Tensor]:
-    """Wins as 0 or 1 per pair: by implicit reward, by likelihood of the policy, and of the reference.
+    """1 for each pair whose chosen answer wins, else 0: by reward, by likelihood of the policy, and of the reference.
 
-    A tie is no win (as TRL counts it); `rewards/ties` tells how many there are.
+    A tie is not a win, as in TRL; `rewards/ties` counts the ties.
     """
     wins = {
         "rewards/accuracies": output.chosen_rewards > output.rejected_rewards,
@@ -43,14 +43,14 @@ def preference_accuracy(output: PreferenceOutput, logps: PairLogps) -> dict[str,
 def ranked_rewards(output: RankedOutput) -> dict[str, Tensor]:
     """Rewards of the first and the last answer, and the share of a list's pairs that are in order, each `[list]`.
 
-    A tie is not in order; `rewards/ties` tells how many there are. With lists of two these are the numbers of pairs.
+    A tie is not in order; `rewards/ties` is the share of ties. For lists of two the values equal those of pairs.
     """
     rewards, mask = output.rewards, output.mask
     first, second = torch.triu_indices(rewards.shape[1], rewards.shape[1], 1, device=rewards.device)
-    there = mask[:, second]  # a list has no gaps
-    pairs = there.sum(1)
-    ahead = ((rewards[:, first] > rewards[:, second]) & there).sum(1)
-    tied = ((rewards[:, first] == rewards[:, second]) & there).sum(1)
+    valid = mask[:, second]  # padding is at the end of a list, so that `first` is valid as well
+    pairs = valid.sum(1)
+    ahead = ((rewards[:, first] > rewards[:, second]) & valid).sum(1)
+    tied = ((rewards[:, first] == rewards[:, second]) & valid).sum(1)
     return {
         "rewards/best": output.best,
         "rewards/worst": output.worst,
@@ -61,7 +61,7 @@ def ranked_rewards(output: RankedOutput) -> dict[str, Tensor]:
 
 
 def unpaired_rewards(output: UnpairedOutput, logps: UnpairedLogps) -> dict[str, Tensor]:
-    """Values of judged answers `[answer]`, under TRL's names; `rewards/chosen` and the like are of the good ones."""
+    """Values of single answers `[answer]` under TRL's names; those of `chosen` hold for the good answers only."""
     kl = torch.zeros_like(output.losses) if logps.kl is None else logps.kl.clamp(min=0).expand_as(output.losses)
     kinds = {
         f"{name}/{kind}": value
@@ -72,25 +72,25 @@ def unpaired_rewards(output: UnpairedOutput, logps: UnpairedLogps) -> dict[str, 
 
 
 class Means(Metric):
-    """Weighted means of named values: sums and weights are kept, so batches and ranks of any size mix exactly."""
+    """Weighted means of named values, exact for batches and ranks of any size: it stores sums and weights."""
 
     full_state_update = False
     sums: Tensor
     weights: Tensor
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        """Average the values of these `names`."""
+        """Start without values, for these `names`."""
         super().__init__()
         self.names = names
         self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weights", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Mapping[str, Tensor], weights: Tensor | Mapping[str, Tensor]) -> None:
-        """Add values `[item]` under every name; an item of weight 0 does not count, whatever its value.
+        """Add values `[item]` under every name; an item of weight 0 is ignored, even where its value is NaN.
 
         Args:
-            values: under each name.
-            weights: of the items, or of the items under each name, where not every item counts under all.
+            values: a tensor for each name.
+            weights: of the items; a tensor for each name where they differ by name.
         """
         table = torch.stack([values[name] for name in self.names]).to(self.sums)
         each = [weights if isinstance(weights, Tensor) else weights[name] for name in self.names]
@@ -99,6 +99,6 @@ class Means(Metric):
         self.weights += counted.sum(dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean under every name under which something was added."""
+        """The mean of each name; names whose weights sum to 0 are left out."""
         rows = zip(self.names, self.sums, self.weights, strict=True)
         return {name: (total / weight).float() for name, total, weight in rows if weight > 0}

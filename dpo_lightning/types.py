@@ -110,8 +110,8 @@ class PairLogps(NamedTuple):
         )
 
     @property
-    def counts(self) -> Float[Tensor, " pair"]:
-        """The weights, 1 where none were given."""
+    def row_weights(self) -> Float[Tensor, " pair"]:
+        """The `weights` of the rows; 1 where none are given."""
         return torch.ones_like(self.chosen_lengths) if self.weights is None else self.weights
 
     def detach(self) -> PairLogps:
@@ -171,8 +171,8 @@ class UnpairedLogps(NamedTuple):
         return self.logratios
 
     @property
-    def counts(self) -> Float[Tensor, " answer"]:
-        """The weights, 1 where none were given."""
+    def row_weights(self) -> Float[Tensor, " answer"]:
+        """The `weights` of the rows; 1 where none are given."""
         return torch.ones_like(self.lengths) if self.weights is None else self.weights
 
     @property

@@ -298,6 +298,6 @@ def test_training_as_trl_does(loss, options, tiny_gpt2, tmp_path):
     assert memory.curve("train/loss") == pytest.approx(expected, rel=0, abs=1e-5)
     assert abs(expected[-1] - expected[0]) > 0.01
     names = ["rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"]
-    for name in names + (["kl"] if loss.asks_kl else []):
+    for name in names + (["kl"] if loss.needs_kl else []):
         assert memory.curve(f"train/{name}") == pytest.approx([entry[name] for entry in history], abs=1e-4), name
-    assert not loss.asks_kl or max(memory.curve("train/kl")) > 0.01
+    assert not loss.needs_kl or max(memory.curve("train/kl")) > 0.01

@@ -1,72 +1,106 @@
-"""docs/losses.md is what the classes say, its picture is of these losses, and its YAML trains."""
+"""docs/losses.md follows from the classes, its picture shows these losses, and its YAML and its example train."""
 
-import importlib.util
+import importlib
 import inspect
 import math
 import re
 import struct
 import sys
+from pathlib import Path
 
+import make_losses
+import plot_losses
 import pytest
+from check_rows import make_check_rows
 from support import tiny_models
 from support.command_line import ROOT, Bench
+from support.loss_cases import KINDS
 
 import dpo_lightning.losses
 from dpo_lightning.losses import BCOPairLoss, DPOLoss, SFTLoss, WeightedSum
 
 PAGE, PICTURE = ROOT / "docs" / "losses.md", ROOT / "docs" / "losses.png"
+TEXT = PAGE.read_text(encoding="utf-8")
+YAML = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+(EXAMPLE,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_follows_from_the_classes():
+    assert make_losses.render_page() == TEXT, "run python docs/make_losses.py"
 
 
 @pytest.fixture(scope="module")
-def maker():
-    """The script that writes both."""
-    spec = importlib.util.spec_from_file_location("make_losses", ROOT / "docs" / "make_losses.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_losses"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_is_what_the_classes_say(maker):
-    assert maker.page() == PAGE.read_text(encoding="utf-8"), "run python docs/make_losses.py"
-
-
-@pytest.fixture(scope="module")
-def drawn(maker):
+def curves():
     """What is in the picture."""
-    return maker.curves()
+    return make_losses.compute_all_curves()
 
 
-def test_the_picture_is_of_these_losses(maker, drawn, tmp_path):
-    """Its own text tells what was drawn; and it can be drawn."""
-    assert f"Description\0{maker.digest(drawn)}".encode() in PICTURE.read_bytes(), "run python docs/make_losses.py"
-    maker.draw({name: drawn[name] for name in ("DPOLoss", "SFTLoss")}, tmp_path / "two.png")
+def test_the_picture_is_of_these_losses(curves, tmp_path):
+    """A hash in it names what was drawn; and it can be drawn."""
+    description = f"Description\0{plot_losses.compute_digest(curves)}".encode()
+    assert description in PICTURE.read_bytes(), "run python docs/make_losses.py"
+    plot_losses.draw({name: curves[name] for name in ("DPOLoss", "SFTLoss")}, tmp_path / "two.png")
     header = (tmp_path / "two.png").read_bytes()[16:24]
     assert all(side > 100 for side in struct.unpack(">II", header))
 
 
-def test_a_changed_loss_shows(maker, drawn, monkeypatch):
+def test_a_changed_loss_shows(curves, monkeypatch):
     """In the page by its words, in the picture by its numbers."""
-    page = maker.page()
-    monkeypatch.setattr(DPOLoss, "__doc__", DPOLoss.__doc__.replace("the first choice", "the last choice"))
-    assert maker.page() != page
-    assert maker.digest(drawn | {"DPOLoss": maker.curve(DPOLoss(0.11), maker.MARGINS)}) != maker.digest(drawn)
+    page = make_losses.render_page()
+    monkeypatch.setattr(DPOLoss, "__doc__", DPOLoss.__doc__.replace("the default choice", "the last choice"))
+    assert make_losses.render_page() != page
+    other = plot_losses.compute_curve(DPOLoss(0.11), plot_losses.MARGINS)
+    assert plot_losses.compute_digest(curves | {"DPOLoss": other}) != plot_losses.compute_digest(curves)
 
 
-def test_every_loss_has_its_section(maker):
-    """Whatever the package offers and can be made has a paper and says when it is used; bases have none."""
-    offered = [getattr(dpo_lightning.losses, name) for name in dpo_lightning.losses.__all__]
-    real = [kind for kind in offered if inspect.isclass(kind) and not inspect.isabstract(kind)]
-    entries = {each.kind: each for each in maker.public()}
-    assert set(entries) == set(real)
-    assert len(entries) >= 30
-    text = PAGE.read_text(encoding="utf-8")
-    for kind, each in entries.items():
-        assert {"Paper", "Loss", "TRL", "Use", "Typical"} <= set(each.lines), kind
-        assert re.search(r"arXiv:\d{4}\.\d{5}", each.lines["Paper"]), kind
-        assert text.count(f"\n### {kind.__name__}\n") == 1
-        assert text.count(f"\n| [{kind.__name__}](#{kind.__name__.lower()}) | ") == 1
-        assert set(maker.option_texts(kind)) >= {field.name for field in maker.fields(kind) if field.init}
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_loss_has_its_section(kind):
+    """Whatever the package exports and can be made has a paper (or `none`), says when it is used, and check numbers."""
+    entry = make_losses.parse_entry(kind)
+    assert {"Paper", "Loss", "TRL", "Use", "Typical", "Check"} <= set(entry.lines)
+    assert re.search(r"arXiv:\d{4}\.\d{5}|^none", entry.lines["Paper"])
+    assert len(entry.check_numbers) >= 3
+    assert TEXT.count(f"\n### {kind.__name__}\n") == 1
+    assert TEXT.count(f"\n| [{kind.__name__}](#{kind.__name__.lower()}) | ") == 1
+    assert set(make_losses.find_option_texts(kind)) >= {field.name for field in make_losses.fields(kind) if field.init}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_loss_is_in_a_file_of_its_name(kind):
+    """So that `ls dpo_lightning/losses` finds it; and the package exports whatever its files define."""
+    file = Path(inspect.getfile(kind)).stem
+    assert kind.__name__.lower().startswith(file.replace("_", ""))
+
+
+def test_every_loss_is_exported():
+    files = (ROOT / "dpo_lightning" / "losses").glob("[a-z]*.py")
+    modules = [importlib.import_module(f"dpo_lightning.losses.{file.stem}") for file in files]
+    defined = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name != "RunningMean"
+    }
+    assert defined == set(dpo_lightning.losses.__all__)
+    assert len(KINDS) >= 34
+
+
+def test_the_example_becomes_a_loss_of_the_package(tmp_path, monkeypatch):
+    """Exported, it is on the page and in the picture; its check numbers hold. With its export it has 30 lines."""
+    (tmp_path / "your_loss.py").write_text(EXAMPLE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = importlib.import_module("your_loss").YourLoss
+    monkeypatch.setattr(dpo_lightning.losses, "YourLoss", kind, raising=False)
+    monkeypatch.setattr(dpo_lightning.losses, "__all__", [*dpo_lightning.losses.__all__, "YourLoss"])
+    page = make_losses.render_page()
+    assert "### YourLoss\n\nRegress the reward margin to a target.\n\n- **Paper**: Author" in page
+    assert "- **At the start**: 1.000000 by default: target^2 where policy and reference agree" in page
+    assert "  - `target = 1.0`: Reward margin at which the loss is 0." in page
+    assert "YourLoss" in make_losses.compute_all_curves()
+    losses = kind()(make_check_rows(kind)).losses
+    assert losses.tolist() == pytest.approx(make_losses.parse_entry(kind).check_numbers)
+    assert len(EXAMPLE.splitlines()) + len(["import", "name in __all__"]) <= 30
+    sys.modules.pop("your_loss")
 
 
 @pytest.mark.parametrize(
@@ -82,17 +116,19 @@ def test_every_loss_has_its_section(maker):
         ("CalDPOLoss", 50 + math.log(2)),
     ],
 )
-def test_starting_values_are_computed(maker, name, value):
-    assert maker.starting_value(getattr(dpo_lightning.losses, name)).startswith(f"{value:.6f} by default: ")
+def test_starting_values_are_computed(name, value):
+    assert make_losses.describe_start(getattr(dpo_lightning.losses, name)).startswith(f"{value:.6f} by default: ")
 
 
-def test_what_has_no_starting_value_of_its_own_says_so(maker):
+def test_a_loss_without_a_starting_value_depends_on_the_model():
     for name in ("SimPOLoss", "SFTLoss", "ORPOLoss"):
-        assert maker.starting_value(getattr(dpo_lightning.losses, name)) == "as the model has it"
+        assert make_losses.describe_start(getattr(dpo_lightning.losses, name)) == "depends on the model"
 
 
-def test_pipes_do_not_break_tables(maker):
-    for row in maker.measures():
+def test_pipes_do_not_break_tables():
+    rows = list(make_losses.render_divergences())
+    assert len(rows) == 4
+    for row in rows:
         assert len(re.findall(r"(?<!\\)\|", row)) == 5
 
 
@@ -105,17 +141,10 @@ def bench(tmp_path_factory):
     )
 
 
-YAML = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
 @pytest.mark.parametrize("number", range(len(YAML)))
 def test_the_yaml_of_the_page_trains(number, bench, monkeypatch):
-    """Laid over the recipe of DPO; the last block names a class of another package."""
-    (bench.folder / "your_package.py").write_text(
-        "from dataclasses import dataclass\nfrom dpo_lightning.losses import DPOLoss\n"
-        "@dataclass(frozen=True)\nclass YourLoss(DPOLoss):\n    '''Mine.'''\n",
-        encoding="utf-8",
-    )
+    """Laid over the recipe of DPO; the first block names the class of the example, in another package."""
+    (bench.folder / "your_package.py").write_text(EXAMPLE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(bench.folder))
     ran = bench.fit(*bench.overlay(YAML[number]), "--allow-class-path", "your_package", out=f"run{number}")
     sys.modules.pop("your_package", None)
@@ -131,10 +160,10 @@ def test_a_divergence_is_named_by_its_flag(bench):
     assert "AlphaDivergence" in (bench.folder / "alpha" / "config.yaml").read_text(encoding="utf-8")
 
 
-def test_there_are_three_of_them(maker):
+def test_there_are_three_of_them():
     assert [("BCOPairLoss" in block, "SFTLoss" in block, "your_package" in block) for block in YAML] == [
+        (False, False, True),
         (True, True, False),
         (False, True, False),
-        (False, False, True),
     ]
-    assert maker.mpo() == WeightedSum([DPOLoss(), BCOPairLoss(), SFTLoss()], [0.8, 0.2, 1.0])
+    assert make_losses.make_mpo() == WeightedSum([DPOLoss(), BCOPairLoss(), SFTLoss()], [0.8, 0.2, 1.0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpo_lightning.callbacks.measure import MeansCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.losses.unpaired import UnpairedLoss
+from dpo_lightning.losses import UnpairedLoss
 from dpo_lightning.metrics import unpaired_rewards
 
 KINDS = ("chosen", "rejected")
@@ -30,7 +30,7 @@ class UnpairedRewards(MeansCallback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Leave the divergence out where the loss does not ask it."""
         loss = getattr(pl_module, "loss", None)
-        if isinstance(loss, UnpairedLoss) and not loss.asks_kl:
+        if isinstance(loss, UnpairedLoss) and not loss.needs_kl:
             self._measure(tuple(name for name in self.names if name != "kl"))
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

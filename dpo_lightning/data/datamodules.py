@@ -25,7 +25,7 @@ from dpo_lightning.data.formats.duplicates import CONTRADICTIONS
 from dpo_lightning.data.formats.load import preference_examples, ranked_examples, sft_examples, unpaired_examples
 from dpo_lightning.data.mismatches import mismatches
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.losses.unpaired import UnpairedLoss
+from dpo_lightning.losses import UnpairedLoss
 
 
 class PreferenceDataModule(TextDataModule):
@@ -85,7 +85,7 @@ class RankedDataModule(TextDataModule):
 class UnpairedDataModule(TextDataModule):
     """Judged answers: `prompt, completion, label` as strings or messages; of pairs, each answer by itself."""
 
-    asks_kl = False
+    needs_kl = False
     """Whether rows get a mismatched answer; the module's loss decides."""
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
@@ -97,8 +97,8 @@ class UnpairedDataModule(TextDataModule):
                 Problem(f"UnpairedDataModule is for a KTOModule, not for a {type(module).__name__}", "data"),
                 fix="--config configs/kto.yaml, or PreferenceDataModule",
             )
-        if loss.asks_kl != self.asks_kl:  # rows that were encoded for another loss
-            self.encoded, self.asks_kl = {}, loss.asks_kl
+        if loss.needs_kl != self.needs_kl:  # rows that were encoded for another loss
+            self.encoded, self.needs_kl = {}, loss.needs_kl
         super().prepare(stage, module, world_size)
 
     def read(self, paths: str | list[str]) -> tuple[list[UnpairedExample], list[str]]:
@@ -110,7 +110,7 @@ class UnpairedDataModule(TextDataModule):
         rows = encoder.judged(examples)
         if CONTRADICTIONS not in self.allow:
             check_verdicts(rows)
-        if not self.asks_kl:
+        if not self.needs_kl:
             return rows
         others = [rows[other].completion for other in mismatches(rows)]
         fitted = [fit(row, other, self.max_length) for row, other in zip(rows, others, strict=True)]

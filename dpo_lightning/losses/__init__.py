@@ -1,29 +1,45 @@
-"""The preference losses, a class per paper; each can be named by `--model.loss`."""
+"""The preference losses, a file for each; `--model.loss` takes the name of a class."""
 
-from dpo_lightning.losses.absolute import APODownLoss, APOZeroLoss, BCOPairLoss, CalDPOLoss, NCALoss, SPPOLoss
-from dpo_lightning.losses.base import MarginLoss, PairwiseLoss, PreferenceLoss
+from dpo_lightning.losses.alphapo import AlphaPOLoss
+from dpo_lightning.losses.aot import AOTLoss, AOTUnpairedLoss
+from dpo_lightning.losses.apo import APODownLoss, APOZeroLoss, APOZeroUnpairedLoss
+from dpo_lightning.losses.base import (
+    ClassWeightedLoss,
+    ListwiseLoss,
+    MarginLoss,
+    PairwiseLoss,
+    PolicyLoss,
+    PreferenceLoss,
+    ReferenceFreeLoss,
+    UnpairedLoss,
+)
+from dpo_lightning.losses.bco import BCOLoss, BCOPairLoss
+from dpo_lightning.losses.beta_dpo import BetaDPOLoss
+from dpo_lightning.losses.cal_dpo import CalDPOLoss
+from dpo_lightning.losses.chipo import ChiPOLoss
+from dpo_lightning.losses.cpo import CPOLoss
+from dpo_lightning.losses.discopop import DiscoPOPLoss
 from dpo_lightning.losses.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon, ReverseKL
-from dpo_lightning.losses.dynamic import BetaDPOLoss
+from dpo_lightning.losses.dpo import DPOLoss
+from dpo_lightning.losses.dpop import DPOPLoss
+from dpo_lightning.losses.exo import EXOLoss
 from dpo_lightning.losses.hinge import HingeLoss
 from dpo_lightning.losses.ipo import IPOLoss
-from dpo_lightning.losses.likelihood import SFTLoss
-from dpo_lightning.losses.listwise import ListwiseLoss, PlackettLuceLoss
-from dpo_lightning.losses.logistic import (
-    ChiPOLoss,
-    DiscoPOPLoss,
-    DPOLoss,
-    DPOPLoss,
-    EXOLoss,
-    LNDPOLoss,
-    ODPOLoss,
-    RDPOLoss,
-    RobustLoss,
-)
-from dpo_lightning.losses.mixture import WeightedSum
-from dpo_lightning.losses.reference_free import AlphaPOLoss, CPOLoss, ORPOLoss, SimPOLoss
-from dpo_lightning.losses.token_level import LDDPOLoss, TDPO1Loss, TDPO2Loss, WPOLoss
-from dpo_lightning.losses.transport import AOTLoss, AOTUnpairedLoss
-from dpo_lightning.losses.unpaired import APOZeroUnpairedLoss, BCOLoss, KTOLoss, UnpairedLoss
+from dpo_lightning.losses.kto import KTOLoss
+from dpo_lightning.losses.ld_dpo import LDDPOLoss
+from dpo_lightning.losses.ln_dpo import LNDPOLoss
+from dpo_lightning.losses.nca import NCALoss
+from dpo_lightning.losses.odpo import ODPOLoss
+from dpo_lightning.losses.orpo import ORPOLoss
+from dpo_lightning.losses.plackett_luce import PlackettLuceLoss
+from dpo_lightning.losses.rdpo import RDPOLoss
+from dpo_lightning.losses.robust import RobustLoss
+from dpo_lightning.losses.sft import SFTLoss
+from dpo_lightning.losses.simpo import SimPOLoss
+from dpo_lightning.losses.sppo import SPPOLoss
+from dpo_lightning.losses.tdpo import TDPO1Loss, TDPO2Loss
+from dpo_lightning.losses.weighted_sum import WeightedSum
+from dpo_lightning.losses.wpo import WPOLoss
 
 __all__ = [
     "AOTLoss",
@@ -39,6 +55,7 @@ __all__ = [
     "CPOLoss",
     "CalDPOLoss",
     "ChiPOLoss",
+    "ClassWeightedLoss",
     "DPOLoss",
     "DPOPLoss",
     "DiscoPOPLoss",
@@ -58,8 +75,10 @@ __all__ = [
     "ORPOLoss",
     "PairwiseLoss",
     "PlackettLuceLoss",
+    "PolicyLoss",
     "PreferenceLoss",
     "RDPOLoss",
+    "ReferenceFreeLoss",
     "ReverseKL",
     "RobustLoss",
     "SFTLoss",

@@ -1,4 +1,4 @@
-"""The hinge loss on the difference of log-ratios."""
+"""The hinge loss of SLiC and RSO on the difference of log-ratios."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class HingeLoss(MarginLoss):
     Paper: Liu et al. 2023 (RSO), arXiv:2309.06657, after Zhao et al. 2023 (SLiC-HF), arXiv:2305.10425.
     Loss: `max(0, 1 - beta h)`.
     TRL: `hinge`.
-    Use: where pairs that are apart far enough should have no influence any more.
+    Use: where pairs with a sufficient margin should have no gradient.
     Typical: beta 0.05 to 0.5; learning rate 5e-7.
+    Check: 1, 0, 0
     """
 
     def __call__(self, logps: PairLogps) -> PreferenceOutput:

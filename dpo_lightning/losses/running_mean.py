@@ -1,4 +1,4 @@
-"""A mean over a run that some losses need: the same on every rank, and checkpointed."""
+"""A running mean for losses with state: the same on every rank, and saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 
 class RunningMean(nn.Module):
-    """The weighted mean of values over all optimizer steps so far, or one in which old steps fade.
+    """The weighted mean of values over all optimizer steps so far, or a moving average of the steps' means.
 
-    Micro-batches are added up and count from the next optimizer step on. What one step uses is therefore the same
-    however it is cut into micro-batches and shared out to ranks.
+    Values of micro-batches are summed, and enter the mean at the end of the optimizer step. All micro-batches of a step
+    therefore use the same mean, however the step is cut into micro-batches and distributed to ranks.
     """
 
     value: Tensor
     weight: Tensor
 
     def __init__(self, momentum: float | None = None) -> None:
-        """Begin at 0.
+        """Start at a mean of 0.
 
         Args:
-            momentum: share of the old value that a step leaves; without it, all values count the same.
+            momentum: weight of the old mean in the new one, at each step. Without it, all values count the same.
         """
         super().__init__()
         self.momentum = momentum
@@ -33,22 +33,22 @@ class RunningMean(nn.Module):
         self._window = torch.zeros(2, dtype=torch.float64)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> RunningMean:
-        # Only to another device: half-precision weights would round what was counted.
+        # Changes the device and not the dtype: half precision would round the sums.
         self.value, self.weight = (buffer.to(fn(buffer).device) for buffer in (self.value, self.weight))
         return self
 
     def begin(self) -> None:
-        """Forget the micro-batches of a step that never came."""
+        """Discard the sums of an optimizer step that was not finished."""
         self._window = torch.zeros_like(self._window)
 
     def add(self, values: Float[Tensor, " pair"], weights: Float[Tensor, " pair"]) -> None:
-        """Count the values of a micro-batch."""
+        """Add the values of a micro-batch to the sums of the current step."""
         values, weights = values.detach().double(), weights.double()
         total = torch.where(weights > 0, values * weights, 0).sum()
         self._window = self._window.to(values.device) + torch.stack([total, weights.sum()])
 
     def step(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """End an optimizer step; `reduce` sums over ranks."""
+        """Update the mean at the end of an optimizer step; `reduce` sums a tensor over ranks."""
         total, weight = reduce(self._window.clone()).unbind()
         self.begin()
         mean = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)

@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from check_rows import make_check_rows
+from make_losses import make_instance
 from support.loss_cases import (
+    CHECKS,
     COMPARING,
     FAMILY,
     LENGTHS,
@@ -17,9 +20,16 @@ from support.loss_cases import (
     pairs_of,
 )
 
-from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss
+from dpo_lightning.losses import DPOLoss, HingeLoss, IPOLoss, PairwiseLoss
 
 SIX = {"abs": 1e-6, "rel": 0}
+
+
+@pytest.mark.parametrize("kind", CHECKS, ids=lambda kind: kind.__name__)
+def test_the_check_numbers_of_the_docstrings(kind):
+    """A line `Check:` in every loss: its values at default options for the rows that docs/losses.md shows."""
+    losses = make_instance(kind)(make_check_rows(kind)).losses
+    assert losses.tolist() == pytest.approx(CHECKS[kind], **SIX)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +149,16 @@ def test_an_answer_without_scored_tokens_is_no_nan(name):
     output.losses.sum().backward()
     assert all(value.isfinite().all() for value in output)
     assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CHECKS if issubclass(kind, PairwiseLoss)], ids=lambda k: k.__name__)
+def test_the_first_check_row_is_at_the_start(kind):
+    """There the loss has its first check number, and rewards are exactly 0 unless the loss has no reference."""
+    loss, rows = make_instance(kind), make_check_rows(kind)
+    losses, *rewards = loss(rows.at_start())
+    if loss.accepts_weights:  # otherwise a row's loss depends on the others
+        assert losses[0].item() == pytest.approx(CHECKS[kind][0], **SIX)
+    assert loss.reference_free or not any(values.any() for values in rewards)
 
 
 @pytest.mark.parametrize("name", COMPARING)

@@ -8,7 +8,7 @@ import torch
 from support.loss_cases import FAMILY, pairs
 
 from dpo_lightning.losses import AlphaPOLoss, ChiPOLoss, ODPOLoss, SPPOLoss
-from dpo_lightning.losses.base import MarginLoss
+from dpo_lightning.losses.base import MarginLoss, contains
 from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon
 
 DIVERGENCES = [
@@ -38,8 +38,10 @@ for name, loss in FAMILY.items():
     for divergence in DIVERGENCES if isinstance(loss, MarginLoss) else ():
         EXTREMES[f"{name}, {divergence}"] = replace(loss, divergence=divergence)
     for option in (field for field in fields(loss) if field.init):
+        within = loss.limits(option.name).get("within")
         for value in OPTIONS.get(option.name, ()):
-            EXTREMES[f"{name}, {option.name}={value}"] = replace(loss, **{option.name: value})
+            if not within or contains(within, value):
+                EXTREMES[f"{name}, {option.name}={value}"] = replace(loss, **{option.name: value})
 
 
 @pytest.mark.parametrize("name", EXTREMES)

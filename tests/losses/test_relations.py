@@ -36,7 +36,7 @@ from dpo_lightning.losses import (
     WPOLoss,
 )
 from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, ReverseKL
-from dpo_lightning.losses.reference_free import log1mexp
+from dpo_lightning.losses.orpo import log1mexp
 
 betas = st.floats(0.01, 5)
 OF_DIVERGENCE = [
@@ -49,7 +49,7 @@ OF_DIVERGENCE = [
     LNDPOLoss(),
     EXOLoss(),
 ]
-weighted = pytest.mark.parametrize("name", [name for name, loss in FAMILY.items() if loss.weighted])
+weighted = pytest.mark.parametrize("name", [name for name, loss in FAMILY.items() if loss.accepts_weights])
 
 
 def same(one, other, **tolerance):
@@ -177,8 +177,8 @@ def test_what_only_fills_up_changes_nothing(name):
     @given(pairs(), st.integers(0, 3))
     def check(p, one):
         logps = p.tensors()
-        counts = (logps.weights > 0) if loss.weighted else torch.arange(len(logps.weights)) != one
-        logps = logps._replace(weights=logps.weights * counts if loss.weighted else counts.double())
+        counts = (logps.weights > 0) if loss.accepts_weights else torch.arange(len(logps.weights)) != one
+        logps = logps._replace(weights=logps.weights * counts if loss.accepts_weights else counts.double())
         if counts.any():
             alone = loss(logps.select(counts))
             same([value[counts] for value in loss(logps)], alone)
@@ -224,7 +224,7 @@ def test_a_mixture_normalises_each_part_by_itself():
 def test_a_part_that_is_switched_off_asks_for_nothing():
     """Neither statistics, nor a reference, nor state, nor that pairs count the same."""
     off = WeightedSum([SFTLoss(), WPOLoss(), LDDPOLoss(), AOTLoss(), BetaDPOLoss()], [1.0, 0.0, 0.0, 0.0, 0.0])
-    assert (off.statistics, off.reference_free, off.state, off.weighted) == (frozenset(), True, None, True)
+    assert (off.statistics, off.reference_free, off.state, off.accepts_weights) == (frozenset(), True, None, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -39,8 +39,8 @@ def judged(ratios, good, kl=None, dtype=torch.float64, weights=None):
 def test_the_check_numbers_of_kto(good, ratios, each):
     """Beta 0.1, z 0.5."""
     assert KTOLoss()(judged(ratios, good, 0.5)).losses.tolist() == pytest.approx(each, **SIX)
-    weighed = KTOLoss(0.1, 2.0, 3.0)(judged(ratios, good, 0.5)).losses.tolist()
-    assert weighed == pytest.approx([(2 if good else 3) * value for value in each], abs=3e-6)
+    weighted = KTOLoss(0.1, 2.0, 3.0)(judged(ratios, good, 0.5)).losses.tolist()
+    assert weighted == pytest.approx([(2 if good else 3) * value for value in each], abs=3e-6)
 
 
 def test_kto_by_hand():
@@ -156,4 +156,4 @@ def test_a_weight_that_bco_does_not_use_cannot_be_given():
 
 
 def test_only_kto_asks_for_mismatched_answers():
-    assert [cls().asks_kl for cls in FAMILY.values()] == [True, False, False]
+    assert [cls().needs_kl for cls in FAMILY.values()] == [True, False, False]

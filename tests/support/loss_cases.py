@@ -1,9 +1,12 @@
-"""Every pairwise loss of the package with typical options, and pairs to ask them about."""
+"""Every loss of pairs that the package exports, some with typical options, and pairs to compute them on."""
 
 import math
+from inspect import isabstract
 
+import make_losses
 import torch
 
+import dpo_lightning.losses
 from dpo_lightning.losses import (
     AlphaPOLoss,
     AOTLoss,
@@ -26,6 +29,8 @@ from dpo_lightning.losses import (
     NCALoss,
     ODPOLoss,
     ORPOLoss,
+    PairwiseLoss,
+    PolicyLoss,
     RDPOLoss,
     RobustLoss,
     SFTLoss,
@@ -38,6 +43,13 @@ from dpo_lightning.losses import (
 )
 from dpo_lightning.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon
 from dpo_lightning.types import PairLogps
+
+KINDS = [
+    kind
+    for kind in map(dpo_lightning.losses.__dict__.get, dpo_lightning.losses.__all__)
+    if issubclass(kind, PolicyLoss) and not isabstract(kind)
+]
+"""Every loss that the package exports: of pairs, single answers and lists."""
 
 
 def mpo(beta=0.1):
@@ -124,6 +136,12 @@ OF_MARGIN = (
     "tdpo 2",
 )
 """Losses in which one pair of equally long answers has a part by the difference of both log-ratios alone."""
+
+NEW = [kind for kind in KINDS if issubclass(kind, PairwiseLoss) and kind not in {type(one) for one in FAMILY.values()}]
+"""Losses of pairs that are not listed above: tests that hold for every loss take them at their default options."""
+FAMILY |= {kind.__name__: kind() for kind in NEW}
+CHECKS = {kind: make_losses.parse_entry(kind).check_numbers for kind in KINDS}
+"""The check numbers of the docstrings: losses at default options for the rows of docs/check_rows.py."""
 
 
 def pairs(policy, reference, lengths=None, dtype=torch.float64, collision=-0.25, kl=None, margins=None):

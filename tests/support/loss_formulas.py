@@ -323,4 +323,4 @@ FORMULAS = {
     CalDPOLoss: (lambda p, beta: minus_ls(p.h) + squares(p, beta), {"beta": BETA}),
     ChiPOLoss: (chi, {"beta": BETA, "max_reward": st.floats(0.1, 5)}),
 }
-"""By class: its formula, and what its options may be."""
+"""By class: its formula, and what its options may be. A class without one is held by its check numbers."""

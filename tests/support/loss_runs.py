@@ -12,7 +12,7 @@ from torch.optim import SGD
 from dpo_lightning import PreferenceDataModule
 from dpo_lightning.losses import BCOPairLoss, BetaDPOLoss, CPOLoss, DPOLoss, SFTLoss, WeightedSum
 from support import whole_runs
-from support.loss_cases import FAMILY
+from support.loss_cases import FAMILY, NEW
 
 ON_MICRO_BATCHES = {
     "aot",
@@ -39,6 +39,7 @@ ALIKE = {
 }
 """Options of classes that are there already: each run takes two seconds."""
 
+ON_MICRO_BATCHES |= {kind.__name__ for kind in NEW if "micro-batch" in kind.__doc__}
 EXACT = {name: loss for name, loss in FAMILY.items() if name not in ON_MICRO_BATCHES | ALIKE} | {
     "bco, fast": BCOPairLoss(2.0),
     "beta-dpo without its mean": BetaDPOLoss(2.0, alpha=0.0),
