@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.callbacks.summary import summarize
 from dpo_lightning.config.class_paths import check_names, imports_restricted, take_allowed
 from dpo_lightning.config.files import config_paths, read_config
@@ -60,7 +61,7 @@ BYTES_PER_TRAINED_VALUE = 16
 """A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
 
 
-class ShortSpokenParser(LightningArgumentParser):
+class RaisingLightningParser(LightningArgumentParser):
     """A parser that raises instead of printing its usage, and for which half a key is a typo."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -84,7 +85,7 @@ class PreferenceCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=42,
             trainer_defaults={"max_epochs": 1, "num_sanity_val_steps": 0, "enable_model_summary": False},
-            parser_class=ShortSpokenParser,
+            parser_class=RaisingLightningParser,
             parser_kwargs={"prog": PROGRAM},
             auto_configure_optimizers=False,
             args=args,
@@ -171,9 +172,9 @@ class PreferenceCLI(LightningCLI):
         """Prepare the data, claim the folder, train; a run that fails before its first step leaves nothing."""
         config = self.config[self.subcommand]
         self.datamodule.prepare("fit", self.model, self.trainer.world_size)
-        self._tell_plan()
+        self._report_plan()
         if is_first_process():
-            check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.builder.count_trained_values())
+            check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.spec.count_trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
             self.datamodule.template_date.keep(self.config_dump["data"]["init_args"])
@@ -187,13 +188,13 @@ class PreferenceCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluate the final weights unless the last step's validation did, and tell the result."""
-        measures = [callback for callback in self.trainer.callbacks if isinstance(callback, MeansCallback)]  # type: ignore[attr-defined]
+        measures = [callback for callback in self.trainer.callbacks if isinstance(callback, MeasureCallback)]  # type: ignore[attr-defined]
         measured = any(callback.evaluated_step == self.trainer.global_step for callback in measures)
         if "eval" in self.datamodule.encoded and not measured:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         summarize(self.trainer)
 
-    def _tell_plan(self) -> None:
+    def _report_plan(self) -> None:
         trainer, data = self.trainer, self.datamodule
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
         told, window = f"data: {rows} training rows, {held_out} held out", trainer.accumulate_grad_batches
@@ -213,6 +214,7 @@ def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, 
         checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         for callback in checkpoints:
             callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
+            write_out_metrics(callback)
         if not checkpoints and trainer.get("enable_checkpointing") is not False:
             callbacks.append(ModelCheckpoint(folder / CHECKPOINTS, save_last=True, save_top_k=0))
         if not any(isinstance(callback, project_callbacks.FinalModel) for callback in callbacks):
@@ -221,6 +223,17 @@ def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, 
     # Elsewhere than in `fit`, nothing but predictions is written.
     kept = [c for c in callbacks if not isinstance(c, (ModelCheckpoint, project_callbacks.FinalModel))]
     return [*kept, project_callbacks.PredictionWriter()] if command == "predict" else kept
+
+
+def write_out_metrics(checkpoint: ModelCheckpoint) -> None:
+    """Write metrics' names into a checkpoint's file name with `_` for `/`, of which Lightning would make folders."""
+    if checkpoint.filename and checkpoint.auto_insert_metric_name:
+
+        def insert_name(field: re.Match[str]) -> str:
+            return f"{field[1].replace('/', '_')}{checkpoint.CHECKPOINT_EQUALS_CHAR}{field[0]}"
+
+        checkpoint.filename = re.sub(r"\{(.*?)[:}]", insert_name, checkpoint.filename)
+        checkpoint.auto_insert_metric_name = False
 
 
 def known_names(parser: Any) -> Known:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from dpo_lightning.errors import ExitCode, UserError
 
 
-class ShortParser(argparse.ArgumentParser):
+class RaisingArgumentParser(argparse.ArgumentParser):
     """An argparse parser whose errors are two lines, without the usage."""
 
     def error(self, message: str) -> NoReturn:

@@ -14,12 +14,12 @@ from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PairwiseLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.policy_module import OptimizerFactory
-from dpo_lightning.preference_module import ReferencedModule
+from dpo_lightning.preference_module import PreferenceModule
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
-class DPOModule(ReferencedModule):
+class DPOModule(PreferenceModule):
     """Train a policy to prefer chosen over rejected answers (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     loss: PairwiseLoss

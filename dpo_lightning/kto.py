@@ -20,7 +20,7 @@ from dpo_lightning.logps import score
 from dpo_lightning.losses import ClassWeightedLoss, KTOLoss, UnpairedLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.policy_module import OptimizerFactory
-from dpo_lightning.preference_module import ReferencedModule
+from dpo_lightning.preference_module import PreferenceModule
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.types import UnpairedLogps, UnpairedOutput
 
@@ -28,7 +28,7 @@ BALANCE = (1.0, 4 / 3)
 """Weighted good answers to weighted bad ones, as KTO's authors recommend (Ethayarajh et al. 2024)."""
 
 
-class KTOModule(ReferencedModule):
+class KTOModule(PreferenceModule):
     """Train a policy towards good answers and away from bad ones (Ethayarajh et al. 2024, arXiv:2402.01306)."""
 
     loss: UnpairedLoss
@@ -65,7 +65,7 @@ class KTOModule(ReferencedModule):
         super().setup(stage)
         rows = getattr(getattr(self.trainer, "datamodule", None), "encoded", {}).get("train", ())
         if stage == "fit" and rows and isinstance(self.loss, ClassWeightedLoss):
-            tell_balance(self.loss, rows)
+            report_balance(self.loss, rows)
 
     def compare(self, batch: UnpairedBatch, rows: str = "train") -> tuple[UnpairedOutput, UnpairedLogps]:
         """Loss and log-probabilities of each answer; `rows` is the part of the data that its indices count in."""
@@ -85,7 +85,7 @@ class KTOModule(ReferencedModule):
         return total / torch.where(weight > 0, weight, 1)
 
 
-def tell_balance(loss: ClassWeightedLoss, rows: Sequence[EncodedUnpaired]) -> None:
+def report_balance(loss: ClassWeightedLoss, rows: Sequence[EncodedUnpaired]) -> None:
     """Say how much the kinds of answers weigh, where that is not what the authors of KTO recommend."""
     least, most = BALANCE
     good, bad = ([row.weight for row in rows if row.good is kind] for kind in (True, False))

@@ -14,13 +14,13 @@ from dpo_lightning.logps import score
 from dpo_lightning.losses import ListwiseLoss, PlackettLuceLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.policy_module import OptimizerFactory
-from dpo_lightning.preference_module import ReferencedModule
+from dpo_lightning.preference_module import PreferenceModule
 from dpo_lightning.references import REFERENCE_KEY, ReferencePolicy
 from dpo_lightning.references.precomputed import Precomputed
 from dpo_lightning.types import GroupLogps, RankedOutput
 
 
-class ListwiseDPOModule(ReferencedModule):
+class ListwiseDPOModule(PreferenceModule):
     """Train a policy to rank answers as the rows do (Rafailov et al. 2023, arXiv:2305.18290, appendix A.3)."""
 
     loss: ListwiseLoss

@@ -22,7 +22,7 @@ NOUNS = {
 }
 
 
-def check_wanted(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
+def check_reference(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
     """Refuse a reference that the loss would not ask, and a loss whose reference is none.
 
     Raises:
@@ -85,15 +85,15 @@ def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
         raise UserError(ExitCode.DATA, problems, fix)
 
 
-def tell_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
+def report_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
     """Say what becomes of the columns `weight` and `margin`."""
     if name == "train":
-        tell_weights(rows)
+        report_weights(rows)
     if "margin" not in loss.statistics and any(isinstance(row, EncodedPair) and row.margin is not None for row in rows):
         logger.info(f"note: {name}: {type(loss).__name__} does not use the column `margin`")
 
 
-def tell_weights(rows: Sequence[Encoded]) -> None:
+def report_weights(rows: Sequence[Encoded]) -> None:
     """Say what becomes of the column `weight` of training rows."""
     weights = [row.weight for row in rows]
     if set(weights) - {1.0}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -66,14 +66,14 @@ class PolicyModule(LightningModule):
         if learning_rate > 1e-2 and policy.lora is None:
             logger.warning(f"learning_rate={learning_rate} is very large for training all weights")
         self._check_trainable(policy)
-        self.builder, self.learning_rate = policy, learning_rate
+        self.spec, self.learning_rate = policy, learning_rate
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._window_weight = torch.zeros(())
         self.updating = False
         """Whether weights may have been changed by a step that is not counted yet."""
         self.evaluated = 0
         """Batches of the epoch that is gone on with, up to which a checkpoint's run was evaluated."""
-        self._told_length = 0
+        self._reported_length = 0
 
     @staticmethod
     def _check_trainable(policy: CausalLM) -> None:
@@ -85,15 +85,54 @@ class PolicyModule(LightningModule):
                 fix="--model.policy.lora.r 16, or an adapter folder as --model.policy.path",
             )
 
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a module with the weights of a checkpoint, which holds what was trained and none of the arguments.
+
+        Args:
+            checkpoint_path: a checkpoint of a run.
+            map_location: as in Lightning.
+            hparams_file: not used; a run's `config.yaml` names the arguments.
+            strict: as in Lightning.
+            weights_only: as in Lightning.
+            kwargs: the arguments of the module that wrote the checkpoint; `policy` at least.
+
+        Raises:
+            UserError: `policy` is missing, or the arguments are not those of the checkpoint's run.
+        """
+        fix = (
+            f"{cls.__name__}.load_from_checkpoint(path, policy=CausalLM(...), ...) with the arguments in the run's "
+            'config.yaml; the trained model is CausalLM("RUN/final_model"), a run resumes by fit --ckpt_path'
+        )
+        if "policy" not in kwargs:
+            raise UserError(ExitCode.CONFIG, Problem("a checkpoint holds no arguments of a module", "policy"), fix=fix)
+        try:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+            )
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            what = "the checkpoint holds other weights than a module with these arguments trains"
+            raise UserError(ExitCode.CONFIG, Problem(what, str(checkpoint_path)), fix=fix) from error
+
     @cached_property
     def tokenizer(self) -> Any:
         """The policy's tokenizer; loaded when first asked for, before the weights."""
-        return self.builder.tokenizer()
+        return self.spec.tokenizer()
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Ids that end an answer besides the tokenizer's EOS."""
-        return self.builder.end_ids()
+        return self.spec.end_ids()
 
     def not_given(self, *callbacks: Callback) -> list[Callback]:
         """Those of whose kind the trainer has none: lightning would put ours in the place of the trainer's own."""
@@ -103,7 +142,7 @@ class PolicyModule(LightningModule):
 
     def check_length(self, max_length: int) -> None:
         """Refuse sequences that are longer than the model's positions; say where a row depends on its batch."""
-        config = self.builder.config()
+        config = self.spec.config()
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if positions and max_length > positions:
             raise UserError(
@@ -112,8 +151,8 @@ class PolicyModule(LightningModule):
                 fix=f"--data.max_length {positions} or less",
             )
         independent = independent_length(config)
-        if independent and max_length > independent[0] and self._told_length != max_length:
-            self._told_length = max_length
+        if independent and max_length > independent[0] and self._reported_length != max_length:
+            self._reported_length = max_length
             length, cause = independent
             logger.info(
                 f"note: beyond {length:,} tokens, a row's log-probabilities depend on the longest row of its batch "
@@ -123,19 +162,19 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Settle how memory is handed out: for speed, unless activations are to take as little of it as can be."""
         if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
-            settle_memory(keep=not self.builder.gradient_checkpointing)
+            settle_memory(keep=not self.spec.gradient_checkpointing)
 
     def configure_model(self) -> None:
         """Load the policy once, before Lightning restores a checkpoint."""
         if "policy" not in self._modules:
             if self._trainer is not None:
-                self.builder = self.builder.under(self.trainer.precision)
-                check_precision(self.builder, self.trainer.precision)
-            coefficient = router_coefficient(self.builder.router_aux_loss_coef, self.builder.config())
-            self.policy = self.builder.build().train()  # transformers hands models over in eval mode
+                self.spec = self.spec.under(self.trainer.precision)
+                check_precision(self.spec, self.trainer.precision)
+            coefficient = router_coefficient(self.spec.router_aux_loss_coef, self.spec.config())
+            self.policy = self.spec.build().train()  # transformers hands models over in eval mode
             self.head = find_head(self.policy)
             self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
-            if self.builder.compile:
+            if self.spec.compile:
                 compile_layers(causal_lm(self.policy))
 
     def takes_trees(self) -> bool:

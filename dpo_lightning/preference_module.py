@@ -1,4 +1,4 @@
-"""`ReferencedModule`: what DPO, its list-wise form and KTO share, a loss that measures a policy against a reference."""
+"""`PreferenceModule`: what DPO, its list-wise form and KTO share, a loss that measures a policy against a reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.loss_requirements import check_columns, check_wanted, tell_columns
+from dpo_lightning.loss_requirements import check_columns, check_reference, report_columns
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.losses.running_mean import RunningMean
 from dpo_lightning.models.causal_lm import CausalLM
@@ -25,7 +25,7 @@ from dpo_lightning.references.precomputed import Precomputed
 from dpo_lightning.references.reference_pass import Scoring
 
 
-class ReferencedModule(PolicyModule):
+class PreferenceModule(PolicyModule):
     """What these share: a step, a reference, and the loss's state. A subclass says how rows are compared."""
 
     loss: PolicyLoss
@@ -51,11 +51,11 @@ class ReferencedModule(PolicyModule):
                 Problem("AdapterDisabled needs a new adapter to switch off", "model.reference"),
                 fix="leave --model.reference out (a whole model may get a new adapter by --model.policy.lora.r 16)",
             )
-        check_wanted(loss, reference)
+        check_reference(loss, reference)
         self.loss, self.loss_state = loss, loss.state
         self.given_reference = reference
         self.reference: ReferencePolicy
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def setup(self, stage: str) -> None:
         """Settle memory, and see that the rows have what the loss needs; what is said of them is said once a run."""
@@ -63,9 +63,9 @@ class ReferencedModule(PolicyModule):
         data = getattr(self.trainer, "datamodule", None)
         for name, rows in getattr(data, "encoded", {}).items():
             check_columns(self.loss, rows, name)
-            if name not in self._told:
-                tell_columns(self.loss, name, rows)
-                self._told.add(name)
+            if name not in self._reported:
+                report_columns(self.loss, name, rows)
+                self._reported.add(name)
 
     def configure_model(self) -> None:
         """Load the policy, and bind the reference to it before a checkpoint can move it."""
@@ -86,8 +86,8 @@ class ReferencedModule(PolicyModule):
         reference, reason = self.given_reference, ""
         self.given_reference = None  # under two names, its state would be saved twice
         if reference is None:
-            reference, reason = default_reference(self.policy, self.builder, reference_free=self.loss.reference_free)
-        reference.bind(self.policy, self.builder)
+            reference, reason = default_reference(self.policy, self.spec, reference_free=self.loss.reference_free)
+        reference.bind(self.policy, self.spec)
         if "kl" in self.loss.statistics and not reference.has_model:
             raise UserError(
                 ExitCode.CONFIG,

@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from dpo_lightning.batches import SFTBatch
 from dpo_lightning.callbacks.token_loss import TokenLoss
 from dpo_lightning.logps import score
-from dpo_lightning.loss_requirements import check_weights, tell_weights
+from dpo_lightning.loss_requirements import check_weights, report_weights
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.policy_module import OptimizerFactory, PolicyModule
 from dpo_lightning.types import SequenceLogps
@@ -29,16 +29,16 @@ class SFTModule(PolicyModule):
     ) -> None:
         """Describe the run; the arguments are those of `PolicyModule`."""
         super().__init__(policy, learning_rate, optimizer, lr_scheduler)
-        self._told = False
+        self._reported = False
 
     def setup(self, stage: str) -> None:
         """Settle memory, and look at the rows' weights; what is said of them is said once a run."""
         super().setup(stage)
         rows = getattr(getattr(self.trainer, "datamodule", None), "encoded", {}).get("train", ())
         check_weights(rows)
-        if not self._told:
-            tell_weights(rows)
-            self._told = True
+        if not self._reported:
+            report_weights(rows)
+            self._reported = True
 
     def configure_callbacks(self) -> list[Callback]:
         """The measure that every run has."""

@@ -119,8 +119,8 @@ def test_a_recipe_is_instantiated_without_loading_anything(monkeypatch, tmp_path
     module, data = KINDS[kind_of(name)]
     options = written["model"]["init_args"]
     assert (type(cli.model), type(cli.datamodule)) == (module, data)
-    assert cli.model.builder.path == options["policy"]["path"]
-    assert (cli.model.builder.lora is not None) == ("lora" in options["policy"])
+    assert cli.model.spec.path == options["policy"]["path"]
+    assert (cli.model.spec.lora is not None) == ("lora" in options["policy"])
     assert cli.model.learning_rate == options["learning_rate"]
     assert cli.datamodule.batch_size == written["data"]["init_args"]["batch_size"]
     wanted = {entry["class_path"] for entry in written["trainer"]["callbacks"]}

@@ -14,7 +14,7 @@ from dpo_lightning import DPOModule, UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.examples import EncodedAnswer, EncodedUnpaired, Origin
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.kto import tell_balance
+from dpo_lightning.kto import report_balance
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss, KTOLoss
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
@@ -209,11 +209,11 @@ def test_rows_of_another_kind_are_refused(tiny_llama, tmp_path):
 def test_the_balance_of_kinds_is_told(capsys):
     """As the paper has it: weighted good answers 1 to 4/3 of weighted bad ones."""
     for loss, good, bad in ((KTOLoss(), 4, 3), (KTOLoss(), 3, 3), (KTOLoss(0.1, 1.0, 0.1), 10, 100)):
-        tell_balance(loss, judged(good, bad))
-    tell_balance(KTOLoss(), judged(2, 20, 0.1))
+        report_balance(loss, judged(good, bad))
+    report_balance(KTOLoss(), judged(2, 20, 0.1))
     assert not capsys.readouterr().out
-    tell_balance(KTOLoss(0.1, 1.0, 0.5), judged(30, 100))
-    tell_balance(KTOLoss(), judged(3, 3, 0.5))
+    report_balance(KTOLoss(0.1, 1.0, 0.5), judged(30, 100))
+    report_balance(KTOLoss(), judged(3, 3, 0.5))
     out = capsys.readouterr().out
     assert "30 good answers weigh 30, 100 bad ones 50" in out
     assert "3 good answers weigh 3, 3 bad ones 1.5" in out

@@ -218,6 +218,6 @@ def test_an_adapter_trained_on_an_adapter_names_the_first_base(tiny_llama, file,
     one = saved(first, tmp_path / "one", tiny_llama)
     second = short_runs.ready(one)
     short_runs.take_steps(second, pairs, 1)
-    two = saved(second, tmp_path / "two", second.builder.base_path())
+    two = saved(second, tmp_path / "two", second.spec.base_path())
     assert CausalLM(str(two)).base_path() == str(tiny_llama)
     assert torch.equal(score(CausalLM(str(two)).build().eval(), pairs).sums, score(second.policy, pairs).sums)

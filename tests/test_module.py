@@ -152,8 +152,8 @@ def test_a_log_line_is_the_mean_since_the_last_one(tiny_llama, tmp_path):
     _, seldom, trainer, _ = train("dpo", tiny_llama, tmp_path, 1, 2, rows=6, log_every_n_steps=3)
     assert list(seldom.steps) == [3]
     bar = trainer.progress_bar_metrics
-    assert bar["loss"] == pytest.approx(seldom.curve("train/loss")[0], rel=1e-6)
-    assert bar["margins"] == pytest.approx(seldom.curve("train/rewards/margins")[0], rel=1e-6)
+    assert bar["train/loss"] == pytest.approx(seldom.curve("train/loss")[0], rel=1e-6)
+    assert bar["train/rewards/margins"] == pytest.approx(seldom.curve("train/rewards/margins")[0], rel=1e-6)
     for name, value in seldom.steps[3].items():
         assert value == pytest.approx(sum(often.curve(name)) / len(often.curve(name)), rel=1e-5, abs=1e-4)
 

@@ -7,7 +7,7 @@ import pytest
 
 from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, EncodedRanking, EncodedUnpaired, Origin
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.loss_requirements import check_columns, check_wanted, tell_columns
+from dpo_lightning.loss_requirements import check_columns, check_reference, report_columns
 from dpo_lightning.losses import (
     AOTLoss,
     DPOLoss,
@@ -45,8 +45,8 @@ def test_weights_for_a_loss_that_compares_pairs_are_refused(loss):
 
 def test_what_columns_do_is_said(capsys):
     rows = [replace(PLAIN, weight=0.5, margin=1.0), replace(OTHER, weight=2.0)]
-    tell_columns(DPOLoss(), "train", rows)
-    tell_columns(ODPOLoss(), "eval", rows)
+    report_columns(DPOLoss(), "train", rows)
+    report_columns(ODPOLoss(), "eval", rows)
     assert capsys.readouterr().out.splitlines() == [
         "note: pairs count by their `weight`, 0.5 to 2, in the loss; other measures count each once",
         "note: train: DPOLoss does not use the column `margin`",
@@ -57,8 +57,8 @@ def test_other_rows_are_called_what_they_are(capsys):
     judged = EncodedUnpaired(Origin("rows.jsonl", 1), (3,), ANSWER, True)
     ranked = EncodedRanking(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))
     for loss, row in ((KTOLoss(), judged), (PlackettLuceLoss(), ranked)):
-        tell_columns(loss, "train", [row])
-        tell_columns(loss, "train", [row, replace(row, weight=2.0)])
+        report_columns(loss, "train", [row])
+        report_columns(loss, "train", [row, replace(row, weight=2.0)])
     out = capsys.readouterr().out.splitlines()
     assert [line.partition(" in the loss")[0] for line in out] == [
         "note: answers count by their `weight`, 1 to 2,",
@@ -97,6 +97,6 @@ def test_a_margin_of_0_has_no_logarithm(loss):
 def test_a_reference_that_is_not_asked_and_one_that_is_none_are_refused():
     for loss, reference in ((SimPOLoss(), FrozenCopy()), (DPOLoss(), ReferenceFree())):
         with pytest.raises(UserError, match=type(reference).__name__):
-            check_wanted(loss, reference)
+            check_reference(loss, reference)
     for loss, reference in ((SimPOLoss(), ReferenceFree()), (DPOLoss(), FrozenCopy()), (SimPOLoss(), None)):
-        check_wanted(loss, reference)
+        check_reference(loss, reference)

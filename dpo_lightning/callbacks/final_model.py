@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -17,6 +16,11 @@ from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import save_model
 from dpo_lightning.models.transformers4 import supported_versions
 from dpo_lightning.runs.lineage import Stage, folder_digest, format_section, read_stages, trace_stages, write_stages
+from dpo_lightning.runs.model_card import make_card
+from dpo_lightning.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 FOLDER = "final_model"
 VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
@@ -26,31 +30,31 @@ class FinalModel(Callback):
     """Write `final_model/` into the run's folder when training ends, and its metrics once they are known."""
 
     def __init__(self) -> None:
-        """Know of no stage yet."""
+        """Start without a record of earlier stages; `on_fit_start` reads it."""
         self.earlier: list[Stage] = []
         self.start = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Look at what made the model that the run begins with, while it lies there as it was loaded."""
+        """Read how the starting model was made and hash it, before this run can replace its folder."""
         if trainer.is_global_zero:
-            path = pl_module.builder.path
+            path = pl_module.spec.path
             self.earlier, self.start = trace_stages(path), folder_digest(path)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save beside the target and rename, so that a folder with this name is always whole."""
+        """Write into a temporary folder and rename it, so that `final_model/` is never incomplete."""
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / FOLDER
         partial = folder.with_name(f".{FOLDER}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_model(pl_module.policy, pl_module.tokenizer, partial, pl_module.builder.base_path())
-        stages = [*self.earlier, stage(trainer, pl_module, self.start, folder_digest(partial))]
+        save_model(pl_module.policy, pl_module.tokenizer, partial, pl_module.spec.base_path())
+        stages = [*self.earlier, make_stage(trainer, pl_module, self.start, folder_digest(partial))]
         write_stages(partial, stages)
-        (partial / "README.md").write_text(card(trainer, pl_module, stages), encoding="utf-8")
-        for file in partial.iterdir():  # some writers give no one else the right to read
+        make_run_card(trainer, pl_module, stages).save(partial / "README.md")
+        for file in partial.iterdir():  # safetensors writes files that only their owner can read
             shutil.copymode(partial / "README.md", file)
-        if folder.exists():  # a continued run: the older result stays readable until the new one is whole
+        if folder.exists():  # a resumed run: keep the older model until the new one is complete
             old = folder.with_name(f".{FOLDER}.old")
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -61,7 +65,7 @@ class FinalModel(Callback):
         logger.info(f"final model: {folder}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the card again after an evaluation that came later than the model."""
+        """Write the card again with the metrics of an evaluation that ran after training."""
         target = Path(trainer.default_root_dir) / FOLDER / "README.md"
         if (
             trainer.is_global_zero
@@ -69,78 +73,86 @@ class FinalModel(Callback):
             and pl_module.trainer.global_step
             and target.exists()
         ):
-            target.write_text(card(trainer, pl_module, read_stages(target.parent)), encoding="utf-8")
+            make_run_card(trainer, pl_module, read_stages(target.parent)).save(target)
 
 
-def stage(trainer: Trainer, module: Any, start: str, digest: str) -> Stage:
-    """What this run did, for the record that the next stage inherits."""
+def make_stage(trainer: Trainer, module: Any, start: str, digest: str) -> Stage:
+    """Return the record of this run, which the next stage copies.
+
+    Args:
+        trainer: the trainer at the end of the run.
+        module: the trained module.
+        start: digest of the weights that the run began with.
+        digest: digest of the weights that it left.
+    """
     settings = {}
     if getattr(module, "loss", None) is not None:
         reference, other = module.reference, getattr(module.reference, "path", None)
-        settings["loss"] = described(module.loss)
+        settings["loss"] = describe(module.loss)
         settings["reference"] = type(reference).__name__ + (f" {other}" if other else "")
         settings["reference digest"] = reference.digest(module.policy)[:16]
     settings |= {"learning rate": str(module.learning_rate), "precision": str(trainer.precision)}
     files = data_files(trainer)
     data = {name: {path: file_hash(path) for path in paths} for name, paths in files.items()}
-    policy = asdict(module.builder)
-    if module.builder.adapter_folder() is not None:
-        policy["lora"] = None  # its own adapter was trained further
+    policy = asdict(module.spec)
+    if module.spec.adapter_folder() is not None:
+        policy["lora"] = None  # the adapter of that folder was trained further, no new one was made
     return Stage(type(module).__name__, policy, start, digest, trainer.global_step, settings, data)
 
 
 def data_files(trainer: Trainer) -> dict[str, list[str]]:
-    """The files of the run's data by name, `train` and `eval`."""
+    """Return the paths of the run's data files under `train` and `eval`."""
     files = getattr(getattr(trainer, "datamodule", None), "files", {})
     return {name: [paths] if isinstance(paths, str) else list(paths) for name, paths in files.items() if paths}
 
 
-def card(trainer: Trainer, module: Any, stages: Sequence[Stage] = ()) -> str:
-    """The model card: base, data, loss, metrics and versions of this run, and the stages that came to it."""
-    builder = module.builder
-    head = ["---", f"base_model: {builder.base_path()}", "pipeline_tag: text-generation"]
-    head += ["library_name: " + ("peft" if hasattr(module.policy, "peft_config") else "transformers"), "---"]
-    lines = [*head, "", f"# {Path(trainer.default_root_dir).name}", ""]
-    lines += [
-        f"Trained by `dpo_lightning` ({type(module).__name__}), {trainer.global_step} optimizer steps.",
-        "",
-    ]
-    lines += ["| | |", "|---|---|", f"| policy | `{builder.path}` |"]
-    if builder.lora is not None:
-        lines.append(f"| LoRA | {described(builder.lora)} |")
-    if builder.quantization is not None:
-        lines.append(f"| the base while training | {builder.quantization} |")
+def make_run_card(trainer: Trainer, module: Any, stages: Sequence[Stage] = ()) -> ModelCard:
+    """Return the card of a run: base, data, loss, metrics and versions, and the stages that led to it."""
+    spec = module.spec
+    rows = [("policy", f"`{spec.path}`")]
+    if spec.lora is not None:
+        rows.append(("LoRA", describe(spec.lora)))
+    if spec.quantization is not None:
+        rows.append(("the base while training", str(spec.quantization)))
     if getattr(module, "loss", None) is not None:
-        lines.append(f"| loss | {described(module.loss)} |")
         other = getattr(module.reference, "path", None)
-        lines.append(f"| reference | {type(module.reference).__name__}{f' `{other}`' if other else ''} |")
-    lines.append(f"| learning rate | {module.learning_rate} |")
-    lines.append(f"| precision | {trainer.precision} |")
+        rows.append(("loss", describe(module.loss)))
+        rows.append(("reference", type(module.reference).__name__ + (f" `{other}`" if other else "")))
+    rows += [("learning rate", str(module.learning_rate)), ("precision", str(trainer.precision))]
     for name, paths in data_files(trainer).items():
-        for path in paths:
-            lines.append(f"| {name} data | `{path}` {file_hash(path)} |")
-    metrics = {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("eval/")}
-    lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
-    lines += [f"| {name} | {package_version(name)} |" for name in VERSIONS]
-    lines.append(f"| read by | {supported_versions(builder.config().model_type)} |")
-    return "\n".join(lines) + "\n" + (format_section(stages) if stages else "")
+        rows += [(f"{name} data", f"`{path}` {file_hash(path)}") for path in paths]
+    measures = sorted(trainer.callback_metrics.items())
+    rows += [(name, f"{float(value):.4f}") for name, value in measures if name.startswith("eval/")]
+    rows += [(name, package_version(name)) for name in VERSIONS]
+    rows.append(("read by", supported_versions(spec.config().model_type)))
+    body = "\n".join(
+        [
+            f"Trained by `dpo_lightning` ({type(module).__name__}), {trainer.global_step} optimizer steps.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+            format_section(stages) if stages else "",
+        ]
+    )
+    library = "peft" if hasattr(module.policy, "peft_config") else "transformers"
+    return make_card(Path(trainer.default_root_dir).name, body, spec.base_path(), library)
 
 
-def described(options: Any) -> str:
-    """A frozen dataclass with its fields, or the name of anything else."""
+def describe(options: Any) -> str:
+    """Return a dataclass with its fields, or the name of another object's class."""
     return repr(options) if is_dataclass(options) else f"{type(options).__name__}()"
 
 
 def file_hash(path: str) -> str:
-    """`sha256:...` of a local file; nothing for a hub set."""
-    if not os.path.isfile(path):  # noqa: PTH113 - a hub id is no path
+    """Return `sha256:...` of a local file, or an empty string for a hub dataset."""
+    file_path = Path(path)
+    if not file_path.is_file():
         return ""
-    with open(path, "rb") as file:  # noqa: PTH123
+    with file_path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def package_version(name: str) -> str:
-    """The installed version; the checkout's own where the package itself is not installed."""
-    from dpo_lightning.version import __version__
-
+    """Return a package's installed version; for this package that of the code which runs."""
     return __version__ if name == "dpo-lightning" else version(name)

@@ -14,7 +14,7 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.metrics import Means
 
 
-class MeansCallback(Callback):
+class MeasureCallback(Callback):
     """Base of the measures. A subclass names its values and reads them from a step's `outputs`."""
 
     names: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class MeansCallback(Callback):
     ) -> tuple[Mapping[str, Tensor], Tensor | Mapping[str, Tensor]]:
         """The values under every name and their weights, each `[item]`; a filler has weight 0."""
 
-    def told(self, means: dict[str, float]) -> dict[str, float]:
+    def compute_logged(self, means: dict[str, float]) -> dict[str, float]:
         """What is logged of the means: all of them, unless a subclass has others that follow from them."""
         return means
 
@@ -59,23 +59,25 @@ class MeansCallback(Callback):
         self._window.to(pl_module.device).update(*self.values(outputs, batch))
         stepped = trainer.global_step != self._logged_step
         if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log(trainer)
-            for name in self.shown:
-                value = self.logged.get(f"train/{name}", math.nan)  # nothing of its kind was in these steps
-                pl_module.log(name.rpartition("/")[2], value, prog_bar=True, logger=False, batch_size=1)
+            self._log(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the steps since the last line, so that none goes unseen and no model is saved that is none."""
         if self._window.update_called:
-            self._log(trainer)
+            self._log(trainer, pl_module)
 
-    def _log(self, trainer: Trainer) -> None:
+    def _log(self, trainer: Trainer, module: LightningModule) -> None:
         self._logged_step = trainer.global_step
         means = {name: float(value) for name, value in self._window.compute().items()}
-        self.logged = {f"train/{name}": value for name, value in self.told(means).items()}
+        self.logged = {f"train/{name}": value for name, value in self.compute_logged(means).items()}
         self._window.reset()
         for logger in trainer.loggers:
             logger.log_metrics(self.logged, trainer.global_step)
+        # For the progress bar and `trainer.callback_metrics`. Not for the loggers: Lightning would number the step
+        # differently at an epoch's end.
+        for name, value in self.logged.items():
+            shown = name.removeprefix("train/") in self.shown
+            module.log(name, value, prog_bar=shown, logger=False, batch_size=1)
         self._check_finite("train/loss", self.logged, trainer)
 
     @staticmethod
@@ -100,8 +102,8 @@ class MeansCallback(Callback):
         means = self._evaluation.compute()  # gathers the ranks' sums
         if self._evaluation.update_called is False:
             return
-        told = self.told({name: float(value) for name, value in means.items()})
-        values = {f"{stage}/{name}": value for name, value in told.items()}
+        logged = self.compute_logged({name: float(value) for name, value in means.items()})
+        values = {f"{stage}/{name}": value for name, value in logged.items()}
         fitting = trainer.state.fn == "fit"
         pl_module.log_dict(values, batch_size=1, logger=not fitting)
         if fitting:  # lightning would log them one step before the training steps that they follow

@@ -8,12 +8,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.callbacks.reward_margins import compared
 from dpo_lightning.metrics import preference_accuracy
 
 
-class PreferenceAccuracy(MeansCallback):
+class PreferenceAccuracy(MeasureCallback):
     """How often the chosen answer wins: by implicit reward, and by likelihood under policy and reference."""
 
     names = ("rewards/accuracies", "rewards/ties", "logps/accuracies", "logps/ref_accuracies")

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.metrics import ranked_rewards
 
 
-class RankedRewards(MeansCallback):
+class RankedRewards(MeasureCallback):
     """Loss, rewards of the first and the last answer, and how many pairs within a list are in their order.
 
     Every list counts the same, whatever its length; the loss is the mean that is trained, with the rows' weights.

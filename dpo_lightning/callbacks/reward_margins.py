@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.metrics import reward_margins
 from dpo_lightning.types import PairLogps, PreferenceOutput
 
 
-class RewardMargins(MeansCallback):
+class RewardMargins(MeasureCallback):
     """Loss, implicit rewards of both answers, their margin, and the answers' log-probabilities.
 
     The loss is the mean that is trained, with the rows' weights; everything else counts every pair once.

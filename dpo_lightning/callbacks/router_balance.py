@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 
 
-class RouterBalance(MeansCallback):
+class RouterBalance(MeasureCallback):
     """The loss before its coefficient, averaged as the steps do; of training alone, and of models with experts alone.
 
     Even routing gives the number of experts per token. `train/loss` does not hold it.

@@ -1,33 +1,48 @@
-"""`Samples`: answers of policy and reference to held-out prompts, side by side in TensorBoard."""
+"""`Samples`: answers of policy and reference to held-out prompts, side by side in loggers that take text."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dpo_lightning.models.generation import Sampling, answer
 
+TAG = "eval/samples"
+COLUMNS = ["prompt", "policy", "reference"]
+
+
+@runtime_checkable
+class TableLogger(Protocol):
+    """A logger with `log_text` as Lightning's `WandbLogger` has it: text in a table."""
+
+    def log_text(self, key: str, columns: list[str], data: list[list[str]], *, step: int) -> None:
+        """Log rows of text under `key`."""
+
 
 class Samples(Callback):
-    """Draw an answer of policy and reference to the first held-out prompts at every validation."""
+    """Sample an answer of policy and reference to the first held-out prompts at every validation.
+
+    They are logged as text: a Markdown table in TensorBoard, a table in loggers that have `log_text` (W&B). Loggers of
+    numbers alone, such as `CSVLogger`, get nothing; the summary prints the first prompt's answers in any case.
+    """
 
     def __init__(self, num_prompts: int = 2, sampling: Sampling = Sampling(max_new_tokens=48)) -> None:  # noqa: B008
-        """Choose how much is drawn.
+        """Set how much is sampled, and how.
 
         Args:
-            num_prompts: held-out prompts that are answered; 0 draws nothing.
-            sampling: how answers are drawn.
+            num_prompts: number of held-out prompts; 0 samples nothing.
+            sampling: length of an answer, temperature, top-p and seed.
         """
         self.num_prompts, self.sampling = num_prompts, sampling
         self.drawn: list[tuple[str, str, str]] = []
-        """Prompt, the policy's answer and the reference's, of the last validation."""
+        """Prompt, the policy's answer and the reference's answer of each prompt at the last validation."""
 
     def on_validation_end(self, trainer: Any, pl_module: LightningModule) -> None:
-        """Draw and log."""
+        """Sample on the first process and log, except in a sanity check."""
         data: Any = getattr(trainer, "datamodule", None)
         rows = [row for row in getattr(data, "encoded", {}).get("eval", []) if row.prompt_ids][: self.num_prompts]
         if trainer.sanity_checking or not trainer.is_global_zero or not rows:
@@ -35,12 +50,17 @@ class Samples(Callback):
         self.drawn = self.draw(pl_module, rows, {example.origin: example for example in data.examples["eval"]})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("eval/samples", as_table(self.drawn), trainer.global_step)
+                logger.experiment.add_text(TAG, format_table(self.drawn), trainer.global_step)
+            elif isinstance(logger, TableLogger):
+                logger.log_text(TAG, COLUMNS, [list(row) for row in self.drawn], step=trainer.global_step)
 
     def draw(self, module: Any, rows: Sequence[Any], examples: Mapping[Any, Any]) -> list[tuple[str, str, str]]:
-        """Answers to the rows' prompts as training has them; without a reference to ask, its column is empty."""
+        """Sample answers to the rows' prompts, encoded as in training.
+
+        The reference's answers are empty where it has no model: without a reference, or with a precomputed one.
+        """
         prompts = [row.prompt_ids for row in rows]
-        texts = [shown(examples[row.origin].prompt) for row in rows]
+        texts = [format_prompt(examples[row.origin].prompt) for row in rows]
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         policy = answer(module.policy, module.tokenizer, prompts, self.sampling, stops)
         reference = [""] * len(texts)
@@ -50,18 +70,17 @@ class Samples(Callback):
         return list(zip(texts, policy, reference, strict=True))
 
 
-def shown(prompt: Any) -> str:
-    """The last message of a prompt, or the prompt."""
+def format_prompt(prompt: Any) -> str:
+    """Return a plain prompt, or the text of a chat's last message."""
     return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
 
 
-def as_table(rows: list[tuple[str, str, str]]) -> str:
-    """A Markdown table, which TensorBoard renders."""
-    lines = ["| prompt | policy | reference |", "|---|---|---|"]
-    lines += ["| " + " | ".join(cell(text) for text in row) + " |" for row in rows]
-    return "\n".join(lines)
+def format_table(rows: list[tuple[str, str, str]]) -> str:
+    """Return a Markdown table as TensorBoard renders it."""
+    cells = [COLUMNS, ["---"] * len(COLUMNS), *([escape_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def cell(text: str) -> str:
-    """Text that is shown as it is and stays inside its table cell."""
+def escape_cell(text: str) -> str:
+    """Escape what Markdown or HTML would render, and what would end a table cell."""
     return html.escape(text, quote=False).replace("|", "&#124;").replace("`", "&#96;").replace("\n", "<br>")

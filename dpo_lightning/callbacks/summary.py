@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.callbacks.preference_accuracy import PreferenceAccuracy
 from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.callbacks.samples import Samples
@@ -19,7 +19,7 @@ from dpo_lightning.log import logger
 
 FILE = "metrics.json"
 
-COUNTED: dict[type[MeansCallback], str] = {
+COUNTED: dict[type[MeasureCallback], str] = {
     PreferenceAccuracy: "eval/pairs",
     RankedRewards: "eval/lists",
     TokenLoss: "eval/tokens",
@@ -37,7 +37,7 @@ def summarize(trainer: Trainer) -> None:
         name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("eval/")
     }
     for callback in callbacks:
-        if isinstance(callback, MeansCallback):
+        if isinstance(callback, MeasureCallback):
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
     counted = [(name, c.evaluated) for c in callbacks for kind, name in COUNTED.items() if isinstance(c, kind)]

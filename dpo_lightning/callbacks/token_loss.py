@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 
 
-class TokenLoss(MeansCallback):
+class TokenLoss(MeasureCallback):
     """Mean negative log-probability in nats per scored token, every token counting by the `weight` of its row."""
 
     names = ("loss", "tokens")
@@ -22,6 +22,6 @@ class TokenLoss(MeansCallback):
         values = {"loss": -sums / lengths.clamp(min=1), "tokens": lengths}
         return values, {"loss": lengths * batch.weights, "tokens": lengths * (batch.indices >= 0)}
 
-    def told(self, means: dict[str, float]) -> dict[str, float]:
+    def compute_logged(self, means: dict[str, float]) -> dict[str, float]:
         """The loss alone; there is none where every row has a weight of 0."""
         return {name: value for name, value in means.items() if name == "loss"}

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.losses import UnpairedLoss
 from dpo_lightning.metrics import unpaired_rewards
@@ -17,7 +17,7 @@ KINDS = ("chosen", "rejected")
 MARGIN = "rewards/margins"
 
 
-class UnpairedRewards(MeansCallback):
+class UnpairedRewards(MeasureCallback):
     """Loss, divergence, and the rewards and log-probabilities of good (`chosen`) and bad (`rejected`) answers.
 
     Their margin is the difference of both means. A kind that no answer is of is left out. The loss is the mean that is
@@ -46,7 +46,7 @@ class UnpairedRewards(MeansCallback):
         weights = {name: of_kind.get(name.rpartition("/")[2], real) for name in self.names}
         return unpaired_rewards(outputs["judged"], outputs["logps"]), weights | {"loss": batch.weights}
 
-    def told(self, means: dict[str, float]) -> dict[str, float]:
+    def compute_logged(self, means: dict[str, float]) -> dict[str, float]:
         """Add the margin, where there are answers of both kinds."""
         both = [means[f"rewards/{kind}"] for kind in KINDS if f"rewards/{kind}" in means]
         return means | ({MARGIN: both[0] - both[1]} if len(both) == len(KINDS) else {})

@@ -1,11 +1,10 @@
-"""`doctor`: versions, devices, precision; what is missing and its cure; with `--config`, a run's memory."""
+"""`doctor`: versions, devices, precision, and how to fix what is missing; with `--config`, a run's memory."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-import subprocess
 import tomllib
 import warnings
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dpo_lightning.commands.fetch_model import damage
 from dpo_lightning.config.files import config_paths
-from dpo_lightning.console import ShortParser
+from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.hardware import machine_memory, read_cgroup
 from dpo_lightning.models.folder import EMBEDDED
@@ -31,11 +30,9 @@ MALWARE = ("2.6.2", "2.6.3")
 
 REINSTALL = "make setup"
 DISK_LOW = 5e9
-"""Bytes below which a run with a few checkpoints may fail: one of the embedded model holds 1.6 GB."""
+"""Free bytes below which a run with a few checkpoints may fail: one of the embedded model takes 1.6 GB."""
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts")
-HANGUL_FONTS = ("nanum", "notosanscjk", "notoserifcjk", "notosanskr", "notoserifkr", "unbatang", "undotum")
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,9 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        status: `missing` means that something required is not there or not usable; a `note` hinders nothing.
+        status: `missing` for something required that is absent or unusable, `note` for what does not stop a run.
         text: what was found.
-        fix: the command or the step that mends it.
+        fix: the command or the step that repairs it.
     """
 
     status: Literal["ok", "missing", "note"]
@@ -53,18 +50,18 @@ class Finding:
     fix: str = ""
 
     def __str__(self) -> str:
-        """The line as it is printed, with the remedy on a line of its own."""
+        """Format the line as printed, with the fix on a second line."""
         return f"{self.status:<8} {self.text}" + (f"\n{'':<8} fix: {self.fix}" if self.fix else "")
 
 
 def main(argv: list[str]) -> int:
-    """Print what this machine has and lacks; 0 if everything required is there, else 69."""
+    """Print what this machine has and lacks; return 0 if everything required is there, else 69."""
     if config_paths(argv):
         from dpo_lightning.commands.estimate import main as estimate
 
         return estimate(argv)
-    parser = ShortParser(prog="python -m dpo_lightning doctor", description=__doc__)
-    parser.add_argument("--config", help="a recipe, and any options of fit: tell what the run would hold in memory")
+    parser = RaisingArgumentParser(prog="python -m dpo_lightning doctor", description=__doc__)
+    parser.add_argument("--config", help="a recipe, with any options of fit: estimate the memory of that run")
     parser.parse_args(argv)
     findings = []
     for finding in _examine():
@@ -82,18 +79,16 @@ def _examine() -> Iterator[Finding]:
         text = f"a safe lightning: {version} is malware that steals credentials when it is imported"
         fix = f"replace all passwords and tokens on this machine, delete the environment, then {REINSTALL}"
         yield Finding("missing", text, fix)
-        return  # nothing of this environment is imported any more
+        return  # importing anything else from this environment could run it
     yield from _packages()
     yield from _machine()
     yield from _torch()
     yield _model()
     yield _disk()
-    yield from _tools()
-    yield _font()
 
 
 def _packages() -> Iterator[Finding]:
-    """Every requirement of the project, by its version; none is imported."""
+    """Compare installed versions with the project's requirements, without importing the packages."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -112,7 +107,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _requirements() -> list[str]:
-    """The project's requirements, from the checkout that is run or from the installed package."""
+    """Return the project's requirements, from this checkout or from the installed package."""
     checkout = Path(__file__).parents[2] / "pyproject.toml"
     if checkout.is_file():
         return list(tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]["dependencies"])
@@ -132,13 +127,17 @@ def _machine() -> Iterator[Finding]:
     yield Finding("ok", f"{cores} CPU cores{share}")
     if share:
         threads = max(1, int(quota))
-        yield Finding("note", "more threads than granted cores slow a run", f"export OMP_NUM_THREADS={threads}")
+        yield Finding(
+            "note",
+            "a run is slower with more threads than the cgroup grants cores",
+            f"export OMP_NUM_THREADS={threads}",
+        )
     yield Finding("ok", f"{machine_memory() / 2**30:.1f} GiB of memory")
 
 
 def _torch() -> Iterator[Finding]:
     try:
-        with warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned about
+        with warnings.catch_warnings(record=True) as caught:  # torch only warns about a driver that is too old
             warnings.simplefilter("always")
             import torch
 
@@ -146,10 +145,10 @@ def _torch() -> Iterator[Finding]:
 
             gpus = list(_gpus(torch))
             precision, reason = choose_precision()
-    except Exception as error:  # whatever is broken in it, the report goes on
+    except Exception as error:  # a broken torch raises anything; the other findings are still reported
         yield Finding("missing", f"torch cannot be used: {_first_line(error)}", REINSTALL)
         return
-    yield from gpus or _no_gpu(torch, [_first_line(warning.message) for warning in said])
+    yield from gpus or _no_gpu(torch, [_first_line(warning.message) for warning in caught])
     yield Finding("ok", f"precision {precision}: {reason}")
 
 
@@ -191,42 +190,3 @@ def _disk() -> Finding:
     low = free < DISK_LOW
     text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
     return Finding("note", text, "free some space, or --output_dir on another disk") if low else Finding("ok", text)
-
-
-def _tools() -> Iterator[Finding]:
-    for name, use, fix in (
-        ("git", "runs do not record the revision of the code", "apt-get install git"),
-        ("docker", "only containers/ needs it", "apt-get install docker.io"),
-        (
-            "apptainer",
-            "only clusters need it",
-            "ask the cluster's administrators, or install it from apptainer.org",
-        ),
-    ):
-        path = shutil.which(name)
-        yield Finding("ok", f"{name} at {path}") if path else Finding("note", f"no {name}: {use}", fix)
-
-
-def _font() -> Finding:
-    """A font with Hangul, without which plots show boxes."""
-    font = _listed_font() or _font_file()
-    if font:
-        return Finding("ok", f"Hangul font {font}")
-    return Finding("note", "no font with Hangul: plots show boxes in its place", "apt-get install fonts-nanum")
-
-
-def _listed_font() -> str:
-    try:
-        command = ["fc-list", ":lang=ko", "family"]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return next(iter(sorted(done.stdout.splitlines())), "")
-
-
-def _font_file() -> str:
-    for folder in FONT_FOLDERS:
-        for path in sorted(Path(folder).expanduser().rglob("*.[to]t[fc]")):
-            if path.name.lower().replace("-", "").startswith(HANGUL_FONTS):
-                return str(path)
-    return ""

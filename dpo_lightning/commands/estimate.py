@@ -14,7 +14,7 @@ from dpo_lightning.log import logger
 from dpo_lightning.models.folder_files import is_adapter_folder
 from dpo_lightning.models.lora import Lora
 from dpo_lightning.models.quantization import Quantization
-from dpo_lightning.preference_module import ReferencedModule
+from dpo_lightning.preference_module import PreferenceModule
 from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
 from dpo_lightning.runs.memory_estimate import Held, MemoryEstimate
 
@@ -48,13 +48,13 @@ class EstimateCLI(PreferenceCLI):
 
 def planned(module: Any, data: Any, config: Any) -> MemoryEstimate:
     """What a config says about memory."""
-    compared = isinstance(module, ReferencedModule)
+    compared = isinstance(module, PreferenceModule)
     reference, other = held(module) if compared else ("", None)
     optimizer = config.model.init_args.get("optimizer")
     name = optimizer if isinstance(optimizer, str) else (optimizer or {}).get("class_path", "torch.optim.AdamW")
     precision = str(config.trainer.precision)
     return MemoryEstimate(
-        module.builder.under(precision),
+        module.spec.under(precision),
         precision,
         name,
         reference,
@@ -65,9 +65,9 @@ def planned(module: Any, data: Any, config: Any) -> MemoryEstimate:
     )
 
 
-def held(module: ReferencedModule) -> tuple[Held, str | None]:
+def held(module: PreferenceModule) -> tuple[Held, str | None]:
     """What the reference holds in memory, and the model that was named for it."""
-    given, model = module.given_reference, module.builder
+    given, model = module.given_reference, module.spec
     adapted = model.lora is not None or is_adapter_folder(model.path)
     start: Held = "adapter" if adapted else "copy"
     if given is None:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_lightning.console import ShortParser
+from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.runs.folder import check_space
 from dpo_lightning.runs.output_folder import NewFolder
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
     from dpo_lightning.models.causal_lm import CausalLM
     from dpo_lightning.models.merging import Agreement
     from dpo_lightning.runs.lineage import Stage
@@ -27,7 +29,7 @@ OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    options = ShortParser(f"{PROGRAM} export", description=__doc__)
+    options = RaisingArgumentParser(f"{PROGRAM} export", description=__doc__)
     options.add_argument("--model", required=True, help="adapter folder, model folder or hub id")
     options.add_argument("--out", required=True, help="the new model's folder")
     options.add_argument(
@@ -51,17 +53,17 @@ def main(argv: list[str]) -> int:
 
     silence_libraries()
     size = check_shard_size(args.max_shard_size)
-    builder = CausalLM(args.model, attention="eager")
-    base, adapter = builder.base_path(), builder.adapter_folder()
+    spec = CausalLM(args.model, attention="eager")
+    base, adapter = spec.base_path(), spec.adapter_folder()
     folder = check_folder(base)
     out = NewFolder(args.out, "out")
     out.check([part for part in (folder, adapter) if part is not None], fresh=args.fresh)
-    check_mergeable(builder)
+    check_mergeable(spec)
     if folder is not None:
         check_space(out.path, BYTES[args.dtype] * count_values(folder), "out")
     try:
         with out.write() as partial:
-            make(builder, partial, args.dtype, size, out.path.name)
+            make(spec, partial, args.dtype, size, out.path.name)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
@@ -69,11 +71,11 @@ def main(argv: list[str]) -> int:
             Problem(f"the folder cannot be written: {reason}", "out", args.out),
             fix="make room, or --out elsewhere",
         ) from error
-    tell_next(out.path, args.dtype)
+    report_next(out.path, args.dtype)
     return 0
 
 
-def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None:
+def make(spec: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None:
     """Write the model into an empty folder.
 
     Raises:
@@ -83,11 +85,11 @@ def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> N
     from dpo_lightning.models.merging import cast_weights, compare_logits, merge_adapter, probe_logits, write_model
     from dpo_lightning.runs.lineage import Stage, folder_digest, trace_stages, write_stages
 
-    stages, tokenizer = trace_stages(builder.path), builder.tokenizer()
-    tell_source(builder, stages, dtype)
-    model: Any = builder.build()
+    stages, tokenizer = trace_stages(spec.path), spec.tokenizer()
+    report_source(spec, stages, dtype)
+    model: Any = spec.build()
     expected = probe_logits(model)
-    if builder.adapter_folder() is not None:
+    if spec.adapter_folder() is not None:
         model = merge_adapter(model)
         require(compare_logits(expected, probe_logits(model), "float32"), "merged in float32")
     write_model(model, tokenizer, folder, dtype, size)
@@ -101,27 +103,27 @@ def make(builder: CausalLM, folder: Path, dtype: str, size: str, name: str) -> N
     logger.info(
         f"check: logits of the written model, read back, differ by {whole} ({expected[..., 0].numel()} positions)"
     )
-    policy = {"path": builder.path, "base": builder.base_path()}
+    policy = {"path": spec.path, "base": spec.base_path()}
     settings = {"weights": dtype, "largest difference of a logit": str(whole)}
-    stages.append(Stage("export", policy, folder_digest(builder.path), folder_digest(folder), settings=settings))
+    stages.append(Stage("export", policy, folder_digest(spec.path), folder_digest(folder), settings=settings))
     write_stages(folder, stages)
-    (folder / "README.md").write_text(card(builder, name, stages), encoding="utf-8")
+    make_export_card(spec, name, stages).save(folder / "README.md")
 
 
-def tell_source(builder: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
+def report_source(spec: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
     """Say what is going to be done with what."""
-    base = builder.base_path()
-    if builder.adapter_folder() is None:
-        logger.info(f"model: {builder.path} is a whole model: there is nothing to merge, it is written anew as {dtype}")
+    base = spec.base_path()
+    if spec.adapter_folder() is None:
+        logger.info(f"model: {spec.path} is a whole model: there is nothing to merge, it is written anew as {dtype}")
     else:
-        logger.info(f"model: the adapter {builder.path}, merged in float32 into {base}, written as {dtype}")
+        logger.info(f"model: the adapter {spec.path}, merged in float32 into {base}, written as {dtype}")
         if any(stage.policy.get("quantization") for stage in stages):
             logger.info(
                 "note: the adapter was trained on quantized weights. It is merged into the unquantized ones of its "
                 "base, so that nothing of it is rounded away; answers differ from those in training by what "
                 "quantization took"
             )
-    stored = str(getattr(builder.config(), "dtype", None)).removeprefix("torch.")
+    stored = str(getattr(spec.config(), "dtype", None)).removeprefix("torch.")
     if dtype == "float32" and stored in ("bfloat16", "float16"):
         logger.info(
             f"note: the base is stored as {stored}; --dtype {stored} makes the folder half as large, and rounds"
@@ -142,23 +144,20 @@ def require(agreement: Agreement, when: str) -> None:
         )
 
 
-def card(builder: CausalLM, name: str, stages: Sequence[Stage]) -> str:
-    """The model card: what it was made of, and every stage before."""
+def make_export_card(spec: CausalLM, name: str, stages: Sequence[Stage]) -> ModelCard:
+    """Return the model card: what was merged or copied, and every earlier stage."""
     from dpo_lightning.models.transformers4 import supported_versions
     from dpo_lightning.runs.lineage import format_section
+    from dpo_lightning.runs.model_card import make_card
 
-    base, adapter = builder.base_path(), builder.adapter_folder()
-    made = f"the adapter `{builder.path}`, merged into `{base}`" if adapter else f"`{builder.path}`, written anew"
-    head = ["---", f"base_model: {base}", "pipeline_tag: text-generation", "library_name: transformers", "---"]
-    said = [
-        f"Exported by `dpo_lightning`: {made}.",
-        "",
-        f"It is read by {supported_versions(builder.config().model_type)}.",
-    ]
-    return "\n".join([*head, "", f"# {name}", "", *said, format_section(stages)])
+    base, adapter = spec.base_path(), spec.adapter_folder()
+    source = f"the adapter `{spec.path}`, merged into `{base}`" if adapter else f"`{spec.path}`, written anew"
+    read = f"It is read by {supported_versions(spec.config().model_type)}."
+    body = f"Exported by `dpo_lightning`: {source}.\n\n{read}\n{format_section(stages)}"
+    return make_card(name, body, base, "transformers")
 
 
-def tell_next(folder: Path, dtype: str) -> None:
+def report_next(folder: Path, dtype: str) -> None:
     """What was made, and what is done with it."""
     size = sum(entry.stat().st_size for entry in folder.iterdir())
     files = len(list(folder.glob("*.safetensors")))

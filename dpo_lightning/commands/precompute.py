@@ -12,8 +12,8 @@ from dpo_lightning import cli
 from dpo_lightning.cli import PreferenceCLI
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.loss_requirements import check_wanted
-from dpo_lightning.preference_module import ReferencedModule
+from dpo_lightning.loss_requirements import check_reference
+from dpo_lightning.preference_module import PreferenceModule
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy, ReferencePolicy
 from dpo_lightning.references.precomputed import Precomputed
 
@@ -78,7 +78,7 @@ class PrecomputeCLI(PreferenceCLI):
     def after_instantiate_classes(self) -> None:
         """Put a precomputed reference in the place of a live one."""
         super().after_instantiate_classes()
-        if not isinstance(self.model, ReferencedModule):
+        if not isinstance(self.model, PreferenceModule):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{type(self.model).__name__} has no reference", "model"),
@@ -88,7 +88,7 @@ class PrecomputeCLI(PreferenceCLI):
         self.reference = precomputed(self.model.given_reference)
         self.reference.path = config.out or self.reference.path
         self.reference.share = share(config.shard) if config.shard else None
-        check_wanted(self.model.loss, self.reference)
+        check_reference(self.model.loss, self.reference)
         self.model.given_reference = self.reference
 
     def after_precompute(self) -> None:

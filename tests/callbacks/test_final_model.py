@@ -11,7 +11,7 @@ from transformers import pipeline
 
 from dpo_lightning import __version__
 from dpo_lightning.callbacks import final_model
-from dpo_lightning.callbacks.final_model import FinalModel, card, described
+from dpo_lightning.callbacks.final_model import FinalModel, describe, make_run_card
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, IPOLoss
@@ -152,9 +152,9 @@ def test_a_failure_while_writing_leaves_the_earlier_result(tiny_llama, file, tmp
 
 
 def test_what_is_no_dataclass_is_named(tiny_llama, file, tmp_path):
-    assert described(object()) == "object()"
+    assert describe(object()) == "object()"
     runner = train(made := short_runs.module(tiny_llama), file, tmp_path)
     runner.datamodule.files = {"train": ["hf://org/name", str(file)], "eval": None}
-    text = card(runner, made)
+    text = str(make_run_card(runner, made))
     assert "| train data | `hf://org/name`" in text
     assert "eval data" not in text

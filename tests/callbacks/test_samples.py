@@ -1,14 +1,16 @@
 """Samples: answers of policy and reference to the prompts of training, drawn without disturbing it."""
 
+import inspect
 import json
 
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from support import short_runs
+from support.whole_runs import Memory
 
 from dpo_lightning.callbacks import samples
-from dpo_lightning.callbacks.samples import Samples, as_table
+from dpo_lightning.callbacks.samples import Samples, format_table
 from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.models.generation import Sampling, answer
@@ -71,6 +73,41 @@ def events(folder):
     return read
 
 
+class Tables(Memory):
+    """A logger that takes text as W&B's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+
+    def log_text(self, key, columns=None, data=None, dataframe=None, step=None):
+        assert dataframe is None
+        self.texts.append((key, columns, data, step))
+
+
+def test_other_loggers_get_text_where_they_take_it(tiny_llama, files, tmp_path):
+    """By `log_text` in W&B's form; a logger of numbers alone is left alone."""
+    tables, numbers = Tables(), CSVLogger(tmp_path, "numbers", "")
+    drawn = Samples(2, GREEDY)
+    data = PreferenceDataModule(**files, batch_size=2, max_length=128)
+    options = {"logger": [tables, numbers], "val_check_interval": 1, "enable_checkpointing": False}
+    short_runs.fit(short_runs.module(tiny_llama), None, tmp_path, 2, data=data, callbacks=[drawn], **options)
+    assert [step for *_, step in tables.texts] == [1, 2]
+    key, columns, rows, _ = tables.texts[-1]
+    assert (key, columns) == ("eval/samples", ["prompt", "policy", "reference"])
+    assert rows == [list(row) for row in drawn.drawn]
+    assert [row[0] for row in rows] == ["Say | 0\nnow", "Say | 1\nnow"]
+    assert "samples" not in (tmp_path / "numbers/metrics.csv").read_text()
+
+
+def test_the_logger_of_wandb_is_one_of_them():
+    """Its class alone: W&B is not installed here."""
+    bound = inspect.signature(WandbLogger.log_text).bind(None, "key", ["a"], [["b"]], step=3)
+    assert set(bound.arguments) == {"self", "key", "columns", "data", "step"}
+    assert isinstance(object.__new__(WandbLogger), samples.TableLogger)
+    assert not isinstance(object.__new__(CSVLogger), samples.TableLogger)
+
+
 @pytest.mark.parametrize("sft", [True, False])
 def test_training_is_the_same_without_them(sft, tiny_gpt2, files, demonstrations, tmp_path):
     ends = []
@@ -118,19 +155,23 @@ def test_sft_has_no_reference(tiny_llama, demonstrations, tmp_path):
     assert all(policy for _, policy, _ in drawn.drawn)
 
 
-def test_a_chat_is_told_by_its_last_message():
-    assert samples.shown("plain") == "plain"
-    assert samples.shown(({"role": "system", "content": "a"}, {"role": "user", "content": "b"})) == "b"
-    assert samples.shown(({"role": "user", "content": None},)) == ""
+def test_a_chat_is_shown_by_its_last_message():
+    assert samples.format_prompt("plain") == "plain"
+    assert samples.format_prompt(({"role": "system", "content": "a"}, {"role": "user", "content": "b"})) == "b"
+    assert samples.format_prompt(({"role": "user", "content": None},)) == ""
 
 
 def test_a_table_keeps_its_cells():
-    table = as_table([("a|b", "one\ntwo", "")])
-    assert table.splitlines() == ["| prompt | policy | reference |", "|---|---|---|", "| a&#124;b | one<br>two |  |"]
+    table = format_table([("a|b", "one\ntwo", "")])
+    assert table.splitlines() == [
+        "| prompt | policy | reference |",
+        "| --- | --- | --- |",
+        "| a&#124;b | one<br>two |  |",
+    ]
 
 
 def test_code_in_a_table_shows_its_backticks_and_line_breaks():
-    assert as_table([("p", "```\na < b\n```", "")]).splitlines()[-1] == (
+    assert format_table([("p", "```\na < b\n```", "")]).splitlines()[-1] == (
         "| p | &#96;&#96;&#96;<br>a &lt; b<br>&#96;&#96;&#96; |  |"
     )
 

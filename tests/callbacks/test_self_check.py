@@ -107,7 +107,7 @@ class Unanchored(DPOLoss):
 
 def noise(folder):
     made = short_runs.module(folder)
-    made.builder = Noisy(str(folder))
+    made.spec = Noisy(str(folder))
     return made
 
 

@@ -181,7 +181,7 @@ def test_the_reference_is_chosen_by_what_the_policy_is(kind, lora, expected, rea
     made = short_runs.ready(folder, lora=lora)
     assert type(made.reference) is expected
     assert f"reference: {expected.__name__} ({reason}" in capsys.readouterr().out
-    free, why = default_reference(made.policy, made.builder, reference_free=True)
+    free, why = default_reference(made.policy, made.spec, reference_free=True)
     assert (type(free), why) == (ReferenceFree, "the loss uses no reference")
 
 

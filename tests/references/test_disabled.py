@@ -98,9 +98,9 @@ def test_a_start_up_to_rounding(tiny_llama, file):
             if "lora_B" in name:
                 value.fill_(1e-8)
     assert 0 < distance_from_start(made.policy) < 1e-5
-    assert type(default_reference(made.policy, made.builder).reference) is FrozenAdapter
+    assert type(default_reference(made.policy, made.spec).reference) is FrozenAdapter
     named = AdapterDisabled()
-    named.bind(made.policy, made.builder)
+    named.bind(made.policy, made.spec)
     assert named.start_tolerance > 0
     pairs = short_runs.batch(made, file)
     assert torch.equal(named(made.policy, pairs).sums, untouched(tiny_llama, pairs))
@@ -114,7 +114,7 @@ def test_a_trained_adapter_without_a_folder_is_seen_as_well(tiny_llama):
         next(value for name, value in made.policy.named_parameters() if "lora_B" in name).fill_(0.1)
     assert 0.01 < distance_from_start(made.policy) < float("inf")
     with pytest.raises(UserError, match="differs from its start"):
-        AdapterDisabled().bind(made.policy, made.builder)
+        AdapterDisabled().bind(made.policy, made.spec)
 
 
 def test_measuring_leaves_no_trace(tiny_gpt2):

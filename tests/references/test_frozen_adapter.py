@@ -83,7 +83,7 @@ def test_nothing_meets_it(folders, file, tmp_path):
     for folder in ("final_model", "by_peft"):
         files = [str(path.relative_to(tmp_path / folder)) for path in (tmp_path / folder).rglob("*")]
         assert not [name for name in files if "/" in name or "reference" in name]
-        base = AutoModelForCausalLM.from_pretrained(made.builder.base_path())
+        base = AutoModelForCausalLM.from_pretrained(made.spec.base_path())
         plain = PeftModel.from_pretrained(base, str(tmp_path / folder)).eval()
         pairs = short_runs.batch(made, file)
         assert torch.equal(score(plain, pairs).sums, score(made.policy, pairs).sums)
@@ -110,7 +110,7 @@ def test_what_is_frozen_in_the_policy_stays_frozen_and_is_not_copied(folders, fi
     for name, value in made.policy.named_parameters():
         if "layers.0" in name:
             value.requires_grad_(False)
-    made.reference.bind(made.policy, made.builder)
+    made.reference.bind(made.policy, made.spec)
     before = peft_adapters.flags(made.policy)
     assert not any("layers.0" in name for name in made.reference.held_weights())
     made.compare(short_runs.batch(made, file))

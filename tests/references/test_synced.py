@@ -149,7 +149,7 @@ def test_buffers_are_copied_whatever_the_mix(made):
     module = made("whole", Synced(every=1, alpha=0.5))
     module.configure_model()
     module.policy.counting = Counting()
-    module.reference.bind(module.policy, module.builder)
+    module.reference.bind(module.policy, module.spec)
     module.policy.counting.seen += 7
     module.reference.after_step(module.policy, 1)
     assert module.reference.held_weights()["counting.seen"].tolist() == [7, 7]
@@ -258,7 +258,7 @@ def test_a_policy_without_weights_of_its_own_is_asked_in_any_layout(made):
     module = made("trained", Synced())
     module.configure_model()
     assert module.takes_trees()
-    assert isinstance(module.builder, CausalLM)
+    assert isinstance(module.spec, CausalLM)
 
 
 # Two processes
