@@ -209,7 +209,9 @@ class PreferenceCLI(LightningCLI):
 
 
 def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:
-    """Add what every run has: a checkpoint of the last step and the final model, or the writer of predictions."""
+    """Add what every run has: progress lines, a checkpoint of the last step and the final model, or predictions."""
+    if not any(isinstance(callback, project_callbacks.ProgressLog) for callback in callbacks):
+        callbacks.insert(0, project_callbacks.ProgressLog())
     if command == "fit":
         checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         for callback in checkpoints:

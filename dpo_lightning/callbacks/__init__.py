@@ -7,6 +7,7 @@ _HOME = {
     "FinalModel": "dpo_lightning.callbacks.final_model",
     "PredictionWriter": "dpo_lightning.callbacks.prediction_writer",
     "PreferenceAccuracy": "dpo_lightning.callbacks.preference_accuracy",
+    "ProgressLog": "dpo_lightning.callbacks.progress_log",
     "RankedRewards": "dpo_lightning.callbacks.ranked_rewards",
     "RewardMargins": "dpo_lightning.callbacks.reward_margins",
     "RouterBalance": "dpo_lightning.callbacks.router_balance",

@@ -37,8 +37,8 @@ from dpo_lightning.types import SequenceLogps, Statistic
 FOLDER = Path("outputs/reference")
 """Where files lie for which no path was given, each under its digest: runs that need the same one share it."""
 
-FLUSH_SECONDS = 60.0
-"""After so long, what was computed is kept, so that a pass that is killed goes on from there."""
+FLUSH_SECONDS = 30.0
+"""Seconds after which progress is logged and what was computed is kept, so that a killed pass goes on from there."""
 
 TOLERANCE = 1e-5
 """Nats per scored token, and part of a sum, by which batches of another shape differ in float32."""
