@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dpo_lightning.callbacks.measure import MeansCallback
+from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.data.samplers import BatchOrder
 from dpo_lightning.log import logger
 
@@ -162,7 +162,7 @@ def describe_means(trainer: Trainer) -> list[str]:
     """The training means of the last log line that callbacks show beside a progress bar."""
     found: dict[str, float] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, MeansCallback):
+        if isinstance(callback, MeasureCallback):
             known = {name: callback.logged.get(f"train/{name}") for name in callback.shown}
             found |= {name.rpartition("/")[2]: value for name, value in known.items() if value is not None}
     return [f"{NAMES.get(name, name)} {value:.4f}" for name, value in found.items()]
