@@ -1,11 +1,10 @@
-"""What the README says is so: its commands are run, in order, on a tiny model and for two steps; its flags exist."""
+"""Commands and code of README and docs are run, in order, on a tiny model and for two steps; their flags exist."""
 
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -16,7 +15,11 @@ from dpo_lightning.errors import ExitCode
 from dpo_lightning.models.folder import EMBEDDED
 from dpo_lightning.runs.resume import flatten, format_key
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "README.md"
+NAMES = "models references data layouts memory resuming devices logging"
+PAGES = [README, *(f"docs/{name}.md" for name in NAMES.split())]
+"""Pages with commands, in an order in which each finds what it needs."""
+
 PROGRAM = ["python", "-m", "dpo_lightning"]
 NOT_RUN = {
     "make setup": "installs everything; tests/test_setup.py does that",
@@ -25,8 +28,10 @@ NOT_RUN = {
     "make lock": "resolves all packages anew, from their registry",
     "make clean": "removes what other tests are using",
     "make tensorboard": "serves until it is stopped",
+    "--trainer.devices 2": "two processes are started by other tests (tests/support/two_ranks.py)",
+    "--trainer.logger WandbLogger": "wandb is not installed",
 }
-"""Commands that cannot be run here, and why."""
+"""Commands that cannot be run here, by what they hold, and why."""
 
 SHORT = {
     "fit": ("--config", "configs/smoke.yaml", *QUIET),
@@ -45,19 +50,30 @@ for argument in "$@"; do printf '%s\\0' "$argument" >> "$RECORD"; done
 """
 
 
-def blocks(language):
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
     """The code blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL)
 
 
-def commands():
-    """Every command of the README's shell blocks, in order."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+def commands(page):
+    """Every command of a page's shell blocks, in order."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True)) and words[0] != "source"]
 
 
 def is_listed(words):
-    return " ".join(words[:2]) in NOT_RUN
+    return any(part in f"{shlex.join(words)} " for part in (f"{part} " for part in NOT_RUN))
+
+
+def shorten(command):
+    """The arguments of a command with what makes it short; a flag of the page counts more than the overlay."""
+    name, rest = command[3], command[4:]
+    place = rest.index("--config") + 2 if "--config" in rest else len(rest)
+    return [name, *rest[:place], *SHORT.get(name, ()), *rest[place:]]
 
 
 @pytest.fixture(scope="module")
@@ -97,32 +113,40 @@ def made(words, place):
 
 def test_every_command_is_run_or_listed():
     """A new command is run below, or has its reason above; and what is listed exists."""
-    found = commands()
-    assert len(found) >= 10
+    found = [words for page in PAGES for words in commands(page)]
+    assert len(found) >= 25
     for words in found:
         known = words[:3] == PROGRAM or words[0] == "make" or is_listed(words)
-        assert known, f"the README says {shlex.join(words)!r}: run it here, or list it in NOT_RUN with a reason"
+        assert known, f"the docs say {shlex.join(words)!r}: run it here, or list it in NOT_RUN with a reason"
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z][a-z-]*)(?: [a-z-]+)*:", makefile, re.MULTILINE)
-    assert {name.removeprefix("make ") for name in NOT_RUN} <= set(targets)
+    assert {name.removeprefix("make ") for name in NOT_RUN if name.startswith("make ")} <= set(targets)
+
+
+def test_no_page_with_commands_is_left_out():
+    """Those of docs/losses.md are run by tests/test_loss_page.py."""
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md") if "```bash" in path.read_text()}
+    assert pages <= {*PAGES, "docs/losses.md"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_the_commands_work_in_their_order(place, monkeypatch):
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_work_in_their_order(place, monkeypatch, page):
     """Each may use what those before it left."""
     monkeypatch.chdir(place)
     monkeypatch.setattr("dpo_lightning.commands.doctor.damage", lambda _: "")  # the tiny model is another one
-    ran = []
-    for words in commands():
+    for name, text in re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL):
+        (place / name).write_text(text, encoding="utf-8")
+    ran = 0
+    for words in commands(page):
         if is_listed(words):
             continue
         command = made(words, place) if words[0] == "make" else words
         assert command[:3] == PROGRAM, command
-        result = run(*command[3:], *SHORT.get(command[3], ()))
+        result = run(*shorten(command))
         assert result.code == 0, f"{shlex.join(words)}: {result}"
-        ran.append(command[3])
-    assert {"fit", "validate", "predict", "infer", "doctor"} <= set(ran)
-    assert {"dpo", "sft", "dpo-lora"} <= {path.name for path in (place / "outputs").iterdir()}
+        ran += 1
+    assert ran
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -133,44 +157,47 @@ def test_make_hands_words_on_as_they_were_typed(place):
     assert made(words, place)[3:] == ["infer", "--model=my model", '--instruction=it\'s $5 "or" `ls`?']
 
 
-def test_the_loss_of_the_readme_trains(place, monkeypatch):
-    """The block, saved under its name, with the flags that the text gives."""
-    (block,) = (block for block in blocks("python") if "PreferenceLoss" in block and "class " in block)
-    flags = " ".join(re.search(r"`(--allow-class-path[^`]*)`", README).group(1).split())
-    (place / "my_losses.py").write_text(block, encoding="utf-8")
-    monkeypatch.chdir(place)
-    monkeypatch.syspath_prepend(str(place))
-    options = ("--config", "configs/dpo.yaml", *SHORT["fit"], "--output_dir", "outputs/own")
-    result = run("fit", *options, *shlex.split(flags))
-    sys.modules.pop("my_losses", None)
-    assert result.code == 0, result
-    assert "self-check: passed (starting loss 4.000000" in result.out
-
-
-def test_the_python_of_the_readme_runs(place, monkeypatch, capsys):
+def test_the_python_of_the_docs_runs(place, monkeypatch, capsys):
     """As it stands, from imports to the last step."""
-    (block,) = (block for block in blocks("python") if "Trainer(" in block)
+    (block,) = blocks("docs/python.md", "python")
     monkeypatch.chdir(place)
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "python.md", "exec"), names)
     assert names["module"].trainer.global_step == int(re.search(r"max_steps=(\d+)", block).group(1))
     assert "self-check: passed" in capsys.readouterr().out
 
 
-def test_every_flag_of_the_readme_exists(place, monkeypatch):
+def test_the_pipeline_of_the_docs_answers(place, monkeypatch, capsys):
+    """With the merged model that the page's commands left."""
+    (block,) = blocks("docs/models.md", "python")
+    monkeypatch.chdir(place)
+    exec(compile(block, "models.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_links_lead_somewhere():
+    for page in [README, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", read(page)):
+            assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
+
+
+def test_the_readme_is_of_one_sitting():
+    assert len(read(README).splitlines()) <= 200
+
+
+def test_every_flag_of_the_docs_exists(place, monkeypatch):
     """`--model.…`, `--data.…` and `--trainer.…`, wherever they stand."""
     monkeypatch.chdir(place)
     options = ("--config", "configs/dpo.yaml", "--model.policy.lora.r", "8", *BITS, "--output_dir", "x")
     printed = run("fit", *options, "--print_config")
     known = {format_key(key) for key, _ in flatten(yaml.safe_load(printed.out))}
-    known |= {"model.optimizer", "model.loss", "model.loss.target", "model.loss.divergence", "model.reference.path"}
-    flags = set(re.findall(r"--((?:model|data|trainer)\.[\w.]*\w)", README))
+    known |= {"model.optimizer", "model.loss", "model.loss.divergence", "model.reference.path", "model.policy"}
+    known |= {"data.columns.prompt", "data.collator.side", "trainer.logger.save_dir", "trainer.logger.project"}
+    flags = set(re.findall(r"--((?:model|data|trainer)\.[\w.]*\w)", "\n".join(map(read, PAGES))))
     assert len(flags) >= 12
     assert flags <= known
 
 
-def test_the_exit_codes_of_the_readme_are_ours():
-    section = README.partition("### Exit codes")[2].partition("\n#")[0]
-    codes = {int(number) for number in re.findall(r"\b[67]\d\b", section)}
-    assert codes <= {code.value for code in ExitCode}
-    assert len(codes) >= 9
+def test_the_exit_codes_of_the_docs_are_ours():
+    codes = {int(number) for number in re.findall(r"^\| (\d+) \|", read("docs/exit-codes.md"), re.MULTILINE)}
+    assert codes - {0, 130} == {code.value for code in ExitCode}
