@@ -19,14 +19,14 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning import losses
 from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.callbacks.summary import summarize
-from dpo_lightning.config.class_paths import check_names, imports_restricted, take_allowed
+from dpo_lightning.config.class_paths import check_names, imports_restricted, iterate_texts, take_allowed
 from dpo_lightning.config.files import config_paths, read_config
 from dpo_lightning.config.library_errors import translate_error, user_error
 from dpo_lightning.config.library_noise import silence_libraries
 from dpo_lightning.config.output_paths import check_outputs
 from dpo_lightning.config.overrides import find_dropped_options, loss_defaults
 from dpo_lightning.config.parse_errors import Known, parser_error, unknown_option_error
-from dpo_lightning.config.trainer_options import check_environment, check_trainer
+from dpo_lightning.config.trainer_options import check_environment, check_trainer, set_stopping_interval
 from dpo_lightning.config.values import check_arguments
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import TextDataModule
@@ -128,7 +128,8 @@ class PreferenceCLI(LightningCLI):
             logger.warning(f"{line}")
         self.folder = RunFolder(config.output_dir)
         if self.subcommand == "fit" and is_first_process():
-            self.folder.check(fresh=config.fresh, ckpt_path=config.get("ckpt_path"))
+            reads = iterate_texts([config.model, config.data])
+            self.folder.check(fresh=config.fresh, ckpt_path=config.get("ckpt_path"), reads=reads)
         if self.subcommand == "predict" and is_first_process():
             self.folder.check_writable()
             self.folder.check_links()
@@ -173,6 +174,8 @@ class PreferenceCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.datamodule.prepare("fit", self.model, self.trainer.world_size)
         self._report_plan()
+        if "eval" in self.datamodule.encoded:
+            set_stopping_interval(self.trainer)
         if is_first_process():
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.spec.count_trained_values())
             self.folder.claim(fresh=config.fresh)

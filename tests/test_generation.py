@@ -46,6 +46,16 @@ def test_prompts_of_different_lengths_share_a_batch(model, chat_tokenizer):
         assert answer(model, chat_tokenizer, [prompt], GREEDY, STOPS) == [text]
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_scores_that_are_no_numbers_are_refused(model, chat_tokenizer, temperature):
+    """The likeliest of them would be the token with id 0, and a draw a bug's exit code."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = torch.nan
+    with pytest.raises(UserError, match="no numbers") as told:
+        answer(model, chat_tokenizer, PROMPTS, Sampling(max_new_tokens=4, temperature=temperature), STOPS)
+    assert told.value.code == ExitCode.MODEL
+
+
 def favouring(model, token):
     """The model, made to say one token whatever the prompt."""
     head = torch.nn.Linear(16, model.config.vocab_size)

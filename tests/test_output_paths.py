@@ -190,9 +190,9 @@ def test_a_new_folder_may_lie_anywhere(name):
 def test_a_file_moves_no_folder(bench):
     """`fresh` counts on the command line alone; the saved config of a run with it is no trap."""
     (bench.folder / "run").mkdir()
-    (bench.folder / "run" / "mine").touch()
+    (bench.folder / "run" / "config.yaml").touch()
     refused(bench.fit(*bench.overlay("fresh: true\n")), 73, "already holds a run", "--fresh")
-    assert (bench.folder / "run" / "mine").exists()
+    assert (bench.folder / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("place", ["checkpoints/step=9.ckpt", "checkpoints", "predictions.jsonl"])

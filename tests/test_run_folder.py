@@ -107,6 +107,29 @@ def test_fresh_twice_in_a_second_keeps_both(tmp_path):
     assert sorted(path.read_text() for path in tmp_path.glob("run*/config.yaml")) == ["first", "second", "third"]
 
 
+def test_files_of_no_run_are_not_called_one(bench):
+    """Nor is it advised to move them aside."""
+    (bench.folder / "run").mkdir()
+    (bench.folder / "run" / "thesis.txt").touch()
+    ran = bench.fit()
+    refused(ran, 73, "the folder holds files that are not of a run at output_dir", "fix: --output_dir NAME")
+    assert "--fresh" not in ran.err
+
+
+@pytest.mark.parametrize("key", ["model.policy.path", "data.train", "data.eval", "model.reference"])
+def test_fresh_does_not_move_what_the_run_reads(bench, used, key):
+    """A second stage that is given the first one's folder would lose its model from under it."""
+    place = used / "final_model"
+    options = {"model.reference": ["FrozenCopy", "--model.reference.path", place]}.get(key, [place])
+    if key.startswith("data"):
+        place.write_bytes(getattr(bench, key.removeprefix("data.")).read_bytes())
+    else:
+        shutil.copytree(bench.model, place)
+    before = tree(bench.folder)
+    refused(bench.fit("--fresh", f"--{key}", *options), 73, "--fresh would move files that the run reads", str(place))
+    assert tree(bench.folder) == before
+
+
 @pytest.mark.parametrize("name", [".", ".."])
 def test_fresh_does_not_move_the_folder_one_stands_in(bench, monkeypatch, name):
     (bench.folder / "below").mkdir()
@@ -114,7 +137,7 @@ def test_fresh_does_not_move_the_folder_one_stands_in(bench, monkeypatch, name):
     monkeypatch.chdir(bench.folder / "below")
     before = tree(bench.folder)
     refused(bench.fit("--fresh", "--output_dir", name), 64, "--fresh cannot move this folder", f"  | {name}\n")
-    refused(bench.fit("--output_dir", name), 73, "already holds a run")
+    refused(bench.fit("--output_dir", name), 73, "holds files that are not of a run")
     assert tree(bench.folder) == before
 
 

@@ -157,6 +157,29 @@ def test_a_callback_of_ones_own_may_have_such_a_name():
     check_trainer(Namespace(callbacks=[Namespace(class_path="lightning.pytorch.callbacks.ModelPruning")]), "validate")
 
 
+STOPPING = "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: eval/loss, OPTIONS}}]}"
+
+
+def test_a_run_that_ends_before_its_first_evaluation_may_stop_early(bench):
+    """Nothing was measured then; the evaluation at the end, and the final model, are still there."""
+    ran = bench.fit(*bench.overlay(STOPPING.replace("OPTIONS", "patience: 3")), "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    assert bench.json("metrics.json")["eval/pairs"] == 5
+    assert (bench.folder / "run" / "final_model").exists()
+
+
+def test_early_stopping_ends_a_run_after_an_evaluation(bench):
+    worse = STOPPING.replace("OPTIONS", "patience: 1, min_delta: 100.0")
+    ran = bench.fit(*bench.overlay(worse), "--trainer.max_epochs", "5")
+    assert ran.code == 0, ran
+    assert bench.json("metrics.json")["step"] == 4  # the second evaluation was no better than the first
+
+
+def test_early_stopping_without_held_out_rows_still_names_what_there_is(bench):
+    overlay = bench.overlay(STOPPING.replace("OPTIONS", "patience: 1"))
+    refused(bench.fit(*overlay, "--data.eval", "null"), 64, "`eval/loss` which is not available")
+
+
 def test_rows_that_are_not_measured_are_told(bench):
     ran = bench.fit("--trainer.limit_val_batches", "0", "--trainer.max_steps", "1")
     assert ran.code == 0, ran

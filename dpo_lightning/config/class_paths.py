@@ -164,6 +164,17 @@ def members(value: Mapping[str, Any] | Namespace | None) -> dict[str, Any]:
     return {name: inner for name, inner in content.items() if name != "__path__"}
 
 
+def iterate_texts(value: Any) -> Iterator[str]:
+    """Iterate over all strings in a parsed value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, Namespace)):
+        yield from iterate_texts(list(members(value).values()))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from iterate_texts(inner)
+
+
 def resolve_class(path: str, hint: Any) -> Any:
     """Import the class that a `class_path` names, or a function of an allowed package.
 

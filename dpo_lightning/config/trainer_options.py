@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import EarlyStopping
 
 from dpo_lightning.config.class_paths import is_within, members
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -114,6 +115,18 @@ def check_callbacks(callbacks: Any) -> None:
             [Problem(f"{name} {UNFIT[name]}", "trainer.callbacks") for name in unfit],
             fix=REMEDIES.get(unfit[0], "leave it out"),
         )
+
+
+def set_stopping_interval(trainer: Any) -> None:
+    """Make `EarlyStopping` on a held-out measure run after evaluations only.
+
+    By default it runs at the end of a training epoch too. A run that `max_steps` ends before its first evaluation has
+    no such measure there, and would fail after its last step.
+    """
+    several = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
+    for callback in several if trainer.limit_val_batches else ():
+        if callback.monitor.startswith("eval/") and callback._check_on_train_epoch_end is None:
+            callback._check_on_train_epoch_end = False
 
 
 def check_counts(options: dict[str, Any]) -> Iterator[tuple[str, str]]:

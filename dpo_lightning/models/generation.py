@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -40,6 +41,21 @@ class Sampling:
                     Problem(f"{name}={getattr(self, name)} is out of range", name),
                     fix=f"--{name} {allowed}",
                 )
+
+
+def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
+    """Refuse scores of the next token that are no numbers: a greedy choice among them would be a token all the same.
+
+    Raises:
+        UserError: that is so.
+    """
+    if scores.isnan().any():
+        raise UserError(
+            ExitCode.MODEL,
+            "the model's scores of the next token are no numbers (nan)",
+            fix="use weights that are finite, and for an adapter a finite lora_alpha in its adapter_config.json",
+        )
+    return scores
 
 
 @torch.inference_mode()
@@ -76,7 +92,10 @@ def answer(
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     drawn = sampling.temperature > 0
-    options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if drawn else {}
+    options: dict[str, Any] = (
+        {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if drawn else {}
+    )
+    options |= {"logits_processor": [refuse_nan]}
     options |= {"num_beams": 1, "num_return_sequences": 1}  # override the folder's generation config
     training = model.training
     model.eval()

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from dpo_lightning.atomic_files import move_aside
@@ -38,12 +39,13 @@ class RunFolder:
         self._before: set[Path] = set()
         self._aside: Path | None = None
 
-    def check(self, *, fresh: bool = False, ckpt_path: str | None = None) -> None:
+    def check(self, *, fresh: bool = False, ckpt_path: str | None = None, reads: Iterable[str] = ()) -> None:
         """Refuse a folder that is in use, used, or not writable.
 
         Args:
             fresh: whether a used folder will be moved aside.
             ckpt_path: a checkpoint with which the run is resumed; it may be in this folder.
+            reads: strings of the config; paths of models and data among them may not be moved aside.
 
         Raises:
             UserError: 73, the folder is refused; 64, `fresh` is not possible.
@@ -54,7 +56,7 @@ class RunFolder:
             return
         self._refuse_running()
         if fresh:
-            self._check_movable(ckpt_path)
+            self._check_movable(ckpt_path, reads)
         elif not self.holds(ckpt_path):
             raise self._taken_error()
         else:
@@ -174,7 +176,7 @@ class RunFolder:
         self._aside, self._was_used = move_aside(self.path), False
         logger.info(f"the old run is now {self._aside}")
 
-    def _check_movable(self, ckpt_path: str | None) -> None:
+    def _check_movable(self, ckpt_path: str | None, reads: Iterable[str]) -> None:
         if self.holds(ckpt_path):
             raise UserError(
                 ExitCode.CONFIG,
@@ -188,12 +190,21 @@ class RunFolder:
                 fix="--output_dir with the folder's own name",
             )
 
+        home = self.path.resolve()
+        for path in reads:
+            if os.access(path, os.F_OK) and home in (Path(path).resolve(), *Path(path).resolve().parents):
+                raise UserError(
+                    ExitCode.OUTPUT,
+                    Problem("--fresh would move files that the run reads", KEY, path),
+                    fix="--output_dir NAME",
+                )
+
     def _taken_error(self) -> UserError:
-        return UserError(
-            ExitCode.OUTPUT,
-            Problem("the folder already holds a run", KEY, str(self.path)),
-            fix="--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside",
-        )
+        what, fix = "the folder holds files that are not of a run", "--output_dir NAME with a new or empty folder"
+        if (self.path / CONFIG).exists() or (self.path / CHECKPOINTS).exists():
+            what = "the folder already holds a run"
+            fix = "--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside"
+        return UserError(ExitCode.OUTPUT, Problem(what, KEY, str(self.path)), fix=fix)
 
     def _refuse_running(self) -> None:
         lock = self.path / LOCK

@@ -138,6 +138,39 @@ def test_a_tool_reaches_the_model():
     assert '"weather"' in made.decode(ids)
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('never') }}", "{{ gone.away }}", "{% for m in messages %}{{ m.content }"]
+)
+def test_a_template_that_renders_nothing_is_named_itself(tmp_path, template):
+    """Not a row, in which nothing could be mended."""
+    made = tiny_models.make_chat_tokenizer(template=template)
+    made.save_pretrained(tmp_path)
+    read = type(made).from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="renders no conversation") as told:
+        Renderer(read).prompt_ids(turns(("user", "Hello")), (), ORIGIN)
+    assert told.value.problems[0].where == str(tmp_path / "chat_template.jinja")
+    assert told.value.code == ExitCode.MODEL
+
+
+def test_tools_that_a_template_leaves_out_are_missed_where_a_message_has_their_name(chat_tokenizer):
+    renderer = Renderer(chat_tokenizer)
+    with pytest.raises(UserError, match="leaves out or changes the tools at pairs") as told:
+        renderer.prompt_ids(turns(("user", "The weather?")), (WEATHER,), ORIGIN)
+    assert told.value.problems[0].text == "weather"
+    assert Renderer(tiny_models.make_chat_tokenizer(template=WITH_TOOLS)).prompt_ids(
+        turns(("user", "The weather?")), (WEATHER,), ORIGIN
+    )
+
+
+@pytest.mark.parametrize("template", ["raw", "auto"])
+def test_tools_of_a_row_that_is_read_raw_are_refused(tokenizer, template):
+    made = tiny_models.make_chat_tokenizer(template=WITH_TOOLS) if template == "raw" else tokenizer
+    with pytest.raises(UserError, match="the row has tools, which only a chat template writes") as told:
+        Renderer(made, template).prompt_ids("Rain?", (WEATHER,), ORIGIN)
+    assert told.value.code == ExitCode.DATA
+    assert "pairs.jsonl:7" in str(told.value)
+
+
 def test_a_template_that_leaves_out_tools_or_calls_is_refused(chat_tokenizer):
     renderer = Renderer(chat_tokenizer)
     with pytest.raises(UserError, match="leaves out or changes a tool at pairs") as told:

@@ -40,11 +40,16 @@ def check_rendering(messages: Sequence[dict[str, Any]], tools: Sequence[Any], te
         )
     for what, due in wanted:
         if due not in text:
-            raise UserError(
-                ExitCode.MODEL,
-                Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
-                fix="give a template that keeps it by --data.chat_template FILE",
-            )
+            raise left_out(what, due, origin)
+
+
+def left_out(what: str, due: str, origin: Origin | None) -> UserError:
+    """The error for a template that does not write a part of a conversation."""
+    return UserError(
+        ExitCode.MODEL,
+        Problem(f"the chat template leaves out or changes {what}", where=str(origin or ""), text=due),
+        fix="give a template that keeps it by --data.chat_template FILE",
+    )
 
 
 def check_kept(

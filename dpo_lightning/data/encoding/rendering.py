@@ -9,8 +9,8 @@ from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
-from dpo_lightning.data.encoding.chat_templates import dated
-from dpo_lightning.data.encoding.kept_texts import check_rendering
+from dpo_lightning.data.encoding.chat_templates import dated, template_source
+from dpo_lightning.data.encoding.kept_texts import check_rendering, left_out, name_of
 from dpo_lightning.data.encoding.template_limits import rendered, token_ids
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
 from dpo_lightning.data.formats.tool_calls import takes_text, with_arguments
@@ -76,6 +76,12 @@ class Renderer:
         """Ids of a prompt up to where the model's answer begins, the same in training and in generation."""
         messages = self.messages(prompt, "user")
         if messages is None:
+            if tools:
+                raise UserError(
+                    ExitCode.DATA,
+                    Problem("the row has tools, which only a chat template writes, and is read raw", str(origin or "")),
+                    fix="--data.chat_template FILE (and no --data.template raw), or remove the column",
+                )
             return [*self.raw_prefix, *self.encode(self._guarded(str(prompt), origin))]
         return self.chat_ids(messages, tools, origin, add_generation_prompt=True)
 
@@ -239,12 +245,20 @@ class Renderer:
             written = self._day_written(tools)
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation, **written)
         except (TemplateError, TypeError, ValueError) as error:
+            if not self._takes_a_chat():
+                raise UserError(
+                    ExitCode.MODEL,
+                    Problem(f"the chat template renders no conversation: {error}", template_source(self.tokenizer)),
+                    fix="mend the template, or give another by --data.chat_template FILE",
+                ) from None
             raise UserError(
-                ExitCode.DATA if origin and self._takes_a_chat() else ExitCode.MODEL,
+                ExitCode.DATA if origin else ExitCode.MODEL,
                 Problem(f"the chat template refuses the conversation: {error}", where=str(origin or "")),
                 fix=f"{_remedy(error, messages)}, or give a template that takes it by --data.chat_template FILE",
             ) from None
         check_rendering(messages, tools, text, origin)
+        if tools and generation and self._renders(messages, add_generation_prompt=True, **written) == text:
+            raise left_out("the tools", name_of(tools[0]), origin)  # whose names a message may hold as well
         return text
 
     def _day_written(self, tools: Sequence[Any]) -> dict[str, str]:
@@ -257,11 +271,14 @@ class Renderer:
     def _takes_a_chat(self) -> bool:
         """Whether the template renders a plain exchange: what it refuses is then the row's own fault."""
         exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return self._renders(exchange) is not None
+
+    def _renders(self, messages: Sequence[dict[str, Any]], **options: Any) -> str | None:
+        """What the template makes of messages, or None where it fails."""
         try:
-            rendered(self.tokenizer, exchange, tokenize=False)
+            return rendered(self.tokenizer, messages, tokenize=False, **options)
         except Exception:  # a template may raise anything
-            return False
-        return True
+            return None
 
 
 def _remedy(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:
