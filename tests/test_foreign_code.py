@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models.foreign_code import ANYWHERE, OF_ADAPTERS, refuse, refuse_other_keys
+from dpo_lightning.models.foreign_code import ANYWHERE, OF_ADAPTERS, check_rules, check_special_tokens
 
 WHERE = Path("folder/config.json")
 KEYS = {
@@ -71,23 +71,23 @@ def keys(table):
 def test_a_key_is_refused_wherever_it_stands(key, value):
     for content in ({key: value}, {"text_config": {key: value}}, {"parts": [1, [{"deeper": {key: value}}]]}):
         with pytest.raises(UserError, match="at folder/config") as raised:
-            refuse(content, ANYWHERE, WHERE)
+            check_rules(content, ANYWHERE, WHERE)
         assert raised.value.code == ExitCode.MODEL
 
 
 @pytest.mark.parametrize(("key", "value"), [*keys(ADAPTER_KEYS), ("auto_mapping", {"parent_library": "transformersx"})])
 def test_a_key_of_an_adapter_is_refused(key, value):
     with pytest.raises(UserError, match=key):
-        refuse({key: value}, OF_ADAPTERS, WHERE)
+        check_rules({key: value}, OF_ADAPTERS, WHERE)
 
 
 @pytest.mark.parametrize(("key", "value"), [*pairs(HARMLESS), *pairs(HARMLESS_IN_ADAPTERS)])
 def test_a_value_that_names_nothing_foreign_is_not(key, value):
-    refuse({key: value, "parts": [{key: value}]}, ANYWHERE + OF_ADAPTERS, WHERE)
+    check_rules({key: value, "parts": [{key: value}]}, ANYWHERE + OF_ADAPTERS, WHERE)
 
 
 def test_a_map_of_special_tokens_holds_tokens_alone():
-    refuse_other_keys({"eos_token": "</s>", "additional_special_tokens": ["<x>"]}, WHERE)
+    check_special_tokens({"eos_token": "</s>", "additional_special_tokens": ["<x>"]}, WHERE)
     with pytest.raises(UserError, match="no special token") as raised:
-        refuse_other_keys({"eos_token": "</s>", "tokenizer_file": "/etc/hostname"}, WHERE)
+        check_special_tokens({"eos_token": "</s>", "tokenizer_file": "/etc/hostname"}, WHERE)
     assert raised.value.problems[0].text == "tokenizer_file"

@@ -22,7 +22,7 @@ from dpo_lightning.models.attention import ATTENTION_NAME, attention, install, t
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.models.lm_head import find_head
-from dpo_lightning.models.probe import HALF_TOLERANCE, TOLERANCE, rounding, undisturbed
+from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, evaluation_mode, rounding_tolerance
 
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 REFUSED = {
@@ -234,7 +234,7 @@ def test_a_model_without_positions_of_its_own_is_caught():
 def test_a_run_in_mixed_precision_is_measured_in_the_models_own():
     model = make("llama").train()
     with torch.autocast("cpu", torch.bfloat16):
-        with undisturbed(model):
+        with evaluation_mode(model):
             assert model(torch.tensor([[5, 6, 7]])).logits.dtype == torch.float32
         assert model(torch.tensor([[5, 6, 7]])).logits.dtype == torch.bfloat16
 
@@ -242,11 +242,11 @@ def test_a_run_in_mixed_precision_is_measured_in_the_models_own():
 def test_rounding_is_that_of_the_number_type():
     """Layers of 8 bits are rounded as half precision, whatever the type of what is around them."""
     model = make("llama")
-    assert rounding(model) == TOLERANCE
+    assert rounding_tolerance(model) == FLOAT32_TOLERANCE
     model.is_loaded_in_8bit = True
-    assert rounding(model) == HALF_TOLERANCE
+    assert rounding_tolerance(model) == HALF_TOLERANCE
     for dtype in (torch.bfloat16, torch.float16):
-        assert rounding(make("llama").to(dtype)) == HALF_TOLERANCE
+        assert rounding_tolerance(make("llama").to(dtype)) == HALF_TOLERANCE
 
 
 @pytest.mark.parametrize(("off", "taken"), [(7e-4, True), (9e-4, False)])

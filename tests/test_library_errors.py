@@ -7,7 +7,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from support.command_line import Bench, refused
 
-from dpo_lightning.config.library_errors import translated, user_error
+from dpo_lightning.config.library_errors import translate_error, user_error
 from dpo_lightning.errors import ExitCode, UserError
 
 
@@ -136,19 +136,19 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("error", "code", "said"), KNOWN, ids=str)
 def test_each_is_known_by_what_it_says(error, code, said):
-    found = translated(error)
+    found = translate_error(error)
     assert found.code == code
     assert said in str(found)
 
 
 @pytest.mark.parametrize("error", UNKNOWN, ids=str)
 def test_another_error_stays_one(error):
-    assert translated(error) is None
+    assert translate_error(error) is None
 
 
 def test_an_error_of_ours_is_found_however_it_was_wrapped():
     own = UserError(ExitCode.DATA, "mine")
     caused, meanwhile = ValueError("out of memory"), KeyError()
     caused.__cause__, meanwhile.__context__ = meanwhile, own
-    assert translated(own) is translated(caused) is user_error(caused) is own
+    assert translate_error(own) is translate_error(caused) is user_error(caused) is own
     assert user_error(KeyError()) is user_error(None) is None

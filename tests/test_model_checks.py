@@ -20,7 +20,7 @@ from dpo_lightning.models.checks import (
     check_layout,
     check_model,
     check_training_mode,
-    later_tokens_move,
+    measure_causal_leak,
     plain_logits,
 )
 from dpo_lightning.models.dropout import without_dropout
@@ -131,7 +131,7 @@ def test_ids_with_a_meaning_are_not_in_the_probe():
 def test_the_last_token_is_another_one_whatever_it_was(ids):
     model, ids = build("bert", **BERT).eval(), torch.tensor(ids)
     with torch.no_grad():
-        assert later_tokens_move(model, ids, plain_logits(model, ids)) > 0
+        assert measure_causal_leak(model, ids, plain_logits(model, ids)) > 0
 
 
 ENCODERS = {
