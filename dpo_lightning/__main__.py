@@ -15,9 +15,9 @@ from dpo_lightning.log import log_to_terminal
 from dpo_lightning.terminal import one_line
 
 COMMANDS = {
-    "fit": ("dpo_lightning.cli:main", "train: SFT or DPO, as the config says"),
+    "fit": ("dpo_lightning.cli:main", "train by SFT, DPO, KTO or on ranked lists, as the config names"),
     "validate": ("dpo_lightning.cli:main", "measure a model on the eval rows"),
-    "test": ("dpo_lightning.cli:main", "the same, logged as a test"),
+    "test": ("dpo_lightning.cli:main", "as validate, with measures named test/..."),
     "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
     "precompute": ("dpo_lightning.commands.precompute:main", "the reference's log-probabilities, once for many runs"),
     "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),
@@ -28,14 +28,14 @@ COMMANDS = {
     ),
     "doctor": (
         "dpo_lightning.commands.doctor:main",
-        "what this machine lacks and its cure; with --config, what a run will hold",
+        "what this machine lacks and how to fix it; with --config, a run's memory",
     ),
 }
 LIGHTNING = ("fit", "validate", "test", "predict")
 
 
 def usage() -> str:
-    """The text of `--help`."""
+    """Return the text of `--help`, with a line for each command."""
     lines = ["usage: python -m dpo_lightning COMMAND [options]", "", "commands:"]
     lines += [f"  {name:<12} {line}" for name, (_, line) in COMMANDS.items()]
     lines += ["", "python -m dpo_lightning COMMAND --help   shows a command's options"]
@@ -43,7 +43,7 @@ def usage() -> str:
 
 
 def run(args: list[str]) -> int:
-    """Find the command and run it."""
+    """Import the command that `args[0]` names, run it, and return its exit code."""
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -65,16 +65,16 @@ def run(args: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code, whatever happens in it."""
+    """Run a command and return its exit code, also for an error, an interrupt or a bug."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that has not every letter gets an escape for it
+        if isinstance(stream, io.TextIOWrapper):  # escapes for characters that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     log_to_terminal()
     try:
         code = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
-        return code  # noqa: TRY300 - a reader that has gone is noticed by the flush
-    except SystemExit as stop:  # argparse has said what is wrong, or printed its help
+        return code  # noqa: TRY300 - the flush raises if the reader of a pipe has exited
+    except SystemExit as stop:  # argparse has printed an error or its help
         return int(ExitCode.CONFIG if stop.code == 2 else stop.code or 0)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -82,10 +82,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has gone; nothing more can be said to it
+    except BrokenPipeError:  # the reader of the pipe has exited, so nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.IO)
-    except Exception as error:  # a bug of ours: one line for the user, the rest for whoever mends it
+    except Exception as error:  # a bug in this package: one line for the user, the traceback in a file
         with tempfile.NamedTemporaryFile(
             "w", prefix="dpo_lightning-", suffix=".log", delete=False, encoding="utf-8"
         ) as file:

@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI with one folder per run and nothing silent."""
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with one folder per run and short errors."""
 
 from __future__ import annotations
 
@@ -62,19 +62,18 @@ BYTES_PER_TRAINED_VALUE = 16
 
 
 class RaisingLightningParser(LightningArgumentParser):
-    """A parser that raises instead of printing its usage, and for which half a key is a typo."""
+    """LightningCLI's parser, which raises errors without the usage text and takes no abbreviated keys."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Set what differs."""
         super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False} | options)
 
 
 class PreferenceCLI(LightningCLI):
-    """LightningCLI that owns a run's folder, its precision and its last evaluation."""
+    """LightningCLI with a folder per run, a precision chosen by the hardware, and an evaluation at the end."""
 
     def __init__(self, args: list[str]) -> None:
-        """Parse `args` and run the subcommand."""
-        for name in project_callbacks.__all__:  # short names in a config need their classes imported
+        """Parse the command line and run the subcommand `args[0]`."""
+        for name in project_callbacks.__all__:  # a config may name a class by its short name once it is imported
             getattr(project_callbacks, name)
         self.config_files = [read_config(path) for path in config_paths(args)]
         super().__init__(
@@ -92,11 +91,11 @@ class PreferenceCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse; what is wrong is said in a few lines."""
-        known = known_names(self._subcommand_parsers[args[0]])
+        """Parse the command line and check the options that need no class to be built."""
+        known = collect_names(self._subcommand_parsers[args[0]])
         sections = {key.partition(".")[0] for key in known.keys}
         for name in [name for content in self.config_files for name in content if name not in sections]:
-            raise unknown_option_error(str(name), known.keys)  # an empty section would be passed over
+            raise unknown_option_error(str(name), known.keys)  # jsonargparse ignores an unknown section that is empty
         try:
             self.config = parser.parse_args([*args, *loss_defaults(self.config_files, args)])
         except ArgumentError as error:
@@ -105,15 +104,15 @@ class PreferenceCLI(LightningCLI):
         check_names(config, {"model": PolicyModule, "data": TextDataModule, "trainer": Trainer})
         check_trainer(config.trainer, self.config.subcommand)
         check_outputs(config, args)
-        config.fresh = config.fresh and "--fresh" in args  # a file does not move folders
+        config.fresh = config.fresh and "--fresh" in args  # a config file cannot move folders, only the flag can
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """The run's folder."""
+        """Add the options of the run's folder."""
         parser.add_argument("--output_dir", type=str, required=True, help="The run's folder; a new one for every run.")
         parser.add_argument("--fresh", action="store_true", help="Move a run that is already in output_dir aside.")
 
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint gives weights and optimizer state, never hyperparameters: a difference is an error."""
+        """Refuse a checkpoint of other hyperparameters, where Lightning would take those of the checkpoint."""
         command = self.config.subcommand
         path = self.config[command].get("ckpt_path")
         if path:
@@ -122,7 +121,7 @@ class PreferenceCLI(LightningCLI):
             check_checkpoint(str(path), self.config_dump, compare=command == "fit")
 
     def before_instantiate_classes(self) -> None:
-        """Check what needs no model, and settle what was left to the hardware."""
+        """Check the run's folder, and choose the precision if the config leaves it out."""
         config = self.config[self.subcommand]
         for line in find_dropped_options(self.config_files, config):
             logger.warning(f"{line}")
@@ -138,7 +137,7 @@ class PreferenceCLI(LightningCLI):
             logger.info(f"precision: {config.trainer.precision} ({reason})")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer whose logs, checkpoints and results lie in the run's folder."""
+        """Create the trainer, whose logs, checkpoints and results are written into the run's folder."""
         given = self._get(self.config_init, "trainer")
         root = str(self.folder.path)
         if given.get("logger") in (None, True):
@@ -146,14 +145,14 @@ class PreferenceCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, "tensorboard", "", default_hp_metric=False) if fitting else False
         several = given.get("callbacks") or []
         callbacks: list[Callback] = [several] if isinstance(several, Callback) else list(several)
-        kwargs["callbacks"] = with_defaults(callbacks, self.folder.path, self.subcommand, given)
+        kwargs["callbacks"] = add_default_callbacks(callbacks, self.folder.path, self.subcommand, given)
         try:
             return super().instantiate_trainer(default_root_dir=root, **kwargs)
         except (TypeError, ValueError, ImportError) as error:  # the name of an accelerator, a number of devices
             raise MisconfigurationException(str(error)) from error
 
     def after_instantiate_classes(self) -> None:
-        """Refuse rows of another kind than the model trains on."""
+        """Raise if the data module's rows are of another kind than the module trains on."""
         for kind, data in PAIRED:
             if isinstance(self.model, kind) and not isinstance(self.datamodule, data):
                 raise UserError(
@@ -163,14 +162,14 @@ class PreferenceCLI(LightningCLI):
                 )
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Let the folder go in the end."""
+        """Run the subcommand and release the folder's lock afterwards."""
         try:
             super()._run_subcommand(subcommand)
         finally:
             self.folder.release()
 
     def fit(self, **kwargs: Any) -> None:
-        """Prepare the data, claim the folder, train; a run that fails before its first step leaves nothing."""
+        """Prepare the data, lock the folder and train; remove the folder if the run fails before its first step."""
         config = self.config[self.subcommand]
         self.datamodule.prepare("fit", self.model, self.trainer.world_size)
         self._report_plan()
@@ -190,7 +189,7 @@ class PreferenceCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Evaluate the final weights unless the last step's validation did, and tell the result."""
+        """Evaluate the final weights unless a validation has, and log the summary."""
         measures = [callback for callback in self.trainer.callbacks if isinstance(callback, MeasureCallback)]  # type: ignore[attr-defined]
         measured = any(callback.evaluated_step == self.trainer.global_step for callback in measures)
         if "eval" in self.datamodule.encoded and not measured:
@@ -200,18 +199,18 @@ class PreferenceCLI(LightningCLI):
     def _report_plan(self) -> None:
         trainer, data = self.trainer, self.datamodule
         rows, held_out = len(data.encoded["train"]), len(data.encoded.get("eval", ()))
-        told, window = f"data: {rows} training rows, {held_out} held out", trainer.accumulate_grad_batches
+        line, window = f"data: {rows} training rows, {held_out} held out", trainer.accumulate_grad_batches
         if held_out and trainer.limit_val_batches == 0:
-            logger.info(f"note: none of the {held_out} held-out rows is measured, as trainer.limit_val_batches is 0")
-        if data.max_tokens:  # the data module tells what that makes of the rows once the model has settled the layout
+            logger.info(f"note: none of the {held_out} held-out rows is evaluated: trainer.limit_val_batches is 0")
+        if data.max_tokens:  # the data module reports the steps once the layout is chosen
             window *= trainer.world_size
-            logger.info(f"{told}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
+            logger.info(f"{line}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
             return
         each = data.batch_size * trainer.world_size
-        logger.info(f"{told}; {each * window} rows a step, {told_steps(trainer, -(-rows // each))}")
+        logger.info(f"{line}; {each * window} rows a step, {told_steps(trainer, -(-rows // each))}")
 
 
-def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:
+def add_default_callbacks(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:
     """Add what every run has: progress lines, a checkpoint of the last step and the final model, or predictions."""
     if not any(isinstance(callback, project_callbacks.ProgressLog) for callback in callbacks):
         callbacks.insert(0, project_callbacks.ProgressLog())
@@ -225,7 +224,7 @@ def with_defaults(callbacks: list[Callback], folder: Path, command: str | None, 
         if not any(isinstance(callback, project_callbacks.FinalModel) for callback in callbacks):
             callbacks.append(project_callbacks.FinalModel())
         return callbacks
-    # Elsewhere than in `fit`, nothing but predictions is written.
+    # Commands other than `fit` write nothing but predictions.
     kept = [c for c in callbacks if not isinstance(c, (ModelCheckpoint, project_callbacks.FinalModel))]
     return [*kept, project_callbacks.PredictionWriter()] if command == "predict" else kept
 
@@ -241,8 +240,8 @@ def write_out_metrics(checkpoint: ModelCheckpoint) -> None:
         checkpoint.auto_insert_metric_name = False
 
 
-def known_names(parser: Any) -> Known:
-    """Every key of the trainer and of this package's classes, and the names of the classes."""
+def collect_names(parser: Any) -> Known:
+    """Return every key of the trainer and of this package's classes, and the class names that each key takes."""
     owners: dict[str, list[Any]] = {
         "model": [kind for kind, _ in PAIRED],
         "data": TextDataModule.__subclasses__(),
@@ -258,7 +257,7 @@ def known_names(parser: Any) -> Known:
 
 
 def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
-    """Run a LightningCLI subcommand with `args[0]` its name."""
+    """MemoryEstimate the subcommand `args[0]` and return its exit code."""
     silence_libraries()
     check_environment()
     args, packages = take_allowed(args)
@@ -268,7 +267,7 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
             kind(args)
     except UserError:
         raise
-    except SystemExit as stop:  # --help and --print_config end here, and lightning's answer to Ctrl-C
+    except SystemExit as stop:  # raised by --help, by --print_config, and by Lightning on Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         return int(stop.code or 0)

@@ -1,4 +1,4 @@
-"""An argparse parser that raises its errors as `UserError`."""
+"""`RaisingArgumentParser`: an argparse parser that raises a `UserError` and does not exit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from dpo_lightning.errors import ExitCode, UserError
 
 
 class RaisingArgumentParser(argparse.ArgumentParser):
-    """An argparse parser whose errors are two lines, without the usage."""
+    """An argparse parser whose errors are raised as `UserError`, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise an error of the command line.
-
-        Raises:
-            UserError: always.
-        """
+        """Raise a `UserError` with argparse's message; `__main__` prints it and sets the exit code."""
         raise UserError(ExitCode.CONFIG, message, fix=f"{self.prog} --help lists the options")

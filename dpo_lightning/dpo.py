@@ -50,7 +50,7 @@ class DPOModule(PreferenceModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
-        return self.not_given(RewardMargins(), PreferenceAccuracy(), SelfCheck())
+        return self.exclude_given(RewardMargins(), PreferenceAccuracy(), SelfCheck())
 
     def compare(self, batch: PreferenceBatch, rows: str = "train") -> tuple[PreferenceOutput, PairLogps]:
         """Loss and log-probabilities of each pair; `rows` is the part of the data that its indices count in."""

@@ -58,7 +58,7 @@ class KTOModule(PreferenceModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
-        return self.not_given(UnpairedRewards(), SelfCheck())
+        return self.exclude_given(UnpairedRewards(), SelfCheck())
 
     def setup(self, stage: str) -> None:
         """Settle memory, and tell how the kinds of answers weigh."""

@@ -51,7 +51,7 @@ class ListwiseDPOModule(PreferenceModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
-        return self.not_given(RankedRewards(), SelfCheck())
+        return self.exclude_given(RankedRewards(), SelfCheck())
 
     def configure_model(self) -> None:
         """Load the policy, and bind the reference."""

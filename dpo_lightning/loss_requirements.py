@@ -1,4 +1,4 @@
-"""What a loss needs of its reference and of the rows, looked at before a weight is loaded."""
+"""Checks that a loss fits its reference and the rows' columns, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ NOUNS = {
 
 
 def check_reference(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
-    """Refuse a reference that the loss would not ask, and a loss whose reference is none.
+    """Refuse a reference that the loss does not use, and `ReferenceFree` for a loss that needs a reference.
 
     Raises:
-        UserError: that is so.
+        UserError: loss and reference do not fit.
     """
     if reference is None or loss.reference_free == isinstance(reference, ReferenceFree):
         return
     name, given = type(loss).__name__, type(reference).__name__
     what = (
-        f"{name} asks no reference, and {given} would be held in vain"
+        f"{name} does not use a reference; {given} would only take memory"
         if loss.reference_free
-        else (f"{name} measures the policy against a reference, and {given} is none")
+        else (f"{name} compares the policy with a reference; {given} has none")
     )
     raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY), fix=f"leave --{REFERENCE_KEY} out")
 
@@ -43,12 +43,12 @@ def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train
     """Refuse rows without a margin for a loss that needs one, and weights that cannot be used or leave nothing.
 
     Raises:
-        UserError: that is so, naming the rows.
+        UserError: rows lack a margin, or have weights that the loss cannot use; it names them.
     """
     _check_margins(loss, rows)
     kind = type(loss).__name__
     problems = [
-        Problem(f"{kind} compares pairs with one another: a weight of {row.weight} has no meaning", str(row.origin))
+        Problem(f"{kind} compares pairs with one another and cannot use a weight of {row.weight}", str(row.origin))
         for row in ([] if not isinstance(loss, PairwiseLoss) or loss.accepts_weights else rows)
         if row.weight != 1
     ]
@@ -59,10 +59,10 @@ def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train
 
 
 def check_weights(rows: Sequence[Encoded]) -> None:
-    """Refuse training rows none of which counts.
+    """Refuse training rows that all have a weight of 0.
 
     Raises:
-        UserError: that is so.
+        UserError: there are rows, and no weight is above 0.
     """
     if rows and not any(row.weight for row in rows):
         what = f"all {len(rows):,} training rows have a `weight` of 0: nothing would be trained"
@@ -81,12 +81,12 @@ def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
         if margin is None or margin < 0 or (above and margin == 0)
     ]
     if problems:
-        fix = "a column `margin` (--data.columns.margin NAME): by how much the chosen answer was found better"
+        fix = "a column `margin` (--data.columns.margin NAME): by how much the chosen answer is better"
         raise UserError(ExitCode.DATA, problems, fix)
 
 
 def report_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
-    """Say what becomes of the columns `weight` and `margin`."""
+    """Report how the columns `weight` and `margin` are used."""
     if name == "train":
         report_weights(rows)
     if "margin" not in loss.statistics and any(isinstance(row, EncodedPair) and row.margin is not None for row in rows):
@@ -94,7 +94,7 @@ def report_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> Non
 
 
 def report_weights(rows: Sequence[Encoded]) -> None:
-    """Say what becomes of the column `weight` of training rows."""
+    """Report the range of the training rows' weights and where they count."""
     weights = [row.weight for row in rows]
     if set(weights) - {1.0}:
         span = f"{min(weights):g} to {max(weights):g}"

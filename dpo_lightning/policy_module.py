@@ -1,4 +1,4 @@
-"""`PolicyModule`: what SFT and DPO share, from the policy to a mean that is exact over accumulation and ranks."""
+"""`PolicyModule`: base of SFT, DPO and KTO; loads the policy and makes means exact over accumulation and ranks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
 from dpo_lightning.optimizers import SCHEDULER, blaming, make_optimizer, make_scheduler, without_fusing
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
-"""Called with parameters and learning rate; an `lr` among an optimizer's own options therefore has no place."""
+"""Called with parameters and learning rate, so that an optimizer's own `lr` option cannot be set in a config."""
 
 
 class PolicyModule(LightningModule):
-    """A trainable policy. The weights are loaded in `configure_model`, never while a config is parsed."""
+    """Base of the modules. Weights are loaded in `configure_model`, never while a config is parsed."""
 
     policy: nn.Module
     routers: RouterLoss | None = None
@@ -60,8 +60,8 @@ class PolicyModule(LightningModule):
         if not (math.isfinite(learning_rate) and learning_rate > 0):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"learning_rate={learning_rate} is no step size", "model.learning_rate"),
-                fix="--model.learning_rate with a positive number, such as 5e-7",
+                Problem(f"learning_rate={learning_rate} is not a positive number", "model.learning_rate"),
+                fix="--model.learning_rate 5e-7, or another positive number",
             )
         if learning_rate > 1e-2 and policy.lora is None:
             logger.warning(f"learning_rate={learning_rate} is very large for training all weights")
@@ -70,9 +70,9 @@ class PolicyModule(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._window_weight = torch.zeros(())
         self.updating = False
-        """Whether weights may have been changed by a step that is not counted yet."""
+        """True while an optimizer step may have changed weights and `global_step` does not count it yet."""
         self.evaluated = 0
-        """Batches of the epoch that is gone on with, up to which a checkpoint's run was evaluated."""
+        """In a resumed epoch: the number of batches up to which the run was evaluated before the checkpoint."""
         self._reported_length = 0
 
     @staticmethod
@@ -81,29 +81,15 @@ class PolicyModule(LightningModule):
         if policy.quantization is not None and not adapted:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("quantized weights cannot be trained themselves, only an adapter on them", QUANTIZATION_KEY),
+                Problem("quantized weights cannot be trained; train an adapter on them", QUANTIZATION_KEY),
                 fix="--model.policy.lora.r 16, or an adapter folder as --model.policy.path",
             )
 
     @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a module with the weights of a checkpoint, which holds what was trained and none of the arguments.
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load a module with the weights of a checkpoint, as Lightning does.
 
-        Args:
-            checkpoint_path: a checkpoint of a run.
-            map_location: as in Lightning.
-            hparams_file: not used; a run's `config.yaml` names the arguments.
-            strict: as in Lightning.
-            weights_only: as in Lightning.
-            kwargs: the arguments of the module that wrote the checkpoint; `policy` at least.
+        A checkpoint holds what was trained and none of the arguments: name those of the run, `policy` at least.
 
         Raises:
             UserError: `policy` is missing, or the arguments are not those of the checkpoint's run.
@@ -115,9 +101,7 @@ class PolicyModule(LightningModule):
         if "policy" not in kwargs:
             raise UserError(ExitCode.CONFIG, Problem("a checkpoint holds no arguments of a module", "policy"), fix=fix)
         try:
-            return super().load_from_checkpoint(
-                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
-            )
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except RuntimeError as error:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
@@ -126,7 +110,7 @@ class PolicyModule(LightningModule):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The policy's tokenizer; loaded when first asked for, before the weights."""
+        """The policy's tokenizer, loaded on first use and without the weights."""
         return self.spec.tokenizer()
 
     @cached_property
@@ -134,14 +118,14 @@ class PolicyModule(LightningModule):
         """Ids that end an answer besides the tokenizer's EOS."""
         return self.spec.end_ids()
 
-    def not_given(self, *callbacks: Callback) -> list[Callback]:
-        """Those of whose kind the trainer has none: lightning would put ours in the place of the trainer's own."""
+    def exclude_given(self, *callbacks: Callback) -> list[Callback]:
+        """Return callbacks whose class the trainer has no instance of, as Lightning would replace the trainer's own."""
         callbacks = (*callbacks, RouterBalance())
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in given)]
 
     def check_length(self, max_length: int) -> None:
-        """Refuse sequences that are longer than the model's positions; say where a row depends on its batch."""
+        """Raise if `max_length` exceeds the model's positions; report where a row's numbers depend on its batch."""
         config = self.spec.config()
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         if positions and max_length > positions:
@@ -160,7 +144,7 @@ class PolicyModule(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Settle how memory is handed out: for speed, unless activations are to take as little of it as can be."""
+        """Configure glibc's malloc on a CPU: keep freed memory for speed, or return it with gradient checkpointing."""
         if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
             settle_memory(keep=not self.spec.gradient_checkpointing)
 
@@ -171,22 +155,22 @@ class PolicyModule(LightningModule):
                 self.spec = self.spec.under(self.trainer.precision)
                 check_precision(self.spec, self.trainer.precision)
             coefficient = router_coefficient(self.spec.router_aux_loss_coef, self.spec.config())
-            self.policy = self.spec.build().train()  # transformers hands models over in eval mode
+            self.policy = self.spec.build().train()  # transformers returns models in eval mode
             self.head = find_head(self.policy)
             self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
             if self.spec.compile:
                 compile_layers(causal_lm(self.policy))
 
     def takes_trees(self) -> bool:
-        """Whether a batch may hold sequences that share a prefix, or several in a row."""
+        """Whether a batch may hold sequences that share a prefix, or several sequences in a row of tokens."""
         return takes_trees(causal_lm(self.policy))
 
     def check_layout(self, layout: Collator) -> None:
-        """Refuse a layout in which the model gives other log-probabilities."""
+        """Raise if the model gives other log-probabilities in this layout than in padded rows."""
         check_layout(self.policy, layout)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over what is trained, with its scheduler."""
+        """Create the optimizer of the trained parameters, and its scheduler."""
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(self.optimizer, trained, self.learning_rate, on_cpu=self.device.type == "cpu")
         if self.lr_scheduler is None:
@@ -199,7 +183,7 @@ class PolicyModule(LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_train_start(self) -> None:
-        """Begin a window, and make clipping possible where gradients are scaled."""
+        """Reset the accumulation window; unfuse optimizers where scaled gradients have to be clipped."""
         self._window_weight.zero_()
         self.updating = False
         if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
@@ -207,12 +191,12 @@ class PolicyModule(LightningModule):
                 without_fusing(optimizer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let the routers of a mixture of experts be watched."""
+        """Record the router logits of a mixture of experts in the next forward pass."""
         if self.routers is not None:
             self.routers.watch(batch.mask)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """A step is over; pass over an evaluation whose result the checkpoint holds already."""
+        """Mark the step as counted; skip an evaluation that was done before the checkpoint was written."""
         self.updating = False
         if batch_idx < self.evaluated:
             self.trainer.fit_loop.epoch_loop._skip_next_val = True
@@ -220,12 +204,12 @@ class PolicyModule(LightningModule):
             self.evaluated = 0
 
     def accumulate(self, losses: Tensor, weights: Tensor) -> Tensor:
-        """A loss whose gradient becomes the weighted mean over everything that one optimizer step sees.
+        """Return a loss whose gradient becomes the weighted mean over all rows of an optimizer step.
 
         Micro-batches, ranks and a last, shorter window hold unequal numbers of pairs or tokens, so a mean of means is
-        wrong. What is returned is the weighted *sum*; Lightning's division by the accumulation and the ranks'
-        average are undone here, and `on_before_optimizer_step` divides by the weight of the whole window. The router
-        loss of a mixture of experts is added here, to every kind of training alike.
+        wrong. The value returned is the weighted *sum*, multiplied by what Lightning divides by (accumulation and
+        ranks); `on_before_optimizer_step` divides the gradients by the weight of the whole window. The router loss of
+        a mixture of experts is added here, for every kind of training.
         """
         if self.routers is not None:
             losses = self.routers.add_to(losses, weights)
@@ -234,7 +218,7 @@ class PolicyModule(LightningModule):
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn summed gradients into the mean; Lightning clips after this."""
+        """Divide summed gradients by the window's weight; Lightning clips them afterwards."""
         self.updating = True
         weight = self.trainer.strategy.reduce(self._window_weight.clone(), reduce_op="sum")
         weight = torch.where(weight > 0, weight, 1)
@@ -249,7 +233,7 @@ class PolicyModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, also with a fused optimizer in bf16: refusing it is only right with a scaler."""
+        """Clip as Lightning does, also with a fused optimizer in bf16, which Lightning refuses without need."""
         plugin: Any = self.trainer.precision_plugin
         algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
@@ -258,32 +242,32 @@ class PolicyModule(LightningModule):
             plugin.clip_gradients(optimizer, gradient_clip_val or 0.0, algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained; frozen base weights come from their own folder again."""
+        """Remove frozen weights from the checkpoint; they are loaded from the base model's folder."""
         frozen = self._frozen().keys() | {f"policy.{name}" for name in quantization_states(self.policy)}
         state = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: value for name, value in state if name not in frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fill in the frozen weights, so that loading stays strict about the trained ones."""
+        """Add the frozen weights, so that strict loading still checks the trained ones."""
         checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
 
     def _frozen(self) -> dict[str, Tensor]:
-        """What is not trained; tied weights stand under each of their names, as they do in a state dict."""
+        """Return the weights that are not trained; tied weights under each of their names, as in a state dict."""
         named = self.policy.named_parameters(remove_duplicate=False)
         return {f"policy.{name}": value for name, value in named if not value.requires_grad}
 
 
 def check_precision(policy: CausalLM, precision: str) -> None:
-    """Refuse magnitudes in half precision, in which a usual step is rounded away.
+    """Refuse DoRA's magnitudes in half precision, where the update of a usual step is rounded to 0.
 
     Raises:
-        UserError: that is so.
+        UserError: the adapter uses DoRA, and its parameters would be in half precision.
     """
     if policy.lora is not None and policy.lora.use_dora and precision in ("bf16-true", "16-true"):
         raise UserError(
             ExitCode.CONFIG,
             Problem(
-                f"use_dora: with {precision} its magnitudes would be rounded back at every step", "trainer.precision"
+                f"use_dora: with {precision}, updates of its magnitudes would be rounded to 0", "trainer.precision"
             ),
             fix=f"--trainer.precision {precision.replace('true', 'mixed')}, which keeps an adapter in float32",
         )

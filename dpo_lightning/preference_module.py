@@ -1,4 +1,4 @@
-"""`PreferenceModule`: what DPO, its list-wise form and KTO share, a loss that measures a policy against a reference."""
+"""`PreferenceModule`: base of DPO, list-wise DPO and KTO, whose loss compares a policy with a reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from dpo_lightning.references.reference_pass import Scoring
 
 
 class PreferenceModule(PolicyModule):
-    """What these share: a step, a reference, and the loss's state. A subclass says how rows are compared."""
+    """Base of the modules with a preference loss: reference, training step and the loss's state.
+
+    A subclass implements `compare`, which computes loss and log-probabilities of a batch.
+    """
 
     loss: PolicyLoss
     measured: str
@@ -41,10 +44,10 @@ class PreferenceModule(PolicyModule):
         optimizer: OptimizerFactory,
         lr_scheduler: LRSchedulerCallable | None,
     ) -> None:
-        """Describe the run; see `DPOModule`."""
+        """Check that policy, loss and reference fit; the arguments are those of `DPOModule`."""
         super().__init__(policy, learning_rate, optimizer, lr_scheduler)
         if not isinstance(loss, PolicyLoss):  # YAML's null
-            raise UserError(ExitCode.CONFIG, Problem("there is no loss", "model.loss", str(loss)), fix="name a loss")
+            raise UserError(ExitCode.CONFIG, Problem("no loss is given", "model.loss", str(loss)), fix="name a loss")
         if isinstance(reference, AdapterDisabled) and policy.lora is None:
             raise UserError(
                 ExitCode.CONFIG,
@@ -58,7 +61,7 @@ class PreferenceModule(PolicyModule):
         self._reported: set[str] = set()
 
     def setup(self, stage: str) -> None:
-        """Settle memory, and see that the rows have what the loss needs; what is said of them is said once a run."""
+        """Configure memory and check that the rows have the columns the loss needs; report them once a run."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         for name, rows in getattr(data, "encoded", {}).items():
@@ -68,7 +71,7 @@ class PreferenceModule(PolicyModule):
                 self._reported.add(name)
 
     def configure_model(self) -> None:
-        """Load the policy, and bind the reference to it before a checkpoint can move it."""
+        """Load the policy and bind the reference to it, before a checkpoint changes the weights."""
         if "policy" not in self._modules:
             self._load()
         if isinstance(self.reference, Precomputed):
@@ -79,12 +82,12 @@ class PreferenceModule(PolicyModule):
         silenced = without_dropout(self.policy)
         if silenced:
             logger.info(
-                f"dropout: {silenced} of the policy's dropouts (and router noises) are off, as the policy and its "
-                "reference have to be one function at the start"
+                f"dropout: {silenced} of the policy's dropouts (and router noises) are off, so that policy and "
+                "reference start as the same function"
             )
         check_training_mode(self.policy)
         reference, reason = self.given_reference, ""
-        self.given_reference = None  # under two names, its state would be saved twice
+        self.given_reference = None  # registered under two names, its state would be saved twice
         if reference is None:
             reference, reason = default_reference(self.policy, self.spec, reference_free=self.loss.reference_free)
         reference.bind(self.policy, self.spec)
@@ -101,13 +104,15 @@ class PreferenceModule(PolicyModule):
 
     @abstractmethod
     def compare(self, batch: Any, rows: str = "train") -> tuple[Any, Any]:
-        """What the loss gives, and log-probabilities; `rows` is the part of the data that the batch's indices count in.
+        """Return the loss's output and the log-probabilities of a batch, both named tuples of tensors per row.
 
-        Both are named tuples of tensors; the losses are per row.
+        Args:
+            batch: rows as tensors.
+            rows: the part of the data, `train` or `eval`, that the batch's indices refer to.
         """
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """The loss, and what callbacks measure: what the loss gave under its name, and `logps`, both detached."""
+        """Return the loss to train, and for the measures the loss's output and `logps`, both detached."""
         output, logps = self.compare(batch)
         loss = self.accumulate(output.losses, batch.weights)
         output, logps = output._replace(losses=output.losses.detach()), logps.detach()
@@ -115,7 +120,7 @@ class PreferenceModule(PolicyModule):
         return {"loss": loss, self.measured: output, "logps": logps}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """What callbacks measure."""
+        """Return the loss's output and `logps` for the measures."""
         output, logps = self.compare(batch, "eval")
         return {self.measured: output, "logps": logps}
 
@@ -123,25 +128,25 @@ class PreferenceModule(PolicyModule):
     predict_step = validation_step
 
     def on_train_start(self) -> None:
-        """Let every process begin with the same reference, as it does with the same policy."""
+        """Broadcast the reference's weights to every rank, as Lightning does with the policy's."""
         super().on_train_start()
         self.reference.broadcast()
         for part in self._means():
             part.begin()
 
     def takes_trees(self) -> bool:
-        """Both models see the same batch."""
+        """Whether both policy and reference take shared prefixes and packed rows."""
         return super().takes_trees() and self.reference.takes_trees()
 
     def check_layout(self, layout: Collator) -> None:
-        """Refuse a layout in which the policy or its reference gives other log-probabilities."""
+        """Raise if policy or reference gives other log-probabilities in this layout than in padded rows."""
         super().check_layout(layout)
         if self.reference.has_model:
             with self.reference.as_model(self.policy) as model:
                 check_layout(model, layout)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn summed gradients into the mean, and let the loss's state count the step."""
+        """Divide the summed gradients by the window's weight, and update the loss's running means."""
         super().on_before_optimizer_step(optimizer)
         for part in self._means():
             part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
@@ -157,16 +162,16 @@ class PreferenceModule(PolicyModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Let the reference know of the step: once, whatever is accumulated, and before a checkpoint is written."""
+        """Update the reference once per optimizer step, before a checkpoint of the step is written."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.reference.after_step(self.policy, self.trainer.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what tells the reference that the run began with."""
+        """Add the identity of the reference that the run began with."""
         super().on_save_checkpoint(checkpoint)
         checkpoint |= self.reference.identity(self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on against another reference than the run began with."""
+        """Raise if the reference is not the one that the checkpoint's run began with."""
         super().on_load_checkpoint(checkpoint)
         self.reference.check_identity(self.policy, checkpoint)

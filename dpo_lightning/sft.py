@@ -42,7 +42,7 @@ class SFTModule(PolicyModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The measure that every run has."""
-        return self.not_given(TokenLoss())
+        return self.exclude_given(TokenLoss())
 
     def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
         """The loss, and the log-probabilities that callbacks measure."""

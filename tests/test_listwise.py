@@ -212,12 +212,12 @@ def test_a_file_of_log_probabilities_is_refused(tiny_llama):
 
 
 def test_measures_of_the_other_kind_are_refused(tiny_llama, tmp_path):
-    with pytest.raises(UserError, match="measure pairs, and there are none") as told:
+    with pytest.raises(UserError, match="need pairs; this run has other rows") as told:
         whole_runs.fit(whole_runs.listwise(tiny_llama), data_of(tmp_path), tmp_path, callbacks=[RewardMargins()])
     assert told.value.code == ExitCode.CONFIG
     pairs = whole_runs.write_rows(tmp_path, "pairs", whole_runs.preference_rows(4))
     data = PreferenceDataModule(pairs, batch_size=2, max_length=64)
-    with pytest.raises(UserError, match="RankedRewards measures ranked lists") as told:
+    with pytest.raises(UserError, match="RankedRewards needs ranked lists") as told:
         whole_runs.fit(whole_runs.dpo(tiny_llama), data, tmp_path, callbacks=[RankedRewards()])
     assert told.value.code == ExitCode.CONFIG
 

@@ -186,7 +186,7 @@ def test_sft_loss_is_transformers_own(tiny_llama, tmp_path):
 def test_a_learning_rate_is_positive_and_rarely_large(kind, tiny_llama, capsys):
     make = KINDS[kind][0]
     for rate in (0.0, -1e-6, math.nan, math.inf):
-        with pytest.raises(UserError, match=f"learning_rate={rate} is no step size") as told:
+        with pytest.raises(UserError, match=f"learning_rate={rate} is not a positive number") as told:
             make(tiny_llama, learning_rate=rate)
         assert told.value.code == ExitCode.CONFIG
     make(tiny_llama, learning_rate=1e-2)

@@ -39,7 +39,7 @@ FLAGS = {
     "a word for a seed": (["--seed_everything", "x"], "expected bool or int at seed_everything\n  | x"),
     "a flag without its value": (["--data.batch_size"], "expected one argument at data"),
     "no such loss": (["--model.loss", "IPPOLoss"], "the class does not exist at model.loss\n  | IPPOLoss", "IPOLoss"),
-    "no loss at all": (["--model.loss", "null"], "there is no loss at model.loss", "name a loss"),
+    "no loss at all": (["--model.loss", "null"], "no loss is given at model.loss", "name a loss"),
     "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot set this to null", "lora: null"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
     "no such model": (["--model", "PPO"], "the class does not exist at model\n  | PPO", "DPOModule, SFTModule"),

@@ -253,7 +253,7 @@ def test_a_precomputed_reference_is_quantized(quantization, tiny_llama, file, tm
 
 @BOTH
 def test_quantized_weights_are_not_trained_themselves(quantization, tiny_llama, tmp_path):
-    with pytest.raises(UserError, match="cannot be trained themselves") as refusal:
+    with pytest.raises(UserError, match="quantized weights cannot be trained") as refusal:
         PolicyModule(CausalLM(str(tiny_llama), quantization=quantization), 1e-4)
     assert refusal.value.code == ExitCode.CONFIG
     bench = Bench(tmp_path, tiny_llama)

@@ -183,7 +183,7 @@ def test_early_stopping_without_held_out_rows_still_names_what_there_is(bench):
 def test_rows_that_are_not_measured_are_told(bench):
     ran = bench.fit("--trainer.limit_val_batches", "0", "--trainer.max_steps", "1")
     assert ran.code == 0, ran
-    assert "note: none of the 5 held-out rows is measured, as trainer.limit_val_batches is 0\n" in ran.out
+    assert "note: none of the 5 held-out rows is evaluated: trainer.limit_val_batches is 0\n" in ran.out
 
 
 @pytest.mark.parametrize(

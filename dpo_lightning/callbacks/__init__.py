@@ -1,4 +1,4 @@
-"""What watches a run: measures, the self-check, samples, the final model and the summary."""
+"""Callbacks of a run: measures, the self-check, samples, the final model and the summary."""
 
 from importlib import import_module
 from typing import Any

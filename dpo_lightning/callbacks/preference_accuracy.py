@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from dpo_lightning.callbacks.measure import MeasureCallback
-from dpo_lightning.callbacks.reward_margins import compared
+from dpo_lightning.callbacks.reward_margins import require_pairs
 from dpo_lightning.metrics import preference_accuracy
 
 
@@ -20,11 +20,11 @@ class PreferenceAccuracy(MeasureCallback):
     shown = ("rewards/accuracies",)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Leave the reference's wins out where there is none."""
+        """Drop the reference's accuracy where the loss has no reference."""
         loss = getattr(pl_module, "loss", None)
         if loss is not None and loss.reference_free:
             self._measure(tuple(name for name in self.names if name != "logps/ref_accuracies"))
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Wins per pair."""
-        return preference_accuracy(*compared(outputs)), batch.indices >= 0
+        """Return 1 for a win and 0 otherwise, for each pair."""
+        return preference_accuracy(*require_pairs(outputs)), batch.indices >= 0

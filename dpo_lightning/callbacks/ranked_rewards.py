@@ -1,4 +1,4 @@
-"""`RankedRewards`: loss, rewards and order within ranked lists, exact over lists for any batch size and ranks."""
+"""`RankedRewards`: loss, rewards and pairwise accuracy of ranked lists, as exact means over lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpo_lightning.metrics import ranked_rewards
 
 
 class RankedRewards(MeasureCallback):
-    """Loss, rewards of the first and the last answer, and how many pairs within a list are in their order.
+    """Loss, rewards of the first and the last answer, and the share of a list's pairs that are in order.
 
     Every list counts the same, whatever its length; the loss is the mean that is trained, with the rows' weights.
     """
@@ -29,12 +29,12 @@ class RankedRewards(MeasureCallback):
     shown = ("loss", "rewards/margins", "rewards/accuracies")
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Values per list."""
+        """Return the values of each list, and the weights of lists in the loss and elsewhere."""
         if "ranked" not in outputs:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("RankedRewards measures ranked lists, and these rows are none", "trainer.callbacks"),
-                fix="leave it out: every module brings its own measures",
+                Problem("RankedRewards needs ranked lists; this run has other rows", "trainer.callbacks"),
+                fix="leave it out: every module adds its own measures",
             )
         output = outputs["ranked"]
         weights = {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}

@@ -31,18 +31,22 @@ class RewardMargins(MeasureCallback):
     shown = ("loss", "rewards/margins")
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Values per pair."""
-        output, logps = compared(outputs)
+        """Return the values of each pair, and the weights of pairs in the loss and elsewhere."""
+        output, logps = require_pairs(outputs)
         values = {"loss": output.losses, **reward_margins(output, logps)}
         return values, {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}
 
 
-def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
-    """What a step on pairs returns; other steps have none."""
+def require_pairs(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
+    """Return the loss's output and the log-probabilities of a step on pairs.
+
+    Raises:
+        UserError: the run trains on rows of another kind.
+    """
     if "preference" not in outputs:
         raise UserError(
             ExitCode.CONFIG,
-            Problem("RewardMargins and PreferenceAccuracy measure pairs, and there are none", "trainer.callbacks"),
+            Problem("RewardMargins and PreferenceAccuracy need pairs; this run has other rows", "trainer.callbacks"),
             fix="--trainer.callbacks TokenLoss for SFT, UnpairedRewards for KTO, RankedRewards for lists",
         )
     return outputs["preference"], outputs["logps"]

@@ -1,4 +1,4 @@
-"""`SelfCheck`: at the start of a fresh run, what has to hold is looked at before time is spent."""
+"""`SelfCheck`: checks of the first batch of a new run, before time is spent on training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from dpo_lightning.types import GroupLogps, PairLogps, PreferenceOutput, RankedO
 
 LOSS_TOLERANCE = 1e-6
 PRECOMPUTED_LOSS_TOLERANCE = 1e-4
-"""In float32; in half precision a batch of another shape moves log-probabilities too far for a loss to tell much."""
+"""In float32. In half precision the log-probabilities depend too much on a batch's shape to check the loss."""
 
 
 class SelfCheck(Callback):
-    """Starting loss and margins, BOS, EOS, prompts and scored tokens of the first batch.
+    """Check starting loss, margins, BOS, EOS, prompts and scored tokens of the first batch.
 
-    A live reference runs in the policy's batch, layout and kernels, so the two agree exactly, in bf16 as well. A
-    precomputed one ran in other batches: it has to be near, also with the longest and the shortest row in one batch.
+    A reference that has a model runs on the policy's batch, in the same layout and kernels, so their log-probabilities
+    agree exactly, in bf16 as well. A precomputed reference ran on other batches: its log-probabilities have to agree
+    within a tolerance, also for the longest and the shortest row in one batch.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -38,7 +39,7 @@ class SelfCheck(Callback):
         self._done = False
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Tell where the check does not apply; see how near a reference of other batches is for the longest row."""
+        """Report where the check does not apply; check a precomputed reference on the longest row."""
         resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
         if not self.enabled or resumed:
             logger.info(f"self-check: left out ({'the run goes on' if resumed else 'switched off'})")
@@ -50,7 +51,7 @@ class SelfCheck(Callback):
             self._check_longest(trainer, pl_module, data, rows)
 
     def _check_longest(self, trainer: Trainer, module: Any, data: Any, rows: Sequence[Any]) -> None:
-        """The longest row beside the shortest: what a row's number owes to the others of its batch is largest there."""
+        """Check the longest and the shortest row in one batch, where a row's numbers depend most on the other rows."""
         order = sorted(range(len(rows)), key=lambda index: rows[index].length)
         longest, shortest = order[-1], order[0]
         items = [(rows[index], index) for index in dict.fromkeys((longest, shortest))]
@@ -72,7 +73,7 @@ class SelfCheck(Callback):
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check the first batch, whose numbers were computed before the first optimizer step."""
+        """Check the first batch, which ran before the first optimizer step."""
         if self._done:
             return
         self._done = True
@@ -80,14 +81,14 @@ class SelfCheck(Callback):
         problems = list(self.check_tokens(batch, pl_module, rows))
         if problems:
             raise UserError(
-                ExitCode.DATA, problems, fix="mend the chat template (--data.chat_template FILE) or the rows"
+                ExitCode.DATA, problems, fix="correct the chat template (--data.chat_template FILE) or the rows"
             )
         if not pl_module.reference.equals_start:
             reason = "the loss has no reference" if pl_module.loss.reference_free else "another model is the reference"
             logger.info(f"self-check: tokens are sound; the starting loss is left out ({reason})")
             return
         real = batch.indices >= 0
-        if not real.any():  # a rank without a row of its own
+        if not real.any():  # this rank has no rows in the first batch
             return
         output, logps = outputs[pl_module.measured], outputs["logps"].select(real)
         output = output._make(part[real] for part in output)
@@ -111,7 +112,14 @@ class SelfCheck(Callback):
         loss: Any,
         nearness: float = 0.0,
     ) -> Iterator[Problem]:
-        """The loss has its own starting value, and rewards are 0: exactly, or as near as a reference can be."""
+        """Yield a problem for each of: a loss other than that of equal log-probabilities, a margin other than 0.
+
+        Args:
+            output: what the loss returned for the first batch.
+            logps: the log-probabilities that it was given.
+            loss: the loss.
+            nearness: tolerance of log-probabilities, absolute per scored token and relative to the sum; 0 is exact.
+        """
         equal = loss(logps.at_start())
         off = float((output.losses - equal.losses).abs().max())
         tolerance = LOSS_TOLERANCE
@@ -133,12 +141,12 @@ class SelfCheck(Callback):
                 )
             return
         margin = float(output.margins.abs().max())
-        if margin != 0:  # NaN as well
+        if margin != 0:  # also true for NaN
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod
     def check_tokens(batch: PreferenceBatch | UnpairedBatch | RankedBatch, module: Any, rows: Any) -> Iterator[Problem]:
-        """Every sequence of a batch: BOS, prompt, scored tokens and EOS."""
+        """Yield what is wrong with BOS, EOS, prompt or scored tokens of any sequence of a batch."""
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         bos = module.tokenizer.bos_token_id
         prompts: dict[int, set[tuple[int, ...]]] = {}
@@ -163,9 +171,9 @@ class SelfCheck(Callback):
 
 
 def sequences(batch: Batch) -> list[tuple[list[int], dict[int, int]]]:
-    """The ids of each sequence, and what some of its positions have to predict.
+    """Return the ids of each sequence, and the target id at each of its scored positions.
 
-    Read back from the tensors that the model is given, in whatever layout.
+    They are recovered from the batch's tensors, for any layout, so that a fault of a collator shows.
     """
     width, ids = batch.input_ids.shape[1], batch.input_ids.flatten().tolist()
     spans: dict[int, list[int]] = {}
@@ -186,7 +194,7 @@ def sequences(batch: Batch) -> list[tuple[list[int], dict[int, int]]]:
 
 
 def scored_runs(targets: dict[int, int]) -> list[list[int]]:
-    """Targets of neighbouring positions: one list for each of the assistant's turns."""
+    """Split targets into runs of neighbouring positions: one list for each of the assistant's turns."""
     runs: list[list[int]] = []
     for position in sorted(targets):
         if position - 1 in targets:

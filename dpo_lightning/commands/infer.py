@@ -1,4 +1,4 @@
-"""`infer`: answer an instruction with a trained model, an adapter, or any model folder."""
+"""`infer`: answer an instruction with a trained model, an adapter or any model folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from dpo_lightning.models.generation import Sampling
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
+def make_parser() -> argparse.ArgumentParser:
+    """Create the parser of the command's options."""
     options = RaisingArgumentParser("python -m dpo_lightning infer", description=__doc__)
     options.add_argument("--model", required=True, help="model folder, adapter folder or hub id")
-    options.add_argument("--instruction", required=True, help="what to answer; - reads it from standard input")
+    options.add_argument("--instruction", required=True, help="the text to answer; - reads standard input")
     options.add_argument("--system", help="a system message")
     options.add_argument("--max_new_tokens", type=int, default=256)
-    options.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token each time")
+    options.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
     options.add_argument("--top_p", type=float, default=0.95)
     options.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
     options.add_argument("--template", choices=("auto", "chat", "raw"), default="auto", help="as --data.template")
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Print the answer."""
-    args = parser().parse_args(argv)
-    instruction = read(args.instruction)
+    """Load the model, print its answer, and return the exit code."""
+    args = make_parser().parse_args(argv)
+    instruction = read_instruction(args.instruction)
     if not 0 <= args.seed < 2**63:
         raise UserError(ExitCode.CONFIG, Problem(f"seed={args.seed} is out of range", "--seed"), fix="--seed 0")
 
@@ -55,26 +55,34 @@ def main(argv: list[str]) -> int:
     system = ({"role": "system", "content": args.system},) if args.system else ()
     prompt = (*system, {"role": "user", "content": instruction}) if system else instruction
     ids = renderer.prompt_ids(prompt)
-    sampling = fitted(sampling, len(ids), spec.config().get_text_config())
+    sampling = limit_new_tokens(sampling, len(ids), spec.config().get_text_config())
     model = spec.build().to("cuda" if torch.cuda.is_available() else "cpu")
     print(escape_controls(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))
     return 0
 
 
-def read(instruction: str) -> str:
-    """The instruction itself, or what stands in standard input."""
+def read_instruction(instruction: str) -> str:
+    """Return the instruction, read from standard input if it is `-`.
+
+    Raises:
+        UserError: it is empty or not UTF-8.
+    """
     if instruction == "-":
         try:
             instruction = sys.stdin.read()
         except UnicodeDecodeError as error:
-            raise UserError(ExitCode.DATA, f"standard input is no UTF-8: {error.reason}", fix="write UTF-8") from None
+            raise UserError(ExitCode.DATA, f"standard input is not UTF-8: {error.reason}", fix="write UTF-8") from None
     if not instruction.strip():
         raise UserError(ExitCode.CONFIG, "the instruction is empty", fix='--instruction "a question"')
     return instruction
 
 
-def fitted(sampling: Sampling, tokens: int, config: object) -> Sampling:
-    """No more new tokens than the model has positions left behind the prompt."""
+def limit_new_tokens(sampling: Sampling, tokens: int, config: object) -> Sampling:
+    """Return the sampling options with at most as many new tokens as the model has positions left.
+
+    Raises:
+        UserError: the prompt leaves no position.
+    """
     positions = getattr(config, "max_position_embeddings", None)
     if not positions or tokens + sampling.max_new_tokens <= positions:
         return sampling
@@ -84,5 +92,5 @@ def fitted(sampling: Sampling, tokens: int, config: object) -> Sampling:
             Problem(f"the instruction takes {tokens} tokens, the model has {positions} positions", "--instruction"),
             fix="shorten it",
         )
-    print(f"note: an answer of at most {positions - tokens} tokens fits the model's positions", file=sys.stderr)
+    print(f"note: the model's {positions} positions limit the answer to {positions - tokens} tokens", file=sys.stderr)
     return dataclasses.replace(sampling, max_new_tokens=positions - tokens)

@@ -86,7 +86,7 @@ def test_a_start_on_whole_weights_is_not_offered_quantized_ones(told, start):
 
 
 def test_too_little_memory_is_said(told, monkeypatch):
-    monkeypatch.setattr(estimate, "machine", lambda: ("memory", 2**20))
+    monkeypatch.setattr(estimate, "find_memory", lambda: ("memory", 2**20))
     assert "0.0 GiB of memory: this is too little" in told().out
 
 

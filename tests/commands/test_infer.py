@@ -46,7 +46,7 @@ def test_infer_reads_standard_input(tiny_llama, asked, monkeypatch):
     assert infer(tiny_llama, instruction="-").code == 0
     assert asked == ["첫 줄\n둘째 줄\n"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
-    refused(infer(tiny_llama, instruction="-"), 65, "standard input is no UTF-8")
+    refused(infer(tiny_llama, instruction="-"), 65, "standard input is not UTF-8")
 
 
 def test_infer_takes_a_system_message(tiny_llama, asked):
@@ -94,4 +94,4 @@ def test_infer_stays_within_the_models_positions(tmp_path):
     model = tiny_models.save(tmp_path / "model", tiny_models.make_gpt2(n_positions=32), tiny_models.make_tokenizer())
     ran = run("infer", "--model", model, "--instruction", "Hello there", "--temperature", "0")
     assert ran.code == 0, ran
-    assert re.fullmatch(r"note: an answer of at most \d+ tokens fits the model's positions\n", ran.err)
+    assert re.fullmatch(r"note: the model's \d+ positions limit the answer to \d+ tokens\n", ran.err)

@@ -134,7 +134,7 @@ def test_a_run_that_used_a_file_goes_on(bench):
         (["--data.train", "none.jsonl"], 66, "none.jsonl"),
         (["--model.policy.path", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--model", "SFTModule", "--data", "SFTDataModule"], 64, "SFTModule has no reference"),
-        (["--model.loss", "SimPOLoss"], 64, "SimPOLoss asks no reference, and Precomputed would be held in vain"),
+        (["--model.loss", "SimPOLoss"], 64, "SimPOLoss does not use a reference; Precomputed would only take memory"),
     ],
 )
 def test_what_cannot_be_done_is_said(bench, more, code, said, monkeypatch):
