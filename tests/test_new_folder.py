@@ -144,7 +144,7 @@ def test_a_used_folder_is_refused_or_moved_aside(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("x")
     out = NewFolder(str(tmp_path / "out"), "out")
-    refused(lambda: out.check([]), "is there already")
+    refused(lambda: out.check([]), "already exists")
     out.check([], fresh=True)
     for _ in range(2):  # within one second
         with out.write() as folder:

@@ -10,7 +10,11 @@ from dpo_lightning.config.parse_errors import Known, parser_error, shorten
 FLAGS = {
     "typo": (["--modle.loss.beta", "1"], "the option modle.loss.beta does not exist", "model.loss.beta?"),
     "typo in a part": (["--model.los.beta", "1"], "model.los", "did you mean model.loss"),
-    "typo in a loss": (["--model.loss.betta", "1"], "no option model.loss.betta", "did you mean model.loss.beta?"),
+    "typo in a loss": (["--model.loss.betta", "1"], "model.loss.betta does not exist", "did you mean model.loss.beta?"),
+        ["--model.loss.betta", "1"],
+        "the option model.loss.betta does not exist",
+        "did you mean model.loss.beta?",
+    ),
     "typo in the model": (["--model.learnin_rate", "1"], "model.learnin_rate", "did you mean model.learning_rate?"),
     "typo in the policy": (["--model.policy.dtyp", "x"], "model.policy.dtyp", "did you mean model.policy.dtype?"),
     "typo in a layout": (
@@ -88,7 +92,7 @@ FILES = {
     ),
     "typo in a callback": (
         "trainer:\n  callbacks:\n  - class_path: Samples\n    init_args: {num_promts: 1}\n",
-        "no option trainer.callbacks.num_promts",
+        "the option trainer.callbacks.num_promts does not exist",
         "did you mean trainer.callbacks.num_prompts?",
     ),
     "a list for a word": ("output_dir: [1]\n", "expected str at output_dir\n  | [1]"),
@@ -111,7 +115,7 @@ FILES = {
     "rate .nan": ("model:\n  init_args: {learning_rate: .nan}\n", "learning_rate=nan"),
     "rate -.inf": ("model:\n  init_args: {learning_rate: -.inf}\n", "learning_rate=-inf"),
     "beta .nan": ("model:\n  init_args:\n    loss:\n      init_args: {beta: .nan}\n", "must be a finite number"),
-    "a key twice": ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' stands twice", "overlay.yaml:3:3"),
+    "a key twice": ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "'max_steps' is repeated", "overlay.yaml:3:3"),
     "a tab": ("trainer:\n\tmax_steps: 1\n", r"found character '\t'", "overlay.yaml:2:1"),
     "an open bracket": ("trainer: [1\n", "invalid YAML", "overlay.yaml:2:1"),
     "a wrong indent": ("trainer:\n   max_steps: 1\n  max_epochs: 1\n", "invalid YAML", "overlay.yaml:3:3"),
@@ -170,7 +174,7 @@ def test_an_attached_config_is_read_as_any_other(bench):
     """`-cFILE`, which argparse takes as well."""
     path = bench.overlay("trainer:\n  max_steps: 1\n  max_steps: 2\n")[1]
     for flag in (f"-c{path}", f"-c={path}", f"--config={path}"):
-        refused(bench.fit(flag), 64, "'max_steps' stands twice")
+        refused(bench.fit(flag), 64, "'max_steps' is repeated")
 
 
 @pytest.mark.parametrize("path", ["absent.yaml", ""])

@@ -86,7 +86,7 @@ def test_going_on_from_the_saved_config(first, bench, checkpoint):
         ("run", 64, "a checkpoint is a local .ckpt file"),
         ("run/checkpoints/lost.ckpt", 66, "the checkpoint does not exist at ckpt_path"),
         ("run/checkpoints/lost.ckpt", 66, "last.ckpt"),
-        ("nowhere/lost.ckpt", 66, "there are: none"),
+        ("nowhere/lost.ckpt", 66, "checkpoints in this folder: none"),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "validate"])

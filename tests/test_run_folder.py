@@ -153,13 +153,13 @@ def test_a_name_is_needed(bench, name):
 def test_a_file_in_the_way(bench, monkeypatch, command, below):
     loaded = watch_loading(monkeypatch)
     (bench.folder / "file").touch()
-    refused(bench.run(command, out=f"file/{below}"), 73, "file is no folder at output_dir")
+    refused(bench.run(command, out=f"file/{below}"), 73, "file is not a folder at output_dir")
     assert not loaded
 
 
 def test_a_dangling_link(bench):
     (bench.folder / "run").symlink_to(bench.folder / "nowhere")
-    refused(bench.fit(), 73, "is no folder at output_dir")
+    refused(bench.fit(), 73, "is not a folder at output_dir")
 
 
 @pytest.mark.parametrize(("mode", "below"), [(0o555, "run"), (0o555, ""), (0o500, "run/deeper")])
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_written(mode, below):
     closed = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folder is closed to everybody else
     closed.chmod(mode)
     try:
-        with without_privileges(), pytest.raises(UserError, match="is not writable in") as caught:
+        with without_privileges(), pytest.raises(UserError, match="is not writable") as caught:
             RunFolder(str(closed / below)).check()
         assert caught.value.code == 73
     finally:
@@ -269,7 +269,7 @@ def test_a_failing_fresh_run_gives_the_old_one_back(bench, used, monkeypatch):
     fail_at_start(monkeypatch, KeyboardInterrupt())
     before = tree(bench.folder)
     ran = bench.fit("--fresh")
-    assert (ran.code, f"the old run is {used} again" in ran.out) == (130, True)
+    assert (ran.code, f"the old run is back at {used}" in ran.out) == (130, True)
     assert tree(bench.folder) == before
 
 

@@ -73,7 +73,7 @@ def test_what_trains_nothing_is_refused(options, monkeypatch):
     first = next(iter(options))
     assert caught.value.code == 64
     assert f"at trainer.{first}" in str(caught.value)
-    assert f"fix: --trainer.{first}" in str(caught.value)
+    assert f"fix: change --trainer.{first}" in str(caught.value)
 
 
 @pytest.mark.parametrize("options", RIGHT, ids=str)
