@@ -6,6 +6,8 @@ from support import short_runs
 from support.model_families import LONG, LONGROPE, PHI, VOCAB, build, save
 from support.precomputed import data
 
+from dpo_lightning import DPOModule
+from dpo_lightning.callbacks import SelfCheck
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.checks import independent_length
 from dpo_lightning.references import precomputed
@@ -76,6 +78,21 @@ def test_it_is_said_where_rows_may_be_so_long(max_length, times, longrope, file,
     assert "self-check: passed (starting loss 0.693147, margins 0" in told
 
 
+def test_it_is_said_once_for_a_length(longrope, capsys):
+    """Rows are prepared more than once: for training, then for an evaluation."""
+    made = short_runs.module(longrope)
+    for length, times in ((128, 1), (128, 0), (96, 1), (48, 0)):
+        made.check_length(length)
+        assert capsys.readouterr().out.count("note: beyond 48 tokens") == times
+
+
+@pytest.mark.usefixtures("place")
+def test_the_model_that_computes_the_file_counts(longrope, tiny_llama, file, tmp_path):
+    """The policy's own rows may be of any length."""
+    made = short_runs.module(tiny_llama, Precomputed(model=str(longrope)))
+    assert "(phi3: its longrope" in refused(made, data(file), tmp_path / "run", ExitCode.CONFIG)
+
+
 @pytest.mark.usefixtures("place")
 def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_path):
     """Of the nine pairs some have more than 48 tokens."""
@@ -96,3 +113,34 @@ def test_the_self_check_looks_at_the_longest_row(longrope, file, tmp_path, monke
     assert "pairs.jsonl:9 and " in message
     assert "pairs.jsonl:1 in one batch" in message
     assert "the model's numbers depend on the rows of a batch" in message
+
+
+@pytest.mark.parametrize(
+    ("reference", "looks"),
+    [(None, 0), (Precomputed(), 1), (Precomputed(model="other"), 0)],
+    ids=["live", "a file", "a file of another model"],
+)
+@pytest.mark.usefixtures("place")
+def test_how_the_longest_row_is_looked_at(reference, looks, tiny_llama, file, tmp_path, monkeypatch):
+    """Where another batch computed its start: in the run's precision, without a gradient and a draw of its own."""
+    (tmp_path / "other").symlink_to(tiny_llama)
+    found, check, compare = [], SelfCheck._check_longest, DPOModule.compare
+
+    def watched(*args):
+        before = torch.get_rng_state()
+        with monkeypatch.context() as patched:
+            patched.setattr(DPOModule, "compare", drawing)
+            check(*args)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def drawing(*args):
+        torch.rand(())
+        stance = torch._dynamo.eval_frame._stance.stance
+        found.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), stance))
+        return compare(*args)
+
+    monkeypatch.setattr(SelfCheck, "_check_longest", watched)
+    made = short_runs.module(tiny_llama, reference)
+    options = {"data": data(file), "precision": "bf16-mixed", "enable_checkpointing": False}
+    short_runs.fit(made, None, tmp_path / "run", steps=1, **options)
+    assert found == [(True, False, "force_eager")] * looks

@@ -54,7 +54,7 @@ class SelfCheck(Callback):
         """Check the longest and the shortest row in one batch, where a row's numbers depend most on the other rows."""
         order = sorted(range(len(rows)), key=lambda index: rows[index].length)
         longest, shortest = order[-1], order[0]
-        items = [(rows[index], index) for index in dict.fromkeys((longest, shortest))]
+        items = [(rows[index], index) for index in (longest, shortest)]
         devices = [module.device] if module.device.type == "cuda" else []
         with (
             torch.no_grad(),
