@@ -10,7 +10,7 @@ from dpo_lightning.config.parse_errors import Known, parser_error, shorten
 FLAGS = {
     "typo": (["--modle.loss.beta", "1"], "the option modle.loss.beta does not exist", "model.loss.beta?"),
     "typo in a part": (["--model.los.beta", "1"], "model.los", "did you mean model.loss"),
-    "typo in a loss": (["--model.loss.betta", "1"], "model.loss.betta does not exist", "did you mean model.loss.beta?"),
+    "typo in a loss": (
         ["--model.loss.betta", "1"],
         "the option model.loss.betta does not exist",
         "did you mean model.loss.beta?",
