@@ -143,6 +143,14 @@ def test_a_token_that_was_never_added_is_refused_by_name(name, token, folder):
     assert "tokenizer_config.json" in message
 
 
+def test_a_token_that_was_never_added_is_named_where_its_id_has_no_embedding(tmp_path, chat_tokenizer):
+    """Not the number of embeddings, which fits the tokenizer's own files."""
+    folder = tiny_models.save(tmp_path, tiny_models.make_llama(len(chat_tokenizer)), chat_tokenizer)
+    change_json(folder / "tokenizer_config.json", eos_token="<|never|>")
+    message = refused(CausalLM(str(folder)), use="tokenizer")
+    assert "eos_token <|never|> is not in the tokenizer's vocabulary" in message
+
+
 def test_a_token_that_was_added_beside_the_vocabulary_is_taken(folder):
     words = tiny_models.make_chat_tokenizer()
     words.add_special_tokens({"eos_token": "<|stop|>"})

@@ -144,6 +144,7 @@ class CausalLM:
         rows = self.config().get_text_config().vocab_size
         check_tokenizer_file(Path(path) / "tokenizer.json")
         tokenizer = call_loader(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
+        check_known(tokenizer, path)  # before ids are compared: a missing special token gets the next free id
         last = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps, so counting them is not enough
         if last >= rows:
             raise UserError(
@@ -157,7 +158,6 @@ class CausalLM:
                 Problem("the tokenizer has no EOS token, which ends an answer", KEY, self.path),
                 fix="set eos_token in the folder's tokenizer_config.json",
             )
-        check_known(tokenizer, path)
         return tokenizer
 
     def end_ids(self) -> frozenset[int]:
