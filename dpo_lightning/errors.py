@@ -102,7 +102,8 @@ class UserError(Exception):
         """Format the message as it is printed."""
         lines = [f"error: {problem}" for problem in self.problems[:MAX_SHOWN]]
         if len(self.problems) > MAX_SHOWN:
-            lines.append(f"... and {len(self.problems) - MAX_SHOWN} more of this kind")
+            rest = len(self.problems) - MAX_SHOWN
+            lines.append(f"... and {rest} more problem{'s' * (rest > 1)}")
         if self.fix:
             lines.append(f"fix: {one_line(self.fix)}")
         return "\n".join(lines)

@@ -140,7 +140,8 @@ class PolicyModule(LightningModule):
             length, cause = independent
             logger.info(
                 f"note: beyond {length:,} tokens, a row's log-probabilities depend on the longest row of its batch "
-                f"({config.model_type}: {cause}); --data.max_length {length} avoids it"
+                f"({config.model_type}: {cause}), so the same row gets other numbers in another batch; "
+                f"--data.max_length {length} prevents this"
             )
 
     def setup(self, stage: str) -> None:

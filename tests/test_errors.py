@@ -68,7 +68,9 @@ def test_an_error_may_be_a_word_without_a_remedy():
     assert str(UserError(ExitCode.IO, Problem("full", "/dev/sda"))) == "error: full at /dev/sda"
 
 
-@pytest.mark.parametrize(("count", "last"), [(10, None), (11, "... and 1 more"), (1000, "... and 990 more")])
+@pytest.mark.parametrize(
+    ("count", "last"), [(10, None), (11, "... and 1 more problem"), (1000, "... and 990 more problems")]
+)
 def test_ten_problems_are_shown_and_the_rest_is_counted(count, last):
     """Never more than 25 lines, however much is wrong."""
     problems = (Problem(f"bad {i}", f"f:{i}", "text" * 100) for i in range(count))

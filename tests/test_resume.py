@@ -252,7 +252,7 @@ def test_the_rate_of_a_moved_checkpoint_is_not_taken_in_silence(bench, checkpoin
     refused(go_on(bench, moved, "--model.learning_rate", "0.002"), 64, "is 0.002, the checkpoint's run had 0.001")
     ran = go_on(bench, moved)
     assert ran.code == 0, ran
-    assert "only the learning rate is compared" in ran.out
+    assert "only the learning rate was compared" in ran.out
 
 
 def test_a_schedule_keeps_the_rate_that_it_began_with():

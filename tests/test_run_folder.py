@@ -136,7 +136,7 @@ def test_fresh_does_not_move_the_folder_one_stands_in(bench, monkeypatch, name):
     (bench.folder / "below" / "file").touch()
     monkeypatch.chdir(bench.folder / "below")
     before = tree(bench.folder)
-    refused(bench.fit("--fresh", "--output_dir", name), 64, "--fresh cannot move this folder", f"  | {name}\n")
+    refused(bench.fit("--fresh", "--output_dir", name), 64, "--fresh cannot rename this folder", f"  | {name}\n")
     refused(bench.fit("--output_dir", name), 73, "holds files that are not of a run")
     assert tree(bench.folder) == before
 
@@ -269,7 +269,7 @@ def test_a_failing_fresh_run_gives_the_old_one_back(bench, used, monkeypatch):
     fail_at_start(monkeypatch, KeyboardInterrupt())
     before = tree(bench.folder)
     ran = bench.fit("--fresh")
-    assert (ran.code, f"the old run is back at {used}" in ran.out) == (130, True)
+    assert (ran.code, f"renamed back to {used}" in ran.out) == (130, True)
     assert tree(bench.folder) == before
 
 

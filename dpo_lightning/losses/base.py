@@ -96,7 +96,7 @@ class PolicyLoss(ABC):
             ExitCode.CONFIG,
             Problem(f"{kind} {name}={getattr(self, name)} {reason}", where=f"{kind}.{name}"),
             # Whether this loss is part of another one is not known here.
-            fix=f"give --model.loss.{name} another value; inside another loss, `{name}` of its {kind}",
+            fix=f"set --model.loss.{name} to another value; where {kind} is a part of another loss, set `{name}` there",
         )
 
     @property
@@ -238,7 +238,8 @@ class ClassWeightedLoss(UnpairedLoss):
     def __post_init__(self) -> None:
         """Refuse weights that are both 0."""
         super().__post_init__()
-        self.require("undesirable_weight", self.desirable_weight + self.undesirable_weight > 0, "leaves no answer")
+        some = self.desirable_weight + self.undesirable_weight > 0
+        self.require("undesirable_weight", some, "and desirable_weight are both 0, so no answer is trained on")
 
     def apply_class_weights(self, scores: Float[Tensor, " answer"], logps: UnpairedLogps) -> UnpairedOutput:
         """`w_D (1 - sigmoid(score))` for a good answer, `w_U (1 - sigmoid(-score))` for a bad one."""

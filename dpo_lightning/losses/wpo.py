@@ -34,7 +34,8 @@ class WPOLoss(PairwiseLoss):
         """Refuse an inner loss that takes no weights, or weights pairs itself."""
         super().__post_init__()
         self.require("loss", self.loss.accepts_weights, "compares pairs with one another and takes no weights")
-        self.require("loss", "collisions" not in self.loss.statistics, "weights pairs itself: they would count squared")
+        once = "collisions" not in self.loss.statistics
+        self.require("loss", once, "applies a weight per pair already, so that of WPO would be applied twice")
 
     @property
     def statistics(self) -> frozenset[Statistic]:

@@ -29,8 +29,8 @@ class RunFolder:
         if path.startswith("~") or re.search(r"\$[\w{]|://", path) or not path.isprintable():
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("`~`, `$NAME` and URLs are not supported in a folder's name", KEY, path),
-                fix="--output_dir with the full path (a shell expands it outside of quotes)",
+                Problem("a folder's name may not contain `~`, `$NAME`, `://` or unprintable characters", KEY, path),
+                fix="write the full path (a shell expands `~` and `$NAME` outside of quotes)",
             )
         self.path = Path(path)
         self._lock: int | None = None
@@ -170,7 +170,7 @@ class RunFolder:
                 folder.rmdir()
         if self._aside is not None and not self.path.exists():
             self._aside.rename(self.path)
-            logger.info(f"the old run is back at {self.path}")
+            logger.info(f"no step was trained: the previous run's folder was renamed back to {self.path}")
 
     def _move_aside(self) -> None:
         self._aside, self._was_used = move_aside(self.path), False
@@ -186,8 +186,8 @@ class RunFolder:
         if self.path.name in ("", ".."):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("--fresh cannot move this folder aside", KEY, str(self.path)),
-                fix="--output_dir with the folder's own name",
+                Problem("--fresh cannot rename this folder: the path does not end in a name", KEY, str(self.path)),
+                fix="write a path that ends in the name, such as --output_dir outputs/NAME",
             )
 
         home = self.path.resolve()

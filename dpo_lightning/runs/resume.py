@@ -65,7 +65,10 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
         problems = list(differences(dict(flatten(read_config(str(recorded)))), now, str(recorded)))
         fix = f"resume with --config {recorded}, or start a new run from --model.policy.path RUN/final_model"
     else:
-        logger.info(f"note: no {CONFIG} of a run above {file}: only the learning rate is compared")
+        logger.info(
+            f"note: no {CONFIG} in the folders that contain {file}: only the learning rate was compared with the "
+            "checkpoint's run"
+        )
         problems = list(other_rates(content, now))
         fix = "use the run's --model.learning_rate"
     if problems:

@@ -28,14 +28,14 @@ def test_a_beta_without_meaning_is_refused(cls, beta):
     with pytest.raises(UserError, match="beta") as caught:
         cls(beta=beta)
     assert caught.value.code == ExitCode.CONFIG == 64
-    assert "fix: give --model.loss.beta another value" in str(caught.value)
+    assert "fix: set --model.loss.beta to another value" in str(caught.value)
     assert f"at {cls.__name__}.beta" in str(caught.value)
     assert f"inside another loss, `beta` of its {cls.__name__}" in str(caught.value)
 
 
 @pytest.mark.parametrize("inner", [WPOLoss(), WeightedSum([DPOLoss(), WPOLoss()], [1.0, 1.0])])
 def test_a_pair_is_not_weighted_twice(inner):
-    with pytest.raises(UserError, match="weights pairs itself") as caught:
+    with pytest.raises(UserError, match="applies a weight per pair already") as caught:
         WPOLoss(inner)
     assert caught.value.code == ExitCode.CONFIG
 

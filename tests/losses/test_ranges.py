@@ -184,7 +184,7 @@ def test_limits_are_inherited_and_named(given, reason):
 def test_one_kind_of_answer_may_be_left_out_but_not_both(kind):
     assert kind(desirable_weight=0.0).undesirable_weight == 1
     assert kind(undesirable_weight=0.0).desirable_weight == 1
-    with pytest.raises(UserError, match="leaves no answer"):
+    with pytest.raises(UserError, match="no answer is trained on"):
         kind(desirable_weight=0.0, undesirable_weight=0.0)
 
 

@@ -140,7 +140,7 @@ def test_answers_of_one_kind_alone(cls, good):
         ({"desirable_weight": -0.1}, "desirable_weight"),
         ({"undesirable_weight": -1.0}, "undesirable_weight"),
         ({"desirable_weight": math.nan}, "desirable_weight"),
-        ({"desirable_weight": 0.0, "undesirable_weight": 0.0}, "leaves no answer"),
+        ({"desirable_weight": 0.0, "undesirable_weight": 0.0}, "no answer is trained on"),
         ({"beta": 0.0}, "beta"),
     ],
 )
