@@ -30,7 +30,7 @@ def test_a_beta_without_meaning_is_refused(cls, beta):
     assert caught.value.code == ExitCode.CONFIG == 64
     assert "fix: set --model.loss.beta to another value" in str(caught.value)
     assert f"at {cls.__name__}.beta" in str(caught.value)
-    assert f"inside another loss, `beta` of its {cls.__name__}" in str(caught.value)
+    assert f"where {cls.__name__} is a part of another loss, set `beta` there" in str(caught.value)
 
 
 @pytest.mark.parametrize("inner", [WPOLoss(), WeightedSum([DPOLoss(), WPOLoss()], [1.0, 1.0])])
