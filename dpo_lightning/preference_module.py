@@ -29,8 +29,6 @@ class PreferenceModule(PolicyModule):
     """What these share: a step, a reference, and the loss's state. A subclass says how rows are compared."""
 
     loss: PolicyLoss
-    measured: str
-    """The name under which a step returns what the loss gave."""
 
     def __init__(
         self,
@@ -106,18 +104,22 @@ class PreferenceModule(PolicyModule):
         Both are named tuples of tensors; the losses are per row.
         """
 
+    @abstractmethod
+    def columns(self, output: Any, logps: Any) -> dict[str, list[Any]]:
+        """What `predict` writes of each row: names, and a value per row of the batch."""
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """The loss, and what callbacks measure: what the loss gave under its name, and `logps`, both detached."""
+        """The loss, and what callbacks measure: what the loss gave (`output`), and `logps`, both detached."""
         output, logps = self.compare(batch)
         loss = self.accumulate(output.losses, batch.weights)
         output, logps = output._replace(losses=output.losses.detach()), logps.detach()
         self.loss.observe(output, logps)
-        return {"loss": loss, self.measured: output, "logps": logps}
+        return {"loss": loss, "output": output, "logps": logps}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """What callbacks measure."""
         output, logps = self.compare(batch, "eval")
-        return {self.measured: output, "logps": logps}
+        return {"output": output, "logps": logps}
 
     test_step = validation_step
     predict_step = validation_step

@@ -39,10 +39,10 @@ class RewardMargins(MeasureCallback):
 
 def compared(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLogps]:
     """What a step on pairs returns; other steps have none."""
-    if "preference" not in outputs:
+    if not isinstance(outputs.get("output"), PreferenceOutput):
         raise UserError(
             ExitCode.CONFIG,
             Problem("RewardMargins and PreferenceAccuracy measure pairs, and there are none", "trainer.callbacks"),
             fix="--trainer.callbacks TokenLoss for SFT, UnpairedRewards for KTO, RankedRewards for lists",
         )
-    return outputs["preference"], outputs["logps"]
+    return outputs["output"], outputs["logps"]
