@@ -77,7 +77,7 @@ sft: ## supervised fine-tuning: configs/sft.yaml
 dpo: ## preference tuning: configs/dpo.yaml
 	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(if $(DATA)$(EPOCHS),--trainer.max_steps=-1) $(ARGS)
 
-kto: ## tuning on answers that were judged one by one: configs/kto.yaml
+kto: ## tuning on unpaired rows (an answer and a label): configs/kto.yaml
 	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(if $(DATA)$(EPOCHS),--trainer.max_steps=-1) $(ARGS)
 
 infer: setup ## answer one INSTRUCTION with MODEL

@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpo_lightning.batches import PreferenceBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.pairs import EncodedPair
 from dpo_lightning.hardware import settle_memory
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import CausalLM
@@ -40,25 +41,25 @@ class Step:
         self.policy = CausalLM(self.path).build().train()
         self.head = find_head(self.policy)
 
-    def forward(self, batch: PreferenceBatch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Chosen less rejected log-probabilities."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
             sums = score(self.policy, batch, self.head).sums
         chosen, rejected = sums.chunk(2)
         return (chosen - rejected).sum()
 
-    def __call__(self, batch: PreferenceBatch) -> None:
+    def __call__(self, batch: Batch) -> None:
         """Forward and backward."""
         self.forward(batch).backward()
         self.policy.zero_grad()
 
-    def reference(self, batch: PreferenceBatch) -> None:
+    def reference(self, batch: Batch) -> None:
         """Forward without a graph."""
         with torch.no_grad():
             self.forward(batch)
 
 
-def useful_operations(step: Step, batch: PreferenceBatch) -> float:
+def useful_operations(step: Step, batch: Batch) -> float:
     """Operations of a forward pass over unique tokens: linear layers, attention to what is seen, scored logits."""
     model = causal_lm(step.policy)
     config = model.config.get_text_config()
@@ -83,7 +84,7 @@ def synthetic(pairs: int, prompt: int, response: int, vocabulary: int) -> list[E
     def answer() -> EncodedAnswer:
         return EncodedAnswer(ids(response), [True] * response)
 
-    return [EncodedPair(Origin("synthetic", k), ids(prompt), answer(), answer()) for k in range(pairs)]
+    return [EncodedPair(Origin("synthetic", k), ids(prompt), (answer(), answer())) for k in range(pairs)]
 
 
 def timed(works: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -113,7 +114,7 @@ def share(path: str, rows: Sequence[EncodedPair], pairs: int, repeats: int, bf16
     square = [torch.randn(2048, 2048, dtype=dtype) for _ in range(2)]
     output = causal_lm(step.policy).get_output_embeddings().weight.detach().to(dtype)
     hidden = torch.randn(512, output.shape[1], dtype=dtype)
-    batches = [PackedSharedPrefix().pairs(rows[k : k + pairs], range(pairs)) for k in range(0, len(rows), pairs)]
+    batches = [PackedSharedPrefix().collate(rows[k : k + pairs], range(pairs)) for k in range(0, len(rows), pairs)]
     speeds: dict[str, list[float]] = {"square": [], "head": [], "training": [], "reference": []}
     for k in range(repeats + 1):
         batch = batches[k % len(batches)]
@@ -151,7 +152,7 @@ def growth(path: str, repeats: int, bf16: bool) -> dict[str, Any]:
             for size in sizes:
                 shape = {"pairs": 2, "prompt": 128, "response": 128} | {what: size}
                 rows = synthetic(**shape, vocabulary=vocabulary)
-                batches.append(layout.pairs(rows, range(len(rows))))
+                batches.append(layout.collate(rows, range(len(rows))))
             operations = [counted(step, batch) for batch in batches]
             works = {str(size): (lambda b=batch: step(b)) for size, batch in zip(sizes, batches, strict=True)}
             seconds = [statistics.median(values) for values in timed(works, repeats).values()]
@@ -165,7 +166,7 @@ def growth(path: str, repeats: int, bf16: bool) -> dict[str, Any]:
     return found
 
 
-def counted(step: Step, batch: PreferenceBatch) -> float:
+def counted(step: Step, batch: Batch) -> float:
     """Operations of matrix products in a step; torch does not count its fused attention for CPUs, so that is off."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         step(batch)
@@ -180,7 +181,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 def profiled(path: str, rows: Sequence[EncodedPair], pairs: int, bf16: bool) -> dict[str, Any]:
     """Where the time of a step goes: the share of each operator, the second of two steps."""
     step = Step(path, bf16)
-    batch = PackedSharedPrefix().pairs(rows[:pairs], range(pairs))
+    batch = PackedSharedPrefix().collate(rows[:pairs], range(pairs))
     step(batch)
     with profile() as recorded:
         step(batch)

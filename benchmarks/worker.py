@@ -79,12 +79,12 @@ def ours(settings: dict[str, Any]) -> None:
         """Rows in the order of standard input."""
 
         def train_dataloader(self) -> Any:
-            self.choose_layout(module.takes_trees())
+            self.choose_collator(module.takes_trees())
             places = {row.origin.line: place for place, row in enumerate(self.encoded["train"])}
             rows = self.encoded["train"]
 
             def collate(lines: Sequence[int]) -> Any:
-                return self.collate([(rows[places[line]], places[line]) for line in lines])
+                return self.collator([(rows[places[line]], places[line]) for line in lines])
 
             return Orders(collate, lambda: losses[0], module.policy)
 
@@ -92,7 +92,7 @@ def ours(settings: dict[str, Any]) -> None:
         """Keep the loss, as a logger would."""
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            losses[0] = float(outputs["preference"].losses.mean())
+            losses[0] = float(outputs["output"].losses.mean())
 
     class Timed(Precomputed):
         """Tell how long the pass took."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dpo_lightning.losses import ListwiseLoss, UnpairedLoss
-from dpo_lightning.types import GroupLogps, PairLogps, UnpairedLogps
+from dpo_lightning.types import PairLogps, RankedLogps, UnpairedLogps
 
 POLICY = ((-0.5, -10.0, -1.0), (-0.1, -30.0, -21.0))
 REFERENCE = ((-0.5, -10.1, -0.1), (-0.1, -20.1, -0.1))
@@ -31,7 +31,7 @@ def make_check_rows(kind: type) -> Any:
         return UnpairedLogps(policy.flatten(), reference.flatten(), tokens.flatten(), good, kl=mean)
     if issubclass(kind, ListwiseLoss):
         ratios = torch.tensor(LISTS, dtype=torch.float64)
-        return GroupLogps(ratios, 0 * ratios, torch.ones_like(ratios), torch.ones_like(ratios, dtype=torch.bool))
+        return RankedLogps(ratios, 0 * ratios, torch.ones_like(ratios), torch.ones_like(ratios, dtype=torch.bool))
     within = torch.arange(int(tokens.max())) < tokens.flatten()[:, None]
     policy_tokens, reference_tokens = (
         torch.where(within, (sums / tokens).flatten()[:, None], 0) for sums in (policy, reference)

@@ -30,10 +30,9 @@ from dpo_lightning.config.trainer_options import check_environment, check_traine
 from dpo_lightning.config.values import check_arguments
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodule import TextDataModule
-from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
 from dpo_lightning.data.samplers import told_steps
 from dpo_lightning.dpo import DPOModule
-from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.errors import UserError
 from dpo_lightning.hardware import choose_precision
 from dpo_lightning.kto import KTOModule
 from dpo_lightning.listwise import ListwiseDPOModule
@@ -49,13 +48,8 @@ from dpo_lightning.sft import SFTModule
 
 PROGRAM = "python -m dpo_lightning"
 
-PAIRED = (
-    (DPOModule, PreferenceDataModule),
-    (KTOModule, UnpairedDataModule),
-    (ListwiseDPOModule, RankedDataModule),
-    (SFTModule, SFTDataModule),
-)
-"""Each module and the data that it takes."""
+MODULES = (DPOModule, KTOModule, ListwiseDPOModule, SFTModule)
+"""The modules that `--model` names; each has the data that it takes as `data_module`."""
 
 BYTES_PER_TRAINED_VALUE = 16
 """A checkpoint holds a weight and AdamW's two moments, the final model the weight again: four float32 values."""
@@ -153,13 +147,7 @@ class PreferenceCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Raise if the data module's rows are of another kind than the module trains on."""
-        for kind, data in PAIRED:
-            if isinstance(self.model, kind) and not isinstance(self.datamodule, data):
-                raise UserError(
-                    ExitCode.CONFIG,
-                    Problem(f"{kind.__name__} takes {data.__name__}", "data", type(self.datamodule).__name__),
-                    fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
-                )
+        self.datamodule.check_module(self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand and release the folder's lock afterwards."""
@@ -243,7 +231,7 @@ def write_out_metrics(checkpoint: ModelCheckpoint) -> None:
 def collect_names(parser: Any) -> Known:
     """Return every key of the trainer and of this package's classes, and the class names that each key takes."""
     owners: dict[str, list[Any]] = {
-        "model": [kind for kind, _ in PAIRED],
+        "model": list(MODULES),
         "data": TextDataModule.__subclasses__(),
         "data.collator": [Padded, Packed, SharedPrefix, PackedSharedPrefix],
         "model.loss": [getattr(losses, name) for name in losses.__all__ if not isabstract(getattr(losses, name))],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import AdamW
 
-from dpo_lightning.batches import PreferenceBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.preference_accuracy import PreferenceAccuracy
 from dpo_lightning.callbacks.reward_margins import RewardMargins
 from dpo_lightning.callbacks.self_check import SelfCheck
+from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, PairwiseLoss
 from dpo_lightning.models.causal_lm import CausalLM
@@ -23,7 +26,7 @@ class DPOModule(PreferenceModule):
     """Train a policy to prefer chosen over rejected answers (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     loss: PairwiseLoss
-    measured = "preference"
+    data_module = PreferenceDataModule
 
     def __init__(
         self,
@@ -52,10 +55,24 @@ class DPOModule(PreferenceModule):
         """Measures and the self-check that every run has; one given to the trainer takes the place of its kind."""
         return self.exclude_given(RewardMargins(), PreferenceAccuracy(), SelfCheck())
 
-    def compare(self, batch: PreferenceBatch, rows: str = "train") -> tuple[PreferenceOutput, PairLogps]:
+    def compare(self, batch: Batch, rows: str = "train") -> tuple[PreferenceOutput, PairLogps]:
         """Loss and log-probabilities of each pair; `rows` is the part of the data that its indices count in."""
         wanted = self.loss.statistics
         others = self.reference.distributions(self.policy, batch) if "kl" in wanted else None
         policy = score(self.policy, batch, self.head, wanted, others)
         logps = PairLogps.of(policy, self.reference(self.policy, batch, rows, wanted), batch)
         return self.loss(logps), logps
+
+    def columns(self, output: PreferenceOutput, logps: PairLogps) -> dict[str, list[Any]]:
+        """What `predict` writes of each pair."""
+        columns = {
+            "loss": output.losses,
+            "chosen_reward": output.chosen_rewards,
+            "rejected_reward": output.rejected_rewards,
+            "margin": output.margins,
+            "chosen_logps": logps.policy_chosen,
+            "rejected_logps": logps.policy_rejected,
+            "reference_chosen_logps": logps.reference_chosen,
+            "reference_rejected_logps": logps.reference_rejected,
+        }
+        return {name: values.tolist() for name, values in columns.items()}

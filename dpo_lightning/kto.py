@@ -1,9 +1,10 @@
-"""`KTOModule`: answers that were judged good or bad by themselves, with any unpaired loss."""
+"""`KTOModule`: unpaired rows, answers with a label each (good or bad), with any unpaired loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -11,10 +12,11 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
-from dpo_lightning.batches import UnpairedBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
-from dpo_lightning.data.examples import EncodedUnpaired
+from dpo_lightning.data.datamodules import UnpairedDataModule
+from dpo_lightning.data.formats.unpaired import EncodedUnpaired
 from dpo_lightning.log import logger
 from dpo_lightning.logps import score
 from dpo_lightning.losses import ClassWeightedLoss, KTOLoss, UnpairedLoss
@@ -32,7 +34,7 @@ class KTOModule(PreferenceModule):
     """Train a policy towards good answers and away from bad ones (Ethayarajh et al. 2024, arXiv:2402.01306)."""
 
     loss: UnpairedLoss
-    measured = "judged"
+    data_module = UnpairedDataModule
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class KTOModule(PreferenceModule):
 
         Args:
             policy: the model to train.
-            loss: the loss of judged answers with its hyperparameters.
+            loss: the loss of unpaired rows with its hyperparameters.
             reference: what the policy is measured against. Left out, it follows from the policy: the adapter switched
                 off for a new LoRA, a frozen copy of the start for everything else.
             learning_rate: handed to the optimizer.
@@ -67,16 +69,31 @@ class KTOModule(PreferenceModule):
         if stage == "fit" and rows and isinstance(self.loss, ClassWeightedLoss):
             report_balance(self.loss, rows)
 
-    def compare(self, batch: UnpairedBatch, rows: str = "train") -> tuple[UnpairedOutput, UnpairedLogps]:
+    def compare(self, batch: Batch, rows: str = "train") -> tuple[UnpairedOutput, UnpairedLogps]:
         """Loss and log-probabilities of each answer; `rows` is the part of the data that its indices count in."""
         policy, reference = score(self.policy, batch, self.head), self.reference(self.policy, batch, rows)
-        own = slice(len(batch.indices))
         kl = None
-        if self.loss.needs_kl:
+        if self.needs_mismatched:  # these follow the answers that have a label
             others = slice(len(batch.indices), None)
             kl = self.mean(policy.sums[others].detach() - reference.sums[others], batch.weights)
-        logps = UnpairedLogps(policy.sums[own], reference.sums[own], policy.lengths[own], batch.good, batch.weights, kl)
+        logps = UnpairedLogps.of(policy, reference, batch, kl)
         return self.loss(logps), logps
+
+    def columns(self, output: UnpairedOutput, logps: UnpairedLogps) -> dict[str, list[Any]]:
+        """What `predict` writes of each answer."""
+        columns = {
+            "loss": output.losses,
+            "label": logps.good,
+            "reward": output.rewards,
+            "logps": logps.policy,
+            "reference_logps": logps.reference,
+        }
+        return {name: values.tolist() for name, values in columns.items()}
+
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether the loss measures the divergence from the reference by mismatched answers."""
+        return self.loss.needs_kl
 
     def mean(self, values: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean over the micro-batch of all ranks; 0 where nothing counts."""

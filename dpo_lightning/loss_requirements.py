@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
-from dpo_lightning.data.examples import Encoded, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
+from dpo_lightning.data.examples import Encoded
+from dpo_lightning.data.formats.pairs import EncodedPair
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.losses import PairwiseLoss
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.references import REFERENCE_KEY, ReferenceFree, ReferencePolicy
-
-Compared: TypeAlias = EncodedPair | EncodedRanking | EncodedUnpaired
-
-NOUNS = {
-    EncodedPair: "pairs",
-    EncodedRanking: "lists",
-    EncodedSFT: "tokens of demonstrations",
-    EncodedUnpaired: "answers",
-}
 
 
 def check_reference(loss: PolicyLoss, reference: ReferencePolicy | None) -> None:
@@ -39,7 +30,7 @@ def check_reference(loss: PolicyLoss, reference: ReferencePolicy | None) -> None
     raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY), fix=f"leave --{REFERENCE_KEY} out")
 
 
-def check_columns(loss: PolicyLoss, rows: Sequence[Compared], name: str = "train") -> None:
+def check_columns(loss: PolicyLoss, rows: Sequence[Encoded], name: str = "train") -> None:
     """Refuse rows without a margin for a loss that needs one, and weights that cannot be used or leave nothing.
 
     Raises:
@@ -69,7 +60,7 @@ def check_weights(rows: Sequence[Encoded]) -> None:
         raise UserError(ExitCode.DATA, Problem(what, str(rows[0].origin)), fix="a `weight` above 0, or no such column")
 
 
-def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
+def _check_margins(loss: PolicyLoss, rows: Sequence[Encoded]) -> None:
     if "margin" not in loss.statistics:
         return
     above = isinstance(loss, PairwiseLoss) and loss.needs_positive_margin
@@ -85,7 +76,7 @@ def _check_margins(loss: PolicyLoss, rows: Sequence[Compared]) -> None:
         raise UserError(ExitCode.DATA, problems, fix)
 
 
-def report_columns(loss: PolicyLoss, name: str, rows: Sequence[Compared]) -> None:
+def report_columns(loss: PolicyLoss, name: str, rows: Sequence[Encoded]) -> None:
     """Report how the columns `weight` and `margin` are used."""
     if name == "train":
         report_weights(rows)
@@ -99,5 +90,5 @@ def report_weights(rows: Sequence[Encoded]) -> None:
     if set(weights) - {1.0}:
         span = f"{min(weights):g} to {max(weights):g}"
         logger.info(
-            f"note: {NOUNS[type(rows[0])]} count by their `weight`, {span}, in the loss; other measures count each once"
+            f"note: {rows[0].noun} count by their `weight`, {span}, in the loss; other measures count each once"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.router_balance import RouterBalance
 from dpo_lightning.data.collate import Collator
+from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.hardware import settle_memory
 from dpo_lightning.log import logger
@@ -37,6 +38,9 @@ OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 
 class PolicyModule(LightningModule):
     """Base of the modules. Weights are loaded in `configure_model`, never while a config is parsed."""
+
+    data_module: ClassVar[type[TextDataModule]]
+    """The data that this module trains on."""
 
     policy: nn.Module
     routers: RouterLoss | None = None
@@ -161,6 +165,11 @@ class PolicyModule(LightningModule):
             self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
             if self.spec.compile:
                 compile_layers(causal_lm(self.policy))
+
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether rows need a mismatched answer, one to another prompt."""
+        return False
 
     def takes_trees(self) -> bool:
         """Whether a batch may hold sequences that share a prefix, or several sequences in a row of tokens."""

@@ -32,8 +32,6 @@ class PreferenceModule(PolicyModule):
     """
 
     loss: PolicyLoss
-    measured: str
-    """The name under which a step returns what the loss gave."""
 
     def __init__(
         self,
@@ -111,18 +109,22 @@ class PreferenceModule(PolicyModule):
             rows: the part of the data, `train` or `eval`, that the batch's indices refer to.
         """
 
+    @abstractmethod
+    def columns(self, output: Any, logps: Any) -> dict[str, list[Any]]:
+        """What `predict` writes of each row: names, and a value per row of the batch."""
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss to train, and for the measures the loss's output and `logps`, both detached."""
         output, logps = self.compare(batch)
         loss = self.accumulate(output.losses, batch.weights)
         output, logps = output._replace(losses=output.losses.detach()), logps.detach()
         self.loss.observe(output, logps)
-        return {"loss": loss, self.measured: output, "logps": logps}
+        return {"loss": loss, "output": output, "logps": logps}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss's output and `logps` for the measures."""
         output, logps = self.compare(batch, "eval")
-        return {self.measured: output, "logps": logps}
+        return {"output": output, "logps": logps}
 
     test_step = validation_step
     predict_step = validation_step

@@ -8,8 +8,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import AdamW
 
-from dpo_lightning.batches import SFTBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.token_loss import TokenLoss
+from dpo_lightning.data.datamodules import SFTDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.loss_requirements import check_weights, report_weights
 from dpo_lightning.models.causal_lm import CausalLM
@@ -19,6 +20,8 @@ from dpo_lightning.types import SequenceLogps
 
 class SFTModule(PolicyModule):
     """Maximise the likelihood of completions; every token of an optimizer step counts by the `weight` of its row."""
+
+    data_module = SFTDataModule
 
     def __init__(
         self,
@@ -44,16 +47,20 @@ class SFTModule(PolicyModule):
         """The measure that every run has."""
         return self.exclude_given(TokenLoss())
 
-    def training_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss, and the log-probabilities that callbacks measure."""
         logps = score(self.policy, batch, self.head)
         counted = logps.lengths * batch.weights
         loss = self.accumulate(-logps.sums / logps.lengths.clamp(min=1), counted)
         return {"loss": loss, "logps": SequenceLogps(logps.sums.detach(), logps.lengths)}
 
-    def validation_step(self, batch: SFTBatch, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The log-probabilities that callbacks measure."""
         return {"logps": score(self.policy, batch, self.head)}
+
+    def columns(self, output: None, logps: SequenceLogps) -> dict[str, list[Any]]:
+        """What `predict` writes of each row."""
+        return {"logps": logps.sums.tolist(), "tokens": logps.lengths.tolist()}
 
     test_step = validation_step
     predict_step = validation_step

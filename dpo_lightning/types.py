@@ -1,4 +1,4 @@
-"""What models and losses are given and give back: batches, log-probabilities, and the numbers per pair."""
+"""What losses are given and give back: log-probabilities, and numbers per pair, ranked list or unpaired row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpo_lightning.batches import PreferenceBatch, RankedBatch
+from dpo_lightning.batches import Batch
 
 Statistic: TypeAlias = Literal["tokens", "collisions", "kl", "margin"]
 """What a loss may need besides sums and lengths.
@@ -65,8 +65,8 @@ class PairLogps(NamedTuple):
     kl: Float[Tensor, " seq"] | None = None
 
     @classmethod
-    def of(cls, policy: SequenceLogps, reference: SequenceLogps, batch: PreferenceBatch | None = None) -> PairLogps:
-        """Pair up the `2B` sequences of a `PreferenceBatch`."""
+    def of(cls, policy: SequenceLogps, reference: SequenceLogps, batch: Batch | None = None) -> PairLogps:
+        """Pair up the `2B` sequences of a batch of pairs."""
         chosen, rejected = policy.sums.chunk(2)
         reference_chosen, reference_rejected = reference.sums.chunk(2)
         chosen_lengths, rejected_lengths = policy.lengths.chunk(2)
@@ -78,7 +78,7 @@ class PairLogps(NamedTuple):
             chosen_lengths,
             rejected_lengths,
             weights=None if batch is None else batch.weights,
-            given_margins=None if batch is None else batch.margins,
+            given_margins=None if batch is None else batch.columns["margins"],
             policy_tokens=policy.tokens,
             reference_tokens=reference.tokens,
             collisions=policy.collisions,
@@ -149,7 +149,7 @@ class PreferenceOutput(NamedTuple):
 
 
 class UnpairedLogps(NamedTuple):
-    """What a loss of single answers is given: summed log-probabilities, numbers of scored tokens, and the judgement."""
+    """What a loss of single answers is given: summed log-probabilities, numbers of scored tokens, and the labels."""
 
     policy: Float[Tensor, " answer"]
     reference: Float[Tensor, " answer"]
@@ -159,6 +159,15 @@ class UnpairedLogps(NamedTuple):
     """How much each answer counts; where it is left out, every answer counts as one."""
     kl: Float[Tensor, ""] | None = None
     """Mean log-ratio of mismatched answers in the micro-batch of all ranks; where a loss asks it."""
+
+    @classmethod
+    def of(
+        cls, policy: SequenceLogps, reference: SequenceLogps, batch: Batch, kl: Float[Tensor, ""] | None = None
+    ) -> UnpairedLogps:
+        """Take the first answer of every row of a batch; mismatched ones come after all of these."""
+        own = slice(len(batch.indices))
+        values = policy.sums[own], reference.sums[own], policy.lengths[own]
+        return cls(*values, batch.columns["good"], batch.weights, kl)
 
     @property
     def logratios(self) -> Float[Tensor, " answer"]:
@@ -177,7 +186,7 @@ class UnpairedLogps(NamedTuple):
 
     @property
     def each(self) -> tuple[Float[Tensor, " seq"], Float[Tensor, " seq"], Float[Tensor, " seq"]]:
-        """Log-ratios, the policy's sums and lengths of every judged answer."""
+        """Log-ratios, the policy's sums and lengths of every answer."""
         return self.logratios, self.policy, self.lengths
 
     def detach(self) -> UnpairedLogps:
@@ -194,7 +203,7 @@ class UnpairedLogps(NamedTuple):
 
 
 class UnpairedOutput(NamedTuple):
-    """A loss's answer per judged answer. Rewards are implicit (`beta * log-ratio`), detached."""
+    """What a loss gives per unpaired row. Rewards are implicit (`beta * log-ratio`), detached."""
 
     losses: Float[Tensor, " answer"]
     rewards: Float[Tensor, " answer"]
@@ -205,7 +214,7 @@ class UnpairedOutput(NamedTuple):
         return self.rewards
 
 
-class GroupLogps(NamedTuple):
+class RankedLogps(NamedTuple):
     """What a list-wise loss is given: summed log-probabilities by list and rank, zeros behind a shorter list."""
 
     policy: Float[Tensor, "list rank"]
@@ -216,14 +225,10 @@ class GroupLogps(NamedTuple):
     """True where a list has an answer."""
 
     @classmethod
-    def of(cls, policy: SequenceLogps, reference: SequenceLogps, batch: RankedBatch) -> GroupLogps:
-        """Sort the sequences of a `RankedBatch` into its lists."""
-        mask = batch.answers >= 0
-        sums, others, lengths = (
-            torch.where(mask, values[batch.answers.clamp(min=0)], 0)
-            for values in (policy.sums, reference.sums, policy.lengths)
-        )
-        return cls(sums, others, lengths, mask)
+    def of(cls, policy: SequenceLogps, reference: SequenceLogps, batch: Batch) -> RankedLogps:
+        """Sort the sequences of a batch of ranked lists into the lists."""
+        values = (policy.sums, reference.sums, policy.lengths, torch.ones_like(policy.lengths, dtype=torch.bool))
+        return cls(*map(batch.by_row, values))
 
     @property
     def logratios(self) -> Float[Tensor, "list rank"]:
@@ -241,15 +246,15 @@ class GroupLogps(NamedTuple):
         """Log-ratios, the policy's sums and lengths of every answer, list after list."""
         return self.logratios[self.mask], self.policy[self.mask], self.lengths[self.mask]
 
-    def detach(self) -> GroupLogps:
+    def detach(self) -> RankedLogps:
         """The same numbers without their graph."""
-        return GroupLogps._make(value.detach() for value in self)
+        return RankedLogps._make(value.detach() for value in self)
 
-    def select(self, lists: Bool[Tensor, " list"]) -> GroupLogps:
+    def select(self, lists: Bool[Tensor, " list"]) -> RankedLogps:
         """Some of the lists."""
-        return GroupLogps._make(value[lists] for value in self)
+        return RankedLogps._make(value[lists] for value in self)
 
-    def at_start(self) -> GroupLogps:
+    def at_start(self) -> RankedLogps:
         """What the same answers give where the policy still is the reference."""
         return self._replace(reference=self.policy)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.references import logp_store as module
-from dpo_lightning.references.logp_store import KEY_BYTES, Artefact, TokenTable, content_key, read, write
+from dpo_lightning.references.logp_store import KEY_BYTES, Artefact, TokenTable, answer_digest, read, write
 from dpo_lightning.references.provenance import Provenance
 
 SOURCE = Provenance(**{field.name: hashlib.sha256(field.name.encode()).hexdigest() for field in fields(Provenance)})
@@ -98,15 +98,15 @@ def test_sums_and_lengths_of_answers():
 
 def test_a_key_is_the_content():
     """Border, tokens and flags; not the type of the list that holds them."""
-    base = content_key([1, 2], EncodedAnswer([3, 4], [True, True]))
+    base = answer_digest([1, 2], EncodedAnswer([3, 4], [True, True]))
     assert len(base) == KEY_BYTES
-    assert base == content_key((1, 2), EncodedAnswer((3, 4), (True, True), cut=True))
+    assert base == answer_digest((1, 2), EncodedAnswer((3, 4), (True, True), cut=True))
     others = [
-        content_key([1], EncodedAnswer([2, 3, 4], [True, True, True])),
-        content_key([1, 2], EncodedAnswer([3, 4], [False, True])),
-        content_key([1, 2], EncodedAnswer([3, 5], [True, True])),
-        content_key([2, 1], EncodedAnswer([3, 4], [True, True])),
-        content_key([1, 2], EncodedAnswer([3], [True])),
+        answer_digest([1], EncodedAnswer([2, 3, 4], [True, True, True])),
+        answer_digest([1, 2], EncodedAnswer([3, 4], [False, True])),
+        answer_digest([1, 2], EncodedAnswer([3, 5], [True, True])),
+        answer_digest([2, 1], EncodedAnswer([3, 4], [True, True])),
+        answer_digest([1, 2], EncodedAnswer([3], [True])),
     ]
     assert len({base, *others}) == 6
 

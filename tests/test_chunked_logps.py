@@ -149,7 +149,7 @@ class Largest(TorchDispatchMode):
 
 def largest(model, copies, in_two_parts=True):
     """The largest tensor of a step over some copies of a batch of pairs."""
-    batch = Padded().pairs(PAIRS * copies, range(len(PAIRS) * copies))
+    batch = Padded().collate(PAIRS * copies, range(len(PAIRS) * copies))
     head = find_head(model) if in_two_parts else None
     with Largest() as seen:
         token_logps(model, batch, head).values.sum().backward()
@@ -170,7 +170,7 @@ def test_dropout_in_the_output_layer_is_not_drawn_twice():
     """Made again in the backward pass, logits would be another sample than those that the loss was of."""
     model = make("llama")
     model.lm_head = nn.Sequential(nn.Dropout(0.5), model.lm_head)
-    head, pairs = find_head(model), Padded().pairs(PAIRS, range(len(PAIRS)))
+    head, pairs = find_head(model), Padded().collate(PAIRS, range(len(PAIRS)))
     gradients = []
     for parts in (head, None):
         torch.manual_seed(0)

@@ -8,7 +8,8 @@ from support.short_runs import fit, module, write_pairs
 from torch._dynamo.utils import counters
 
 from dpo_lightning.data.collate import PackedSharedPrefix
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.pairs import EncodedPair
 from dpo_lightning.errors import UserError
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import CausalLM, Lora
@@ -26,10 +27,10 @@ def batch(*shapes):
         return EncodedAnswer(torch.randint(9, 99, (length,), generator=draw).tolist(), [True] * length)
 
     rows = [
-        EncodedPair(Origin("x", k), answer(prompt).ids, answer(chosen), answer(rejected))
+        EncodedPair(Origin("x", k), answer(prompt).ids, (answer(chosen), answer(rejected)))
         for k, (prompt, chosen, rejected) in enumerate(shapes)
     ]
-    return PackedSharedPrefix().pairs(rows, range(len(rows)))
+    return PackedSharedPrefix().collate(rows, range(len(rows)))
 
 
 def sums_and_gradients(model, pairs):

@@ -43,7 +43,7 @@ def test_an_adapter_on_the_output_layer_is_trained(family, modules, rows, monkey
     found = []
     for parts in (None, head):
         policy.zero_grad(set_to_none=True)
-        values = token_logps(policy, Padded().pairs(PAIRS, NUMBERS), parts).values
+        values = token_logps(policy, Padded().collate(PAIRS, NUMBERS), parts).values
         values.square().mean().backward()
         named = policy.named_parameters()
         found.append((values.detach(), {name: value.grad for name, value in named if value.requires_grad}))
@@ -53,9 +53,9 @@ def test_an_adapter_on_the_output_layer_is_trained(family, modules, rows, monkey
     for name, value in expected.items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=1e-5, msg=name)
     with policy.disable_adapter(), torch.no_grad():
-        plain = token_logps(policy, Padded().pairs(PAIRS, NUMBERS), head).values
+        plain = token_logps(policy, Padded().collate(PAIRS, NUMBERS), head).values
         torch.testing.assert_close(
-            plain, token_logps(make(family, tie_word_embeddings=False), Padded().pairs(PAIRS, NUMBERS)).values
+            plain, token_logps(make(family, tie_word_embeddings=False), Padded().collate(PAIRS, NUMBERS)).values
         )
     assert (plain - chunked).abs().max() > 0.01
 
@@ -67,7 +67,7 @@ def test_an_output_layer_that_is_trained_whole_beside_an_adapter(saved, tied, tm
         tmp_path, tiny_models.make_llama(tie_word_embeddings=tied), tiny_models.make_chat_tokenizer()
     )
     policy = CausalLM(str(folder), lora=Lora(r=2, modules_to_save=saved)).build()
-    head, batch = find_head(policy), Padded().pairs([pair([5, 6], [7, 8, 2], [9, 2])], [0])
+    head, batch = find_head(policy), Padded().collate([pair([5, 6], [7, 8, 2], [9, 2])], [0])
     found = []
     for parts in (None, head):
         policy.zero_grad(set_to_none=True)
@@ -116,7 +116,7 @@ def test_what_a_model_does_to_its_logits_keeps_it_whole(family, change, capsys):
         logits = CHANGES[change](plain(torch.tensor([[11, 12, 13, 14, 15, 16]])).logits[0]).log_softmax(-1)
         assert install(policy) == ""
         for layout in LAYOUTS.values():
-            found = token_logps(policy, layout.pairs(rows, [0]), find_head(policy)).values
+            found = token_logps(policy, layout.collate(rows, [0]), find_head(policy)).values
             expected = [logits[2, 14], logits[3, 15], logits[4, 16], logits[2, 17]]
             torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
 
@@ -124,7 +124,7 @@ def test_what_a_model_does_to_its_logits_keeps_it_whole(family, change, capsys):
 @pytest.mark.parametrize("family", ["cohere", "gemma2", "granite"])
 def test_a_cap_or_scale_under_another_name_is_found(family, monkeypatch, capsys):
     """Taken for granted, a head without it would give other numbers."""
-    model, batch = make(family), Padded().pairs(PAIRS, NUMBERS)
+    model, batch = make(family), Padded().collate(PAIRS, NUMBERS)
     expected = token_logps(model, batch).values
     trusted = SplitHead(model.get_decoder(), model.get_output_embeddings(), model.config.vocab_size)
     assert (token_logps(model, batch, trusted).values - expected).abs().max() > 0.1
@@ -172,7 +172,7 @@ def test_a_copy_that_is_cast_keeps_its_head():
     model.to(torch.bfloat16)
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-        values = token_logps(model, Padded().pairs(PAIRS, NUMBERS), head).values
-        whole = token_logps(model, Padded().pairs(PAIRS, NUMBERS)).values
+        values = token_logps(model, Padded().collate(PAIRS, NUMBERS), head).values
+        whole = token_logps(model, Padded().collate(PAIRS, NUMBERS)).values
     assert head.logits(torch.zeros(1, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
     torch.testing.assert_close(values, whole, rtol=0, atol=0.05)

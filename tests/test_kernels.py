@@ -47,7 +47,7 @@ REFUSED = {
 def logps(model, layout=None, head=None):
     """Of every scored token."""
     with torch.no_grad():
-        return token_logps(model.eval(), (layout or Padded()).pairs(PAIRS, range(len(PAIRS))), head).values
+        return token_logps(model.eval(), (layout or Padded()).collate(PAIRS, range(len(PAIRS))), head).values
 
 
 # Models that are switched
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_is_told_and_goes_on_in_padded_rows(name):
     assert torch.equal(logps(model), before)
     head = find_head(model)
     torch.testing.assert_close(logps(model, head=head), before, rtol=0, atol=1e-5)
-    token_logps(model.train(), Padded().pairs(PAIRS, range(len(PAIRS)))).values.sum().backward()
+    token_logps(model.train(), Padded().collate(PAIRS, range(len(PAIRS)))).values.sum().backward()
     assert any(value.grad is not None and value.grad.any() for value in model.parameters())
 
 
@@ -298,7 +298,7 @@ def test_a_run_with_a_model_that_cannot_says_why_and_pads(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "layout: padded rows (bloom fails with the package's attention" in told
     assert "self-check: passed" in told
-    assert data.layout == Padded()
+    assert data.collator == Padded()
     asked = PreferenceDataModule(train=str(file), batch_size=4, max_length=128, collator=PackedSharedPrefix())
     with pytest.raises(UserError, match=r"does not take PackedSharedPrefix batches at data\.collator") as raised:
         short_runs.fit(short_runs.module(folder), file, tmp_path, data=asked, enable_checkpointing=False)

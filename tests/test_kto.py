@@ -1,4 +1,4 @@
-"""Training on judged answers: exact over micro-batches, layouts and ranks, as the formulas and TRL have it."""
+"""Training on unpaired rows: exact over micro-batches, layouts and ranks, as the formulas and TRL have it."""
 
 import math
 from dataclasses import replace
@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import kto_runs, whole_runs
-from support.kto_runs import KTO, assert_same_weights, files, judged_rows, kto, losses, train
+from support.kto_runs import KTO, assert_same_weights, files, kto, labelled_rows, losses, train
 from support.two_ranks import run_on_two_ranks
 
 from dpo_lightning import DPOModule, UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.examples import EncodedAnswer, EncodedUnpaired, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.kto import report_balance
 from dpo_lightning.losses import APOZeroUnpairedLoss, BCOLoss, KTOLoss
@@ -86,14 +87,14 @@ def test_a_row_and_its_mismatched_answer_share_the_prompt(tiny_llama, tmp_path):
     data = UnpairedDataModule(*files(tmp_path), batch_size=2, max_length=64, collator=PackedSharedPrefix())
     data.prepare("fit", kto(tiny_llama))
     rows = data.encoded["train"]
-    batch = PackedSharedPrefix().judged(rows[:3], [0, 1, -1])
+    batch = PackedSharedPrefix().collate(rows[:3], [0, 1, -1])
     assert batch.num_sequences == 6
     assert [tree.numbers for tree in batch.trees] == [(0, 3), (1, 4), (2, 5)]
     assert all(tree.trunk >= len(row.prompt_ids) for tree, row in zip(batch.trees, rows, strict=False))
     assert batch.weights.tolist() == [1, 1, 0]
-    assert batch.good.tolist() == [True, True, False]
+    assert batch.columns["good"].tolist() == [True, True, False]
     data.prepare("fit", kto(tiny_llama, APOZeroUnpairedLoss()))
-    alone = PackedSharedPrefix().judged(data.encoded["train"][:3], [0, 1, 2])
+    alone = PackedSharedPrefix().collate(data.encoded["train"][:3], [0, 1, 2])
     assert alone.num_sequences == 3
     assert [tree.numbers for tree in alone.trees] == [(0,), (1,), (2,)]
     assert alone.input_ids.numel() < batch.input_ids.numel()
@@ -106,8 +107,8 @@ def test_a_row_and_its_mismatched_answer_share_the_prompt(tiny_llama, tmp_path):
 @pytest.mark.parametrize("kind", [True, False])
 def test_a_micro_batch_of_one_kind(name, kind, tiny_llama, tmp_path):
     """No measure is NaN: what no answer told is left out, and comes when there is one."""
-    rows = [row for row in judged_rows(24) if row["label"] is kind][:4]
-    rows += [row for row in judged_rows(24) if row["label"] is not kind][:4]
+    rows = [row for row in labelled_rows(24) if row["label"] is kind][:4]
+    rows += [row for row in labelled_rows(24) if row["label"] is not kind][:4]
     path = whole_runs.write_rows(tmp_path, "sorted", rows)
     module = kto(tiny_llama, losses()[name])
     memory, _ = whole_runs.fit(
@@ -126,7 +127,9 @@ def test_a_weight_of_zero_leaves_a_kind_out(tiny_llama, tmp_path, start):
     """With no weight on bad answers, only good ones move anything: what stands in their rows is no matter."""
     ends = []
     for text in ("no", "something else"):
-        rows = [row | ({} if row["label"] else {"completion": f" {text} {i}"}) for i, row in enumerate(judged_rows(8))]
+        rows = [
+            row | ({} if row["label"] else {"completion": f" {text} {i}"}) for i, row in enumerate(labelled_rows(8))
+        ]
         path = whole_runs.write_rows(tmp_path, "rows", rows)
         module = kto(tiny_llama, APOZeroUnpairedLoss(0.3, undesirable_weight=0.0))
         whole_runs.fit(module, UnpairedDataModule(path, batch_size=4, max_length=64, shuffle=False), tmp_path)
@@ -201,7 +204,7 @@ def test_an_unsound_run_is_found(options, said, tiny_llama, tmp_path):
 
 def test_rows_of_another_kind_are_refused(tiny_llama, tmp_path):
     data = UnpairedDataModule(*files(tmp_path))
-    with pytest.raises(UserError, match="UnpairedDataModule is for a KTOModule, not for a DPOModule") as caught:
+    with pytest.raises(UserError, match="DPOModule takes PreferenceDataModule") as caught:
         data.prepare("fit", DPOModule(CausalLM(str(tiny_llama))))
     assert caught.value.code == ExitCode.CONFIG
 
@@ -209,11 +212,11 @@ def test_rows_of_another_kind_are_refused(tiny_llama, tmp_path):
 def test_the_balance_of_kinds_is_told(capsys):
     """As the paper has it: weighted good answers 1 to 4/3 of weighted bad ones."""
     for loss, good, bad in ((KTOLoss(), 4, 3), (KTOLoss(), 3, 3), (KTOLoss(0.1, 1.0, 0.1), 10, 100)):
-        report_balance(loss, judged(good, bad))
-    report_balance(KTOLoss(), judged(2, 20, 0.1))
+        report_balance(loss, labelled(good, bad))
+    report_balance(KTOLoss(), labelled(2, 20, 0.1))
     assert not capsys.readouterr().out
-    report_balance(KTOLoss(0.1, 1.0, 0.5), judged(30, 100))
-    report_balance(KTOLoss(), judged(3, 3, 0.5))
+    report_balance(KTOLoss(0.1, 1.0, 0.5), labelled(30, 100))
+    report_balance(KTOLoss(), labelled(3, 3, 0.5))
     out = capsys.readouterr().out
     assert "30 good answers weigh 30, 100 bad ones 50" in out
     assert "3 good answers weigh 3, 3 bad ones 1.5" in out
@@ -221,7 +224,7 @@ def test_the_balance_of_kinds_is_told(capsys):
 
 def test_what_weights_do_is_told_once(tiny_llama, capsys):
     """Set up again for the evaluation after training, a module has nothing new to say."""
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(encoded={"train": judged(1, 1, 0.5)}))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(encoded={"train": labelled(1, 1, 0.5)}))
     module = kto(tiny_llama)
     module.trainer = trainer
     for _ in range(2):
@@ -229,11 +232,11 @@ def test_what_weights_do_is_told_once(tiny_llama, capsys):
     assert capsys.readouterr().out.count("answers count by their `weight`, 0.5 to 1") == 1
 
 
-def judged(good, bad, weight=1.0):
+def labelled(good, bad, weight=1.0):
     """So many answers of each kind; `weight` is that of a bad one."""
     answer = EncodedAnswer((1,), (True,))
     kinds = [(True, 1.0)] * good + [(False, weight)] * bad
-    return [EncodedUnpaired(Origin("f", 1), (3,), answer, kind, own) for kind, own in kinds]
+    return [EncodedUnpaired(Origin("f", 1), (3,), (answer,), own, good=kind) for kind, own in kinds]
 
 
 # TRL
@@ -254,7 +257,7 @@ def test_training_as_trl_does(loss, options, tiny_gpt2, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import KTOConfig, KTOTrainer
 
-    rows, steps = judged_rows(6), 8
+    rows, steps = labelled_rows(6), 8
     data = UnpairedDataModule(
         whole_runs.write_rows(tmp_path, "train", rows), batch_size=6, max_length=128, shuffle=False
     )

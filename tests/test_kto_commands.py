@@ -1,4 +1,4 @@
-"""KTO from the command line: every command on judged answers, and what does not go together."""
+"""KTO from the command line: every command on unpaired rows, and what does not go together."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_what_does_not_go_together(flags, said, options, tmp_path):
     refused(run("fit", *options, "--output_dir", tmp_path / "run", *flags), 64, said)
 
 
-def test_a_loss_of_judged_answers_is_none_of_pairs(tiny_llama, tmp_path):
+def test_a_loss_of_unpaired_rows_is_none_of_pairs(tiny_llama, tmp_path):
     options = ("--config", CONFIGS / "dpo.yaml", "--model.policy.path", tiny_llama, "--output_dir", tmp_path / "run")
     refused(
         run("fit", *options, "--model.loss", "KTOLoss"), 64, "this class belongs to another module", "configs/kto.yaml"

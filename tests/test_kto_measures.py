@@ -1,4 +1,4 @@
-"""What a run on judged answers measures and predicts, with a live reference, a precomputed one, and after a restart."""
+"""What a run on unpaired rows measures and predicts, with a live reference, a precomputed one, and after a restart."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(tiny_llama, tmp_path):
         assert other == pytest.approx(found[0], rel=1e-5, abs=1e-5)
     rows = data.encoded["eval"]
     with torch.no_grad():
-        output, logps = module.compare(data.collate([(row, k) for k, row in enumerate(rows)]), "eval")
+        output, logps = module.compare(data.collator([(row, k) for k, row in enumerate(rows)]), "eval")
     good = torch.tensor([row.good for row in rows])
     chosen, rejected = float(output.rewards[good].mean()), float(output.rewards[~good].mean())
     assert found[0]["test/rewards/chosen"] == pytest.approx(chosen, rel=1e-4)
@@ -67,7 +67,7 @@ def test_predictions_tell_the_judgement(tiny_llama, tmp_path):
     assert [line["label"] for line in lines] == [float(row.good) for row in rows]
     with torch.no_grad():
         for line, row in zip(lines, rows, strict=True):
-            alone = module.compare(data.collate([(row, 0)]), "eval")[1]
+            alone = module.compare(data.collator([(row, 0)]), "eval")[1]
             assert line["logps"] == pytest.approx(float(alone.policy), abs=1e-4)
             assert line["reference_logps"] == pytest.approx(float(alone.reference), abs=1e-4)
             assert line["reward"] == pytest.approx(0.3 * (line["logps"] - line["reference_logps"]), abs=1e-4)

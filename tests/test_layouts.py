@@ -10,7 +10,8 @@ from support.model_families import FAMILIES, PAIRS, make, with_adapter
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair
+from dpo_lightning.data.examples import EncodedAnswer
+from dpo_lightning.data.formats.pairs import EncodedPair
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score, token_logps
 from dpo_lightning.losses import DPOLoss, IPOLoss
@@ -42,14 +43,14 @@ def values_and_gradients(model, batch, head=None):
 
 def assert_all_layouts_agree(model, base, checkpointing=False):
     """With a model that is switched on the way; expected is what its own attention gives in padded rows."""
-    values, gradients = values_and_gradients(model, Padded().pairs(PAIRS, NUMBERS))
+    values, gradients = values_and_gradients(model, Padded().collate(PAIRS, NUMBERS))
     assert install(base) == ""
     if checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     head = find_head(model)
     assert head is not None
     for name, layout in LAYOUTS.items():
-        batch = layout.pairs(PAIRS, NUMBERS)
+        batch = layout.collate(PAIRS, NUMBERS)
         for parts in (None, head):
             found, in_weights = values_and_gradients(model, batch, parts)
             assert (found - values).abs().max() < 1e-5, name
@@ -87,7 +88,7 @@ def test_logps_and_gradients_that_are_computed_again(family):
 def test_a_rejected_answer_that_saw_the_chosen_one_would_show(family):
     model = make(family)
     assert install(model) == ""
-    batch = SharedPrefix().pairs(PAIRS, NUMBERS)
+    batch = SharedPrefix().collate(PAIRS, NUMBERS)
     one = tuple(tree._replace(branches=(sum(tree.branches),), numbers=tree.numbers[:1]) for tree in batch.trees)
     with torch.no_grad():
         off = (token_logps(model, batch).values - token_logps(model, batch._replace(trees=one)).values).abs()
@@ -100,7 +101,7 @@ def test_a_rejected_answer_that_saw_the_chosen_one_would_show(family):
 def test_positions_that_are_not_reset_would_show(family):
     model = make(family)
     assert install(model) == ""
-    batch = PackedSharedPrefix().pairs(PAIRS[:1], [0])
+    batch = PackedSharedPrefix().collate(PAIRS[:1], [0])
     along = torch.arange(batch.position_ids.numel())[None]
     with torch.no_grad():
         off = token_logps(model, batch).values - token_logps(model, batch._replace(position_ids=along)).values
@@ -116,20 +117,18 @@ def test_a_pair_is_the_same_alone_and_in_company(family, layout):
     model = make(family)
     assert install(model) == ""
     with torch.no_grad():
-        together = score(model, layout.pairs(PAIRS, NUMBERS))
+        together = score(model, layout.collate(PAIRS, NUMBERS))
         for k, row in enumerate(PAIRS):
-            alone = score(model, layout.pairs([row], [k]))
+            alone = score(model, layout.collate([row], [k]))
             assert alone.sums.tolist() == pytest.approx(together.sums[[k, len(PAIRS) + k]].tolist(), abs=2e-5)
             assert alone.lengths.tolist() == together.lengths[[k, len(PAIRS) + k]].tolist()
 
 
 def rescored(row):
     """The same tokens with the prompt scored as well."""
-    return EncodedPair(
-        ORIGIN,
-        [],
-        *(EncodedAnswer([*row.prompt_ids, *a.ids], [True] * len(row.prompt_ids) + list(a.scored)) for a in row.answers),
-    )
+    before = [True] * len(row.prompt_ids)
+    answers = (EncodedAnswer([*row.prompt_ids, *a.ids], before + list(a.scored)) for a in row.answers)
+    return EncodedPair(ORIGIN, [], tuple(answers))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -139,7 +138,7 @@ def test_scoring_the_shared_prompt_cancels_in_dpo_and_not_in_a_mean_per_token(fa
     with torch.no_grad():
         assert install(model) == install(reference) == ""
         for rows in (PAIRS, [rescored(row) for row in PAIRS]):
-            batch = layout.pairs(rows, NUMBERS)
+            batch = layout.collate(rows, NUMBERS)
             both.append(PairLogps.of(score(model, batch), score(reference, batch)))
     assert torch.allclose(DPOLoss()(both[0]).losses, DPOLoss()(both[1]).losses, atol=1e-4)
     assert not torch.allclose(IPOLoss()(both[0]).losses, IPOLoss()(both[1]).losses, atol=1e-2)
@@ -155,7 +154,7 @@ def trained(family, layout, steps=8):
     reference = copy.deepcopy(policy).requires_grad_(False)
     head, other = find_head(policy), find_head(reference)
     optimizer, losses = torch.optim.AdamW(policy.parameters(), lr=1e-3), []
-    batch = layout.pairs(PAIRS, NUMBERS)
+    batch = layout.collate(PAIRS, NUMBERS)
     for _ in range(steps):
         with torch.no_grad():
             expected = score(reference, batch, other)
@@ -193,8 +192,8 @@ def in_layout(made, file, layout):
     """The first rows of a file as a batch of a layout."""
     data = PreferenceDataModule(train=str(file), batch_size=1, max_length=128, collator=layout)
     data.prepare("fit", made)
-    data.choose_layout(made.takes_trees())
-    return data.collate([(row, index) for index, row in enumerate(data.encoded["train"][:4])])
+    data.choose_collator(made.takes_trees())
+    return data.collator([(row, index) for index, row in enumerate(data.encoded["train"][:4])])
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -219,7 +218,7 @@ def test_a_run_takes_the_layout_that_its_model_does(attention, tiny_llama, file,
     data = PreferenceDataModule(train=str(file), eval=str(file), batch_size=4, max_length=128, allow="leak")
     made = short_runs.module(tiny_llama, attention=attention)
     runner = short_runs.fit(made, file, tmp_path, data=data, enable_checkpointing=False)
-    assert type(data.layout) is (PackedSharedPrefix if attention == "auto" else Padded)
+    assert type(data.collator) is (PackedSharedPrefix if attention == "auto" else Padded)
     runner.validate(made, datamodule=data, verbose=False)
     assert "self-check: passed (starting loss 0.693147, margins 0, tokens sound)" in capsys.readouterr().out
 
@@ -232,7 +231,7 @@ def test_a_run_in_any_layout_gives_the_same_loss(tiny_llama, file, tmp_path):
         )
         made = short_runs.module(tiny_llama)
         runner = short_runs.fit(made, file, tmp_path / name, steps=3, data=data, enable_checkpointing=False)
-        assert data.layout is each
+        assert data.collator is each
         losses[name] = runner.validate(made, datamodule=data, verbose=False)[0]["eval/loss"]
     assert list(losses.values()) == pytest.approx([losses["padded"]] * len(LAYOUTS), abs=1e-4)
     assert abs(losses["padded"] - short_runs.LN2) > 0.01
@@ -242,12 +241,12 @@ def test_a_run_in_any_layout_gives_the_same_loss(tiny_llama, file, tmp_path):
 @pytest.mark.parametrize("name", ["packed", "shared prefix", "packed shared prefix"])
 def test_a_layout_that_the_model_does_not_take_is_refused(kind, name):
     data = kind(collator=LAYOUTS[name])
-    data.choose_layout(takes_trees=True)
-    assert data.layout is LAYOUTS[name]
+    data.choose_collator(takes_trees=True)
+    assert data.collator is LAYOUTS[name]
     with pytest.raises(
         UserError, match=f"does not take {type(LAYOUTS[name]).__name__} batches at data.collator"
     ) as told:
-        data.choose_layout(takes_trees=False)
+        data.choose_collator(takes_trees=False)
     assert told.value.code == ExitCode.MODEL
     assert "--data.collator Padded" in told.value.fix
 

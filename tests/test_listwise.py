@@ -12,24 +12,23 @@ from support.command_line import CONFIGS, ON_CPU, QUIET, run
 from support.model_families import make
 
 from dpo_lightning import PreferenceDataModule, RankedDataModule
-from dpo_lightning.batches import PreferenceBatch, Tree
+from dpo_lightning.batches import Tree
 from dpo_lightning.callbacks import PredictionWriter, RewardMargins
 from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.data.examples import EncodedRanking
+from dpo_lightning.data.formats.ranked import EncodedRanked
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import PlackettLuceLoss
 from dpo_lightning.models.attention import install
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
-from dpo_lightning.references.precomputed import Precomputed
-from dpo_lightning.types import GroupLogps
+from dpo_lightning.types import RankedLogps
 
 LISTS = [
-    EncodedRanking(ORIGIN, [11, 12, 13, 14, 15, 16], (answer(21, 22, 23, 0), answer(31, 0), answer(21, 22, 0))),
-    EncodedRanking(ORIGIN, [41], (answer(42, 0), answer(43, 44, 45, 46, 47, 0))),
-    EncodedRanking(ORIGIN, [51, 52], (answer(53, 0), answer(0), answer(54, 55, 0), answer(53, 56, 57, 0))),
+    EncodedRanked(ORIGIN, [11, 12, 13, 14, 15, 16], (answer(21, 22, 23, 0), answer(31, 0), answer(21, 22, 0))),
+    EncodedRanked(ORIGIN, [41], (answer(42, 0), answer(43, 44, 45, 46, 47, 0))),
+    EncodedRanked(ORIGIN, [51, 52], (answer(53, 0), answer(0), answer(54, 55, 0), answer(53, 56, 57, 0))),
 ]
 
 
@@ -43,28 +42,28 @@ def logged(memory, name):
 def test_all_answers_of_a_list_share_its_prompt_once():
     """By hand: list after list, best first, -1 behind the shorter list."""
     rows = [
-        EncodedRanking(ORIGIN, [1, 2], (answer(3, 4), answer(5), answer(3, 6, 7)), weight=0.5),
-        EncodedRanking(ORIGIN, [8], (answer(9), answer(10, 11))),
+        EncodedRanked(ORIGIN, [1, 2], (answer(3, 4), answer(5), answer(3, 6, 7)), weight=0.5),
+        EncodedRanked(ORIGIN, [8], (answer(9), answer(10, 11))),
     ]
-    batch = PackedSharedPrefix().rankings(rows, [4, -1])
+    batch = PackedSharedPrefix().collate(rows, [4, -1])
     assert batch.input_ids.tolist() == [[1, 2, 3, 3, 6, 8, 10]]
     assert batch.trees == (Tree(0, 0, 2, (1, 0, 2), (0, 1, 2)), Tree(0, 5, 1, (0, 1), (3, 4)))
     assert batch.targets.tolist() == [3, 4, 5, 3, 6, 7, 9, 10, 11]
     assert batch.sequence_ids.tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4]
-    assert batch.answers.tolist() == [[0, 1, 2], [3, 4, -1]]
-    assert batch.owners() == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert batch.owners.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]]
+    assert batch.by_row(torch.arange(1, 6)).tolist() == [[1, 2, 3], [4, 5, 0]]
     assert (batch.num_sequences, batch.indices.tolist(), batch.weights.tolist()) == (5, [4, -1], [0.5, 0.0])
-    assert Padded().rankings(rows, [0, 1]).input_ids.tolist()[2] == [1, 2, 3, 6, 7]
+    assert Padded().collate(rows, [0, 1]).input_ids.tolist()[2] == [1, 2, 3, 6, 7]
     assert [PackedSharedPrefix().tokens(row) for row in rows] == [5, 2]
     assert visible(batch).sum() > 0
 
 
 def values_and_gradients(model, reference, layout):
     model.zero_grad(set_to_none=True)
-    batch = layout.rankings(LISTS, range(len(LISTS)))
+    batch = layout.collate(LISTS, range(len(LISTS)))
     with torch.no_grad():
         others = score(reference, batch)
-    logps = GroupLogps.of(score(model, batch), others, batch)
+    logps = RankedLogps.of(score(model, batch), others, batch)
     losses = PlackettLuceLoss(0.5)(logps).losses
     losses.mean().backward()
     return logps.detach(), losses.detach(), torch.cat([value.grad.flatten() for value in model.parameters()])
@@ -136,11 +135,9 @@ class Shifted(FrozenCopy):
 
     def forward(self, policy, batch, rows="train", statistics=()):
         found = super().forward(policy, batch, rows, statistics)
-        if isinstance(batch, PreferenceBatch):  # the anchor's texts
+        if "margins" in batch.columns:  # the anchor's texts
             return found
-        sums = found.sums.clone()
-        sums[batch.answers[:, 1]] += 1.0
-        return found._replace(sums=sums)
+        return found._replace(sums=found.sums + (batch.owners[:, 1] == 1))
 
 
 def test_a_start_that_is_off_is_refused(tiny_llama, tmp_path):
@@ -152,8 +149,8 @@ def test_a_start_that_is_off_is_refused(tiny_llama, tmp_path):
 class OtherPrompt(PackedSharedPrefix):
     """A layout that gives the last answer of a list another prompt."""
 
-    def rankings(self, rows, indices):
-        batch = Padded().rankings(rows, indices)
+    def collate(self, rows, indices):
+        batch = Padded().collate(rows, indices)
         batch.input_ids[batch.num_sequences - 1, 1] += 1
         return batch
 
@@ -199,16 +196,6 @@ def test_predictions_have_a_number_per_answer(tiny_llama, tmp_path):
 
 
 # What is refused
-
-
-def test_a_file_of_log_probabilities_is_refused(tiny_llama):
-    with pytest.raises(UserError, match="Precomputed finds the same number of answers") as told:
-        whole_runs.listwise(tiny_llama, reference=Precomputed())
-    assert told.value.code == ExitCode.CONFIG
-    made = whole_runs.listwise(tiny_llama)
-    made.given_reference = Precomputed()  # as `precompute` does
-    with pytest.raises(UserError, match="Precomputed finds the same number"):
-        made.configure_model()
 
 
 def test_measures_of_the_other_kind_are_refused(tiny_llama, tmp_path):

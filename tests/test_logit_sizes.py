@@ -43,5 +43,5 @@ def test_no_keys_and_values_are_kept(parts):
     model = make("llama")
     head, kept = find_head(model) if parts else None, []
     model.model.register_forward_hook(lambda module, given, output: kept.append(output.past_key_values))
-    score(model, Padded().pairs(PAIRS, range(len(PAIRS))), head)
+    score(model, Padded().collate(PAIRS, range(len(PAIRS))), head)
     assert kept == [None]

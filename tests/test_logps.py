@@ -11,7 +11,7 @@ from support.batch_layouts import LAYOUTS, ORIGIN, answer, pair
 from torch import nn
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.examples import EncodedSFT
+from dpo_lightning.data.formats.sft import EncodedSFT
 from dpo_lightning.logps import logps_of, reduce_by_sequence, score
 from dpo_lightning.losses import IPOLoss
 from dpo_lightning.models.attention import install
@@ -124,7 +124,7 @@ BY_HAND = {
 def test_what_a_pair_comes_to(case, in_two_parts, layout):
     row, told, (sums, lengths) = BY_HAND[case]
     model = Told(told)
-    logps = score(model, layout.pairs([row], [0]), model if in_two_parts else None)
+    logps = score(model, layout.collate([row], [0]), model if in_two_parts else None)
     assert logps.sums.tolist() == pytest.approx(sums, abs=1e-3)
     assert logps.lengths.tolist() == lengths
     (logps.sums / logps.lengths.clamp(min=1)).sum().backward()
@@ -141,9 +141,9 @@ def test_what_a_batch_of_them_comes_to(in_two_parts, layout):
             told[state] |= following
     rows = [row for row, _, _ in cases]
     model = Told({state: {token: -9.0 - token for token in following} for state, following in told.items()})
-    together = score(model, layout.pairs(rows, range(len(rows))), model if in_two_parts else None)
+    together = score(model, layout.collate(rows, range(len(rows))), model if in_two_parts else None)
     for k, row in enumerate(rows):
-        alone = score(model, Padded().pairs([row], [0]))
+        alone = score(model, Padded().collate([row], [0]))
         assert together.sums[[k, len(rows) + k]].tolist() == pytest.approx(alone.sums.tolist(), abs=1e-3)
         assert together.lengths[[k, len(rows) + k]].tolist() == alone.lengths.tolist()
 
@@ -155,7 +155,7 @@ def test_a_table_that_is_off_by_one_shows():
         {(t, p + 1): {t: -1.0} for t, p in told},
         {(t, p + 1): following for (t, p), following in told.items()},
     ):
-        assert score(Told(off), Padded().pairs([row], [0])).sums.max() < min(sums) - 1000
+        assert score(Told(off), Padded().collate([row], [0])).sums.max() < min(sums) - 1000
 
 
 def test_sums_are_reduced_by_sequence_and_not_by_row():
@@ -220,13 +220,13 @@ def test_no_layout_and_no_padding_changes_a_logp(model, kind, multiple):
     with torch.no_grad():
         expected = [naive(model, row.prompt_ids, row.answers[k]) for k in (0, 1) for row in PAIRS]
         for options in [{}, {"side": "left"}] if kind is Padded else [{}]:
-            logps = score(model, kind(multiple, **options).pairs(PAIRS, [0, 1, 2]))
+            logps = score(model, kind(multiple, **options).collate(PAIRS, [0, 1, 2]))
             assert logps.sums.tolist() == pytest.approx(expected, abs=2e-4)
             assert logps.lengths.tolist() == [3, 2, 3, 2, 7, 4]
 
 
 def test_no_scored_token_at_all_is_finite(model, layout):
-    batch = layout.pairs([pair([5, 6], answer(7, scored=[False]), answer(8, scored=[False]))], [0])
+    batch = layout.collate([pair([5, 6], answer(7, scored=[False]), answer(8, scored=[False]))], [0])
     for head in (None, find_head(model)):
         model.zero_grad()
         logps = score(model, batch, head)
@@ -242,7 +242,7 @@ def test_padding_changes_no_gradient(model, side):
     grads = []
     for collator in (Padded(), Padded(64, side)):
         model.zero_grad()
-        score(model, collator.pairs(PAIRS, [0, 1, 2])).sums.sum().backward()
+        score(model, collator.collate(PAIRS, [0, 1, 2])).sums.sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.isfinite(grads[1]).all()
     assert torch.allclose(grads[0], grads[1], rtol=1e-3, atol=1e-3)
@@ -250,7 +250,7 @@ def test_padding_changes_no_gradient(model, side):
 
 @pytest.mark.parametrize("wide", [Padded(16, "left"), Packed(64), SharedPrefix(16), PackedSharedPrefix(64)])
 def test_what_stands_in_the_padding_does_not_matter(model, wide):
-    batch = wide.pairs(PAIRS, [0, 1, 2])
+    batch = wide.collate(PAIRS, [0, 1, 2])
     assert not batch.mask.all()
     other = batch._replace(input_ids=torch.where(batch.mask, batch.input_ids, 77))
     with torch.no_grad():
@@ -260,7 +260,7 @@ def test_what_stands_in_the_padding_does_not_matter(model, wide):
 def test_the_model_is_told_what_is_padding(model):
     told = {}
     handle = model.register_forward_pre_hook(lambda _, __, given: told.update(given), with_kwargs=True)
-    batch = Padded(8, "left").pairs(PAIRS, [0, 1, 2])
+    batch = Padded(8, "left").collate(PAIRS, [0, 1, 2])
     score(model, batch)
     handle.remove()
     assert told["attention_mask"] is batch.mask
@@ -274,16 +274,16 @@ def test_prompts_never_reach_the_output_head(model):
     heads = None, find_head(model)
     handle = model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[:-1])))
     for head in heads:
-        score(model, Padded().pairs([row], [0]), head)
-        score(model, PackedSharedPrefix().pairs([row], [0]), head)
+        score(model, Padded().collate([row], [0]), head)
+        score(model, PackedSharedPrefix().collate([row], [0]), head)
     handle.remove()
     assert shapes == [(2, 3), (1, 4), (5,), (5,)]  # whole: columns with a scored token; in two parts: a row for each
 
 
 def test_demonstrations_are_scored_by_turn(model, layout):
-    rows = [EncodedSFT(ORIGIN, [11, 12], answer(14, 15, 16, 0, scored=[True, False, False, True]))] * 2
+    rows = [EncodedSFT(ORIGIN, [11, 12], (answer(14, 15, 16, 0, scored=[True, False, False, True]),))] * 2
     with torch.no_grad():
-        logps = score(model, layout.demonstrations(rows, [0, 1]))
+        logps = score(model, layout.collate(rows, [0, 1]))
         table = model(input_ids=torch.tensor([[11, 12, 14, 15, 16, 0]])).logits.log_softmax(-1)[0]
     assert isinstance(logps, SequenceLogps)
     assert logps.sums.tolist() == pytest.approx([float(table[1, 14] + table[4, 0])] * 2, abs=1e-4)

@@ -60,7 +60,7 @@ def naive(policy, reference, rows):
 
 def scored(policy, reference, rows, statistics, head=True):
     """The same as a step has it: a batch of trees, and logits a few at a time."""
-    batch = PackedSharedPrefix().pairs(rows, range(len(rows)))
+    batch = PackedSharedPrefix().collate(rows, range(len(rows)))
     heads = [find_head(model) if head else None for model in (policy, reference)]
     others = compute_scored(reference, batch, heads[1]) if "kl" in statistics else None
     own = [name for name in statistics if name == "tokens"]
@@ -147,7 +147,7 @@ def test_what_a_model_makes_of_the_prompt_has_no_part(models, loss):
 
     def value(until):
         with torch.no_grad():
-            logps = score(Disturbed(models[0], until), Padded().pairs([row], [0]))
+            logps = score(Disturbed(models[0], until), Padded().collate([row], [0]))
         return float(loss(PairLogps.of(logps, logps._replace(sums=torch.zeros(2)))).losses)
 
     last = len(row.prompt_ids) - 1

@@ -175,7 +175,7 @@ def test_rewards_scale_with_beta_and_log_ratios_do_not():
 
 
 @pytest.mark.parametrize(("estimate", "told"), [(0.75, 0.75), (0.0, 0.0), (-0.75, 0.0), (-20.0, 0.0)])
-def test_the_divergence_of_judged_answers_is_the_one_that_is_trained(estimate, told):
+def test_the_divergence_of_unpaired_rows_is_the_one_that_is_trained(estimate, told):
     """`max(0, estimate)`, for every answer alike: the loss of answers at a log-ratio of 0 tells which one it took."""
     zero = torch.zeros(3)
     logps = UnpairedLogps(zero, zero, zero + 1, torch.tensor([True, True, False]), kl=torch.tensor(estimate))

@@ -49,7 +49,7 @@ def plain(model):
 def logps(model, layout, head=None):
     """Of the same tokens, by a batch."""
     with torch.no_grad():
-        return token_logps(model, layout.pairs(PAIRS, NUMBERS), head).values
+        return token_logps(model, layout.collate(PAIRS, NUMBERS), head).values
 
 
 def refused(call, *args, code=ExitCode.MODEL):

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, EncodedRanking, EncodedUnpaired, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.formats.ranked import EncodedRanked
+from dpo_lightning.data.formats.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.loss_requirements import check_columns, check_reference, report_columns
 from dpo_lightning.losses import (
@@ -21,7 +24,7 @@ from dpo_lightning.losses import (
 from dpo_lightning.references import FrozenCopy, ReferenceFree
 
 ANSWER = EncodedAnswer((1, 2), (True, True))
-PLAIN = EncodedPair(Origin("rows.jsonl", 1), (3,), ANSWER, ANSWER)
+PLAIN = EncodedPair(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))
 OTHER = replace(PLAIN, origin=Origin("rows.jsonl", 7))
 MIXTURE = WeightedSum([DPOLoss(), AOTLoss()], [1.0, 1.0])
 
@@ -54,9 +57,9 @@ def test_what_columns_do_is_said(capsys):
 
 
 def test_other_rows_are_called_what_they_are(capsys):
-    judged = EncodedUnpaired(Origin("rows.jsonl", 1), (3,), ANSWER, True)
-    ranked = EncodedRanking(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))
-    for loss, row in ((KTOLoss(), judged), (PlackettLuceLoss(), ranked)):
+    unpaired = EncodedUnpaired(Origin("rows.jsonl", 1), (3,), (ANSWER,), good=True)
+    ranked = EncodedRanked(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))
+    for loss, row in ((KTOLoss(), unpaired), (PlackettLuceLoss(), ranked)):
         report_columns(loss, "train", [row])
         report_columns(loss, "train", [row, replace(row, weight=2.0)])
     out = capsys.readouterr().out.splitlines()
@@ -70,8 +73,8 @@ def test_other_rows_are_called_what_they_are(capsys):
     ("loss", "row"),
     [
         (DPOLoss(), PLAIN),
-        (KTOLoss(), EncodedUnpaired(Origin("rows.jsonl", 1), (3,), ANSWER, True)),
-        (PlackettLuceLoss(), EncodedRanking(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))),
+        (KTOLoss(), EncodedUnpaired(Origin("rows.jsonl", 1), (3,), (ANSWER,), good=True)),
+        (PlackettLuceLoss(), EncodedRanked(Origin("rows.jsonl", 1), (3,), (ANSWER, ANSWER))),
     ],
 )
 def test_training_rows_without_any_weight_are_refused(loss, row):

@@ -34,13 +34,13 @@ def test_it_says_what_a_live_reference_says(kind, options, file, tiny_llama, tin
     random.Random(1).shuffle(order)
     layouts = [Padded(), Padded(side="left")]
     if made.takes_trees():
-        rows.choose_layout(True)
-        layouts.append(rows.layout)
+        rows.choose_collator(True)
+        layouts.append(rows.collator)
     for size in (1, 4, len(order)):
         for layout in layouts:
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                batch = layout.pairs([rows.encoded["train"][index] for index in part], part)
+                batch = layout.collate([rows.encoded["train"][index] for index in part], part)
                 found, expected = made.reference(made.policy, batch), live.reference(live.policy, batch)
                 torch.testing.assert_close(found.sums, expected.sums, rtol=1e-5, atol=1e-4)
                 assert torch.equal(found.lengths, expected.lengths)
@@ -96,7 +96,7 @@ def test_dropout_is_off_in_the_pass(file, tmp_path):
         made = looked_up(folder, file, Precomputed(path=f"{name}.safetensors"))
         assert made.policy.training
         other = looked_up(tmp_path / "with", file, Precomputed(path=f"{name}-other.safetensors", model=str(folder)))
-        assert torch.equal(other.reference._sums["train"], made.reference._sums["train"])
+        assert torch.equal(other.reference._answers["train"].sums, made.reference._answers["train"].sums)
         values.append(read(Path(f"{name}.safetensors"))[1].values)
     assert torch.equal(*values)
 
@@ -150,11 +150,11 @@ def test_a_filler_is_finite_and_other_rows_are_no_number(tiny_llama, file):
     rows = data(file)
     rows.prepare("fit", made)
     encoded = rows.encoded["train"]
-    sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, -1])).sums
+    sums = made.reference(made.policy, Padded().collate([encoded[4], encoded[5]], [4, -1])).sums
     assert sums.isfinite().all()
-    assert sums[0] == made.reference._sums["train"][4, 0]
+    assert sums[0] == made.reference._answers["train"].sums[8]
     for other, chosen in ((7, False), (0, True)):
-        sums = made.reference(made.policy, Padded().pairs([encoded[4], encoded[5]], [4, other])).sums
+        sums = made.reference(made.policy, Padded().collate([encoded[4], encoded[5]], [4, other])).sums
         assert sums.isnan().tolist() == [False, chosen, False, True]  # where the answers differ in length
 
 

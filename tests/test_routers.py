@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import tiny_models, whole_runs
 from support.batch_layouts import LAYOUTS
-from support.kto_runs import judged_rows, kto
+from support.kto_runs import kto, labelled_rows
 from support.model_families import EXPERTS, PAIRS, make
 from torch.optim import SGD
 
@@ -20,8 +20,7 @@ from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
 
 NUMBERS = range(len(PAIRS))
-KINDS = {**whole_runs.KINDS, "kto": (kto, UnpairedDataModule, judged_rows)}
-LAID_OUT = {"dpo": "pairs", "kto": "judged", "listwise": "rankings", "sft": "demonstrations"}
+KINDS = {**whole_runs.KINDS, "kto": (kto, UnpairedDataModule, labelled_rows)}
 
 
 def save(folder, family="qwen2_moe", **options):
@@ -67,7 +66,7 @@ def own(model, batch):
 def test_it_is_the_models_own(family, asked):
     """In padded rows, with the head apart or not, whether the config asks for it or not; gradients of the routers."""
     model = make(family, output_router_logits=asked)
-    batch = Padded().pairs(PAIRS, NUMBERS)
+    batch = Padded().collate(PAIRS, NUMBERS)
     value, gradient = own(model, batch)
     assert gradient.abs().max() > 1e-3
     assert install(model) == ""
@@ -84,7 +83,7 @@ def test_each_token_counts_once_in_every_layout(family, layout, asked):
     """Expected from the model's own routers, asked about the tokens that the layout holds, a sequence at a time."""
     model = make(family, output_router_logits=asked)
     assert install(model) == ""
-    batch = LAYOUTS[layout].pairs(PAIRS, NUMBERS)
+    batch = LAYOUTS[layout].collate(PAIRS, NUMBERS)
     found = watched(model, batch, find_head(model))[0]
     routers = RouterLoss(model, 1.0)
     pieces = []
@@ -107,7 +106,7 @@ def test_each_token_counts_once_in_every_layout(family, layout, asked):
 
 def test_activations_that_are_computed_again_give_the_same(folder):
     model = make("mixtral")
-    batch = Padded().pairs(PAIRS, NUMBERS)
+    batch = Padded().collate(PAIRS, NUMBERS)
     expected = own(model, batch)
     model.activation_checkpointing_enable({"use_reentrant": False})
     found = watched(model, batch, find_head(model))
@@ -118,7 +117,7 @@ def test_activations_that_are_computed_again_give_the_same(folder):
 def test_passes_without_a_gradient_are_not_counted():
     """Those of a reference that is the policy without its adapter run through the same layers."""
     model = make("olmoe")
-    batch, other = Padded().pairs(PAIRS[:2], NUMBERS[:2]), Padded().pairs(PAIRS[2:], NUMBERS[:2])
+    batch, other = Padded().collate(PAIRS[:2], NUMBERS[:2]), Padded().collate(PAIRS[2:], NUMBERS[:2])
     expected = own(model, batch)[0]
     routers = RouterLoss(model, 1.0)
     routers.watch(batch.mask)
@@ -164,7 +163,7 @@ def test_the_coefficient_moves_the_routers(kind, folder, tmp_path):
     assert not any(name.startswith("eval/aux") for step in logged.values() for name in step)
     assert logged[0.0]["train/loss"] == logged[1.0]["train/loss"]
     rows = train(kind, folder, tmp_path, 4)[2]
-    batch = getattr(Padded(), LAID_OUT[kind])(rows, range(4))
+    batch = Padded().collate(rows, range(4))
     value, gradient = own(CausalLM(str(folder)).build(), batch)
     assert logged[1.0]["train/aux_loss"] == pytest.approx(float(value), rel=1e-5)
     assert gradient.abs().max() > 1e-4
@@ -183,7 +182,7 @@ def test_micro_batches_are_averaged_by_their_weights(folder, tmp_path):
         )
         steps[coefficient] = routers_of(whole_runs.weights(module)) - start
     model = CausalLM(str(folder)).build()
-    parts = [own(model, Padded().pairs(some, range(len(some)))) for some in (rows[:2], rows[2:])]
+    parts = [own(model, Padded().collate(some, range(len(some)))) for some in (rows[:2], rows[2:])]
     value, gradient = (2 / 3 * one + 1 / 3 * other for one, other in zip(*parts, strict=True))
     assert memory.curve("train/aux_loss") == [pytest.approx(float(value), rel=1e-5)]
     torch.testing.assert_close(steps[1.0] - steps[0.0], -whole_runs.SGD_RATE * gradient, rtol=1e-3, atol=1e-7)

@@ -19,7 +19,7 @@ from dpo_lightning.references import precomputed as module
 from dpo_lightning.references import reference_pass as scoring
 from dpo_lightning.references.logp_store import read
 from dpo_lightning.references.precomputed import Precomputed
-from dpo_lightning.references.reference_pass import pair_keys
+from dpo_lightning.references.reference_pass import row_digests
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -32,7 +32,7 @@ def test_only_rows_that_are_new_are_computed(tiny_llama, file, counted):
     counted.clear()
     made = looked_up(tiny_llama, file, eval=str(held_out))
     assert sum(counted) == 1  # two of the three are training rows as well
-    assert made.reference._sums["eval"].shape == (3, 2)
+    assert made.reference._answers["eval"].sums.shape == (6,)
     assert files() == [path]
     after = dict(zip(*read(path)[1][:1], read(path)[1].sums()[0].tolist(), strict=True))
     assert after.items() >= before.items()
@@ -44,7 +44,7 @@ def test_an_answer_that_is_in_several_pairs_has_one_value(tiny_llama):
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, shared)))
     made = looked_up(tiny_llama, "rows.jsonl")
     assert len(read(files()[0])[1].keys) == 6
-    assert len(set(made.reference._sums["train"][:, 0].tolist())) == 1
+    assert len(set(made.reference._answers["train"].sums[::2].tolist())) == 1
 
 
 def test_the_device_on_which_models_are_made_is_not_that_of_the_pass(tiny_llama, file):
@@ -53,15 +53,17 @@ def test_the_device_on_which_models_are_made_is_not_that_of_the_pass(tiny_llama,
     run = scoring_of(made, data(file))
     with torch.device("meta"):
         made.reference.look_up(made.policy, run)
-    assert made.reference._sums["train"].device.type == "cpu"
-    assert torch.equal(made.reference._sums["train"], looked_up(tiny_llama, file).reference._sums["train"])
+    assert made.reference._answers["train"].sums.device.type == "cpu"
+    assert torch.equal(
+        made.reference._answers["train"].sums, looked_up(tiny_llama, file).reference._answers["train"].sums
+    )
 
 
 def test_the_keys_of_a_pair_are_its_answers(tiny_llama, file):
     made = short_runs.ready(tiny_llama)
     rows = data(file)
     rows.prepare("fit", made)
-    keys = [pair_keys(row) for row in rows.encoded["train"]]
+    keys = [row_digests(row) for row in rows.encoded["train"]]
     assert len({key for pair in keys for key in pair}) == 18
 
 
@@ -120,7 +122,7 @@ def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatc
     assert calls.value == 4 + 2  # five batches, three of which are kept
     assert Path("killed.safetensors").read_bytes() == Path("straight.safetensors").read_bytes()
     assert not Path("killed.safetensors.parts").exists()
-    assert torch.equal(again.reference._sums["train"], straight.reference._sums["train"])
+    assert torch.equal(again.reference._answers["train"].sums, straight.reference._answers["train"].sums)
 
 
 def test_an_interrupted_pass_keeps_what_it_has(tiny_llama, file, monkeypatch):
@@ -207,7 +209,7 @@ def test_two_ranks_share_the_pass_and_train_as_one(tiny_llama, file, tmp_path):
         [sys.executable, script], capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "reference: computing 5 of 9 pairs" in done.stdout
+    assert "reference: computing 5 of 9 rows" in done.stdout
     assert done.stdout.count("computing") == 1
     looked_up(tiny_llama, file, Precomputed(path="alone.safetensors"), batch_size=1)
     assert Path("ranks.safetensors").read_bytes() == Path("alone.safetensors").read_bytes()

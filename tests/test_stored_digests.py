@@ -10,13 +10,13 @@ from safetensors import safe_open
 
 from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.references.base import fingerprint
-from dpo_lightning.references.logp_store import KEY_BYTES, TokenTable, content_key, write
+from dpo_lightning.references.logp_store import KEY_BYTES, TokenTable, answer_digest, write
 from dpo_lightning.references.provenance import Provenance
 
 
 def test_the_key_of_an_answer_is_that_of_its_numbers():
     """SHA-256 of 64-bit numbers: how many of the prompt, how many of the answer, both; then a byte for each flag."""
-    key = content_key([7, 300, 2**40], EncodedAnswer([5, 0], [True, False]))
+    key = answer_digest([7, 300, 2**40], EncodedAnswer([5, 0], [True, False]))
     assert key == hashlib.sha256(struct.pack("<7q", 3, 2, 7, 300, 2**40, 5, 0) + b"\x01\x00").digest()
     assert len(key) == KEY_BYTES == 32
 

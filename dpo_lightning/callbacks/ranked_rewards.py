@@ -10,6 +10,7 @@ from torch import Tensor
 from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.metrics import ranked_rewards
+from dpo_lightning.types import RankedOutput
 
 
 class RankedRewards(MeasureCallback):
@@ -30,12 +31,12 @@ class RankedRewards(MeasureCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the values of each list, and the weights of lists in the loss and elsewhere."""
-        if "ranked" not in outputs:
+        if not isinstance(outputs.get("output"), RankedOutput):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("RankedRewards needs ranked lists; this run has other rows", "trainer.callbacks"),
                 fix="leave it out: every module adds its own measures",
             )
-        output = outputs["ranked"]
+        output = outputs["output"]
         weights = {name: batch.weights if name == "loss" else batch.indices >= 0 for name in self.names}
         return {"loss": output.losses, **ranked_rewards(output)}, weights

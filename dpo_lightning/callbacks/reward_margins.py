@@ -43,10 +43,10 @@ def require_pairs(outputs: Mapping[str, Any]) -> tuple[PreferenceOutput, PairLog
     Raises:
         UserError: the run trains on rows of another kind.
     """
-    if "preference" not in outputs:
+    if not isinstance(outputs.get("output"), PreferenceOutput):
         raise UserError(
             ExitCode.CONFIG,
             Problem("RewardMargins and PreferenceAccuracy need pairs; this run has other rows", "trainer.callbacks"),
             fix="--trainer.callbacks TokenLoss for SFT, UnpairedRewards for KTO, RankedRewards for lists",
         )
-    return outputs["preference"], outputs["logps"]
+    return outputs["output"], outputs["logps"]

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from dpo_lightning.batches import Batch, PreferenceBatch, RankedBatch, UnpairedBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models.probe import move_to_device
-from dpo_lightning.types import GroupLogps, PairLogps, PreferenceOutput, RankedOutput, UnpairedLogps, UnpairedOutput
+from dpo_lightning.types import PairLogps, PreferenceOutput, RankedLogps, RankedOutput, UnpairedLogps, UnpairedOutput
 
 LOSS_TOLERANCE = 1e-6
 PRECOMPUTED_LOSS_TOLERANCE = 1e-4
@@ -62,7 +61,7 @@ class SelfCheck(Callback):
             torch.compiler.set_stance("force_eager"),
             torch.random.fork_rng(devices),
         ):
-            output, logps = module.compare(move_to_device(data.lay_out(data.layout, items), module))
+            output, logps = module.compare(data.collator(items).to(module.device))
         problems = list(self.check_start(output, logps, module.loss, module.reference.start_tolerance))
         if problems:
             where = f"{rows[longest].origin} and {rows[shortest].origin} in one batch"
@@ -90,7 +89,7 @@ class SelfCheck(Callback):
         real = batch.indices >= 0
         if not real.any():  # this rank has no rows in the first batch
             return
-        output, logps = outputs[pl_module.measured], outputs["logps"].select(real)
+        output, logps = outputs["output"], outputs["logps"].select(real)
         output = output._make(part[real] for part in output)
         nearness = pl_module.reference.start_tolerance
         problems = list(self.check_start(output, logps, pl_module.loss, nearness))
@@ -108,7 +107,7 @@ class SelfCheck(Callback):
     @staticmethod
     def check_start(
         output: PreferenceOutput | UnpairedOutput | RankedOutput,
-        logps: PairLogps | UnpairedLogps | GroupLogps,
+        logps: PairLogps | UnpairedLogps | RankedLogps,
         loss: Any,
         nearness: float = 0.0,
     ) -> Iterator[Problem]:
@@ -145,12 +144,12 @@ class SelfCheck(Callback):
             yield Problem(f"a margin is {margin:.3g} before the first step and not 0", "self-check")
 
     @staticmethod
-    def check_tokens(batch: PreferenceBatch | UnpairedBatch | RankedBatch, module: Any, rows: Any) -> Iterator[Problem]:
+    def check_tokens(batch: Batch, module: Any, rows: Any) -> Iterator[Problem]:
         """Yield what is wrong with BOS, EOS, prompt or scored tokens of any sequence of a batch."""
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         bos = module.tokenizer.bos_token_id
         prompts: dict[int, set[tuple[int, ...]]] = {}
-        for (row, place), (ids, targets) in zip(batch.owners(), sequences(batch), strict=True):
+        for (row, place), (ids, targets) in zip(batch.owners.tolist(), sequences(batch), strict=True):
             index = int(batch.indices[row])
             known = rows is not None and index >= 0
             where = str(rows[index].origin) if known else f"row {index}"

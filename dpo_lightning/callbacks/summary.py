@@ -67,9 +67,9 @@ def held_out_lines(metrics: dict[str, Any], rows: int) -> list[str]:
         return ranking_lines(metrics, rows)
     if "eval/desirable" in metrics:
         return unpaired_lines(metrics, rows)
-    if "eval/loss" in metrics:
+    if "eval/tokens" in metrics and "eval/loss" in metrics:
         return [f"  held-out loss       {metrics['eval/loss']:.4f} nats per token ({rows} tokens)"]
-    return []
+    return loss_lines(metrics)
 
 
 def preference_lines(metrics: dict[str, Any], rows: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`UnpairedRewards`: the measures of judged answers under TRL's names, exact for any batch size and number of ranks."""
+"""`UnpairedRewards`: the measures of unpaired rows under TRL's names, exact for any batch size and number of ranks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.losses import UnpairedLoss
 from dpo_lightning.metrics import unpaired_rewards
+from dpo_lightning.types import UnpairedOutput
 
 KINDS = ("chosen", "rejected")
 MARGIN = "rewards/margins"
@@ -35,16 +36,16 @@ class UnpairedRewards(MeasureCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the values of each answer; `chosen` counts good answers only, `rejected` bad ones only."""
-        if "judged" not in outputs:
+        if not isinstance(outputs.get("output"), UnpairedOutput):
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("UnpairedRewards measures judged answers, which only KTOModule trains on", "trainer.callbacks"),
+                Problem("UnpairedRewards measures unpaired rows, which only KTOModule trains on", "trainer.callbacks"),
                 fix="leave it out",
             )
-        real, good = batch.indices >= 0, batch.good
+        real, good = batch.indices >= 0, batch.columns["good"]
         of_kind = {"chosen": real & good, "rejected": real & ~good}
         weights = {name: of_kind.get(name.rpartition("/")[2], real) for name in self.names}
-        return unpaired_rewards(outputs["judged"], outputs["logps"]), weights | {"loss": batch.weights}
+        return unpaired_rewards(outputs["output"], outputs["logps"]), weights | {"loss": batch.weights}
 
     def compute_logged(self, means: dict[str, float]) -> dict[str, float]:
         """Add the margin if there are both good and bad answers."""

@@ -152,7 +152,7 @@ def unknown_class_error(key: str, name: str, known: Known) -> UserError:
         return UserError(
             ExitCode.CONFIG,
             Problem("this class belongs to another module", key, name),
-            fix="use the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for judged answers)",
+            fix="use the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for unpaired rows)",
         )
     if name == "None":
         overlay = "use a second --config with `init_args: {policy: {lora: null}}` below `model`"

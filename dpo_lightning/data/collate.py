@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from dpo_lightning.batches import PreferenceBatch, RankedBatch, SFTBatch, Tree, UnpairedBatch
-from dpo_lightning.data.examples import Encoded, EncodedAnswer, EncodedPair, EncodedRanking, EncodedSFT, EncodedUnpaired
+from dpo_lightning.batches import Batch, Tree
+from dpo_lightning.data.examples import Encoded, EncodedAnswer
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 
@@ -35,7 +35,7 @@ class Joined(NamedTuple):
 
 @dataclass(frozen=True)
 class Collator(ABC):
-    """How rows become a batch. Whatever the layout, a batch gives the same log-probabilities."""
+    """How rows become a batch. Whatever the collator, a batch gives the same log-probabilities."""
 
     pad_to_multiple_of: int = 1
     """Round the length of a batch's rows up to a multiple of this many tokens."""
@@ -49,59 +49,38 @@ class Collator(ABC):
                 fix="--data.collator.pad_to_multiple_of 1 or more",
             )
 
-    def pairs(self, rows: Sequence[EncodedPair], indices: Sequence[int]) -> PreferenceBatch:
-        """Collate pairs; `indices` tell the data set's row of each, -1 for one that only fills up."""
+    def __call__(self, items: Sequence[tuple[Encoded, int]]) -> Batch:
+        """Collate rows that come with their indices, as `samplers.Rows` gives them."""
+        rows, indices = zip(*items, strict=True)
+        return self.collate(rows, indices)
+
+    def collate(self, rows: Sequence[Encoded], indices: Sequence[int]) -> Batch:
+        """Collate rows of one kind.
+
+        Args:
+            rows: the rows.
+            indices: the data set's row of each, -1 for one that only fills up.
+        """
+        owners = [(row, place) for row, own in enumerate(rows) for place in range(len(own.answers))]
+        if rows[0].answers_first:
+            owners.sort(key=lambda owner: (owner[1], owner[0]))
+        numbers = {owner: number for number, owner in enumerate(owners)}
         groups = [
-            [Joined.of(k + side * len(rows), row.prompt_ids, answer) for side, answer in enumerate(row.answers)]
-            for k, row in enumerate(rows)
+            [Joined.of(numbers[row, place], own.prompt_ids, answer) for place, answer in enumerate(own.answers)]
+            for row, own in enumerate(rows)
         ]
-        return PreferenceBatch(
+        return Batch(
             **self.tensors(groups),
+            owners=torch.tensor(owners),
+            most_answers=max(map(len, groups)),
             indices=torch.tensor(indices),
             weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
-            margins=torch.tensor([row.margin or 0.0 for row in rows]),
-        )
-
-    def demonstrations(self, rows: Sequence[EncodedSFT], indices: Sequence[int]) -> SFTBatch:
-        """Collate demonstrations, as `pairs` does."""
-        groups = [[Joined.of(k, row.prompt_ids, row.completion)] for k, row in enumerate(rows)]
-        return SFTBatch(
-            **self.tensors(groups),
-            indices=torch.tensor(indices),
-            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
-        )
-
-    def judged(self, rows: Sequence[EncodedUnpaired], indices: Sequence[int]) -> UnpairedBatch:
-        """Collate judged answers and what is mismatched with their prompts, as `pairs` does."""
-        groups = [
-            [Joined.of(k + side * len(rows), row.prompt_ids, answer) for side, answer in enumerate(row.answers)]
-            for k, row in enumerate(rows)
-        ]
-        return UnpairedBatch(
-            **self.tensors(groups),
-            indices=torch.tensor(indices),
-            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
-            good=torch.tensor([row.good for row in rows]),
-            answers=len(rows[0].answers),
-        )
-
-    def rankings(self, rows: Sequence[EncodedRanking], indices: Sequence[int]) -> RankedBatch:
-        """Collate ranked lists, as `pairs` does."""
-        numbers = iter(range(sum(len(row.answers) for row in rows)))
-        groups = [[Joined.of(next(numbers), row.prompt_ids, answer) for answer in row.answers] for row in rows]
-        most = max(map(len, groups))
-        table = [[sequence.number for sequence in group] + [-1] * (most - len(group)) for group in groups]
-        return RankedBatch(
-            **self.tensors(groups),
-            answers=torch.tensor(table),
-            num_sequences=sum(map(len, groups)),
-            indices=torch.tensor(indices),
-            weights=torch.tensor([row.weight if index >= 0 else 0.0 for row, index in zip(rows, indices, strict=True)]),
+            columns={name: torch.tensor([row.columns[name] for row in rows]) for name in rows[0].columns},
         )
 
     @abstractmethod
     def tensors(self, groups: Sequence[Sequence[Joined]]) -> dict[str, Any]:
-        """Every field of a batch but `indices`, from the sequences of each row of the data set."""
+        """The tokens of a batch, `input_ids` to `trees`, from the sequences of each row of the data set."""
 
     @abstractmethod
     def tokens(self, row: Encoded) -> int:
@@ -139,7 +118,7 @@ class Padded(Collator):
 
 
 class Trees(Collator):
-    """What the layouts without repetition share: sequences of a group have their common beginning once."""
+    """What the collators without repetition share: sequences of a group have their common beginning once."""
 
     @abstractmethod
     def groups(self, groups: Sequence[Sequence[Joined]]) -> list[Sequence[Joined]]:
@@ -216,8 +195,8 @@ class PackedSharedPrefix(Packed):
         return list(groups)
 
 
-def layout_for(chosen: Collator | None, *, takes_trees: bool) -> Collator:
-    """The layout that was chosen where a model takes it, else the one with the fewest tokens that it takes."""
+def collator_for(chosen: Collator | None, *, takes_trees: bool) -> Collator:
+    """The collator that was chosen where a model takes its batches, else the one with the fewest tokens."""
     if chosen is not None and (takes_trees or not isinstance(chosen, Trees)):
         return chosen
     return PackedSharedPrefix() if takes_trees else Padded()

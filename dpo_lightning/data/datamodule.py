@@ -13,13 +13,15 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from dpo_lightning.batches import Batch
-from dpo_lightning.data.collate import Collator, Padded, layout_for
+from dpo_lightning.data.collate import Collator, Padded, collator_for
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
 from dpo_lightning.data.encoding.counts import unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
+from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.formats.duplicates import check_leak
+from dpo_lightning.data.formats.load import load_examples
+from dpo_lightning.data.formats.row_format import RowFormat
 from dpo_lightning.data.resumable_loader import TrainingLoader
 from dpo_lightning.data.samplers import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -91,31 +93,36 @@ class TextDataModule(LightningDataModule):
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
         self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
-        self.collator, self.num_workers = collator, num_workers
-        self.layout: Collator = collator or Padded()
+        self.given_collator, self.num_workers = collator, num_workers
+        self.collator: Collator = collator or Padded()
         self.trainer: Any = None
         self._training: Any = None
-        self._lent = False
         self._place: dict[str, int] | None = None
         self.examples: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Any]] = {}
 
+    @property
     @abstractmethod
-    def read(self, paths: str | list[str]) -> tuple[list[Any], list[str]]:
-        """Rows of files as examples, and the warnings about them."""
+    def format(self) -> type[RowFormat]:
+        """How rows of this kind are read; a class attribute of the subclass."""
 
-    @abstractmethod
-    def encode(self, encoder: Encoder, examples: Sequence[Any]) -> list[Any]:
-        """Examples as token ids."""
+    def encode(self, encoder: Encoder, examples: Sequence[Example]) -> list[Any]:
+        """Examples as token ids; a subclass may add to them what depends on other rows."""
+        return encoder.encode(examples)
 
-    @staticmethod
-    @abstractmethod
-    def lay_out(layout: Collator, items: Sequence[tuple[Any, int]]) -> Batch:
-        """Encoded rows with their indices as a batch; of no instance, since it is sent to workers."""
+    def check_module(self, module: Any) -> None:
+        """Refuse a module that trains on another kind of row.
 
-    def collate(self, items: Sequence[tuple[Any, int]]) -> Batch:
-        """Encoded rows with their indices as a batch."""
-        return self.lay_out(self.layout, items)
+        Raises:
+            UserError: that is so.
+        """
+        data = module.data_module
+        if not isinstance(self, data):
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{type(module).__name__} takes {data.__name__}", "data", type(self).__name__),
+                fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
+            )
 
     def read_rows(self, names: Sequence[str]) -> None:
         """Read and check the rows of `train` and `eval`; needs neither tokenizer nor model."""
@@ -123,10 +130,17 @@ class TextDataModule(LightningDataModule):
             paths = self.files[name]
             if name in self.examples or not paths:
                 continue
-            self._lent = name == "eval" and bool(self.files["train"])  # columns may be those of the training rows
-            self.examples[name], warnings = self.read(paths)
+            self.examples[name], warnings = load_examples(
+                self.format,
+                paths,
+                columns=self.columns,
+                strict=self.strict,
+                lent=name == "eval" and bool(self.files["train"]),  # columns may be those of the training rows
+                allow=self.allow,
+            )
             if name == "eval" and "train" in self.examples:
-                warnings += check_leak(self.examples["train"], self.examples["eval"], allow=self.allow)
+                sets = self.examples["train"], self.examples["eval"]
+                warnings += check_leak(*sets, self.format.check, allow=self.allow)
             for warning in warnings:
                 logger.info(f"note: {warning}")
 
@@ -146,6 +160,7 @@ class TextDataModule(LightningDataModule):
             module: the `PolicyModule` whose tokenizer and positions count.
             world_size: processes that share the rows.
         """
+        self.check_module(module)
         needed = ("train", "eval") if stage == "fit" else ("eval",)
         if not self.files[needed[0]]:
             raise UserError(
@@ -164,7 +179,7 @@ class TextDataModule(LightningDataModule):
             for line in [*encoder.counts.lines(), *unlisted_ends(self.encoded[name], renderer)]:
                 logger.info(f"note: {name}: {line}")
             self.template_date.tell(written=renderer.wrote_date)
-        fewest = layout_for(self.collator, takes_trees=True)  # a row that is too long for it is too long for all
+        fewest = collator_for(self.given_collator, takes_trees=True)  # too long for it is too long for all
         check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
     def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
@@ -180,24 +195,24 @@ class TextDataModule(LightningDataModule):
         day = self.template_date.settle(tokenizer.chat_template)
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
 
-    def choose_layout(self, takes_trees: bool) -> None:
+    def choose_collator(self, takes_trees: bool) -> None:
         """Settle how rows become batches, by what the model takes.
 
         Raises:
-            UserError: the layout that was asked for is none of those.
+            UserError: the collator that was given makes none of those.
         """
-        self.layout = layout_for(self.collator, takes_trees=takes_trees)
-        if self.collator not in (None, self.layout):
+        self.collator = collator_for(self.given_collator, takes_trees=takes_trees)
+        if self.given_collator not in (None, self.collator):
             raise UserError(
                 ExitCode.MODEL,
-                Problem(f"the model does not take {type(self.collator).__name__} batches", "data.collator"),
+                Problem(f"the model does not take {type(self.given_collator).__name__} batches", "data.collator"),
                 fix="--data.collator Padded, or leave it out",
             )
 
     def train_dataloader(self) -> TrainingLoader:
         """Training batches, in the order of seed and epoch."""
         order = self._order("train", shuffle=self.shuffle and not self.trainer.overfit_batches)
-        settle_epoch(self.trainer, order, self.layout)
+        settle_epoch(self.trainer, order, self.collator)
         self._training = self._loader("train", order, TrainingLoader)
         self._training.follow(self.trainer.fit_loop, self._place)
         return self._training
@@ -228,21 +243,21 @@ class TextDataModule(LightningDataModule):
         order = self._order("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
         return self._loader("eval", order)
 
-    def order(self, rows: Sequence[Any], layout: Collator, **options: Any) -> BatchOrder:
-        """Batches of encoded rows in a layout, of as many rows or tokens as asked for; options of `BatchOrder`."""
+    def order(self, rows: Sequence[Encoded], collator: Collator, **options: Any) -> BatchOrder:
+        """Batches of encoded rows, of as many rows or tokens as the options have it; options of `BatchOrder`."""
         if self.max_tokens:
-            return TokenBatches([layout.tokens(row) for row in rows], self.max_tokens, **options)
+            return TokenBatches([collator.tokens(row) for row in rows], self.max_tokens, **options)
         return FixedBatches([row.length for row in rows], self.batch_size, **options)
 
     def _order(self, name: str, *, shuffle: bool, longest_first: bool = False) -> BatchOrder:
         module = self.trainer.lightning_module
-        self.choose_layout(module.takes_trees())
-        if self.collator is not None:
-            module.check_layout(self.layout)
-        check_shares(self.encoded, self.batch_size, self.max_tokens, self.layout, self.trainer.world_size)
+        self.choose_collator(module.takes_trees())
+        if self.given_collator is not None:
+            module.check_layout(self.collator)
+        check_shares(self.encoded, self.batch_size, self.max_tokens, self.collator, self.trainer.world_size)
         return self.order(
             self.encoded[name],
-            self.layout,
+            self.collator,
             shuffle=shuffle,
             seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
             rank=self.trainer.global_rank,
@@ -255,7 +270,7 @@ class TextDataModule(LightningDataModule):
             Rows(self.encoded[name]),
             batch_size=None,
             sampler=order,
-            collate_fn=partial(self.lay_out, self.layout),
+            collate_fn=self.collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),  # an iterator draws from it, and not from what the model draws from

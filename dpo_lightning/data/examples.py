@@ -1,16 +1,16 @@
-"""Records of the data path, usable without torch: from a row of a file to token ids."""
+"""Records of the data path, usable without torch: a row is a prompt with answers, first as texts, then as token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
 """One chat turn: `role`, `content`, and what the template needs for tools (`tool_calls`, `name`, ...)."""
 
 TRAIN = "train"
-"""False under this key of a demonstration's turn: it is context and not learned. No template is given the key."""
+"""False under this key of an SFT turn: the turn is context and not learned. Chat templates never see the key."""
 
 Text: TypeAlias = str | tuple[Message, ...]
 """A prompt or an answer: a plain string, or chat messages."""
@@ -31,74 +31,10 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceExample:
-    """One comparison: `chosen` was preferred to `rejected` as an answer to `prompt`.
-
-    Either all three texts are strings, or all are message tuples (`chosen` and `rejected` then end with an
-    assistant message, and may begin with the turns that led to it).
-    """
-
-    origin: Origin
-    prompt: Text
-    chosen: Text
-    rejected: Text
-    tools: tuple[Mapping[str, Any], ...] = ()
-    group: str = ""
-    weight: float = 1.0
-    """How much the pair counts in the loss."""
-    margin: float | None = None
-    """By how much the chosen answer was found better, where the row tells."""
-
-
-@dataclass(frozen=True, slots=True)
-class SFTExample:
-    """One demonstration: `completion` is what the model should answer to `prompt`.
-
-    For a conversation, `prompt` holds the messages before the first assistant turn that is learned and `completion` all
-    that follow; every assistant turn of it is learned but those that have `TRAIN` as False.
-    """
-
-    origin: Origin
-    prompt: Text
-    completion: Text
-    tools: tuple[Mapping[str, Any], ...] = ()
-    group: str = ""
-    weight: float = 1.0
-    """How much each token of the completion counts in the loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankedExample:
-    """Answers to one prompt, the best first; all texts are strings, or all are message tuples."""
-
-    origin: Origin
-    prompt: Text
-    responses: tuple[Text, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
-    group: str = ""
-    weight: float = 1.0
-    """How much the list counts in the loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class UnpairedExample:
-    """One judgement: `completion` was found good or bad as an answer to `prompt`; texts are those of `SFTExample`."""
-
-    origin: Origin
-    prompt: Text
-    completion: Text
-    good: bool
-    tools: tuple[Mapping[str, Any], ...] = ()
-    group: str = ""
-    weight: float = 1.0
-    """How much the answer counts in the loss."""
-
-
-@dataclass(frozen=True, slots=True)
 class EncodedAnswer:
     """Token ids that follow a prompt, and which of them are scored (the assistant's own, its EOS included).
 
-    `cut` tells that the end was lost to `max_length`, and the EOS with it.
+    `cut` is True where `max_length` removed the end of the answer, and the EOS with it.
     """
 
     ids: Sequence[int]
@@ -107,50 +43,14 @@ class EncodedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPair:
-    """Both answers follow the same `prompt_ids`."""
+class Encoded:
+    """Answers that follow the same `prompt_ids`; each kind of row adds what was said of the answers."""
 
-    origin: Origin
-    prompt_ids: Sequence[int]
-    chosen: EncodedAnswer
-    rejected: EncodedAnswer
-    weight: float = 1.0
-    margin: float | None = None
+    noun: ClassVar[str] = "rows"
+    """What messages call several of them."""
 
-    @property
-    def answers(self) -> tuple[EncodedAnswer, ...]:
-        """Chosen and rejected."""
-        return self.chosen, self.rejected
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the longer answer."""
-        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedSFT:
-    """A prompt and the completion that is learned."""
-
-    origin: Origin
-    prompt_ids: Sequence[int]
-    completion: EncodedAnswer
-    weight: float = 1.0
-
-    @property
-    def answers(self) -> tuple[EncodedAnswer, ...]:
-        """The completion alone."""
-        return (self.completion,)
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt_ids) + len(self.completion.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRanking:
-    """Answers that follow the same `prompt_ids`, the best first."""
+    answers_first: ClassVar[bool] = True
+    """How a batch numbers its sequences: all first answers, then all second ones; False: row after row."""
 
     origin: Origin
     prompt_ids: Sequence[int]
@@ -162,28 +62,28 @@ class EncodedRanking:
         """Tokens of the prompt and the longest answer."""
         return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
 
+    @property
+    def columns(self) -> Mapping[str, float | bool]:
+        """What was said of this row, by the name under which `Batch.columns` has it; the same names in every row."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
-class EncodedUnpaired:
-    """A prompt and an answer that was judged; where a loss asks for it, another prompt's answer as well."""
+class Example:
+    """A prompt with its answers as texts; each kind of row adds what was said of the answers.
+
+    Either all texts are strings, or all are message tuples (answers then end with an assistant message, and may begin
+    with the turns that led to it).
+    """
 
     origin: Origin
-    prompt_ids: Sequence[int]
-    completion: EncodedAnswer
-    good: bool
+    prompt: Text
+    answers: tuple[Text, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    group: str = ""
     weight: float = 1.0
-    mismatched: EncodedAnswer | None = None
+    """How much the row counts in the loss."""
 
-    @property
-    def answers(self) -> tuple[EncodedAnswer, ...]:
-        """The judged answer, then the mismatched one."""
-        return (self.completion,) if self.mismatched is None else (self.completion, self.mismatched)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the longer answer."""
-        return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
-
-
-Example: TypeAlias = PreferenceExample | SFTExample | RankedExample | UnpairedExample
-Encoded: TypeAlias = EncodedPair | EncodedSFT | EncodedRanking | EncodedUnpaired
+    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> Encoded:
+        """The same row as token ids."""
+        return Encoded(self.origin, prompt_ids, answers, self.weight)

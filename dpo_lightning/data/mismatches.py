@@ -1,14 +1,32 @@
-"""Which row's answer is put to another prompt, to see how far the policy is from the reference (KTO)."""
+"""Mismatched answers: each prompt with another row's answer, to see how far the policy is from the reference (KTO)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from dpo_lightning.data.examples import EncodedUnpaired
+from dpo_lightning.data.examples import EncodedAnswer
+from dpo_lightning.data.formats.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 LOOKED_AT = 100
 """Rows that are looked at for an answer other than a row's own; in a set of very few answers there is none."""
+
+
+def add_mismatches(rows: Sequence[EncodedUnpaired], max_length: int) -> tuple[list[EncodedUnpaired], int]:
+    """The rows with a mismatched answer each, and how many of these were cut at `max_length`."""
+    others = [rows[other].completion for other in mismatches(rows)]
+    fitted = [fit(row, other, max_length) for row, other in zip(rows, others, strict=True)]
+    cut = sum(len(whole.ids) > len(answer.ids) for whole, answer in zip(others, fitted, strict=True))
+    return [replace(row, answers=(*row.answers, other)) for row, other in zip(rows, fitted, strict=True)], cut
+
+
+def fit(row: EncodedUnpaired, answer: EncodedAnswer, max_length: int) -> EncodedAnswer:
+    """Another row's answer after this row's prompt, cut at `max_length`."""
+    room = max_length - len(row.prompt_ids)
+    if len(answer.ids) <= room:
+        return answer
+    return replace(answer, ids=answer.ids[:room], scored=answer.scored[:room], cut=True)
 
 
 def mismatches(rows: Sequence[EncodedUnpaired]) -> list[int]:

@@ -192,7 +192,7 @@ def upper_bounds(sizes: Sequence[int]) -> list[int]:
 
 
 def check_shares(
-    encoded: Mapping[str, Sequence[Any]], batch_size: int, max_tokens: int | None, layout: Collator, world_size: int
+    encoded: Mapping[str, Sequence[Any]], batch_size: int, max_tokens: int | None, collator: Collator, world_size: int
 ) -> None:
     """A batch larger than the data, or a rank without a row, is a mistake rather than a short epoch.
 
@@ -206,7 +206,7 @@ def check_shares(
             f"{rows} training rows are fewer than one batch ({size} x {world_size} devices)",
             fix=f"--data.batch_size {rows // world_size} or more rows" if rows >= world_size else "more rows",
         )
-    counted = [(layout.tokens(row), row) for several in encoded.values() for row in several] if max_tokens else []
+    counted = [(collator.tokens(row), row) for several in encoded.values() for row in several] if max_tokens else []
     long = [(tokens, row) for tokens, row in counted if max_tokens and tokens > max_tokens]
     if long:
         raise UserError(
@@ -234,12 +234,11 @@ def trained_batches(trainer: Any, batches: int) -> int:
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
-def settle_epoch(trainer: Any, order: BatchOrder, layout: Collator) -> None:
+def settle_epoch(trainer: Any, order: BatchOrder, collator: Collator) -> None:
     """Tell what a token budget makes of the rows, and evaluate an epoch at its end where the interval is longer."""
     if isinstance(order, TokenBatches):
-        logger.info(
-            f"batches: {type(layout).__name__}, {order.use()}; {len(order)} an epoch, {told_steps(trainer, len(order))}"
-        )
+        steps = told_steps(trainer, len(order))
+        logger.info(f"batches: {type(collator).__name__}, {order.use()}; {len(order)} an epoch, {steps}")
     every, batches = trainer.val_check_interval, trained_batches(trainer, len(order))
     if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
         logger.warning(f"val_check_interval={every} exceeds the {batches} batches of an epoch: its end is evaluated")

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.losses.divergences import Divergence, ReverseKL
 from dpo_lightning.types import (
-    GroupLogps,
     PairLogps,
     PreferenceOutput,
+    RankedLogps,
     RankedOutput,
     Statistic,
     UnpairedLogps,
@@ -252,5 +252,5 @@ class ListwiseLoss(PolicyLoss):
     """Base of the losses of ranked lists."""
 
     @abstractmethod
-    def __call__(self, logps: GroupLogps) -> RankedOutput:
+    def __call__(self, logps: RankedLogps) -> RankedOutput:
         """Map the log-probabilities of lists, best answer first, to losses `[list]` and rewards `[list, rank]`."""

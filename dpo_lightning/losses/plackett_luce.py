@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from dpo_lightning.losses.base import ListwiseLoss, option
-from dpo_lightning.types import GroupLogps, RankedOutput
+from dpo_lightning.types import RankedLogps, RankedOutput
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PlackettLuceLoss(ListwiseLoss):
     beta: float = option(0.1, within="(0, inf)")
     """Strength of the pull towards the reference: a larger beta keeps the policy nearer to it."""
 
-    def __call__(self, logps: GroupLogps) -> RankedOutput:
+    def __call__(self, logps: RankedLogps) -> RankedOutput:
         """Losses and rewards per list; ln k! where policy and reference agree on k answers.
 
         Computed from the last answer to the first: each step is DPO's loss of an answer against the log-sum-exp of all

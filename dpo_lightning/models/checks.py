@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpo_lightning.batches import PreferenceBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Collator, Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.logps import logps_of, token_logps
@@ -169,14 +169,14 @@ def refuse_errors(kind: str, path: str) -> Iterator[None]:
         raise UserError(ExitCode.MODEL, what, fix=OTHER_MODEL) from error
 
 
-def plain_probe(model: Any, layout: Collator) -> PreferenceBatch:
+def plain_probe(model: Any, layout: Collator) -> Batch:
     """Make the probe without the ids to which the model's config gives a meaning, such as those of images."""
     named = model.config.to_dict() | model.config.get_text_config().to_dict()
     special = [value for name, value in named.items() if name.endswith(("token_id", "token_index"))]
     return probe_batch(model, layout, frozenset(value for value in special if isinstance(value, int)))
 
 
-def shortest(batch: PreferenceBatch) -> Int[Tensor, " position"]:
+def shortest(batch: Batch) -> Int[Tensor, " position"]:
     """Return the ids of the probe's last row, which has most padding."""
     return batch.input_ids[-1, batch.mask[-1]]
 
@@ -202,7 +202,7 @@ def measure_causal_leak(model: Any, ids: Int[Tensor, " position"], logits: Float
     return moved if moved > part * float(logits[:before].abs().max()) else 0.0
 
 
-def measure_padding_effect(model: Any, batch: PreferenceBatch, logits: Float[Tensor, "position vocab"]) -> float:
+def measure_padding_effect(model: Any, batch: Batch, logits: Float[Tensor, "position vocab"]) -> float:
     """Measure by how much log-probabilities of a batch's last row differ from those of a plain call.
 
     Args:

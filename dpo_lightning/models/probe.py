@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dpo_lightning.batches import Batch, PreferenceBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Collator
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
-
-AnyBatch = TypeVar("AnyBatch", bound=Batch)
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.pairs import EncodedPair
 
 FLOAT32_TOLERANCE = 1e-4
 """Float32 rounding: largest difference between two layouts, as a fraction of the largest absolute log-probability."""
@@ -49,12 +48,6 @@ def trial(model: Any) -> Iterator[None]:
         yield
 
 
-def move_to_device(batch: AnyBatch, model: Any) -> AnyBatch:
-    """Move the tensors of a batch to the device of a model."""
-    tensors: dict[str, Any] = {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
-    return batch._replace(**{name: part.to(model.device) for name, part in tensors.items()})  # type: ignore[return-value]
-
-
 def draw_ids(vocabulary: int, rows: int, length: int) -> Int[Tensor, "row position"]:
     """Draw token ids on the CPU, the same at every call."""
     draw = torch.Generator().manual_seed(0)
@@ -81,14 +74,14 @@ def make_probe(vocabulary: int, special: Collection[int] = ()) -> tuple[list[Enc
         return EncodedAnswer(ids, [True] * length)
 
     pairs = [
-        EncodedPair(Origin("probe", k), answer(prompt).ids, answer(5), answer(3)) for k, prompt in enumerate((7, 4))
+        EncodedPair(Origin("probe", k), answer(prompt).ids, (answer(5), answer(3))) for k, prompt in enumerate((7, 4))
     ]
     return pairs, [0, 1]
 
 
-def probe_batch(model: Any, layout: Collator, special: Collection[int] = ()) -> PreferenceBatch:
+def probe_batch(model: Any, layout: Collator, special: Collection[int] = ()) -> Batch:
     """Make the probe's pairs into a batch on the device of a transformers model; `special` as in `make_probe`."""
     pairs, indices = make_probe(model.config.get_text_config().vocab_size, special)
     with torch.device("cpu"):  # Lightning makes the GPU the default device while a model is built
-        batch = layout.pairs(pairs, indices)
-    return move_to_device(batch, model)
+        batch = layout.collate(pairs, indices)
+    return batch.to(model.device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.batches import Batch, PreferenceBatch
+from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import Scored, compute_scored, score
@@ -188,7 +188,7 @@ class ReferencePolicy(nn.Module, ABC):
 
 
 @contextmanager
-def policy_probe(model: nn.Module) -> Iterator[PreferenceBatch]:
+def policy_probe(model: nn.Module) -> Iterator[Batch]:
     """Yield a few fixed pairs as a batch, while the policy is in eval mode, without autocast and uncompiled."""
     batch = probe_batch(causal_lm(model), Padded())
     with trial(model):

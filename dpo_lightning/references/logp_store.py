@@ -37,7 +37,7 @@ class TokenTable(NamedTuple):
     """Log-probabilities of the scored tokens of many answers.
 
     Attributes:
-        keys: the answers' content keys, ascending.
+        keys: the answers' digests, ascending.
         offsets: where the values of each answer begin, and the end of the last.
         values: natural logarithms, float32.
     """
@@ -170,7 +170,7 @@ class Artefact:
             ) from None
 
 
-def content_key(prompt_ids: Sequence[int], answer: EncodedAnswer) -> bytes:
+def answer_digest(prompt_ids: Sequence[int], answer: EncodedAnswer) -> bytes:
     """What an answer is to a model: its prompt, its tokens, and which of them are scored."""
     digest = hashlib.sha256(array("q", [len(prompt_ids), len(answer.ids), *prompt_ids, *answer.ids]).tobytes())
     digest.update(bytes(answer.scored))
@@ -195,7 +195,7 @@ def write(path: Path, table: TokenTable, provenance: Provenance) -> None:
         "values": table.values.contiguous(),
     }
     header = {"version": VERSION, **asdict(provenance)}
-    header["checksum"] = checksum(header, tensors)
+    header["checksum"] = content_digest(header, tensors)
     # One entry: several would be written in an order of their own each time, and equal files would differ.
     content = save(tensors, {HEADER: json.dumps(header, sort_keys=True)})
     with open_atomic(path, "wb") as file:
@@ -224,7 +224,7 @@ def read(path: Path) -> tuple[Provenance, TokenTable]:
     version = header.get("version") if isinstance(header, dict) else None
     if version != VERSION:
         raise damaged(path, f"its format is {version!r}, known is {VERSION}")
-    if header.pop("checksum", None) != checksum(header, tensors):
+    if header.pop("checksum", None) != content_digest(header, tensors):
         raise damaged(path, "its checksum does not fit its content")
     names = {field.name for field in fields(Provenance)}
     keys, offsets, values = tensors["keys"], tensors["offsets"], tensors["values"]
@@ -233,7 +233,7 @@ def read(path: Path) -> tuple[Provenance, TokenTable]:
     return Provenance(**{name: str(header.get(name, "")) for name in names}), TokenTable(cut, offsets, values)
 
 
-def checksum(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
+def content_digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
     """A digest of everything that a file says."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):

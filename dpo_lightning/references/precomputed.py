@@ -6,18 +6,17 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dpo_lightning.batches import Batch
+from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.checks import independent_length
 from dpo_lightning.models.folder import looks_like_hub_id
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import HALF_TOLERANCE, evaluation_mode
@@ -29,9 +28,9 @@ from dpo_lightning.references.adapter_disabled import (
     without_adapter,
 )
 from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, check_same_tokenizer
-from dpo_lightning.references.logp_store import KEY, Artefact, TokenTable, read
+from dpo_lightning.references.logp_store import KEY, Artefact, TokenTable, ends, read
 from dpo_lightning.references.provenance import DIGEST_CHARS, Provenance
-from dpo_lightning.references.reference_pass import AnyRow, Keys, Scoring, pair_keys, scored
+from dpo_lightning.references.reference_pass import Digests, Scoring, check_independence, row_digests, scored
 from dpo_lightning.types import SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
@@ -46,6 +45,22 @@ TOLERANCE = 1e-5
 HALF_NOTE = "in half precision, sums of other batches differ by up to about 1 nat"
 
 FULL = ("32", "32-true", "64", "64-true")
+
+
+class Answers(NamedTuple):
+    """What the file has of a set of rows, row after row and answer after answer.
+
+    Attributes:
+        first: the place of each row's first answer, `[row]`.
+        sums: log-probability of each answer in nats, `[answer]`.
+        lengths: its scored tokens, `[answer]`.
+        starts: where the values of its tokens begin among all values, `[answer]`.
+    """
+
+    first: Tensor
+    sums: Tensor
+    lengths: Tensor
+    starts: Tensor
 
 
 class Precomputed(ReferencePolicy):
@@ -68,11 +83,9 @@ class Precomputed(ReferencePolicy):
         """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
         self.policy_moved = False
         """Whether the policy may have left its start, and can no longer tell what the reference would say."""
-        self._rows: dict[str, Sequence[AnyRow]] = {}
+        self._rows: dict[str, Sequence[Encoded]] = {}
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
-        self._sums: dict[str, Tensor] = {}
-        self._lengths: dict[str, Tensor] = {}
-        self._starts: dict[str, Tensor] = {}
+        self._answers: dict[str, Answers] = {}
         self._values = torch.zeros(0)
         self._below = False
 
@@ -126,25 +139,25 @@ class Precomputed(ReferencePolicy):
         A batch that does not hold the rows that its indices tell has another length: its sums are no numbers.
         """
         self.policy_moved |= rows == "train"
-        if self._sums[rows].device != batch.indices.device:
-            self._sums[rows] = self._sums[rows].to(batch.indices.device)
-            self._lengths[rows] = self._lengths[rows].to(batch.indices.device)
-        at = batch.indices.clamp(min=0)
-        sums, lengths = (table[rows].index_select(0, at).T.flatten() for table in (self._sums, self._lengths))
+        device = batch.indices.device
+        if self._answers[rows].sums.device != device:
+            self._answers[rows] = Answers._make(part.to(device) for part in self._answers[rows])
+        answers, (row, place) = self._answers[rows], batch.owners.unbind(1)
+        index = batch.indices[row]
+        at = (answers.first[index.clamp(min=0)] + place).clamp(max=len(answers.sums) - 1)
+        sums, lengths = answers.sums[at], answers.lengths[at]
         counted = torch.zeros_like(lengths).index_add(
             0, batch.sequence_ids, torch.ones_like(batch.targets, dtype=lengths.dtype)
         )
-        strange = (counted != lengths) & (batch.indices >= 0).repeat(self._sums[rows].shape[1])
+        strange = (counted != lengths) & (index >= 0)
         found = SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
         if "tokens" not in statistics:
             return found
-        if self._values.device != at.device:
-            self._values = self._values.to(at.device)
-            self._starts = {name: starts.to(at.device) for name, starts in self._starts.items()}
-        starts = self._starts[rows].index_select(0, at).T.flatten()
-        place = torch.arange(batch.mask.shape[1], device=at.device)
-        within = (place < lengths[:, None]) & ~strange[:, None]
-        values = self._values[torch.where(within, starts[:, None] + place, 0)]
+        if self._values.device != device:
+            self._values = self._values.to(device)
+        position = torch.arange(batch.mask.shape[1], device=device)
+        within = (position < lengths[:, None]) & ~strange[:, None]
+        values = self._values[torch.where(within, answers.starts[at][:, None] + position, 0)]
         return found._replace(tokens=values.masked_fill(~within, 0))
 
     def look_up(self, policy: nn.Module, run: Scoring) -> None:
@@ -169,15 +182,15 @@ class Precomputed(ReferencePolicy):
             self._digest = provenance.model_digest()
             path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:DIGEST_CHARS]}.safetensors"
             artefact = Artefact(path, provenance)
-            keys = {name: [pair_keys(row) for row in rows] for name, rows in run.rows.items()}
-            pairs = {pair: row for name in keys for pair, row in zip(keys[name], run.rows[name], strict=True)}
+            keys = {name: [row_digests(row) for row in rows] for name, rows in run.rows.items()}
+            todo = {own: row for name in keys for own, row in zip(keys[name], run.rows[name], strict=True)}
             number, count = self.share or (0, 1)
-            self._fill(artefact, pairs, policy, run, (number * run.world_size + run.rank, count * run.world_size))
+            self._fill(artefact, todo, policy, run, (number * run.world_size + run.rank, count * run.world_size))
             if self.share is not None:
                 return
             run.barrier()
-            if run.rank == 0:  # ranks that saw the file before and after another process wrote it leave pairs out
-                self._fill(artefact, pairs, policy, run, (0, 1))
+            if run.rank == 0:  # ranks that saw the file before and after another process wrote it leave rows out
+                self._fill(artefact, todo, policy, run, (0, 1))
                 artefact.merge()
             run.barrier()
             self._keep(artefact, keys)
@@ -206,47 +219,46 @@ class Precomputed(ReferencePolicy):
     def _fill(
         self,
         artefact: Artefact,
-        pairs: Mapping[Keys, AnyRow],
+        rows: Mapping[Digests, Encoded],
         policy: nn.Module,
         run: Scoring,
         share: tuple[int, int],
     ) -> None:
-        """Compute this process's share of the pairs that are nowhere yet, longest first."""
+        """Compute this process's share of the rows that are nowhere yet, longest first."""
         whole, parts = artefact.load()
         written = set(whole.keys)
-        ordered = sorted(
-            (pair for pair in pairs if not written.issuperset(pair)), key=lambda pair: (-pairs[pair].length, pair)
-        )
+        missing = (row for row in rows if not written.issuperset(row))
+        ordered = sorted(missing, key=lambda row: (-rows[row].length, row))
         # Shares and batches follow from the file alone: a pass that goes on makes the batches that it would have made.
-        places = run.batches([pairs[pair] for pair in ordered], run.layout(policy))[share[0] :: share[1]]
+        places = run.batches([rows[row] for row in ordered], run.collator(policy))[share[0] :: share[1]]
         known = written.union(*(part.keys for part in parts))
-        left = [[pair for place in batch if not known.issuperset(pair := ordered[place])] for batch in places]
+        left = [[row for place in batch if not known.issuperset(row := ordered[place])] for batch in places]
         batches = [batch for batch in left if batch]
         if not batches:
             return
         if self.policy_moved and self.equals_start:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"{len(pairs)} rows came up after the policy had moved", "model.reference", str(artefact.path)),
+                Problem(f"{len(rows)} rows came up after the policy had moved", "model.reference", str(artefact.path)),
                 fix="python -m dpo_lightning precompute with these rows, before training",
             )
         artefact.check_writable()
         todo = sum(map(len, batches))
-        logger.info(f"reference: computing {todo} of {len(pairs)} pairs, once, into {artefact.path}")
+        logger.info(f"reference: computing {todo} of {len(rows)} rows, once, into {artefact.path}")
         answers: dict[bytes, Tensor] = {}
         done, kept_at = 0, time.monotonic()
         try:
             with self._asked(policy, run) as model:
-                head, layout = find_head(model), run.layout(model)
+                head, collator = find_head(model), run.collator(model)
                 for batch in batches:
-                    found = scored(model, head, layout, [pairs[pair] for pair in batch], run)
-                    answers |= {key: found[key] for key in found.keys() - known}  # an answer may be in several pairs
+                    found = scored(model, head, collator, [rows[row] for row in batch], run)
+                    answers |= {key: found[key] for key in found.keys() - known}  # an answer may be in several rows
                     known |= found.keys()
                     done += len(batch)
                     if time.monotonic() - kept_at >= FLUSH_SECONDS:
                         artefact.add(answers)
                         answers, kept_at = {}, time.monotonic()
-                        logger.info(f"reference: {done} of {todo} pairs")
+                        logger.info(f"reference: {done} of {todo} rows")
         finally:  # an interrupted pass keeps what it has
             artefact.add(answers)
 
@@ -259,13 +271,13 @@ class Precomputed(ReferencePolicy):
         with below, evaluation_mode(model):
             yield model
 
-    def _keep(self, artefact: Artefact, keys: Mapping[str, Sequence[Keys]]) -> None:
+    def _keep(self, artefact: Artefact, keys: Mapping[str, Sequence[Digests]]) -> None:
         """Find sums and lengths of every row's answers."""
         table, parts = artefact.load()
         if parts:  # left by another process since
             table = TokenTable.merged([table, *parts])
         at = {key: number for number, key in enumerate(table.keys)}
-        lost = sum(key not in at for pairs in keys.values() for pair in pairs for key in pair)
+        lost = sum(key not in at for rows in keys.values() for row in rows for key in row)
         if lost:
             raise UserError(
                 ExitCode.INPUT_MISSING,
@@ -273,28 +285,10 @@ class Precomputed(ReferencePolicy):
                 fix=f"--{KEY} on a disk that every process sees, or copy the file to each machine",
             )
         sums, lengths = table.sums()
-        for name, pairs in keys.items():
-            places = torch.tensor([[at[key] for key in pair] for pair in pairs], dtype=torch.int64)
-            self._sums[name], self._lengths[name] = sums[places], lengths[places]
-            self._starts[name] = table.offsets[:-1][places]
+        for name, rows in keys.items():
+            places = torch.tensor([at[key] for row in rows for key in row], dtype=torch.int64)
+            first = ends(torch.tensor([len(row) for row in rows], dtype=torch.int64))[:-1]
+            self._answers[name] = Answers(first, sums[places], lengths[places], table.offsets[places])
         self._values = table.values
         apart = "" if self._start_tolerance == TOLERANCE else f"; {HALF_NOTE}"
         logger.info(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
-
-
-def check_independence(config: Any, run: Scoring) -> None:
-    """Refuse rows so long that log-probabilities depend on the other rows of a batch, which training changes.
-
-    Raises:
-        UserError: there is such a row.
-    """
-    length, cause = independent_length(config) or (0, "")
-    longest = max(chain.from_iterable(run.rows.values()), key=lambda row: row.length, default=None)
-    if not length or longest is None or longest.length <= length:
-        return
-    what = (
-        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
-        f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
-    )
-    fix = f"--data.max_length {length}, or a live reference: --{REFERENCE_KEY} FrozenCopy (or leave it out)"
-    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY, str(longest.origin)), fix=fix)

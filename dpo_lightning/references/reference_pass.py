@@ -11,32 +11,29 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.data.collate import Collator, layout_for
-from dpo_lightning.data.examples import EncodedPair, EncodedUnpaired
+from dpo_lightning.data.collate import Collator, collator_for
+from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import token_logps
 from dpo_lightning.models.attention import takes_trees
-from dpo_lightning.models.checks import check_layout
+from dpo_lightning.models.checks import check_layout, independent_length
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
-from dpo_lightning.models.probe import move_to_device
-from dpo_lightning.references.logp_store import content_key
+from dpo_lightning.references.base import REFERENCE_KEY
+from dpo_lightning.references.logp_store import answer_digest
 
-AnyRow: TypeAlias = EncodedPair | EncodedUnpaired
-"""What a reference can be asked about."""
-
-Keys = tuple[bytes, ...]
-"""Content keys of a row's answers: chosen and rejected of a pair, the judged one and the mismatched one."""
+Digests: TypeAlias = tuple[bytes, ...]
+"""A digest for each of a row's answers, the mismatched one of an unpaired row included."""
 
 
 @dataclass(frozen=True)
 class Scoring:
     """The rows of a run, and how it computes."""
 
-    rows: Mapping[str, Sequence[AnyRow]]
-    """Encoded pairs of `train` and `eval`, in the order that a batch's indices count."""
+    rows: Mapping[str, Sequence[Encoded]]
+    """Encoded rows of `train` and `eval`, in the order that a batch's indices count."""
 
     data: Any
-    """The `PreferenceDataModule`."""
+    """The `TextDataModule` of the run."""
 
     tokenizer: Any
     """The policy's."""
@@ -70,7 +67,7 @@ class Scoring:
         if data is None:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("Precomputed looks rows up in a PreferenceDataModule, and the trainer has none", "data"),
+                Problem("Precomputed looks rows up in a data module, and the trainer has none", "data"),
                 fix="trainer.fit(module, datamodule=PreferenceDataModule(...)), or another reference",
             )
         plugin, strategy = trainer.precision_plugin, trainer.strategy
@@ -86,45 +83,64 @@ class Scoring:
             strategy.barrier,
         )
 
-    def layout(self, model: nn.Module) -> Collator:
+    def collator(self, model: nn.Module) -> Collator:
         """How rows become batches for a model: as the data has it where the model takes that."""
-        layout = layout_for(self.data.collator, takes_trees=takes_trees(causal_lm(model)))
-        check_layout(model, layout)
-        return layout
+        collator = collator_for(self.data.given_collator, takes_trees=takes_trees(causal_lm(model)))
+        check_layout(model, collator)
+        return collator
 
-    def batches(self, rows: Sequence[AnyRow], layout: Collator) -> list[list[int]]:
+    def batches(self, rows: Sequence[Encoded], collator: Collator) -> list[list[int]]:
         """Places of rows in their order, by the batch: as many rows or tokens as training has."""
-        return list(self.data.order(rows, layout))
+        return list(self.data.order(rows, collator))
 
 
-def pair_keys(row: AnyRow) -> Keys:
-    """What a row is to a model."""
-    return tuple(content_key(row.prompt_ids, answer) for answer in row.answers)
+def row_digests(row: Encoded) -> Digests:
+    """What the answers of a row are to a model."""
+    return tuple(answer_digest(row.prompt_ids, answer) for answer in row.answers)
 
 
 def scored(
     model: nn.Module,
     head: SplitHead | None,
-    layout: Collator,
-    rows: Sequence[AnyRow],
+    collator: Collator,
+    rows: Sequence[Encoded],
     run: Scoring,
 ) -> dict[bytes, Tensor]:
-    """Log-probabilities of every scored token of some pairs, float32 on the CPU, by the content of the answer.
+    """Log-probabilities of every scored token of some rows, float32 on the CPU, by the digest of the answer.
 
     Raises:
         UserError: one of them is no number.
     """
-    batch = move_to_device(run.data.lay_out(layout, list(zip(rows, range(len(rows)), strict=True))), model)
+    batch = collator.collate(rows, range(len(rows))).to(causal_lm(model).device)
     with run.autocast():
         tokens = token_logps(model, batch, head)
     lengths = torch.bincount(tokens.sequence_ids, minlength=batch.num_sequences)
     values = tokens.values.float().cpu().split(lengths.tolist())
-    for number, own in enumerate(values):
+    owners = batch.owners.tolist()
+    for (row, _), own in zip(owners, values, strict=True):
         if not own.isfinite().all():
             raise UserError(
                 ExitCode.MODEL,
-                Problem("a reference log-probability is no number", str(rows[number % len(rows)].origin)),
+                Problem("a reference log-probability is no number", str(rows[row].origin)),
                 fix="--trainer.precision 32-true, or a sound model",
             )
-    sides = zip(*(pair_keys(row) for row in rows), strict=True)  # first answers come first
-    return dict(zip(chain(*sides), values, strict=True))
+    digests = [row_digests(row) for row in rows]
+    return {digests[row][place]: own for (row, place), own in zip(owners, values, strict=True)}
+
+
+def check_independence(config: Any, run: Scoring) -> None:
+    """Refuse rows so long that log-probabilities depend on the other rows of a batch, which training changes.
+
+    Raises:
+        UserError: there is such a row.
+    """
+    length, cause = independent_length(config) or (0, "")
+    longest = max(chain.from_iterable(run.rows.values()), key=lambda row: row.length, default=None)
+    if not length or longest is None or longest.length <= length:
+        return
+    what = (
+        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
+        f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
+    )
+    fix = f"--data.max_length {length}, or a live reference: --{REFERENCE_KEY} FrozenCopy (or leave it out)"
+    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY, str(longest.origin)), fix=fix)

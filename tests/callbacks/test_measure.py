@@ -15,7 +15,7 @@ from support.command_line import CONFIGS, ON_CPU, QUIET, json_lines, run
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.cli import write_out_metrics
 
-KINDS = {**whole_runs.KINDS, "kto": (kto_runs.kto, UnpairedDataModule, kto_runs.judged_rows)}
+KINDS = {**whole_runs.KINDS, "kto": (kto_runs.kto, UnpairedDataModule, kto_runs.labelled_rows)}
 RECIPES = {"dpo": "dpo.yaml", "kto": "kto.yaml", "listwise": "dpo-listwise.yaml", "sft": "sft.yaml"}
 ORDER = {
     "dpo": "rewards/accuracies",

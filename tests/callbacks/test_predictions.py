@@ -64,7 +64,7 @@ def test_demonstrations_have_their_log_probabilities(tiny_llama, tmp_path):
     lines = predict(made, data, tmp_path / "run")
     assert [line["line"] for line in lines] == [1, 2, 3]
     for index, line in enumerate(lines):
-        single = score(made.policy, data.collate([(data.encoded["eval"][index], index)]))
+        single = score(made.policy, data.collator([(data.encoded["eval"][index], index)]))
         assert line["tokens"] == float(single.lengths)
         assert line["logps"] == pytest.approx(float(single.sums), abs=1e-4)
 
@@ -77,7 +77,7 @@ def test_rows_of_all_processes_are_written_by_the_first(tiny_llama, file, tmp_pa
     outputs = {"logps": SimpleNamespace(sums=torch.tensor([-1.0, -2.0]), lengths=torch.tensor([1.0, 2.0]))}
     shares = torch.tensor([2, 0]), torch.tensor([1, -1])  # the second process fills up its share with a row
     for writer, share in zip(writers, shares, strict=True):
-        writer.on_predict_batch_end(None, None, outputs, SimpleNamespace(indices=share))
+        writer.on_predict_batch_end(None, SFTModule(CausalLM(str(tiny_llama))), outputs, SimpleNamespace(indices=share))
 
     def gather(gathered, own):
         gathered[:] = [writer._rows for writer in writers]

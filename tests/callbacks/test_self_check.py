@@ -164,21 +164,24 @@ class Damaged(PreferenceDataModule):
 
 
 def without_eos(row):
-    return replace(row, chosen=replace(row.chosen, ids=row.chosen.ids[:-1], scored=row.chosen.scored[:-1]))
+    chosen = replace(row.chosen, ids=row.chosen.ids[:-1], scored=row.chosen.scored[:-1])
+    return replace(row, answers=(chosen, row.rejected))
 
 
 def with_two_eos(row):
     answer = row.rejected
-    return replace(row, rejected=replace(answer, ids=[*answer.ids, answer.ids[-1]], scored=[*answer.scored, True]))
+    rejected = replace(answer, ids=[*answer.ids, answer.ids[-1]], scored=[*answer.scored, True])
+    return replace(row, answers=(row.chosen, rejected))
 
 
 def with_text_behind_eos(row):
     answer = row.chosen
-    return replace(row, chosen=replace(answer, ids=[*answer.ids, 7], scored=[*answer.scored, True]))
+    chosen = replace(answer, ids=[*answer.ids, 7], scored=[*answer.scored, True])
+    return replace(row, answers=(chosen, row.rejected))
 
 
 def unscored(row):
-    return replace(row, rejected=replace(row.rejected, scored=[False] * len(row.rejected.ids)))
+    return replace(row, answers=(row.chosen, replace(row.rejected, scored=[False] * len(row.rejected.ids))))
 
 
 def twice_begun(row):
@@ -220,8 +223,8 @@ def test_damaged_tokens_are_named_with_their_rows(change, layout, beginning, fil
 class TwoBeginnings(Padded):
     """Puts the BOS into the second place as well."""
 
-    def pairs(self, rows, indices):
-        batch = super().pairs(rows, indices)
+    def collate(self, rows, indices):
+        batch = super().collate(rows, indices)
         batch.input_ids[:, 1] = batch.input_ids[:, 0]
         return batch
 
@@ -238,8 +241,8 @@ def test_a_text_that_begins_twice_is_named(beginning, file, tmp_path):
 class OtherPrompt(Padded):
     """Puts another token into the prompts of the rejected answers."""
 
-    def pairs(self, rows, indices):
-        batch = super().pairs(rows, indices)
+    def collate(self, rows, indices):
+        batch = super().collate(rows, indices)
         batch.input_ids[len(rows) :, 2] = 99
         return batch
 
@@ -274,7 +277,7 @@ def test_a_cut_answer_may_lack_its_end(layout, tiny_llama, tmp_path, capsys):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sequences_are_read_back_from_any_layout(layout):
     rows = [pair([1, 2], [3, 4], [3, 5, 6]), pair([1], TURNS, [2]), pair([], [], [7]), pair([4], [5, 0], [5, 0])]
-    for (ids, targets), wanted in zip(sequences(LAYOUTS[layout].pairs(rows, range(4))), expected(rows), strict=True):
+    for (ids, targets), wanted in zip(sequences(LAYOUTS[layout].collate(rows, range(4))), expected(rows), strict=True):
         assert [(ids[: at + 1], target) for at, target in targets.items()] == [(seen, id_) for seen, _, id_ in wanted]
 
 

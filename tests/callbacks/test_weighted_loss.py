@@ -13,7 +13,9 @@ from dpo_lightning.types import RankedOutput, UnpairedLogps, UnpairedOutput
 
 LOSSES = torch.tensor([1.0, 4.0, 9.0])
 BATCH = SimpleNamespace(
-    indices=torch.tensor([0, 1, -1]), weights=torch.tensor([3.0, 1.0, 0.0]), good=torch.tensor([True, False, True])
+    indices=torch.tensor([0, 1, -1]),
+    weights=torch.tensor([3.0, 1.0, 0.0]),
+    columns={"good": torch.tensor([True, False, True])},
 )
 
 
@@ -23,16 +25,16 @@ def means(callback, outputs):
     return {name: float(value) for name, value in measure.compute().items()}
 
 
-def test_judged_answers():
-    logps = UnpairedLogps(LOSSES, LOSSES, LOSSES, BATCH.good)
-    found = means(UnpairedRewards(), {"judged": UnpairedOutput(LOSSES, LOSSES), "logps": logps})
+def test_unpaired_rows():
+    logps = UnpairedLogps(LOSSES, LOSSES, LOSSES, BATCH.columns["good"])
+    found = means(UnpairedRewards(), {"output": UnpairedOutput(LOSSES, LOSSES), "logps": logps})
     assert found["loss"] == pytest.approx((3 * 1 + 4) / 4)
     assert found["desirable"] == pytest.approx(0.5)
 
 
 def test_ranked_lists():
     rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    found = means(RankedRewards(), {"ranked": RankedOutput(LOSSES, rewards, torch.ones(3, 2, dtype=torch.bool))})
+    found = means(RankedRewards(), {"output": RankedOutput(LOSSES, rewards, torch.ones(3, 2, dtype=torch.bool))})
     assert found["loss"] == pytest.approx((3 * 1 + 4) / 4)
     assert found["rewards/accuracies"] == pytest.approx(0.5)
 
@@ -41,7 +43,7 @@ def test_ranked_lists_count_the_same_whatever_their_length():
     """5 answers with 4 of 10 pairs tied, 3 answers with 1 of 3, and a filler."""
     rewards = torch.tensor([[5.0, 5.0, 3.0, 3.0, 3.0], [1.0, 2.0, 1.0, 0.0, 0.0], [0.0] * 5])
     mask = torch.tensor([[True] * 5, [True, True, True, False, False], [True] * 5])
-    found = means(RankedRewards(), {"ranked": RankedOutput(LOSSES, rewards, mask)})
+    found = means(RankedRewards(), {"output": RankedOutput(LOSSES, rewards, mask)})
     assert found["rewards/ties"] == pytest.approx((4 / 10 + 1 / 3) / 2)
     assert found["rewards/accuracies"] == pytest.approx((6 / 10 + 1 / 3) / 2)
     assert (found["rewards/best"], found["rewards/worst"], found["rewards/margins"]) == (3, 2, 1)

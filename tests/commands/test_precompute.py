@@ -36,7 +36,7 @@ def test_a_file_for_the_runs_that_follow(bench, tmp_path):
     (path,) = (tmp_path / "outputs/reference").iterdir()
     assert answers(path) == 26
     assert not (tmp_path / "run").exists()
-    assert "computing 13 of 13 pairs, once, into outputs/reference/" in ran.out
+    assert "computing 13 of 13 rows, once, into outputs/reference/" in ran.out
     assert "--model.reference Precomputed\n" in ran.out
     content = path.read_bytes()
     for out, beta in (("one", 0.1), ("two", 0.5)):
@@ -56,7 +56,7 @@ def test_a_run_computes_what_is_not_there(bench, tmp_path):
     """Without the command, and by name."""
     ran = bench.fit(*PRECOMPUTED, "--model.reference.path", "mine.safetensors")
     assert ran.code == 0, ran
-    assert "computing 13 of 13 pairs, once, into mine.safetensors" in ran.out
+    assert "computing 13 of 13 rows, once, into mine.safetensors" in ran.out
     assert answers("mine.safetensors") == 26
     assert not (tmp_path / "outputs").exists()
     refused(

@@ -9,7 +9,9 @@ from hypothesis import strategies
 from torch.utils.data import DataLoader
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, EncodedSFT, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.formats.sft import EncodedSFT
 from dpo_lightning.data.samplers import (
     BUCKET_RATIO,
     FixedBatches,
@@ -206,7 +208,7 @@ def test_how_full_batches_are_is_told():
 def pair(prompt, chosen, rejected, line=1):
     """A pair of answers."""
     answers = [EncodedAnswer(ids, [True] * len(ids)) for ids in (chosen, rejected)]
-    return EncodedPair(Origin("f", line), prompt, *answers)
+    return EncodedPair(Origin("f", line), prompt, tuple(answers))
 
 
 TOKENS = strategies.lists(strategies.integers(1, 3), min_size=1, max_size=6)
@@ -218,12 +220,12 @@ def test_a_rows_tokens_are_what_the_layout_has_for_it(layout, texts):
     """And no batch has more than its longest row, times the number of rows."""
     rows = [pair(*ids) for ids in texts]
     tokens = [layout.tokens(row) for row in rows]
-    assert tokens == [layout.pairs([row], [0]).input_ids.numel() for row in rows]
-    assert layout.pairs(rows, range(len(rows))).input_ids.numel() <= len(rows) * max(tokens)
-    demonstrations = [EncodedSFT(row.origin, row.prompt_ids, row.chosen) for row in rows]
-    tokens = [layout.tokens(row) for row in demonstrations]
-    assert tokens == [layout.demonstrations([row], [0]).input_ids.numel() for row in demonstrations]
-    assert layout.demonstrations(demonstrations, range(len(rows))).input_ids.numel() <= len(rows) * max(tokens)
+    assert tokens == [layout.collate([row], [0]).input_ids.numel() for row in rows]
+    assert layout.collate(rows, range(len(rows))).input_ids.numel() <= len(rows) * max(tokens)
+    completions = [EncodedSFT(row.origin, row.prompt_ids, row.answers[:1]) for row in rows]
+    tokens = [layout.tokens(row) for row in completions]
+    assert tokens == [layout.collate([row], [0]).input_ids.numel() for row in completions]
+    assert layout.collate(completions, range(len(rows))).input_ids.numel() <= len(rows) * max(tokens)
 
 
 def test_tokens_by_hand():
@@ -239,7 +241,7 @@ def test_batches_of_any_size_on_any_number_of_ranks_count_the_same_rows(kind, mo
     counted = []
     for rank in range(world_size):
         order = kind([4] * 5, most, shuffle=True, seed=1, rank=rank, world_size=world_size)
-        collate = lambda items: Padded().pairs(*zip(*items, strict=True))  # noqa: E731
+        collate = lambda items: Padded().collate(*zip(*items, strict=True))  # noqa: E731
         for batch in DataLoader(Rows(encoded), batch_size=None, sampler=order, collate_fn=collate):
             assert batch.num_sequences == 2 * len(batch.indices)
             for place, index in enumerate(batch.indices.tolist()):

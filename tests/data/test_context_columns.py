@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.formats.load import preference_examples, ranked_examples, sft_examples, unpaired_examples
+from dpo_lightning.data.formats.load import load_examples
+from dpo_lightning.data.formats.pairs import PairFormat
+from dpo_lightning.data.formats.ranked import RankedFormat
+from dpo_lightning.data.formats.sft import SFTFormat
+from dpo_lightning.data.formats.unpaired import UnpairedFormat
 from dpo_lightning.errors import ExitCode
 
 READERS = {
-    "sft": (sft_examples, {"completion": "Blue."}, {"completion": "A heron."}),
-    "pairs": (preference_examples, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "No."}),
-    "lists": (ranked_examples, {"responses": ["Blue.", "No."]}, {"responses": ["A heron.", "No."]}),
-    "judged": (unpaired_examples, {"completion": "Blue.", "label": 1}, {"completion": "No.", "label": 0}),
-    "split": (unpaired_examples, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "Go."}),
+    "sft": (SFTFormat, {"completion": "Blue."}, {"completion": "A heron."}),
+    "pairs": (PairFormat, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "No."}),
+    "lists": (RankedFormat, {"responses": ["Blue.", "No."]}, {"responses": ["A heron.", "No."]}),
+    "unpaired": (UnpairedFormat, {"completion": "Blue.", "label": 1}, {"completion": "No.", "label": 0}),
+    "split": (UnpairedFormat, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "Go."}),
 }
 KINDS = list(READERS)
 S, Q = {"role": "system", "content": "Be brief."}, user("Name a colour.")
@@ -29,12 +33,11 @@ def read(folder: Path, kind: str, more: dict[str, Any], other: dict[str, Any] | 
     """Two rows, the first with `more` columns: the examples, and the warnings."""
     reader, first, second = READERS[kind]
     rows = [{"prompt": Q["content"], **first, **more}, {"prompt": "Name an animal.", **second, **(other or {})}]
-    return reader(jsonl(folder, rows), **options)
+    return load_examples(reader, jsonl(folder, rows), **options)
 
 
 def answers(example: Any) -> list[Any]:
-    named = (getattr(example, name, None) for name in ("completion", "chosen", "rejected"))
-    return [*(text for text in named if text is not None), *getattr(example, "responses", ())]
+    return list(example.answers)
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
@@ -89,8 +92,8 @@ def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: 
         "system": "Be brief.",
     }
     path = jsonl(tmp_path, [row, {**row, "input": "Good night"}])
-    refusal(lambda: preference_examples(path), ExitCode.DATA, "--data.columns.prompt instruction")
-    examples, _ = preference_examples(path, columns={"prompt": "instruction"})
+    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt instruction")
+    examples, _ = load_examples(PairFormat, path, columns={"prompt": "instruction"})
     assert [example.prompt for example in examples] == [
         (S, user("Translate.\n\nGood day")),
         (S, user("Translate.\n\nGood night")),
@@ -100,20 +103,20 @@ def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: 
 @pytest.mark.parametrize("column", ["input", "context"])
 def test_the_instruction_form_of_demonstrations(tmp_path: Path, column: str) -> None:
     row = {"instruction": "When?", column: "Built in 1900.", "output": "In 1900.", "system": "Be brief."}
-    examples, _ = sft_examples(jsonl(tmp_path, [{**row, "history": EARLIER}, {**row, "output": "x"}]))
+    examples, _ = load_examples(SFTFormat, jsonl(tmp_path, [{**row, "history": EARLIER}, {**row, "output": "x"}]))
     assert examples[0].prompt == (S, *TURNS, user("When?\n\nBuilt in 1900."))
     assert examples[0].completion == (assistant("In 1900."),)
 
 
 def test_conversations_get_a_system_message(tmp_path: Path) -> None:
     rows = [{"messages": [Q, assistant("Blue.")], "system": "Be brief."}, {"messages": [S, Q, assistant("Red.")]}]
-    examples, _ = sft_examples(jsonl(tmp_path, [*rows, {**rows[1], "system": "Be brief. "}]))
+    examples, _ = load_examples(SFTFormat, jsonl(tmp_path, [*rows, {**rows[1], "system": "Be brief. "}]))
     assert [example.prompt for example in examples] == [(S, Q)] * 3
     pairs = [
         {"chosen": [Q, assistant("Blue.")], "rejected": [Q, assistant("No.")], "system": "Be brief."},
         {"chosen": [S, Q, assistant("Red.")], "rejected": [S, Q, assistant("No.")]},
     ]
-    assert [example.prompt for example in preference_examples(jsonl(tmp_path, pairs))[0]] == [(S, Q)] * 2
+    assert [example.prompt for example in load_examples(PairFormat, jsonl(tmp_path, pairs))[0]] == [(S, Q)] * 2
 
 
 @pytest.mark.parametrize("turns", [[Q], [S, Q]])
@@ -153,7 +156,9 @@ def test_columns_that_conflict_or_are_of_another_kind(tmp_path: Path, kind: str,
 def test_a_conversation_with_a_history_of_its_own(tmp_path: Path) -> None:
     rows = [{"messages": [Q, assistant("Blue.")]}] * 2
     path = jsonl(tmp_path, [rows[0], {**rows[1], "history": EARLIER}])
-    refusal(lambda: sft_examples(path), ExitCode.DATA, "the row has a 'history' and a conversation", f"{path}:2")
+    refusal(
+        lambda: load_examples(SFTFormat, path), ExitCode.DATA, "the row has a 'history' and a conversation", f"{path}:2"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,9 +201,9 @@ def test_text_that_is_read_elsewhere_is_no_loss(tmp_path: Path) -> None:
 def test_a_system_prompt_is_not_proposed_as_the_prompt(tmp_path: Path) -> None:
     row = {"system_prompt": "Be brief.", "question": "q", "chosen": "a", "rejected": "b"}
     path = jsonl(tmp_path, [row, {**row, "question": "r"}])
-    refusal(lambda: preference_examples(path), ExitCode.DATA, "--data.columns.prompt question")
+    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt question")
 
 
 def test_a_question_named_input_is_not_passed_over_for_an_implicit_prompt(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"input": "q", "chosen": "a", "rejected": "b"}] * 2)
-    refusal(lambda: preference_examples(path), ExitCode.DATA, "--data.columns.prompt input")
+    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt input")

@@ -63,7 +63,7 @@ def test_no_batch_has_more_tokens_than_the_budget(kind, collator, tiny_llama, tm
     assert sorted(flat(seen.held_out)) == sorted([*range(5)] * 2)
     assert max(seen.tokens) <= most
     assert max(len(batch) for batch in seen.rows) > 1
-    name = type(data.layout).__name__
+    name = type(data.collator).__name__
     assert name == ("Padded" if collator else "PackedSharedPrefix")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("batches: ")]
     batches = len(seen.rows) // 2
@@ -91,7 +91,7 @@ def test_evaluation_of_some_batches_takes_the_files_first_rows(tiny_llama, tmp_p
     seen, _, _ = fit("dpo", tiny_llama, tmp_path, max_tokens=120, limit_val_batches=2)
     assert flat(seen.held_out) == [0, 1, 2]  # a batch ends where the next row does not fit
     seen, _, data = fit("dpo", tiny_llama, tmp_path, max_tokens=120)
-    tokens = [data.layout.tokens(row) for row in data.encoded["eval"]]
+    tokens = [data.collator.tokens(row) for row in data.encoded["eval"]]
     assert [tokens[row] for row in flat(seen.held_out)] == sorted(tokens, reverse=True) != tokens
 
 
@@ -134,17 +134,18 @@ def test_a_row_beyond_the_budget_in_the_models_own_layout_is_refused_too(tiny_ll
     least = int(told.value.fix.split()[1])
     assert least > 70
     seen, _, data = fit("dpo", tiny_llama, tmp_path, **eager, max_tokens=least)
-    assert data.layout == Padded()
+    assert data.collator == Padded()
     assert max(seen.tokens) == least
     assert len(seen.held_out) == 5
 
 
 def test_what_a_layout_takes_is_the_least():
     """So that what is refused before the model is known would be refused in any layout."""
-    from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
+    from dpo_lightning.data.examples import EncodedAnswer, Origin
+    from dpo_lightning.data.formats.pairs import EncodedPair
 
     answers = [EncodedAnswer(ids, [True] * len(ids)) for ids in ([4, 5], [4, 6, 7])]
-    row = EncodedPair(Origin("f", 1), [1, 2, 3], *answers)
+    row = EncodedPair(Origin("f", 1), [1, 2, 3], answers)
     assert PackedSharedPrefix().tokens(row) < Padded().tokens(row)
 
 

@@ -8,7 +8,11 @@ from support.tiny_models import CHATML, turns
 from dpo_lightning.data.encoding.kept_texts import common_length, missing
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
+from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.formats.pairs import PairExample
+from dpo_lightning.data.formats.ranked import RankedExample
+from dpo_lightning.data.formats.sft import SFTExample
+from dpo_lightning.data.formats.unpaired import UnpairedExample
 from dpo_lightning.errors import ExitCode, UserError
 
 THOUGHT = "<think>\nhm, so\n</think>\n\n"
@@ -26,7 +30,7 @@ def encoder(template, special_tokens="refuse"):
 def demonstrate(template, completion, prompt=ASKED, **options):
     """The scored runs of text of a demonstration, and the counts."""
     made = encoder(template, **options)
-    (row,) = made.demonstrations([SFTExample(at(1), prompt, completion)])
+    (row,) = made.encode([SFTExample(at(1), prompt, (completion,))])
     runs, before = [], False
     for id_, own in zip(row.completion.ids, row.completion.scored, strict=True):
         if own:
@@ -47,17 +51,15 @@ def refused(encode, *lost):
 
 
 KINDS = {
-    "pairs": lambda made, a, b: made.pairs(
-        [PreferenceExample(at(1), "Hello", a, "No"), PreferenceExample(at(2), "Hello", "No", b)]
+    "pairs": lambda made, a, b: made.encode(
+        [PairExample(at(1), "Hello", (a, "No")), PairExample(at(2), "Hello", ("No", b))]
     ),
-    "rankings": lambda made, a, b: made.rankings(
+    "ranked": lambda made, a, b: made.encode(
         [RankedExample(at(1), "Hello", ("Yes", a, "No")), RankedExample(at(2), "Hello", ("Yes", "No", b))]
     ),
-    "demonstrations": lambda made, a, b: made.demonstrations(
-        [SFTExample(at(1), "Hello", a), SFTExample(at(2), "Hello", b)]
-    ),
-    "judged": lambda made, a, b: made.judged(
-        [UnpairedExample(at(1), "Hello", a, True), UnpairedExample(at(2), "Hello", b, False)]
+    "sft": lambda made, a, b: made.encode([SFTExample(at(1), "Hello", (a,)), SFTExample(at(2), "Hello", (b,))]),
+    "unpaired": lambda made, a, b: made.encode(
+        [UnpairedExample(at(1), "Hello", (a,), good=True), UnpairedExample(at(2), "Hello", (b,), good=False)]
     ),
 }
 

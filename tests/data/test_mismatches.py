@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from support import kto_runs, whole_runs
 
 from dpo_lightning import UnpairedDataModule
-from dpo_lightning.data.examples import EncodedAnswer, EncodedUnpaired, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.unpaired import EncodedUnpaired
 from dpo_lightning.data.mismatches import mismatches
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import APOZeroUnpairedLoss
@@ -18,7 +19,7 @@ def rows_of(prompts, answers=None):
     """Rows of prompts and answers that are told by numbers."""
     answers = range(len(prompts)) if answers is None else answers
     return [
-        EncodedUnpaired(Origin("thumbs.jsonl", line), [prompt], EncodedAnswer([answer, 0], [True, True]), True)
+        EncodedUnpaired(Origin("thumbs.jsonl", line), [prompt], (EncodedAnswer([answer, 0], [True, True]),), good=True)
         for line, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1)
     ]
 
@@ -76,7 +77,7 @@ def test_two_ranks_see_the_pairs_of_one(tiny_llama, tmp_path):
         for rank in range(world_size):
             for epoch in range(2):
                 order = data.order(
-                    data.encoded["train"], data.layout, shuffle=True, seed=epoch, rank=rank, world_size=world_size
+                    data.encoded["train"], data.collator, shuffle=True, seed=epoch, rank=rank, world_size=world_size
                 )
                 order.set_epoch(epoch)
                 for batch in order:
@@ -102,7 +103,7 @@ def test_only_where_the_loss_asks_for_it(tiny_llama, tmp_path):
 
 def test_a_mismatched_answer_is_cut_at_max_length(tiny_llama, tmp_path, capsys):
     """Counted and said; the row's own answers stay whole."""
-    rows = kto_runs.judged_rows(6)
+    rows = kto_runs.labelled_rows(6)
     rows[0] |= {"prompt": "so " * 12}
     rows[-1] |= {"completion": " and " * 20}
     path = whole_runs.write_rows(tmp_path, "long", rows)

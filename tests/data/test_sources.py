@@ -26,7 +26,8 @@ CSV = "prompt,chosen,rejected\n" + "".join(
 TORCHLESS = """
 import sys
 import dpo_lightning.data.formats.load as schema
-schema.preference_examples(sys.argv[1])
+from dpo_lightning.data.formats.pairs import PairFormat
+schema.load_examples(PairFormat, sys.argv[1])
 heavy = {"torch", "lightning", "transformers", "datasets", "pyarrow"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """

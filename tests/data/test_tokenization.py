@@ -12,8 +12,12 @@ from dpo_lightning.data.datamodules import UnpairedDataModule
 from dpo_lightning.data.encoding.counts import unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.examples import Origin, PreferenceExample, RankedExample, SFTExample, UnpairedExample
-from dpo_lightning.data.formats.load import preference_examples
+from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.formats.load import load_examples
+from dpo_lightning.data.formats.pairs import PairExample, PairFormat
+from dpo_lightning.data.formats.ranked import RankedExample
+from dpo_lightning.data.formats.sft import SFTExample
+from dpo_lightning.data.formats.unpaired import UnpairedExample
 from dpo_lightning.errors import ExitCode, UserError
 
 ORIGIN = Origin("pairs.jsonl", 7)
@@ -38,13 +42,13 @@ TWICE_ENDED = CHATML + "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{
 
 def encode(tokenizer, prompt, chosen, rejected, *, template="auto", ends=()):
     encoder = Encoder(Renderer(tokenizer, template, end_ids=frozenset(ends)), 200)
-    (pair,) = encoder.pairs([PreferenceExample(ORIGIN, prompt, chosen, rejected)])
+    (pair,) = encoder.encode([PairExample(ORIGIN, prompt, (chosen, rejected))])
     return pair, encoder.counts
 
 
 def demonstrate(tokenizer, prompt, completion, *, ends=()):
     encoder = Encoder(Renderer(tokenizer, end_ids=frozenset(ends)), 200)
-    (row,) = encoder.demonstrations([SFTExample(ORIGIN, prompt, completion)])
+    (row,) = encoder.encode([SFTExample(ORIGIN, prompt, (completion,))])
     return row, encoder.counts
 
 
@@ -89,7 +93,7 @@ def test_white_space_at_the_end_of_a_raw_answer_is_learned(tokenizer, text):
     )
     assert all(pair.chosen.scored)
     encoder = Encoder(Renderer(tokenizer), 200)
-    (row,) = encoder.demonstrations([SFTExample(ORIGIN, "Hello,", text)])
+    (row,) = encoder.encode([SFTExample(ORIGIN, "Hello,", (text,))])
     assert [*row.prompt_ids, *row.completion.ids] == [*pair.prompt_ids, *pair.chosen.ids]
 
 
@@ -160,15 +164,15 @@ def test_characters_that_the_tokenizer_lacks_are_counted():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "Hello": 2, "Hi": 3, "No": 4}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
-    rows = [PreferenceExample(ORIGIN, "Hello", *answers) for answers in ((" Hi", " No"), (" Hi", " No no"))]
+    rows = [PairExample(ORIGIN, "Hello", answers) for answers in ((" Hi", " No"), (" Hi", " No no"))]
     encoder = Encoder(Renderer(made), 20)
-    encoder.pairs(rows)
+    encoder.encode(rows)
     assert encoder.counts.unknown == 1
     (line,) = encoder.counts.lines()
     assert line.startswith("1 of 2 rows have characters in an answer that the tokenizer lacks")
     made.unk_token = "</s>"  # as SmolLM2 has it: what ends an answer is no sign
     encoder = Encoder(Renderer(made), 20)
-    encoder.pairs(rows)
+    encoder.encode(rows)
     assert encoder.counts.unknown == 0
 
 
@@ -184,23 +188,23 @@ def test_answers_that_are_the_same_tokens_are_refused_as_the_same_texts_are():
         template=CHATML.replace("message['content'] +", "message['content'] | trim +")
     )
     encoder = Encoder(Renderer(trimmed), 200)
-    rows = [PreferenceExample(Origin("pairs.jsonl", k), "Hello", "Hi", "No" if k == 2 else " Hi\n") for k in (1, 2, 3)]
+    rows = [PairExample(Origin("pairs.jsonl", k), "Hello", ("Hi", "No" if k == 2 else " Hi\n")) for k in (1, 2, 3)]
     with pytest.raises(UserError, match=r"chosen and rejected are the same 3 tokens at pairs\.jsonl:1") as told:
-        encoder.pairs(rows)
+        encoder.encode(rows)
     assert told.value.code == ExitCode.DATA
     assert [problem.where for problem in told.value.problems] == ["pairs.jsonl:1", "pairs.jsonl:3"]
     with pytest.raises(UserError, match="the answers ranked 1 and 3 are the same 3 tokens"):
-        Encoder(Renderer(trimmed), 200).rankings([RankedExample(ORIGIN, "Hello", ("Hi", "No", "Hi "))])
+        Encoder(Renderer(trimmed), 200).encode([RankedExample(ORIGIN, "Hello", ("Hi", "No", "Hi "))])
 
 
-def test_an_answer_that_is_judged_both_ways_as_tokens_is_refused():
+def test_an_answer_with_both_labels_as_tokens_is_refused():
     trimmed = tiny_models.make_chat_tokenizer(
         template=CHATML.replace("message['content'] +", "message['content'] | trim +")
     )
     said = (("Hi", True), ("No", False), ("Hi ", False), (" Hi", True))
-    rows = [UnpairedExample(Origin("f", k), "Hello", text, good) for k, (text, good) in enumerate(said, 1)]
+    rows = [UnpairedExample(Origin("f", k), "Hello", (text,), good=good) for k, (text, good) in enumerate(said, 1)]
     data = UnpairedDataModule(train="f")
-    with pytest.raises(UserError, match="the same tokens are judged the other way in f:1 at f:3") as told:
+    with pytest.raises(UserError, match="the same tokens have the other label in f:1 at f:3") as told:
         data.encode(Encoder(Renderer(trimmed), 200), rows)
     assert told.value.code == ExitCode.DATA
     assert len(told.value.problems) == 1
@@ -311,7 +315,7 @@ def test_a_changed_template_or_length_changes_the_ids_and_nothing_else_does(chat
         tiny_models.make_chat_tokenizer(template=CHATML.replace("helpful", "terse")), "Hello", "Hi", "I am fine"
     )
     short = Encoder(Renderer(chat_tokenizer), 16, "truncate")
-    (cut,) = short.pairs([PreferenceExample(ORIGIN, "Hello", "Hi", "I am fine")])
+    (cut,) = short.encode([PairExample(ORIGIN, "Hello", ("Hi", "I am fine"))])
     assert len({(*pair.prompt_ids, -1, *pair.chosen.ids) for pair in (first, raw, other, cut)}) == 4
 
 
@@ -323,8 +327,8 @@ def test_composed_and_decomposed_letters_are_the_same_ids(tmp_path, chat_tokeniz
         file = tmp_path / f"{name}.jsonl"
         other = {"prompt": "Hello", "chosen": "Hi", "rejected": "No"}
         file.write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n", encoding="utf-8")
-        examples, _ = preference_examples(str(file))
-        encoded.append(Encoder(Renderer(chat_tokenizer), 200).pairs(examples)[0])
+        examples, _ = load_examples(PairFormat, str(file))
+        encoded.append(Encoder(Renderer(chat_tokenizer), 200).encode(examples)[0])
     assert encoded[0].prompt_ids == encoded[1].prompt_ids
     assert encoded[0].answers == encoded[1].answers
     assert "café" in chat_tokenizer.decode(encoded[1].prompt_ids)
@@ -338,11 +342,11 @@ def test_a_control_token_in_an_answer_is_refused_with_its_line(chat_tokenizer):
 
 def test_bad_rows_are_told_together(chat_tokenizer):
     rows = [
-        PreferenceExample(Origin("pairs.jsonl", line), f"say {END}" if line % 2 else "say", "yes", "no")
+        PairExample(Origin("pairs.jsonl", line), f"say {END}" if line % 2 else "say", ("yes", "no"))
         for line in range(1, 31)
     ]
     with pytest.raises(UserError) as told:
-        Encoder(Renderer(chat_tokenizer), 200).pairs(rows)
+        Encoder(Renderer(chat_tokenizer), 200).encode(rows)
     assert len(told.value.problems) == 15
     assert [problem.where for problem in told.value.problems[:2]] == ["pairs.jsonl:1", "pairs.jsonl:3"]
     assert "and 5 more" in str(told.value)

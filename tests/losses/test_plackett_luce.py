@@ -12,7 +12,7 @@ from support.loss_cases import pairs
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import DPOLoss, PlackettLuceLoss
 from dpo_lightning.metrics import ranked_rewards
-from dpo_lightning.types import GroupLogps, RankedOutput
+from dpo_lightning.types import RankedLogps, RankedOutput
 
 NUMBERS = strategies.floats(-40, 40)
 LISTS = strategies.lists(strategies.lists(NUMBERS, min_size=2, max_size=5), min_size=1, max_size=4)
@@ -24,7 +24,7 @@ def lists(ratios, policy=None, dtype=torch.float64):
     padded = torch.tensor([[*row, *[0.0] * (most - len(row))] for row in ratios], dtype=dtype)
     mask = torch.tensor([[True] * len(row) + [False] * (most - len(row)) for row in ratios])
     policy = torch.where(mask, torch.full_like(padded, -7.0), 0) if policy is None else policy
-    return GroupLogps(policy, policy - padded, mask.to(dtype), mask)
+    return RankedLogps(policy, policy - padded, mask.to(dtype), mask)
 
 
 def plain(ratios, beta):
@@ -47,7 +47,7 @@ def test_three_answers_by_hand():
 def test_the_gradient_of_three_answers_by_hand():
     """Each place takes the share of the answers that are left: softmax minus what was drawn."""
     ratios = torch.tensor([[math.log(4), math.log(2), 0.0]], dtype=torch.float64, requires_grad=True)
-    logps = GroupLogps(ratios, torch.zeros_like(ratios), ratios.detach(), torch.ones(1, 3, dtype=torch.bool))
+    logps = RankedLogps(ratios, torch.zeros_like(ratios), ratios.detach(), torch.ones(1, 3, dtype=torch.bool))
     PlackettLuceLoss(1.0)(logps).losses.sum().backward()
     expected = [4 / 7 - 1, 2 / 7 + 2 / 3 - 1, 1 / 7 + 1 / 3]
     assert ratios.grad.tolist() == [pytest.approx(expected, abs=1e-12)]
@@ -71,7 +71,7 @@ def test_two_answers_are_a_pair_of_dpo_to_the_bit(rows, shift):
             rewards = torch.stack([output.chosen_rewards, output.rejected_rewards], 1)
         else:
             mask = torch.ones_like(policy, dtype=torch.bool)
-            output = PlackettLuceLoss(0.3)(GroupLogps(policy, reference, torch.ones_like(policy), mask))
+            output = PlackettLuceLoss(0.3)(RankedLogps(policy, reference, torch.ones_like(policy), mask))
             rewards = output.rewards
         output.losses.mean().backward()
         found.append((output.losses.tolist(), rewards.tolist(), policy.grad.tolist()))

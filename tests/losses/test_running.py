@@ -92,9 +92,9 @@ def test_what_each_loss_takes_the_mean_of():
             whole.observe(whole(logps), logps)
             assert float(loss.state.value) == 0
             assert stepped(loss.state) == pytest.approx(mean)
-    judged = UnpairedLogps(
+    unpaired = UnpairedLogps(
         logps.policy_chosen, logps.reference_chosen, logps.chosen_lengths, torch.tensor([True, False])
     )
     loss = BCOLoss(0.5)
-    loss.observe(loss(judged), judged)
+    loss.observe(loss(unpaired), unpaired)
     assert stepped(loss.state) == pytest.approx(0.5 * (4 - 1) / 2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.examples import EncodedAnswer, EncodedPair, Origin
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.formats.pairs import EncodedPair
 
 LAYOUTS = {
     "padded": Padded(),
@@ -25,7 +26,8 @@ def answer(*ids, scored=None, cut=False):
 
 def pair(prompt, chosen, rejected):
     """A pair of answers, given as ids or as `answer`s."""
-    return EncodedPair(ORIGIN, prompt, *(a if isinstance(a, EncodedAnswer) else answer(*a) for a in (chosen, rejected)))
+    answers = (a if isinstance(a, EncodedAnswer) else answer(*a) for a in (chosen, rejected))
+    return EncodedPair(ORIGIN, prompt, tuple(answers))
 
 
 def visible(batch):

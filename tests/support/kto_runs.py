@@ -22,7 +22,7 @@ RATE = 0.3
 """Steps of these losses are small: their slope is at most a quarter of beta."""
 
 
-def judged_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+def labelled_rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     """Answers of very unequal lengths to as many prompts, two good ones, then two bad ones, and so on."""
     rows = whole_runs.preference_rows(count, first)
     return [
@@ -36,7 +36,7 @@ def files(folder: Path, train: int = 9, held_out: int = 5) -> list[str]:
     """Training and held-out rows."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        whole_runs.write_rows(folder, name, judged_rows(count, first))
+        whole_runs.write_rows(folder, name, labelled_rows(count, first))
         for name, count, first in (("train", train, 0), ("eval", held_out, 50))
     ]
 

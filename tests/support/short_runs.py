@@ -48,7 +48,7 @@ def batch(made: DPOModule, file: Path, rows: int = 4) -> Any:
     """The first rows of a file as one batch."""
     data = PreferenceDataModule(train=str(file), batch_size=1, max_length=128)
     data.prepare("fit", made)
-    return data.collate([(row, index) for index, row in enumerate(data.encoded["train"][:rows])])
+    return data.collator([(row, index) for index, row in enumerate(data.encoded["train"][:rows])])
 
 
 def take_steps(made: DPOModule, pairs: Any, steps: int = 1) -> None:

@@ -10,19 +10,7 @@ from typing import Any, Literal
 from dpo_lightning.data.encoding.counts import Counts
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.whole_texts import Conversation, common_prefix
-from dpo_lightning.data.examples import (
-    EncodedAnswer,
-    EncodedPair,
-    EncodedRanking,
-    EncodedSFT,
-    EncodedUnpaired,
-    Origin,
-    PreferenceExample,
-    RankedExample,
-    SFTExample,
-    Text,
-    UnpairedExample,
-)
+from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Origin, Text
 from dpo_lightning.data.readers.bad_rows import MAX_FIXES
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -61,49 +49,13 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
     _refused: list[UserError] = field(default_factory=list)
 
-    def pairs(self, examples: Sequence[PreferenceExample]) -> list[EncodedPair]:
-        """Encode pairs; raises `UserError` naming every row that is too long where that is an error."""
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode rows of any kind; raises `UserError` naming every row that is too long where that is an error."""
         encoded = []
         for example in examples:
-            fitted = self._fit(example.origin, example.prompt, (example.chosen, example.rejected), example.tools)
+            fitted = self._fit(example.origin, example.prompt, example.answers, example.tools)
             if fitted is not None:
-                chosen, rejected = fitted.answers
-                encoded.append(
-                    EncodedPair(example.origin, fitted.prompt_ids, chosen, rejected, example.weight, example.margin)
-                )
-        self._finish(len(encoded))
-        return encoded
-
-    def rankings(self, examples: Sequence[RankedExample]) -> list[EncodedRanking]:
-        """Encode ranked lists, as `pairs` does."""
-        encoded = []
-        for example in examples:
-            fitted = self._fit(example.origin, example.prompt, example.responses, example.tools)
-            if fitted is not None:
-                answers = tuple(fitted.answers)
-                encoded.append(EncodedRanking(example.origin, fitted.prompt_ids, answers, example.weight))
-        self._finish(len(encoded))
-        return encoded
-
-    def demonstrations(self, examples: Sequence[SFTExample]) -> list[EncodedSFT]:
-        """Encode demonstrations, as `pairs` does."""
-        encoded = []
-        for example in examples:
-            fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
-            if fitted is not None:
-                (answer,) = fitted.answers
-                encoded.append(EncodedSFT(example.origin, fitted.prompt_ids, answer, example.weight))
-        self._finish(len(encoded))
-        return encoded
-
-    def judged(self, examples: Sequence[UnpairedExample]) -> list[EncodedUnpaired]:
-        """Encode judged answers, as `pairs` does."""
-        encoded = []
-        for example in examples:
-            fitted = self._fit(example.origin, example.prompt, (example.completion,), example.tools)
-            if fitted is not None:
-                (answer,) = fitted.answers
-                encoded.append(EncodedUnpaired(example.origin, fitted.prompt_ids, answer, example.good, example.weight))
+                encoded.append(example.encode(fitted.prompt_ids, tuple(fitted.answers)))
         self._finish(len(encoded))
         return encoded
 

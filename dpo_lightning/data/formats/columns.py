@@ -196,3 +196,27 @@ def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
                 Problem(f"another format than {first.origin.file}", str(row.origin), f"{here}; there: {there}"),
                 fix="give both files the same columns, or train on them one after the other",
             )
+
+
+def refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Collection[str] = ()) -> None:
+    """Refuse unpaired rows: they must neither be read as pairs nor be imitated, good and bad alike.
+
+    Args:
+        rows: the rows.
+        names: their columns.
+        verdicts: labels that judge an answer; any label does where none are given.
+
+    Raises:
+        UserError: 65, with the first such row.
+    """
+    if "label" not in names or "completion" not in names or "chosen" in names:
+        return
+    for row in rows:
+        label = row.values.get("label")
+        if not verdicts or str(label).strip().lower() in verdicts:
+            raise UserError(
+                ExitCode.DATA,
+                Problem("this is unpaired data (completion and label)", str(row.origin), f"label: {label}"),
+                fix="--config configs/kto.yaml (--data UnpairedDataModule); or give pairs (prompt, chosen, rejected); "
+                "for SFT keep the good rows without the label",
+            )

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from itertools import combinations, pairwise
+from typing import Any, TypeAlias
 
-from dpo_lightning.data.examples import (
-    Example,
-    Message,
-    Origin,
-    PreferenceExample,
-    RankedExample,
-    SFTExample,
-    Text,
-    UnpairedExample,
-)
+from dpo_lightning.data.examples import Example, Message, Origin, Text
 from dpo_lightning.data.formats.cycles import cycles
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -30,6 +22,10 @@ CONTRADICTING = "rows that contradict another"
 CYCLING = "rows that close a cycle of preferences"
 
 
+Check: TypeAlias = Callable[[Sequence[Any], Collection[str], BadRows, Notes], None]
+"""Compares rows of one kind with one another: examples, what is allowed, where faults and oddities go."""
+
+
 def check_allowances(allow: Collection[str]) -> None:
     """Refuse a word that allows nothing.
 
@@ -42,56 +38,78 @@ def check_allowances(allow: Collection[str]) -> None:
             raise UserError(ExitCode.CONFIG, problem, fix="one of " + ", ".join(ALLOWANCES))
 
 
-def check_pairs(examples: Sequence[PreferenceExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-    """Note pairs that are there twice; pairs that are there both ways round are bad unless allowed."""
+def check_repeats(
+    examples: Sequence[Example], notes: Notes, said: Callable[[Any], Hashable] = lambda example: None
+) -> None:
+    """Note rows that are there twice.
+
+    Args:
+        examples: the rows.
+        notes: where they go.
+        said: what has to be the same besides prompt and answers.
+    """
     seen: dict[Hashable, Origin] = {}
-    ahead: dict[tuple[Hashable, Hashable], PreferenceExample] = {}
     for example in examples:
-        prompt = (key(example.prompt), _tools(example))
-        chosen, rejected = key(example.chosen), key(example.rejected)
-        turned = seen.get((prompt, rejected, chosen)) if chosen != rejected else None
-        first = seen.setdefault((prompt, chosen, rejected), example.origin)
+        row = (*_answers_key(example), said(example))
+        first = seen.setdefault(row, example.origin)
         if first is not example.origin:
             notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
-        if turned and CONTRADICTIONS in allow:
-            notes.add(example.origin, CONTRADICTING, other=turned)
-        elif turned:
-            what = f"the same answers are ranked the other way round than in {turned}"
-            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
-            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
-        elif chosen != rejected:
-            ahead.setdefault(((prompt, chosen), (prompt, rejected)), example)
-    _check_cycles(ahead, allow, bad, notes)
 
 
-def check_rankings(examples: Sequence[RankedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-    """Note lists that are there twice; two answers that lists rank both ways round are bad unless allowed."""
-    seen: dict[Hashable, Origin] = {}
+def check_order(examples: Sequence[Example], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note repeats; two answers that rows order both ways round, or in a cycle, are bad unless allowed.
+
+    Args:
+        examples: rows whose answers are ordered, the best first.
+        allow: `contradictions` notes them instead.
+        bad: where reasons against a row go.
+        notes: where oddities go.
+    """
+    check_repeats(examples, notes)
     ahead: dict[Hashable, Origin] = {}
-    next_to: dict[tuple[Hashable, Hashable], RankedExample] = {}
+    next_to: dict[tuple[Hashable, Hashable], Example] = {}
     for example in examples:
-        prompt, answers = (key(example.prompt), _tools(example)), tuple(map(key, example.responses))
-        first = seen.setdefault((prompt, answers), example.origin)
-        if first is not example.origin:
-            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
-        pairs = list(combinations(answers, 2))
-        others = (ahead.get((prompt, worse, better)) for better, worse in pairs)
+        *prompt, answers = _answers_key(example)
+        context = tuple(prompt)
+        pairs = [(better, worse) for better, worse in combinations(answers, 2) if better != worse]
+        others = (ahead.get((context, worse, better)) for better, worse in pairs)
         turned = next(filter(None, others), None)
-        if turned and CONTRADICTIONS in allow:
-            notes.add(example.origin, CONTRADICTING, other=turned)
-        elif turned:
-            what = f"two answers are ranked the other way round than in {turned}"
-            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
-            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+        if turned:
+            which = "the same" if len(answers) == 2 else "two"
+            _contradict(
+                example, f"{which} answers are ranked the other way round than in {turned}", turned, allow, bad, notes
+            )
         for better, worse in pairs:
-            ahead.setdefault((prompt, better, worse), example.origin)
+            ahead.setdefault((context, better, worse), example.origin)
         for better, worse in pairwise(answers if not turned else ()):
-            next_to.setdefault(((prompt, better), (prompt, worse)), example)
+            if better != worse:
+                next_to.setdefault(((context, better), (context, worse)), example)
     _check_cycles(next_to, allow, bad, notes)
 
 
+def check_labels(examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note repeats; an answer that is labelled good and bad is bad unless allowed."""
+    check_repeats(examples, notes, lambda example: example.good)
+    seen: dict[Hashable, Origin] = {}
+    for example in examples:
+        answer = _answers_key(example)
+        turned = seen.get((*answer, not example.good))
+        seen.setdefault((*answer, example.good), example.origin)
+        if turned:
+            _contradict(example, f"the same answer has the other label in {turned}", turned, allow, bad, notes)
+
+
+def _contradict(example: Example, what: str, other: Origin, allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note a row that contradicts another one where that is allowed; else it is bad."""
+    if CONTRADICTIONS in allow:
+        notes.add(example.origin, CONTRADICTING, other=other)
+        return
+    fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
+    bad.add(example.origin, RowError(what, excerpt_text(example.prompt), fix))
+
+
 def _check_cycles(
-    ahead: Mapping[tuple[Hashable, Hashable], PreferenceExample | RankedExample],
+    ahead: Mapping[tuple[Hashable, Hashable], Example],
     allow: Collection[str],
     bad: BadRows,
     notes: Notes,
@@ -106,46 +124,22 @@ def _check_cycles(
         others = ", ".join(map(str, cycle.others)) + (", ..." if cycle.length > len(cycle.others) + 1 else "")
         what = f"preferences form a cycle with those of {others}"
         fix = f"remove one of them, or --data.allow {CONTRADICTIONS}"
-        bad.add(cycle.closing, RowError(what, shown(prompts[cycle.closing]), fix))
-
-
-def check_demonstrations(examples: Sequence[SFTExample], notes: Notes) -> None:
-    """Note demonstrations that are there twice."""
-    seen: dict[Hashable, Origin] = {}
-    for example in examples:
-        first = seen.setdefault((key(example.prompt), _tools(example), key(example.completion)), example.origin)
-        if first is not example.origin:
-            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
-
-
-def check_judged(examples: Sequence[UnpairedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-    """Note judgements that are there twice; an answer that is judged both ways is bad unless allowed."""
-    seen: dict[Hashable, Origin] = {}
-    for example in examples:
-        answer = key(example.prompt), _tools(example), key(example.completion)
-        turned = seen.get((*answer, not example.good))
-        first = seen.setdefault((*answer, example.good), example.origin)
-        if first is not example.origin:
-            notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
-        if turned and CONTRADICTIONS in allow:
-            notes.add(example.origin, CONTRADICTING, other=turned)
-        elif turned:
-            what = f"the same answer is judged the other way than in {turned}"
-            fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
-            bad.add(example.origin, RowError(what, shown(example.prompt), fix))
+        bad.add(cycle.closing, RowError(what, excerpt_text(prompts[cycle.closing]), fix))
 
 
 def check_leak(
     train: Sequence[Example],
     held_out: Sequence[Example],
+    check: Check,
     *,
     allow: Collection[str] = (),
 ) -> list[str]:
-    """Refuse held-out rows whose prompt is trained on, and pairs that one set ranks the other way round.
+    """Refuse held-out rows whose prompt is trained on, and rows that contradict one of the other set.
 
     Args:
         train: the training rows.
         held_out: the rows of the evaluation.
+        check: what compares rows of this kind, such as `check_order`.
         allow: `leak` and `contradictions` let these pass with a warning.
 
     Returns:
@@ -161,7 +155,7 @@ def check_leak(
         count = f"{len(shared):,} of {len(held_out):,} held-out rows have a prompt that is trained on"
         if LEAK not in allow:
             places = [
-                Problem(f"the prompt is also that of {origin}", str(example.origin), shown(example.prompt))
+                Problem(f"the prompt is also that of {origin}", str(example.origin), excerpt_text(example.prompt))
                 for example, origin in shared
             ]
             first = Problem(count, where=str(shared[0][0].origin))
@@ -169,12 +163,7 @@ def check_leak(
         warnings.append(f"{count} ({shared[0][0].origin} = {shared[0][1]}, ...)")
         bad = BadRows()
         notes = Notes(bad, strict=False)
-        pairs = [example for example in (*train, *held_out) if isinstance(example, PreferenceExample)]
-        check_pairs(pairs, allow, bad, notes)
-        lists = [example for example in (*train, *held_out) if isinstance(example, RankedExample)]
-        check_rankings(lists, allow, bad, notes)
-        judged = [example for example in (*train, *held_out) if isinstance(example, UnpairedExample)]
-        check_judged(judged, allow, bad, notes)
+        check([*train, *held_out], allow, bad, notes)
         bad.raise_if_any()
         warnings += [line for line in notes.lines() if line.startswith((CONTRADICTING, CYCLING))]
     return warnings
@@ -200,8 +189,8 @@ def _message_key(message: Message) -> Hashable:
     return json.dumps(message, sort_keys=True, default=str)
 
 
-def shown(text: Text) -> str:
-    """A text as it stands in a message: of a conversation, the last turn."""
+def excerpt_text(text: Text) -> str:
+    """A text for a message: of a conversation, the last turn."""
     return text if isinstance(text, str) else str(text[-1].get("content") or "") if text else ""
 
 
@@ -212,11 +201,12 @@ def _asked(example: Example) -> Hashable:
         prompt = prompt[0].get("content") or ""
     if prompt:
         return prompt.strip() if isinstance(prompt, str) else (key(prompt), _tools(example))
-    if isinstance(example, PreferenceExample):
-        return "", frozenset({key(example.chosen), key(example.rejected)})
-    if isinstance(example, RankedExample):
-        return "", frozenset(map(key, example.responses))
-    return "", key(example.completion)
+    return "", frozenset(map(key, example.answers))
+
+
+def _answers_key(example: Example) -> tuple[Hashable, str, tuple[Hashable, ...]]:
+    """Prompt, tools and answers: the same for rows of equal texts."""
+    return key(example.prompt), _tools(example), tuple(map(key, example.answers))
 
 
 def _tools(example: Example) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
 from dpo_lightning.data.formats.tool_calls import read_calls
-from dpo_lightning.data.formats.turn_marks import read_mark
+from dpo_lightning.data.formats.turn_marks import read_mark, unmarked
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.invisible_characters import visible
 from dpo_lightning.data.readers.sources import kind_of
@@ -23,6 +23,19 @@ SPOKEN = ("user", "assistant")
 REMOVE = "remove the row, or write the text"
 LARGEST = (2 - 2**-23) * 2.0**127
 """Of float32, in which numbers are trained with."""
+
+VERDICTS = {
+    "true": True,
+    "false": False,
+    "0": False,
+    "1": True,
+    "-1": False,
+    "good": True,
+    "bad": False,
+    "yes": True,
+    "no": False,
+}
+"""Labels that judge one answer by itself, and whether it is good; other labels are names of categories."""
 
 TURN = 'write each message as {"role": ..., "content": ...}'
 
@@ -57,6 +70,48 @@ def check_answer(text: Text, name: str) -> None:
     elif text[-1]["role"] != "assistant":
         what = f"{name} ends with a {text[-1]['role']} message, not with the assistant's"
         raise RowError(what, text[-1].get("content") or "", "add the assistant's answer, or cut the last turns")
+
+
+def check_not_blank(prompt: Text, name: str) -> None:
+    """An empty prompt may be meant; one of white space is not.
+
+    Raises:
+        RowError: for white space only.
+    """
+    if isinstance(prompt, str) and prompt and not visible(prompt).strip():
+        raise RowError(f"{name} is only white space", prompt, "write a prompt, or make it empty")
+
+
+def fit_answer(prompt: Text, answer: Text, name: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Prompt and answer as messages, one of which are; a repeated prompt is taken off the answer.
+
+    Raises:
+        RowError: for an answer that begins with turns of its own.
+    """
+    user: tuple[Message, ...] = ({"role": "user", "content": str(prompt)},) if prompt else ()
+    asked = user if isinstance(prompt, str) else prompt
+    if isinstance(answer, str):
+        return asked, ({"role": "assistant", "content": answer},)
+    spoken = tuple(message for message in asked if message["role"] not in ("system", "developer"))
+    for turns in (asked, spoken):
+        if turns and len(answer) > len(turns) and unmarked(answer[: len(turns)]) == turns:
+            return asked, answer[len(turns) :]
+    if asked and answer[0]["role"] != "assistant":
+        what = f"{name} begins with a {answer[0]['role']} message that is not the prompt's"
+        raise RowError(what, answer[0].get("content") or "", "begin answers with the assistant, or remove the prompt")
+    return asked, answer
+
+
+def look_alike_texts(one: Text, other: Text) -> bool:
+    """Whether texts differ in nothing that can be seen, outer white space left aside."""
+    return strip_text(one) == strip_text(other)
+
+
+def strip_text(text: Text, strip: Callable[[str], str] = lambda text: visible(text).strip()) -> object:
+    """A text without invisible characters and outer white space, for comparison; `strip` may remove something else."""
+    if isinstance(text, str):
+        return strip(text)
+    return [{**message, "content": strip(message.get("content") or "")} for message in text]
 
 
 def parse_group(value: Any) -> str:

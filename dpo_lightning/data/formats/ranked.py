@@ -1,133 +1,111 @@
-"""One row into a ranked list, or every reason why not."""
+"""Ranked lists: any number of answers to a prompt, the best first or with a score each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from dpo_lightning.data.examples import RankedExample, Text
-from dpo_lightning.data.formats.context_columns import READ, ContextColumns
-from dpo_lightning.data.formats.fields import (
-    check_answer,
-    check_asked,
-    parse_group,
-    parse_number,
-    parse_text,
-    parse_weight,
-)
-from dpo_lightning.data.formats.preference import (
-    EMPTY_PROMPT,
-    JSON_TEXT,
-    MESSAGES_AS_TEXT,
-    check_not_blank,
-    fit_answer,
-    look_alike_texts,
-)
-from dpo_lightning.data.formats.tool_calls import parse_tools
-from dpo_lightning.data.formats.turn_marks import check_scored, read_context, unmarked
+from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
+from dpo_lightning.data.formats.duplicates import check_order
+from dpo_lightning.data.formats.fields import check_answer, fit_answer, look_alike_texts, parse_number, parse_text
+from dpo_lightning.data.formats.row_format import RowFormat
+from dpo_lightning.data.formats.turn_marks import check_scored, unmarked
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
-
-USED = ("prompt", "responses", "scores", *READ, "tools", "group", "weight")
-FORMAT = ("prompt", "responses")
 
 LEAST = 2
 NEARLY_EQUAL = "lists with answers that differ only in outer white space"
 INVISIBLY_EQUAL = "lists with answers that differ only in invisible characters"
 
 
-@dataclass(frozen=True)
-class RankingReader:
-    """Turns rows into ranked lists.
+@dataclass(frozen=True, slots=True)
+class EncodedRanked(Encoded):
+    """Answers, the best first."""
 
-    Attributes:
-        bad: where reasons against a row go.
-        notes: where oddities go.
-        columns: our column name -> the file's, for messages.
-        context: what comes before the prompts.
-    """
+    noun: ClassVar[str] = "lists"
+    answers_first: ClassVar[bool] = False
 
-    bad: BadRows
-    notes: Notes
-    columns: Mapping[str, str]
-    context: ContextColumns
 
-    def read(self, row: Row) -> RankedExample | None:
-        """The list, or None for a row whose faults are now in `bad`."""
-        missing = [name for name in FORMAT if name not in row.values]
-        for name in missing:
-            what = f"no column {self._shown(name)}"
-            self.bad.add(row.origin, RowError(what, "columns: " + ", ".join(row.values), "add it to the row"))
-        if missing:
-            return None
-        try:
-            prompt = read_context(parse_text(row.values["prompt"], self._shown("prompt")), self._shown("prompt"))
-            check_not_blank(prompt, self._shown("prompt"))
-            prompt = self.context.joined(row, self.context.with_input(row, prompt))
-            prompt, responses = self._fitted(prompt, self._responses(row.values["responses"]))
-            if row.values.get("scores") is not None:
-                responses = self._sorted(responses, row.values["scores"])
-            self._compare(row, responses)
-            check_asked(prompt, self._shown("responses"))
-            tools = parse_tools(row.values.get("tools"), row.values.get("functions"))
-            group, weight = parse_group(row.values.get("group")), parse_weight(row.values, self.columns)
-        except RowError as error:
-            self.bad.add(row.origin, error)
-            return None
-        if not prompt:
-            self.notes.add(row.origin, EMPTY_PROMPT, fix="write a prompt, or leave out --data.strict")
-        if any(isinstance(text, str) and text.startswith(MESSAGES_AS_TEXT) for text in responses):
-            self.notes.add(row.origin, JSON_TEXT, fix="write messages as a list, not as text")
-        return RankedExample(row.origin, prompt, tuple(responses), tools, group, weight)
+@dataclass(frozen=True, slots=True)
+class RankedExample(Example):
+    """Answers, the best first."""
 
-    def _shown(self, name: str, place: int | None = None) -> str:
-        """A column as the file has it, and which of its values."""
-        return f"'{self.columns.get(name, name)}'" + ("" if place is None else f" {place + 1}")
+    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedRanked:
+        """The list as token ids."""
+        return EncodedRanked(self.origin, prompt_ids, answers, self.weight)
 
-    def _responses(self, value: Any) -> list[Text]:
-        name = self._shown("responses")
+
+class RankedFormat(RowFormat):
+    """`prompt, responses`, a list of answers with the best first; where there are `scores`, by these instead."""
+
+    example = RankedExample
+    columns = ("prompt", "responses")
+    optional = ("scores",)
+    answers = ("responses",)
+
+    def parse(self, name: str, value: Any) -> Any:
+        """A prompt, or a list of two answers or more of one kind."""
+        if name != "responses":
+            return super().parse(name, value)
+        shown = self.shown(name)
         if not isinstance(value, list):
-            raise RowError(f"{name} is {kind_of(value)} where a list of answers is due", fix="write the best one first")
+            raise RowError(
+                f"{shown} is {kind_of(value)} where a list of answers is due", fix="write the best one first"
+            )
         if len(value) < LEAST:
-            what = f"{name} has {len(value)} answer{'' if len(value) == 1 else 's'}"
+            what = f"{shown} has {len(value)} answer{'' if len(value) == 1 else 's'}"
             raise RowError(what, fix="give at least 2 answers, or remove the row: there is nothing to rank")
         texts = []
-        for place, item in enumerate(value):
-            texts.append(parse_text(item, self._shown("responses", place)))
-            check_answer(texts[-1], self._shown("responses", place))
+        for number, item in enumerate(value, 1):
+            texts.append(parse_text(item, f"{shown} {number}"))
+            check_answer(texts[-1], f"{shown} {number}")
         kinds = [isinstance(text, str) for text in texts]
         if len(set(kinds)) > 1:
             other = kinds.index(not kinds[0])
             one, two = ("text", "messages") if kinds[0] else ("messages", "text")
-            what = f"{self._shown('responses', 0)} is {one} and {self._shown('responses', other)} is {two}"
+            what = f"{shown} 1 is {one} and {shown} {other + 1} is {two}"
             raise RowError(what, fix="write all as text or all as messages")
         return texts
 
-    def _fitted(self, prompt: Text, responses: Sequence[Text]) -> tuple[Text, list[Text]]:
-        """Prompt and answers of one kind: strings, or messages; a prompt that all answers repeat is read once."""
-        if isinstance(prompt, str) and isinstance(responses[0], str):
-            return prompt, list(responses)
-        plain = [unmarked(text) for text in responses]
-        fitted = [fit_answer(prompt, text, self._shown("responses", k)) for k, text in enumerate(plain)]
-        for k, (text, (_, answer)) in enumerate(zip(responses, fitted, strict=True)):
-            check_scored(text, len(answer), self._shown("responses", k))
+    def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
+        """Prompt and answers, the answers in order; a prompt that all answers repeat is read once."""
+        prompt = self.context.joined(row, self.context.with_input(row, values["prompt"]))
+        responses: Sequence[Text] = values["responses"]
+        if not (isinstance(prompt, str) and isinstance(responses[0], str)):
+            prompt, responses = self._fit_to_prompt(prompt, responses)
+        if row.values.get("scores") is not None:
+            responses = self._sort(responses, row.values["scores"])
+        self._compare(row, responses)
+        return prompt, tuple(responses)
+
+    @classmethod
+    def check(cls, examples: Sequence[RankedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+        """Note repeats; lists that contradict others are bad unless allowed."""
+        check_order(examples, allow, bad, notes)
+
+    def _fit_to_prompt(self, prompt: Text, responses: Sequence[Text]) -> tuple[Text, list[Text]]:
+        """Prompt and answers as messages."""
+        names = [f"{self.shown('responses')} {number}" for number in range(1, len(responses) + 1)]
+        fitted = [fit_answer(prompt, unmarked(text), name) for text, name in zip(responses, names, strict=True)]
+        for text, (_, answer), name in zip(responses, fitted, names, strict=True):
+            check_scored(text, len(answer), name)
         cut = {len(answer) < len(text) for (_, answer), text in zip(fitted, responses, strict=True)}
         if len(cut) > 1 and not isinstance(responses[0], str):
             raise RowError("not all answers begin with the prompt's messages", fix="take them out of the others")
         return fitted[0][0], [answer for _, answer in fitted]
 
-    def _sorted(self, responses: Sequence[Text], value: Any) -> list[Text]:
+    def _sort(self, responses: Sequence[Text], value: Any) -> list[Text]:
         """The answers by their scores, the highest first.
 
         Raises:
             RowError: there is not a number for each, or two are the same: a tie is no order.
         """
-        name = self._shown("scores")
+        name = self.shown("scores")
         if not isinstance(value, list) or len(value) != len(responses):
             found = f"{len(value)} numbers" if isinstance(value, list) else kind_of(value)
             raise RowError(f"{name} is {found}, and there are {len(responses)} answers", fix="a number for each answer")
-        scores = [parse_number(item, self._shown("scores", place)) for place, item in enumerate(value)]
+        scores = [parse_number(item, f"{name} {number}") for number, item in enumerate(value, 1)]
         for score in scores:
             tied = [str(place + 1) for place, other in enumerate(scores) if other == score]
             if len(tied) > 1:
@@ -140,8 +118,8 @@ class RankingReader:
         for place, text in enumerate(responses):
             for other in responses[:place]:
                 if text == other:
-                    said = text if isinstance(text, str) else text[-1].get("content") or ""
-                    raise RowError(f"{self._shown('responses')} has an answer twice", said, "keep one of the two")
+                    content = text if isinstance(text, str) else text[-1].get("content") or ""
+                    raise RowError(f"{self.shown('responses')} has an answer twice", content, "keep one of the two")
                 stripped = isinstance(text, str) and isinstance(other, str) and text.strip() == other.strip()
                 if stripped or look_alike_texts(text, other):
                     kind = NEARLY_EQUAL if stripped else INVISIBLY_EQUAL

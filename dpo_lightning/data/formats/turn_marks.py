@@ -86,7 +86,7 @@ def read_context(text: Text, name: str) -> Text:
 
 
 def check_scored(text: Text, count: int, name: str) -> None:
-    """Make sure that none of the last `count` turns, which are an answer that is compared or judged, is marked out.
+    """Make sure that none of the last `count` turns, which are an answer that is scored as a whole, is marked out.
 
     Raises:
         RowError: one is.
@@ -101,7 +101,7 @@ def check_scored(text: Text, count: int, name: str) -> None:
 
 
 def learned_turns(messages: tuple[Message, ...], name: str) -> tuple[Message, ...]:
-    """The turns of a demonstration, those marked that are not learned.
+    """The turns of an SFT completion, those marked that are not learned.
 
     Raises:
         RowError: no turn of the assistant is left to learn.

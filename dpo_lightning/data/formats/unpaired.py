@@ -1,103 +1,133 @@
-"""One row into a judged answer, or every reason why not."""
+"""Unpaired rows: one answer to a prompt with a label, good or bad; or pairs, whose answers are taken one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from dpo_lightning.data.examples import Origin, UnpairedExample
-from dpo_lightning.data.formats.context_columns import READ, ContextColumns
-from dpo_lightning.data.formats.preference import PairReader
-from dpo_lightning.data.formats.sft import DemonstrationReader
+from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
+from dpo_lightning.data.formats.duplicates import check_labels
+from dpo_lightning.data.formats.fields import VERDICTS
+from dpo_lightning.data.formats.pairs import PairFormat
+from dpo_lightning.data.formats.row_format import RowFormat
+from dpo_lightning.data.formats.sft import SFTFormat
 from dpo_lightning.data.formats.turn_marks import check_scored
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
-
-TEXTS = ("prompt", "completion")
-FORMAT = (*TEXTS, "label")
-USED = (*FORMAT, "chosen", "rejected", *READ, "tools", "group", "weight")
-
-VERDICTS = {
-    "true": True,
-    "false": False,
-    "0": False,
-    "1": True,
-    "-1": False,
-    "good": True,
-    "bad": False,
-    "yes": True,
-    "no": False,
-}
-"""What a `label` says that judges one answer by itself, and whether it is good; other labels are names of kinds."""
+from dpo_lightning.errors import ExitCode, Problem, UserError
 
 NEITHER = "0 where other rows have -1: it may judge neither way"
 
 
-@dataclass(frozen=True)
-class JudgedReader:
-    """Turns rows into judged answers.
+@dataclass(frozen=True, slots=True)
+class EncodedUnpaired(Encoded):
+    """The completion; where a loss needs it, the answer to another prompt as well."""
 
-    Attributes:
-        bad: where reasons against a row go.
-        notes: where oddities go.
-        columns: our column name -> the file's, for messages.
-        context: what comes before the prompts.
-    """
+    noun: ClassVar[str] = "answers"
+    good: bool = field(kw_only=True)
 
-    bad: BadRows
-    notes: Notes
-    columns: Mapping[str, str]
-    context: ContextColumns
-    numbers: dict[str, list[Origin]] = field(default_factory=dict)
-    """Rows with the label 0, and those with -1."""
+    @property
+    def completion(self) -> EncodedAnswer:
+        """The answer that the label is of."""
+        return self.answers[0]
 
-    def read(self, row: Row) -> UnpairedExample | None:
-        """The judged answer, or None for a row whose faults are now in `bad`."""
-        told = DemonstrationReader(self.bad, self.notes, TEXTS, self.columns, self.context).read(row)
-        try:
-            good = self._label(row)
-            if told is not None:
-                check_scored(told.completion, len(told.completion), f"'{self.columns.get('completion', 'completion')}'")
-        except RowError as error:
-            self.bad.add(row.origin, error)
-            return None
-        if told is None:
-            return None
-        return UnpairedExample(row.origin, told.prompt, told.completion, good, told.tools, told.group, told.weight)
+    @property
+    def mismatched(self) -> EncodedAnswer | None:
+        """The answer to another prompt, if there is one."""
+        return self.answers[1] if len(self.answers) > 1 else None
 
-    def _label(self, row: Row) -> bool:
-        shown = f"'{self.columns.get('label', 'label')}'"
-        if "label" not in row.values:
-            raise RowError(f"no column {shown}", "columns: " + ", ".join(row.values), "add it to the row")
-        value = row.values["label"]
-        word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
-        word = word.removeprefix("+").removesuffix(".0")
+    @property
+    def columns(self) -> Mapping[str, float | bool]:
+        """`good`: the label."""
+        return {"good": self.good}
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedExample(Example):
+    """One answer, found good or bad."""
+
+    good: bool = field(kw_only=True)
+
+    @property
+    def completion(self) -> Text:
+        """The only answer."""
+        return self.answers[0]
+
+    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedUnpaired:
+        """The row as token ids."""
+        return EncodedUnpaired(self.origin, prompt_ids, answers, self.weight, good=self.good)
+
+
+class UnpairedFormat(SFTFormat):
+    """`prompt, completion, label` (strings or messages); or pairs, which `SplitPairFormat` reads."""
+
+    example = UnpairedExample
+    columns = ("prompt", "completion", "label", "chosen", "rejected")
+    optional = ()
+
+    @classmethod
+    def choose(cls, present: Collection[str]) -> type[RowFormat]:
+        """Read pairs where the rows have both answers and no label."""
+        return SplitPairFormat if "label" not in present and {"chosen", "rejected"} <= set(present) else cls
+
+    def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
+        """All three columns; labels of 0 judge nothing where others are -1."""
+        self.needed, self.answers = self.columns[:3], ("completion",)
+        self.has_three_labels = any(_label_word(row.values.get("label")) == "-1" for row in rows)
+        return [name for name in self.needed if name not in present]
+
+    def parse(self, name: str, value: Any) -> Any:
+        """A prompt, an answer, or a label."""
+        if name != "label":
+            return super().parse(name, value)
+        word = _label_word(value)
         if value is None or word not in VERDICTS:
-            told = value if isinstance(value, (str, int, float)) else kind_of(value)
-            raise RowError(f"{shown} is no verdict", told, "write true or false (or 1 and 0, good and bad)")
-        if word in ("0", "-1"):
-            self.numbers.setdefault(word, []).append(row.origin)
+            found = value if isinstance(value, (str, int, float)) else kind_of(value)
+            what = f"{self.shown('label')} is no verdict"
+            raise RowError(what, found, "write true or false (or 1 and 0, good and bad)")
+        if word == "0" and self.has_three_labels:
+            raise RowError(f"the label is {NEITHER}", fix="remove rows without a verdict")
         return VERDICTS[word]
 
-    def check_scale(self) -> None:
-        """Refuse rows with a label of 0 where others have -1."""
-        for origin in self.numbers.get("0", ()) if "-1" in self.numbers else ():
-            self.bad.add(origin, RowError(f"the label is {NEITHER}", fix="remove rows without a verdict"))
+    def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
+        """Prompt and completion, which is scored as a whole."""
+        prompt, (completion,) = super().fit(row, values)
+        check_scored(completion, len(completion), self.shown("completion"))
+        return prompt, (completion,)
+
+    def said(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The label."""
+        return {"good": values["label"]}
+
+    @classmethod
+    def check(cls, examples: Sequence[UnpairedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+        """Note repeats; an answer that is labelled both ways is bad unless allowed, and so are answers of one label."""
+        check_labels(examples, allow, bad, notes)
+        if not bad and len({example.good for example in examples}) == 1:
+            what = f"all {len(examples):,} answers are {'good' if examples[0].good else 'bad'}"
+            raise UserError(ExitCode.DATA, Problem(what, str(examples[0].origin)), fix="give good and bad answers")
 
 
-@dataclass(frozen=True)
-class SplitReader:
-    """Turns pairs into two judged answers each.
+class SplitPairFormat(PairFormat):
+    """Pairs as two unpaired rows each: the chosen answer is good, the rejected one bad."""
 
-    Attributes:
-        pairs: what reads the pairs.
-    """
-
-    pairs: PairReader
+    optional = ()
 
     def read(self, row: Row) -> Iterator[UnpairedExample]:
-        """The chosen answer as a good one, the rejected one as a bad one; nothing for a bad row."""
-        pair = self.pairs.read(row)
-        if pair is not None:
-            chosen = UnpairedExample(pair.origin, pair.prompt, pair.chosen, True, pair.tools, pair.group, pair.weight)
-            yield from (chosen, replace(chosen, completion=pair.rejected, good=False))
+        """Both answers, chosen first; nothing of a row whose faults are now in `bad`."""
+        for pair in super().read(row):
+            for answer, good in zip(pair.answers, (True, False), strict=True):
+                texts = pair.prompt, (answer,), pair.tools, pair.group, pair.weight
+                yield UnpairedExample(pair.origin, *texts, good=good)
+
+    @classmethod
+    def check(cls, examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+        """As for rows with a label."""
+        UnpairedFormat.check(examples, allow, bad, notes)
+
+
+def _label_word(value: Any) -> str:
+    """A label in the spelling of `VERDICTS`."""
+    word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
+    return word.removeprefix("+").removesuffix(".0")
