@@ -10,7 +10,7 @@ from dpo_lightning import DPOModule
 from dpo_lightning.callbacks import SelfCheck
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.checks import independent_length
-from dpo_lightning.references import precomputed
+from dpo_lightning.references import reference_pass
 from dpo_lightning.references.precomputed import Precomputed
 
 DYNAMIC = {
@@ -108,7 +108,7 @@ def test_a_precomputed_reference_is_refused_for_such_rows(longrope, file, tmp_pa
 @pytest.mark.usefixtures("place")
 def test_the_self_check_looks_at_the_longest_row(longrope, file, tmp_path, monkeypatch):
     """Where nothing in the configuration tells of it."""
-    monkeypatch.setattr(precomputed, "independent_length", lambda config: None)
+    monkeypatch.setattr(reference_pass, "independent_length", lambda config: None)
     message = refused(short_runs.module(longrope, Precomputed()), data(file), tmp_path / "run", ExitCode.MODEL)
     assert "pairs.jsonl:9 and " in message
     assert "pairs.jsonl:1 in one batch" in message

@@ -88,14 +88,14 @@ def walk():
     """Put every name to every option that takes a class or something to call, and make what can be made."""
     from lightning.pytorch import Trainer
 
-    from dpo_lightning.cli import PAIRED
+    from dpo_lightning.cli import MODULES
     from dpo_lightning.config import class_paths as product
 
     sys.addaudithook(watch)
     places = list(modules(product.ALLOWED))
     classes = {v for place in places for v in vars(place).values() if inspect.isclass(v)}
     ours = {v for v in classes if product.is_within(product.qualified_name(v), product.ALLOWED)}
-    hints, reached = options([Trainer, *(kind for pair in PAIRED for kind in pair)], ours, product)
+    hints, reached = options([Trainer, *(part for kind in MODULES for part in (kind, kind.data_module))], ours, product)
     called = [hint for hint in hints if "Callable" in str(hint) and not any(product.accepted_classes(hint))]
     wanted = {frozenset(product.accepted_classes(hint)): hint for hint in hints}
     del wanted[frozenset()]
