@@ -231,7 +231,7 @@ def test_a_file_of_any_kind_that_is_read_has_a_limit(tmp_path, suffix):
         make()
         if path.is_file():
             os.truncate(path, (512 << 20) + 1)
-        with pytest.raises(UserError, match=f"{said} where a file of the model is due"):
+        with pytest.raises(UserError, match=f"expected a file of the model, found {said}"):
             check_entries(tmp_path)
         if path.is_dir():
             path.rmdir()

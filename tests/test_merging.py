@@ -222,9 +222,9 @@ def test_a_quantized_base_of_a_hub_is_refused(tmp_path, monkeypatch):
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "some/model"}))
     monkeypatch.setattr(CausalLM, "config", lambda _: SimpleNamespace(quantization_config={"load_in_4bit": True}))
     said = refused(lambda: check_mergeable(CausalLM(str(adapter))))
-    assert "weights are quantized" in said
+    assert "base is quantized" in said
     assert "adapter_config.json" in said
-    assert "weights are quantized" in refused(lambda: check_mergeable(CausalLM("some/model")))
+    assert "base is quantized" in refused(lambda: check_mergeable(CausalLM("some/model")))
 
 
 def test_a_learned_prompt_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.optimizers import without_fusing
 from dpo_lightning.runs.resume import check_progress
 
-MODEL_LINE = "middle of an epoch"
+MODEL_LINE = "from within an epoch"
 
 
 def progress(*, epochs=1, steps=4, whole=True, places=()):

@@ -160,8 +160,8 @@ def test_a_checkpoint_that_cannot_be_opened(bench, monkeypatch, command, place):
         path.symlink_to(path.name)
     elif place == "a folder":
         path.mkdir()
-    said = {"a folder": "there is no such checkpoint"}.get(place, "the checkpoint cannot be read: ")
-    refused(bench.run(command, "--ckpt_path", path), 66, said, "at ckpt_path", "there are: none")
+    said = {"a folder": "the checkpoint does not exist"}.get(place, "the checkpoint cannot be read: ")
+    refused(bench.run(command, "--ckpt_path", path), 66, said, "at ckpt_path", "checkpoints in this folder: none")
     with pytest.raises(UserError, match="the checkpoint is damaged"):  # it became so after it was looked at
         read_checkpoint(path)
     assert not loaded
@@ -285,7 +285,7 @@ def test_a_schedule_goes_on_where_it_was(bench, first, tmp_path):
     [
         (["--model.loss", "IPOLoss"], "--model.loss IPOLoss replaces DPOLoss; dropped options of the file: label"),
         (["--model.loss", "HingeLoss"], "HingeLoss replaces DPOLoss; dropped options of the file: label_smoothing"),
-        (["--model.optimizer", "torch.optim.Adafactor"], "--model.optimizer Adafactor takes the place of AdamW"),
+        (["--model.optimizer", "torch.optim.Adafactor"], "--model.optimizer Adafactor replaces AdamW"),
     ],
 )
 def test_options_that_a_switch_drops_are_named(bench, flags, said):
@@ -334,7 +334,7 @@ def test_nothing_is_said_where_nothing_is_dropped(bench, flags):
 def test_a_file_after_a_file_is_watched_as_well(bench):
     overlay = "model:\n  init_args:\n    loss:\n      class_path: IPOLoss\n      init_args: {normalization: sum}\n"
     ran = bench.fit(*bench.overlay(overlay), "--trainer.max_steps", "1")
-    assert "warning: --model.loss IPOLoss takes the place of DPOLoss; dropped" in ran.out
+    assert "warning: --model.loss IPOLoss replaces DPOLoss; dropped" in ran.out
     assert "normalization: sum" in (bench.folder / "run" / "config.yaml").read_text()
 
 

@@ -47,7 +47,7 @@ def watched(model, batch, head=None):
     model.zero_grad(set_to_none=True)
     routers.watch(batch.mask)
     score(model, batch, head)
-    found = routers.added(torch.zeros(()), torch.ones(1))
+    found = routers.add_to(torch.zeros(()), torch.ones(1))
     found.backward()
     return found.detach(), torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "mlp.gate" in n])
 
@@ -126,10 +126,10 @@ def test_passes_without_a_gradient_are_not_counted():
     score(model, batch)
     with torch.no_grad():
         score(model, other)
-    torch.testing.assert_close(routers.added(torch.zeros(()), torch.ones(1)).detach(), expected)
+    torch.testing.assert_close(routers.add_to(torch.zeros(()), torch.ones(1)).detach(), expected)
     score(model, batch)
     with pytest.raises(AssertionError, match="0 forward passes"):
-        routers.added(torch.zeros(()), torch.ones(1))
+        routers.add_to(torch.zeros(()), torch.ones(1))
 
 
 # In training

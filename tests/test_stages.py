@@ -230,7 +230,7 @@ def test_a_base_that_went_away_is_told_with_the_file_that_names_it(tiny_llama, t
     made = short_runs.ready(tmp_path / "base", lora=Lora(r=2))
     save_model(made.policy, made.tokenizer, tmp_path / "adapter", str(tmp_path / "base"))
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"the adapter's base at .*adapter_config\.json") as raised:
+    with pytest.raises(UserError, match=r"the adapter's base model does not exist at .*adapter_config\.json") as raised:
         CausalLM(str(tmp_path / "adapter")).build()
     assert raised.value.code == ExitCode.INPUT_MISSING
     assert "base_model_name_or_path" in raised.value.fix

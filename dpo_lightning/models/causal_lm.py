@@ -223,7 +223,7 @@ def load_config(path: str) -> Any:
     config = call_loader(AutoConfig.from_pretrained, path, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = " but an encoder-decoder" if config.is_encoder_decoder else ""
-        what = f"{config.model_type} is not a causal language model{kind}"
+        what = f"the model cannot be loaded: {config.model_type} is not a causal language model{kind}"
         raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
     call_loader(lambda _: config.get_text_config(), path)  # raises if there are several, as in MusicGen
     return config

@@ -43,7 +43,7 @@ def router_coefficient(given: float | None, config: Any) -> float:
     own = getattr(config, "router_aux_loss_coef", getattr(config, "aux_loss_coef", 0.0))
     chosen = (own if enabled else 0.0) if given is None else given
     if chosen:
-        source = "from the model config" if given is None else "as given"
+        source = "the model config" if given is None else "given"
         logger.info(f"router loss: {chosen:g} x the load-balancing loss ({source})")
     elif given is None:
         logger.info(f"router loss: none (off in the model config; --{KEY} {own or 0.001:g} adds it)")

@@ -68,7 +68,7 @@ def test_a_frozen_adapter_is_precomputed_as_the_start_that_it_is(bench, tmp_path
         (("--model.reference", "Sinced"), "Synced"),
         (("--model.reference", "FrozenAdaptor"), "FrozenAdapter"),
         (("--model.reference", "Synced", "--model.reference.evry", "3"), "did you mean model.reference.every?"),
-        (("--model.reference", "Synced", "--model.reference.alpha", "2"), "alpha=2.0 must lie in (0, 1]"),
+        (("--model.reference", "Synced", "--model.reference.alpha", "2"), "alpha=2.0 must be in (0, 1]"),
         (("--model.reference", "FrozenAdapter"), "FrozenAdapter needs an adapter to copy"),
     ],
 )

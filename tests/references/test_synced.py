@@ -238,7 +238,7 @@ def test_samples_show_what_has_become_of_it(kind, made, file, tmp_path):
     ("options", "said"),
     [
         ({"every": 0}, "every=0 must be at least 1 at model.reference.every"),
-        ({"alpha": 0.0}, r"alpha=0.0 must lie in \(0, 1\]"),
+        ({"alpha": 0.0}, r"alpha=0.0 must be in \(0, 1\]"),
         ({"alpha": 1.5}, "alpha=1.5"),
         ({"alpha": float("nan")}, "alpha=nan"),
     ],
@@ -281,7 +281,7 @@ DDP = """
 
     class Tell(Callback):
         def on_train_end(self, trainer, pl_module):
-            own = pl_module.reference.named()
+            own = pl_module.reference.held_weights()
             torch.save({{k: v.detach().clone() for k, v in own.items()}}, Path({out!r}, f"{{trainer.global_rank}}.pt"))
 
     made = short_runs.module({model!r}, Synced(every=2, alpha=0.6), lora=Lora(r=2))
