@@ -52,7 +52,7 @@ class Told(nn.Module):
     def weights(self):
         return [self.states]
 
-    def repeatable(self):
+    def is_repeatable(self):
         return True
 
     def forward(self, input_ids, position_ids, logits_to_keep, **other):

@@ -142,7 +142,7 @@ class GradedModule(PreferenceModule):
         super().__init__(policy, loss, reference, learning_rate, optimizer, None)
 
     def configure_callbacks(self):
-        return self.not_given(GradedRewards(), SelfCheck())
+        return self.exclude_given(GradedRewards(), SelfCheck())
 
     def compare(self, batch, rows="train"):
         policy = score(self.policy, batch, self.head, self.loss.statistics)

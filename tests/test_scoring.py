@@ -180,6 +180,7 @@ RANKS = """
     import torch
     from support import short_runs
     from dpo_lightning.data.datamodules import PreferenceDataModule
+    from dpo_lightning.log import log_to_terminal
     from dpo_lightning.references.precomputed import Precomputed
     from lightning.pytorch import Callback
     from lightning.pytorch.strategies import DDPStrategy
@@ -190,6 +191,7 @@ RANKS = """
             torch.save(weights, Path({out!r}, f"{{trainer.global_rank}}.pt"))
 
     torch.set_num_threads(1)
+    log_to_terminal()
     made = short_runs.module({model!r}, Precomputed(path="ranks.safetensors"))
     options = dict(shuffle=False, allow="leak")
     rows = PreferenceDataModule(train={file!r}, eval={file!r}, batch_size=1, max_length=128, **options)

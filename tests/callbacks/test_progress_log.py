@@ -179,7 +179,7 @@ def test_a_loader_of_somebody_else_is_counted_by_batches(module, files, tmp_path
     watching = [ProgressLog(), Batches(clock, 0, 31.0)]
     trainer = short_runs.trainer(tmp_path, callbacks=watching, enable_checkpointing=False)
     data.prepare("validate", module)
-    batch = data.collate([(row, number) for number, row in enumerate(data.encoded["eval"][:2])])
+    batch = data.collator.collate(data.encoded["eval"][:2], [0, 1])
     trainer.validate(module, DataLoader([batch, batch], batch_size=None), verbose=False)
     assert lines(capsys) == ["evaluating: 2 batches", "evaluating: 1 of 2 batches, about 31 s left"]
 
