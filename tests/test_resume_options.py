@@ -124,7 +124,7 @@ def test_the_run_wrote_every_option(first):
         (["--data.columns", '{"prompt": "chosen"}'], "data.columns.prompt is 'chosen', the checkpoint's run had None"),
         (["--data.train", "other.jsonl"], "data.train is 'other.jsonl'"),
         (["--data.shuffle", "false"], "data.shuffle is False, the checkpoint's run had True"),
-        (["--data.collator", "Padded"], "data.collator.class_path is 'dpo_lightning.data.collate.Padded'"),
+        (["--data.collator", "Padded"], "data.collator.class_path is 'dpo_lightning.data.Padded'"),
         (["--data.max_tokens", "150"], "data.max_tokens is 150, the checkpoint's run had None"),
         (["--data.strict", "true"], "data.strict is True, the checkpoint's run had False"),
         (["--data.allow", "contradictions"], "data.allow is 'contradictions', the checkpoint's run had None"),

@@ -194,7 +194,7 @@ def test_it_runs_in_packed_rows(policy, folder, tmp_path, capsys):
     _, memory, _ = train("dpo", folder, tmp_path, router_aux_loss_coef=0.1, collator=PackedSharedPrefix(), **policy)
     assert len(memory.curve("train/aux_loss")) == 2
     told = capsys.readouterr().out
-    assert "router loss: 0.1 x the load-balancing loss (as given)" in told
+    assert "router loss: 0.1 x the load-balancing loss (given)" in told
     assert "self-check: passed (starting loss 0.693147, margins 0" in told
 
 
@@ -205,7 +205,7 @@ def test_the_configs_own_coefficient_counts_where_it_asks(asking, tmp_path, caps
     """`output_router_logits` in config.json, as in transformers; and the final model still asks."""
     (tmp_path / "a").mkdir()
     one, memory, _ = train("dpo", asking, tmp_path / "a", collator=Packed())
-    assert "router loss: 0.3 x the load-balancing loss (from the model config)" in capsys.readouterr().out
+    assert "router loss: 0.3 x the load-balancing loss (the model config)" in capsys.readouterr().out
     (tmp_path / "b").mkdir()
     other, _, _ = train("dpo", asking, tmp_path / "b", collator=Packed(), router_aux_loss_coef=0.3)
     for name, value in whole_runs.weights(one).items():
