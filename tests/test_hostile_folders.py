@@ -300,9 +300,13 @@ def test_an_end_that_is_no_token(folder, ids):
     refused(infer(folder), 67, "generation_config.json")
 
 
-def test_a_broken_generation_config_is_no_missing_one(folder):
-    (folder / "generation_config.json").write_text("{")
-    refused(infer(folder), 67, "damaged", "generation_config.json")
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
+def test_a_broken_file_is_no_missing_one(folder, name):
+    for text in ("{", "[1]"):
+        (folder / name).write_text(text)
+        refused(infer(folder), 67, "the model file is damaged", str(folder / name))
 
 
 # Anything else

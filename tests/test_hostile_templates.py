@@ -5,11 +5,14 @@ import json
 import resource
 import shutil
 import signal
+import threading
 
+import numpy as np
 import pytest
 from support import tiny_models
 from support.command_line import Bench, refused, run
 
+from dpo_lightning import limits
 from dpo_lightning.data.encoding import template_limits
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
@@ -154,3 +157,53 @@ def test_a_limit_that_is_not_reached_changes_nothing():
         made = bytearray(1 << 20)
     assert len(made) == 1 << 20
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+
+
+def test_a_limit_of_memory():
+    """More than other tests may have left behind; without the limit no page of it would be touched."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(MemoryError), limit_resources(seconds=100, room=1 << 26):
+        np.empty(1 << 33, dtype=np.uint8)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize(("soft", "lowered"), [(resource.RLIM_INFINITY, True), (1 << 60, True), (1 << 20, False)])
+def test_a_lower_limit_of_memory_stays(monkeypatch, soft, lowered):
+    made = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: made.append(limits[0]))
+    with limit_resources(seconds=100, room=1 << 30):
+        inside = list(made)
+    assert len(inside) == lowered
+    assert all(1 << 30 < limit < 1 << 60 for limit in inside)
+    assert made == [*inside, soft]
+
+
+def test_a_system_that_tells_no_memory_has_no_limit_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "MEMORY_PAGES", tmp_path / "nothing")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with limit_resources(seconds=100, room=1 << 20):
+        assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL, None])
+def test_the_handler_that_was_there_comes_back(monkeypatch, handler):
+    """None: one that a profiler set before Python began, which cannot be set again."""
+    made = []
+    monkeypatch.setattr(signal, "signal", lambda _, new: made.append(new) or handler)
+    with limit_resources(seconds=100):
+        pass
+    assert made == [limits.raise_limit_error, handler or signal.SIG_DFL]
+
+
+def test_another_thread_has_no_limit_of_time():
+    ended = []
+
+    def call():
+        with limit_resources(seconds=100):
+            ended.append(signal.getitimer(signal.ITIMER_PROF))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert ended == [(0, 0)]

@@ -1,5 +1,7 @@
 """A model whose numbers would be wrong without a word is refused, and what is taken gives those of its plain calls."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support import short_runs, tiny_models
@@ -124,6 +126,26 @@ def test_ids_with_a_meaning_are_not_in_the_probe():
     assert batch.mask.sum(-1).tolist() == [12, 9, 10, 7]
 
 
+def test_ids_to_which_the_config_around_the_language_model_gives_a_meaning():
+    """As that of pictures; where all ids have one, they stay."""
+    from transformers import LlavaConfig
+
+    ids = torch.cat([torch.tensor([*row.prompt_ids, *row.answers[0].ids]) for row in make_probe(VOCAB)[0]])
+    config = LlavaConfig(text_config=make("llama").config, image_token_index=int(ids.max()))
+    model = SimpleNamespace(config=config, device=torch.device("cpu"))
+    assert int(ids.max()) not in model_checks.probe_batch(model, Padded()).input_ids
+    assert {id_ for row in make_probe(3, {0, 1, 2})[0] for id_ in row.prompt_ids} <= {0, 1, 2}
+
+
+def test_the_probe_is_made_where_numbers_are():
+    """Lightning makes another device the default while a model is built."""
+    model = make("llama")
+    with torch.device("meta"):
+        assert not model_checks.probe_batch(model, Padded()).input_ids.is_meta
+        check_model(model)
+        assert install(model) == ""
+
+
 # Not causal, or positions of its own
 
 
@@ -177,9 +199,20 @@ def test_what_a_models_code_raises_is_a_refusal():
     model = make("llama")
     model.forward = lambda input_ids, **options: [].pop()
     assert "llama cannot score rows of token ids: IndexError pop from empty list" in refused(check_model, model)
-    model.forward = lambda input_ids, **options: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
-    with pytest.raises(RuntimeError, match="allocate memory"):
-        check_model(model)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), MemoryError(), torch.OutOfMemoryError()])
+@pytest.mark.parametrize("call", [check_model, install])
+def test_lack_of_memory_is_no_fault_of_the_model(call, error):
+    model = make("llama")
+
+    def forward(*_, **__):
+        raise error
+
+    model.forward = model.model.forward = forward
+    with pytest.raises(type(error)) as raised:
+        call(model)
+    assert raised.value is error
 
 
 def test_a_model_whose_code_asserts_what_trees_are_not_keeps_padded_rows():

@@ -72,6 +72,25 @@ def test_a_list_of_names_without_bound(adapter):
     refused(infer(adapter), 67, "target_modules")
 
 
+@pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 5000 + ")" * 5000])
+def test_an_expression_that_cannot_be_compiled(pattern):
+    with pytest.raises(UserError, match="target_modules does not come to an end"):
+        patterns.check_module_patterns({"target_modules": pattern}, ["name"], ExitCode.MODEL, "file")
+
+
+def test_an_expression_that_takes_all_memory(monkeypatch):
+    def module_patterns(_):
+        raise MemoryError
+
+    monkeypatch.setattr(patterns, "module_patterns", module_patterns)
+    with pytest.raises(UserError, match="does not come to an end"):
+        patterns.check_module_patterns({}, ["name"], ExitCode.MODEL, "file")
+
+
+def test_a_faulty_expression_is_left_to_peft():
+    patterns.check_module_patterns({"target_modules": "(", "rank_pattern": [1]}, ["name"], ExitCode.MODEL, "file")
+
+
 def test_an_expression_of_a_new_adapter(tiny_llama):
     with pytest.raises(UserError, match="target_modules takes too long") as raised:
         CausalLM(str(tiny_llama), lora=Lora(r=2, target_modules=ENDLESS[0])).build()

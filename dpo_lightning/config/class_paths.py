@@ -8,7 +8,7 @@ import re
 import sys
 import typing
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
@@ -208,17 +208,14 @@ def check_kind(found: Any, hint: Any) -> None:
     if not is_within(path, ALLOWED):
         raise NotTakenError("a config may not import this package")
     if not issubclass(found, wanted):
-        raise NotTakenError(f"not a {' or '.join(kind.__name__ for kind in wanted)}")
+        raise NotTakenError(f"not a {' or '.join(dict.fromkeys(kind.__name__ for kind in wanted))}")
 
 
 def accepted_classes(hint: Any) -> Iterator[type]:
     """Iterate over the classes whose subclasses an annotation takes, within unions, lists and callables."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Callable:
-        inner = inner[1:]  # its arguments are not set by the config
-    elif isinstance(hint, type) and origin is None and is_within(qualified_name(hint), [*ALLOWED, *OPENED]):
+    if isinstance(hint, type) and is_within(qualified_name(hint), [*ALLOWED, *OPENED]):
         yield from () if getattr(hint, "_is_protocol", False) else (hint,)
-    for part in inner:
+    for part in typing.get_args(hint):  # the arguments of a callable are a list, which has no classes
         yield from accepted_classes(part)
 
 

@@ -47,8 +47,8 @@ def check_module_patterns(options: Mapping[str, Any], names: Sequence[str], code
     key = ""
     try:
         with limit_resources(MATCHING_SECONDS):
-            for tried, pattern in module_patterns(options):
-                key, compiled = tried, re.compile(pattern)
+            for key, pattern in module_patterns(options):  # noqa: B007 - the key is reported below
+                compiled = re.compile(pattern)
                 for name in names:
                     compiled.match(name)
     except (LimitError, MemoryError, RecursionError, OverflowError):
@@ -57,7 +57,7 @@ def check_module_patterns(options: Mapping[str, Any], names: Sequence[str], code
             Problem(f"the regular expression in {key} takes too long", where, str(options.get(key))),
             fix=f"simplify it, or list the names of the modules in {key}",
         ) from None
-    except (re.error, TypeError):
+    except re.error:
         return  # peft reports it
 
 
