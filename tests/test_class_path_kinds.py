@@ -224,7 +224,7 @@ def test_an_annotation_whose_module_imports_its_names_for_type_checkers_only():
 
 
 def test_where_things_are_defined():
-    where = "dpo_lightning.losses.logistic.DPOLoss"
+    where = "dpo_lightning.losses.dpo.DPOLoss"
     assert qualified_name(DPOLoss) == qualified_name(DPOLoss()) == qualified_name(functools.partial(DPOLoss)) == where
     assert qualified_name(told) == f"{__name__}.told"
 
