@@ -88,6 +88,6 @@ def test_a_value_that_names_nothing_foreign_is_not(key, value):
 
 def test_a_map_of_special_tokens_holds_tokens_alone():
     check_special_tokens({"eos_token": "</s>", "additional_special_tokens": ["<x>"]}, WHERE)
-    with pytest.raises(UserError, match="no special token") as raised:
+    with pytest.raises(UserError, match="this key is not a special token") as raised:
         check_special_tokens({"eos_token": "</s>", "tokenizer_file": "/etc/hostname"}, WHERE)
     assert raised.value.problems[0].text == "tokenizer_file"

@@ -269,7 +269,7 @@ def test_layers_that_do_not_pass_trees_on_are_caught():
         layer.self_attn.register_forward_pre_hook(
             lambda _, args, options: (args, options | {"trees": None}), with_kwargs=True
         )
-    assert install(model) == "llama has an attention of its own"
+    assert install(model) == "llama does not use transformers' attention functions"
     assert not takes_trees(model)
 
 

@@ -50,7 +50,8 @@ def run_sft(model, folder, lora=None):
 def test_an_sft_module_is_loaded(tiny_llama, tmp_path):
     made, data, path = run_sft(tiny_llama, tmp_path)
     loaded = SFTModule.load_from_checkpoint(path, policy=CausalLM(str(tiny_llama)))
-    batch = data.collate([(row, index) for index, row in enumerate(data.encoded["train"])])
+    rows = data.encoded["train"]
+    batch = data.collator.collate(rows, range(len(rows)))
     assert torch.equal(score(loaded.policy.eval(), batch).sums, score(made.policy.eval(), batch).sums)
     with pytest.raises(UserError, match="a checkpoint holds no arguments of a module at policy"):
         SFTModule.load_from_checkpoint(path)

@@ -19,6 +19,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import nn
@@ -58,6 +59,7 @@ PRIVATE = {
         "_parse_ckpt_path": lambda: LightningCLI._parse_ckpt_path,
         "_run_subcommand": lambda: LightningCLI._run_subcommand,
         "_subcommand_parsers": lambda: in_source(LightningCLI, "self._subcommand_parsers"),
+        "_check_on_train_epoch_end": lambda: [EarlyStopping("eval/loss")._check_on_train_epoch_end],
         "_skip_next_val": lambda: [fit_loop().epoch_loop._skip_next_val],
         "_trainer": lambda: [LightningModule()._trainer],
     },

@@ -198,14 +198,14 @@ def test_a_full_disk_is_seen_before_anything_is_loaded(adapter, tmp_path, monkey
 @pytest.mark.parametrize(
     ("error", "code"), [(OSError(28, "No space left on device"), 74), (KeyboardInterrupt(), 130), (ValueError("x"), 70)]
 )
-@pytest.mark.parametrize("part", ["write", "make_export_card"])
+@pytest.mark.parametrize("part", ["write_model", "make_export_card"])
 def test_a_failure_leaves_nothing_half_written(part, error, code, adapter, tmp_path, monkeypatch):
     """Neither where a folder was before nor where none was."""
-    owner = merging if part == "write" else export
+    owner = merging if part == "write_model" else export
     real = getattr(owner, part)
 
     def fail(*args):
-        if part == "write":
+        if part == "write_model":
             real(*args)
         raise error
 

