@@ -187,7 +187,7 @@ def test_samples_are_text_in_tensorboard(trials, name):
     assert SAMPLES in events.Tags()["tensors"]
     table = events.Tensors(SAMPLES)[-1].tensor_proto.string_val[0].decode()
     head, rule, *rows = table.split("\n")
-    assert (head, rule) == ("| prompt | policy | reference |", "|---|---|---|")
+    assert (head, rule) == ("| prompt | policy | reference |", "| --- | --- | --- |")
     prompts = [row["prompt"] for row in json.loads((ROOT / ROWS[kind_of(name)]).read_text(encoding="utf-8"))]
     assert len(rows) == 2
     assert all(row.split(" | ")[0].removeprefix("| ") in prompts for row in rows)

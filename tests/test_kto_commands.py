@@ -56,7 +56,7 @@ def test_a_precomputed_reference(options, tmp_path, monkeypatch):
         (["--model.loss.undesirable_weight", "-1"], "must be 0 or more"),
         (["--model.loss.label_smoothing", "0.1"], "label_smoothing"),
         (["--model.reference", "AdapterDisabled"], "AdapterDisabled needs a new adapter"),
-        (["--trainer.callbacks", "RewardMargins"], "measure pairs"),
+        (["--trainer.callbacks", "RewardMargins"], "need pairs"),
     ],
 )
 def test_what_does_not_go_together(flags, said, options, tmp_path):
