@@ -133,7 +133,7 @@ def test_ids_to_which_the_config_around_the_language_model_gives_a_meaning():
     ids = torch.cat([torch.tensor([*row.prompt_ids, *row.answers[0].ids]) for row in make_probe(VOCAB)[0]])
     config = LlavaConfig(text_config=make("llama").config, image_token_index=int(ids.max()))
     model = SimpleNamespace(config=config, device=torch.device("cpu"))
-    assert int(ids.max()) not in model_checks.probe_batch(model, Padded()).input_ids
+    assert int(ids.max()) not in model_checks.plain_probe(model, Padded()).input_ids
     assert {id_ for row in make_probe(3, {0, 1, 2})[0] for id_ in row.prompt_ids} <= {0, 1, 2}
 
 

@@ -74,7 +74,7 @@ def test_a_step_of_rows_that_do_not_count_trains_nothing_and_has_no_loss(tiny_ll
 
 def test_weights_are_told_once(tiny_llama, tmp_path, rows, capsys):
     train(tiny_llama, tmp_path, [rows[0], {**rows[1], "weight": 0.5}], whole_runs.sft_rows(2, 50))
-    line = "tokens of demonstrations count by their `weight`, 0.5 to 1, in the loss; other measures count each once"
+    line = "tokens of completions count by their `weight`, 0.5 to 1, in the loss; other measures count each once"
     assert capsys.readouterr().out.count(line) == 1
     train(tiny_llama, tmp_path, rows)
     assert "count by their" not in capsys.readouterr().out
