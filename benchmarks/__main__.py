@@ -28,7 +28,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     passes = 5 * options.epochs
     plan = Plan(options.model, options.rows, options.batch, options.steps, passes, options.max_length)
-    return compare(plan, ["defaults-artefact"], folder) | {"epochs_per_reference_pass": passes}
+    return compare(plan, ["defaults-precomputed"], folder) | {"epochs_per_reference_pass": passes}
 
 
 def share(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

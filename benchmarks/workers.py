@@ -15,7 +15,7 @@ COMPARISONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "best": ({"precomputed": True}, {"precomputed": True}),
     "best-compiled": ({"precomputed": True, "compiled": True}, {"precomputed": True}),
     "fp32": ({"bf16": False}, {"bf16": False, "checkpointing": True}),
-    "defaults-artefact": ({"precomputed": True}, {"checkpointing": True}),
+    "defaults-precomputed": ({"precomputed": True}, {"checkpointing": True}),
     "memory": ({"compiled": True}, {}),
     "memory-checkpointing": ({"checkpointing": True}, {"checkpointing": True}),
 }

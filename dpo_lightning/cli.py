@@ -29,8 +29,8 @@ from dpo_lightning.config.parse_errors import Known, parser_error, unknown_optio
 from dpo_lightning.config.trainer_options import check_environment, check_trainer, set_stopping_interval
 from dpo_lightning.config.values import check_arguments
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.data.samplers import told_steps
+from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import UserError
 from dpo_lightning.hardware import choose_precision
@@ -42,8 +42,8 @@ from dpo_lightning.models.lora import LORA_KEY
 from dpo_lightning.models.quantization import QUANTIZATION_KEY
 from dpo_lightning.policy_module import PolicyModule
 from dpo_lightning.references import ReferencePolicy
-from dpo_lightning.runs.folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.runs.resume import check_checkpoint, take_date
+from dpo_lightning.runs.run_folder import CHECKPOINTS, RunFolder, check_space
 from dpo_lightning.sft import SFTModule
 
 PROGRAM = "python -m dpo_lightning"

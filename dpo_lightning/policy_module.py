@@ -18,15 +18,15 @@ from torch.optim import AdamW, Optimizer
 from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.router_balance import RouterBalance
 from dpo_lightning.data.collate import Collator
-from dpo_lightning.data.datamodule import TextDataModule
+from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.hardware import settle_memory
 from dpo_lightning.log import logger
-from dpo_lightning.models.attention import takes_trees
+from dpo_lightning.models.attention_backend import takes_trees
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.checks import check_layout, independent_length
 from dpo_lightning.models.compilation import compile_layers
 from dpo_lightning.models.folder_files import is_adapter_folder
+from dpo_lightning.models.forward_checks import check_left_padding, independent_length
 from dpo_lightning.models.lm_head import causal_lm, find_head
 from dpo_lightning.models.quantization import QUANTIZATION_KEY, quantization_states
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
@@ -177,7 +177,7 @@ class PolicyModule(LightningModule):
 
     def check_layout(self, layout: Collator) -> None:
         """Raise if the model gives other log-probabilities in this layout than in padded rows."""
-        check_layout(self.policy, layout)
+        check_left_padding(self.policy, layout)
 
     def configure_optimizers(self) -> Any:
         """Create the optimizer of the trained parameters, and its scheduler."""

@@ -17,12 +17,12 @@ from dpo_lightning.loss_requirements import check_columns, check_reference, repo
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.losses.running_mean import RunningMean
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.checks import check_layout, check_training_mode
 from dpo_lightning.models.dropout import without_dropout
+from dpo_lightning.models.forward_checks import check_left_padding, check_training_mode
 from dpo_lightning.policy_module import OptimizerFactory, PolicyModule
 from dpo_lightning.references import REFERENCE_KEY, AdapterDisabled, ReferencePolicy, default_reference
 from dpo_lightning.references.precomputed import Precomputed
-from dpo_lightning.references.reference_pass import Scoring
+from dpo_lightning.references.reference_pass import ScoringContext
 
 
 class PreferenceModule(PolicyModule):
@@ -73,7 +73,7 @@ class PreferenceModule(PolicyModule):
         if "policy" not in self._modules:
             self._load()
         if isinstance(self.reference, Precomputed):
-            self.reference.look_up(self.policy, Scoring.of(self.trainer, self.tokenizer))
+            self.reference.look_up(self.policy, ScoringContext.of(self.trainer, self.tokenizer))
 
     def _load(self) -> None:
         super().configure_model()
@@ -145,7 +145,7 @@ class PreferenceModule(PolicyModule):
         super().check_layout(layout)
         if self.reference.has_model:
             with self.reference.as_model(self.policy) as model:
-                check_layout(model, layout)
+                check_left_padding(model, layout)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the summed gradients by the window's weight, and update the loss's running means."""

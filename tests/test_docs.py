@@ -12,7 +12,7 @@ from support import tiny_models
 from support.command_line import QUIET, ROOT, run
 
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.runs.resume import flatten, format_key
 
 README = "README.md"

@@ -14,7 +14,7 @@ FLOORS = (
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
     "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise "
-    "data.datamodule data.datamodules",
+    "data.text_datamodule data.datamodules",
     "cli commands __main__ __init__",
 )
 """Wings and modules, lowest floor first; a wing's modules are on its floor, where they are not listed themselves."""
@@ -158,7 +158,7 @@ TOY = {
     "logps.py": "from torch.nn.functional import cross_entropy\nx = cross_entropy\n",
     "data/__init__.py": "",
     "data/collate.py": "import toy.types\ndef shift(targets):\n    return targets[:, 1:]\n",
-    "data/datamodule.py": "import lightning\nfrom toy.data import collate\n",
+    "data/text_datamodule.py": "import lightning\nfrom toy.data import collate\n",
     "models.py": "def f():\n    import transformers\n    from toy import types\n    return x[1:], types\n",
     "dpo.py": "from toy.models import f\nfrom toy import models\n",
 }
@@ -183,7 +183,7 @@ def test_a_sound_toy_package_passes(tmp_path):
         ("types.py", "from toy.logps import x\n", "types:1: floor 0 imports logps of floor 1"),
         ("types.py", "def f():\n    import toy.dpo\n", "types:2: floor 0 imports dpo of floor 3"),
         ("types.py", "from toy import dpo\n", "types:1: floor 0 imports dpo of floor 3"),
-        ("data/rows.py", "from toy.data.datamodule import D\n", "floor 1 imports data.datamodule of floor 3"),
+        ("data/rows.py", "from toy.data.text_datamodule import D\n", "floor 1 imports data.text_datamodule of floor 3"),
         ("data/rows.py", "import lightning.pytorch as pl\n", "data.rows:1: floor 1 imports lightning"),
         ("metrics.py", "def f():\n    from transformers import A\n", "metrics:2: floor 1 imports transformers"),
         ("dpo.py", "import peft\n", "dpo:1: floor 3 imports peft"),

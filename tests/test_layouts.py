@@ -15,7 +15,7 @@ from dpo_lightning.data.formats.pairs import EncodedPair
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score, token_logps
 from dpo_lightning.losses import DPOLoss, IPOLoss
-from dpo_lightning.models.attention import install
+from dpo_lightning.models.attention_backend import install
 from dpo_lightning.models.causal_lm import Lora
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.references import AdapterDisabled, FrozenCopy

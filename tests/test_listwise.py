@@ -20,7 +20,7 @@ from dpo_lightning.data.formats.ranked import EncodedRanked
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import PlackettLuceLoss
-from dpo_lightning.models.attention import install
+from dpo_lightning.models.attention_backend import install
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
 from dpo_lightning.types import RankedLogps

@@ -14,7 +14,7 @@ from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, Share
 from dpo_lightning.data.formats.sft import EncodedSFT
 from dpo_lightning.logps import logps_of, reduce_by_sequence, score
 from dpo_lightning.losses import IPOLoss
-from dpo_lightning.models.attention import install
+from dpo_lightning.models.attention_backend import install
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.types import PairLogps, SequenceLogps, TokenLogps
 

@@ -13,7 +13,7 @@ from dpo_lightning import logps
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.logps import compute_scored, score
 from dpo_lightning.losses import CPOLoss, DPOLoss, IPOLoss, LDDPOLoss, LNDPOLoss, ORPOLoss, SFTLoss, SimPOLoss
-from dpo_lightning.models.attention import install
+from dpo_lightning.models.attention_backend import install
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.types import PairLogps, SequenceLogps
 

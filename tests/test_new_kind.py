@@ -15,10 +15,10 @@ from torch.optim import SGD
 from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.callbacks.prediction_writer import PredictionWriter
 from dpo_lightning.callbacks.self_check import SelfCheck
-from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.formats.fields import parse_number
 from dpo_lightning.data.formats.row_format import RowFormat
+from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.losses.base import PolicyLoss
 from dpo_lightning.models.causal_lm import CausalLM

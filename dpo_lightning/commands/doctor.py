@@ -17,7 +17,7 @@ from dpo_lightning.config.files import config_paths
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.hardware import machine_memory, read_cgroup
-from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.terminal import escape_controls
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.runs.folder import check_space
-from dpo_lightning.runs.output_folder import NewFolder
+from dpo_lightning.runs.new_folder import NewFolder
+from dpo_lightning.runs.run_folder import check_space
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
     from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.models.causal_lm import CausalLM
-    from dpo_lightning.models.folder import check_folder, count_values
+    from dpo_lightning.models.folder_checks import check_folder, count_values
     from dpo_lightning.models.merging import check_mergeable, check_shard_size
 
     silence_libraries()

@@ -18,7 +18,7 @@ from dpo_lightning.atomic_files import sync
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.folder_checks import EMBEDDED
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpo_lightning.data.datamodule import TextDataModule
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.duplicates import CONTRADICTIONS
@@ -14,6 +13,7 @@ from dpo_lightning.data.formats.ranked import RankedFormat
 from dpo_lightning.data.formats.sft import SFTFormat
 from dpo_lightning.data.formats.unpaired import EncodedUnpaired, UnpairedFormat
 from dpo_lightning.data.mismatches import add_mismatches
+from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 

@@ -10,9 +10,8 @@ from torch import nn
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models.attention import install
-from dpo_lightning.models.checks import OTHER_MODEL, check_model
-from dpo_lightning.models.folder import (
+from dpo_lightning.models.attention_backend import install
+from dpo_lightning.models.folder_checks import (
     KEY,
     adapter_base,
     call_loader,
@@ -21,6 +20,7 @@ from dpo_lightning.models.folder import (
     count_values,
 )
 from dpo_lightning.models.folder_files import is_adapter_folder, read_json
+from dpo_lightning.models.forward_checks import OTHER_MODEL, check_model
 from dpo_lightning.models.lora import ORIGIN_FILE, Lora, attach_lora, load_adapter, save_adapter
 from dpo_lightning.models.patterns import check_tokenizer_file
 from dpo_lightning.models.quantization import Quantization, loader_options, set_compute_dtype, stabilize_layers

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
-from dpo_lightning.models.folder import call_loader, missing_weights_error, read_header, weights_digest
+from dpo_lightning.models.folder_checks import call_loader, missing_weights_error, read_header, weights_digest
 from dpo_lightning.models.folder_files import ADAPTER_CONFIG, damaged_file_error, read_json
 from dpo_lightning.models.patterns import check_module_patterns
 from dpo_lightning.models.size import check_ranks

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.folder import call_loader
+from dpo_lightning.models.folder_checks import call_loader
 from dpo_lightning.models.lm_head import causal_lm
 from dpo_lightning.models.probe import draw_ids, evaluation_mode
 from dpo_lightning.models.transformers4 import add_older_names

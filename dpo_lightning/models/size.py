@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.models.folder import count_values
+from dpo_lightning.models.folder_checks import count_values
 
 SLACK = 200_000_000
 """Values that need not be stored: of buffers, such as attention masks."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.models.attention import takes_trees
+from dpo_lightning.models.attention_backend import takes_trees
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.compilation import compile_layers
 from dpo_lightning.models.dropout import without_dropout

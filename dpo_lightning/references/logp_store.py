@@ -79,7 +79,7 @@ class TokenTable(NamedTuple):
         return sums.float(), lengths.float()
 
 
-class Artefact:
+class LogpFile:
     """One file, and beside it the parts that a pass has left so far. Each is written whole or not at all."""
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
@@ -258,7 +258,7 @@ def ends(lengths: Int[Tensor, " answer"]) -> Int[Tensor, " answers+1"]:
 
 @contextmanager
 def locked(folder: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Keep other processes from a folder's artefacts for a moment, or from writing them (`LOCK_SH`)."""
+    """Keep other processes from a folder's files for a moment, or from writing them (`LOCK_SH`)."""
     if not folder.is_dir():
         yield
         return

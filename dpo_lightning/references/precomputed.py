@@ -17,7 +17,7 @@ from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.folder import looks_like_hub_id
+from dpo_lightning.models.folder_checks import looks_like_hub_id
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import HALF_TOLERANCE, evaluation_mode
 from dpo_lightning.references.adapter_disabled import (
@@ -28,9 +28,9 @@ from dpo_lightning.references.adapter_disabled import (
     without_adapter,
 )
 from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, check_same_tokenizer
-from dpo_lightning.references.logp_store import KEY, Artefact, TokenTable, ends, read
+from dpo_lightning.references.logp_store import KEY, LogpFile, TokenTable, ends, read
 from dpo_lightning.references.provenance import DIGEST_CHARS, Provenance
-from dpo_lightning.references.reference_pass import Digests, Scoring, check_independence, row_digests, scored
+from dpo_lightning.references.reference_pass import Digests, ScoringContext, check_independence, row_digests, scored
 from dpo_lightning.types import SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
@@ -160,7 +160,7 @@ class Precomputed(ReferencePolicy):
         values = self._values[torch.where(within, answers.starts[at][:, None] + position, 0)]
         return found._replace(tokens=values.masked_fill(~within, 0))
 
-    def look_up(self, policy: nn.Module, run: Scoring) -> None:
+    def look_up(self, policy: nn.Module, run: ScoringContext) -> None:
         """Compute what the file lacks, and find the values of every row.
 
         Args:
@@ -181,22 +181,22 @@ class Precomputed(ReferencePolicy):
             self._start_tolerance = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
             self._digest = provenance.model_digest()
             path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:DIGEST_CHARS]}.safetensors"
-            artefact = Artefact(path, provenance)
+            logp_file = LogpFile(path, provenance)
             keys = {name: [row_digests(row) for row in rows] for name, rows in run.rows.items()}
             todo = {own: row for name in keys for own, row in zip(keys[name], run.rows[name], strict=True)}
             number, count = self.share or (0, 1)
-            self._fill(artefact, todo, policy, run, (number * run.world_size + run.rank, count * run.world_size))
+            self._fill(logp_file, todo, policy, run, (number * run.world_size + run.rank, count * run.world_size))
             if self.share is not None:
                 return
             run.barrier()
             if run.rank == 0:  # ranks that saw the file before and after another process wrote it leave rows out
-                self._fill(artefact, todo, policy, run, (0, 1))
-                artefact.merge()
+                self._fill(logp_file, todo, policy, run, (0, 1))
+                logp_file.merge()
             run.barrier()
-            self._keep(artefact, keys)
+            self._keep(logp_file, keys)
             self._rows = dict(run.rows)
 
-    def _provenance(self, run: Scoring) -> Provenance:
+    def _provenance(self, run: ScoringContext) -> Provenance:
         """What the values have to come from; a reference whose folder is gone is taken from the file that is named."""
         builder = self._other()
         if self.path and Path(self.path).is_file() and self._gone():
@@ -218,14 +218,14 @@ class Precomputed(ReferencePolicy):
 
     def _fill(
         self,
-        artefact: Artefact,
+        logp_file: LogpFile,
         rows: Mapping[Digests, Encoded],
         policy: nn.Module,
-        run: Scoring,
+        run: ScoringContext,
         share: tuple[int, int],
     ) -> None:
         """Compute this process's share of the rows that are nowhere yet, longest first."""
-        whole, parts = artefact.load()
+        whole, parts = logp_file.load()
         written = set(whole.keys)
         missing = (row for row in rows if not written.issuperset(row))
         ordered = sorted(missing, key=lambda row: (-rows[row].length, row))
@@ -239,12 +239,12 @@ class Precomputed(ReferencePolicy):
         if self.policy_moved and self.equals_start:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"{len(rows)} rows came up after the policy had moved", "model.reference", str(artefact.path)),
+                Problem(f"{len(rows)} rows came up after the policy had moved", "model.reference", str(logp_file.path)),
                 fix="python -m dpo_lightning precompute with these rows, before training",
             )
-        artefact.check_writable()
+        logp_file.check_writable()
         todo = sum(map(len, batches))
-        logger.info(f"reference: computing {todo} of {len(rows)} rows, once, into {artefact.path}")
+        logger.info(f"reference: computing {todo} of {len(rows)} rows, once, into {logp_file.path}")
         answers: dict[bytes, Tensor] = {}
         done, kept_at = 0, time.monotonic()
         try:
@@ -256,14 +256,14 @@ class Precomputed(ReferencePolicy):
                     known |= found.keys()
                     done += len(batch)
                     if time.monotonic() - kept_at >= FLUSH_SECONDS:
-                        artefact.add(answers)
+                        logp_file.add(answers)
                         answers, kept_at = {}, time.monotonic()
                         logger.info(f"reference: {done} of {todo} rows")
         finally:  # an interrupted pass keeps what it has
-            artefact.add(answers)
+            logp_file.add(answers)
 
     @contextmanager
-    def _asked(self, policy: nn.Module, run: Scoring) -> Iterator[nn.Module]:
+    def _asked(self, policy: nn.Module, run: ScoringContext) -> Iterator[nn.Module]:
         """The reference, on its device, without dropout and gradient."""
         model = policy if self.model is None else self._other().build()
         run.placed(model)
@@ -271,9 +271,9 @@ class Precomputed(ReferencePolicy):
         with below, evaluation_mode(model):
             yield model
 
-    def _keep(self, artefact: Artefact, keys: Mapping[str, Sequence[Digests]]) -> None:
+    def _keep(self, logp_file: LogpFile, keys: Mapping[str, Sequence[Digests]]) -> None:
         """Find sums and lengths of every row's answers."""
-        table, parts = artefact.load()
+        table, parts = logp_file.load()
         if parts:  # left by another process since
             table = TokenTable.merged([table, *parts])
         at = {key: number for number, key in enumerate(table.keys)}
@@ -281,7 +281,7 @@ class Precomputed(ReferencePolicy):
         if lost:
             raise UserError(
                 ExitCode.INPUT_MISSING,
-                Problem(f"{lost} answers are not in the file that the first process wrote", KEY, str(artefact.path)),
+                Problem(f"{lost} answers are not in the file that the first process wrote", KEY, str(logp_file.path)),
                 fix=f"--{KEY} on a disk that every process sees, or copy the file to each machine",
             )
         sums, lengths = table.sums()
@@ -291,4 +291,4 @@ class Precomputed(ReferencePolicy):
             self._answers[name] = Answers(first, sums[places], lengths[places], table.offsets[places])
         self._values = table.values
         apart = "" if self._start_tolerance == TOLERANCE else f"; {HALF_NOTE}"
-        logger.info(f"reference: {sum(map(len, keys.values()))} rows from {artefact.path}{apart}")
+        logger.info(f"reference: {sum(map(len, keys.values()))} rows from {logp_file.path}{apart}")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from dpo_lightning.errors import Problem
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.folder import check_folder, missing_weights_error
+from dpo_lightning.models.folder_checks import check_folder, missing_weights_error
 from dpo_lightning.models.folder_files import ADAPTER_CONFIG, read_json
 
 DIGEST_CHARS = 16

@@ -15,8 +15,8 @@ from dpo_lightning.data.collate import Collator, collator_for
 from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models.attention import takes_trees
-from dpo_lightning.models.checks import check_layout, independent_length
+from dpo_lightning.models.attention_backend import takes_trees
+from dpo_lightning.models.forward_checks import check_left_padding, independent_length
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
 from dpo_lightning.references.base import REFERENCE_KEY
 from dpo_lightning.references.logp_store import answer_digest
@@ -26,7 +26,7 @@ Digests: TypeAlias = tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringContext:
     """The rows of a run, and how it computes."""
 
     rows: Mapping[str, Sequence[Encoded]]
@@ -57,7 +57,7 @@ class Scoring:
     """Waits for all processes."""
 
     @classmethod
-    def of(cls, trainer: Any, tokenizer: Any) -> Scoring:
+    def of(cls, trainer: Any, tokenizer: Any) -> ScoringContext:
         """The run of a `Trainer` whose data module has encoded its rows.
 
         Raises:
@@ -86,7 +86,7 @@ class Scoring:
     def collator(self, model: nn.Module) -> Collator:
         """How rows become batches for a model: as the data has it where the model takes that."""
         collator = collator_for(self.data.given_collator, takes_trees=takes_trees(causal_lm(model)))
-        check_layout(model, collator)
+        check_left_padding(model, collator)
         return collator
 
     def batches(self, rows: Sequence[Encoded], collator: Collator) -> list[list[int]]:
@@ -104,7 +104,7 @@ def scored(
     head: SplitHead | None,
     collator: Collator,
     rows: Sequence[Encoded],
-    run: Scoring,
+    run: ScoringContext,
 ) -> dict[bytes, Tensor]:
     """Log-probabilities of every scored token of some rows, float32 on the CPU, by the digest of the answer.
 
@@ -128,7 +128,7 @@ def scored(
     return {digests[row][place]: own for (row, place), own in zip(owners, values, strict=True)}
 
 
-def check_independence(config: Any, run: Scoring) -> None:
+def check_independence(config: Any, run: ScoringContext) -> None:
     """Refuse rows so long that log-probabilities depend on the other rows of a batch, which training changes.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dpo_lightning.errors import UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import ORIGIN_FILE
-from dpo_lightning.models.folder import adapter_base, weights_digest
+from dpo_lightning.models.folder_checks import adapter_base, weights_digest
 from dpo_lightning.models.folder_files import is_adapter_folder, read_json
 from dpo_lightning.references.provenance import DIGEST_CHARS
 

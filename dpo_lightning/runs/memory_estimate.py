@@ -20,7 +20,7 @@ from torch import nn
 
 from dpo_lightning.logps import CHUNK
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.folder import call_loader, missing_weights_error, read_header
+from dpo_lightning.models.folder_checks import call_loader, missing_weights_error, read_header
 from dpo_lightning.models.folder_files import check_description, is_adapter_folder
 from dpo_lightning.models.lora import attach_lora
 

@@ -14,7 +14,7 @@ from dpo_lightning.config.files import read_config
 from dpo_lightning.data.resumable_loader import check_whole, check_window, window_start
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.runs.folder import CONFIG, LOCK
+from dpo_lightning.runs.run_folder import CONFIG, LOCK
 from dpo_lightning.special_files import check_not_special
 
 KEY = "ckpt_path"

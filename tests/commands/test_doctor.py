@@ -13,7 +13,7 @@ from dpo_lightning import hardware
 from dpo_lightning.commands import doctor
 from dpo_lightning.commands.fetch_model import STAMP
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.folder_checks import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 

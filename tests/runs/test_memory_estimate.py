@@ -9,7 +9,7 @@ from support import short_runs, tiny_models
 from torch.optim import SGD, AdamW
 
 from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
-from dpo_lightning.models.folder import count_values
+from dpo_lightning.models.folder_checks import count_values
 from dpo_lightning.runs.memory_estimate import MemoryEstimate, shapes_of
 
 KINDS = {

@@ -10,8 +10,8 @@ from support import tiny_models
 from support.command_line import Bench, refused, run, watch_loading
 
 from dpo_lightning.errors import UserError
-from dpo_lightning.runs.folder import LOCK
 from dpo_lightning.runs.resume import check_checkpoint, differences, other_rates, read_checkpoint, run_config
+from dpo_lightning.runs.run_folder import LOCK
 
 CANARY = []
 

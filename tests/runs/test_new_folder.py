@@ -6,8 +6,8 @@ import os
 import pytest
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.runs import output_folder as new_folder
-from dpo_lightning.runs.output_folder import NewFolder
+from dpo_lightning.runs import new_folder
+from dpo_lightning.runs.new_folder import NewFolder
 
 
 def contents(folder):

@@ -8,24 +8,24 @@ from support import short_runs, tiny_models
 from support.batch_layouts import LAYOUTS
 from support.model_families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, VOCAB, build, make, save
 from support.precomputed import data, loaded, scoring_of
-from test_kernels import REFUSED
+from test_attention_backend import REFUSED
 
 from dpo_lightning.attention.tree import tree_attention
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models import attention as model_attention
-from dpo_lightning.models import checks as model_checks
-from dpo_lightning.models.attention import install, takes_trees
+from dpo_lightning.models import attention_backend as model_attention
+from dpo_lightning.models import forward_checks as model_checks
+from dpo_lightning.models.attention_backend import install, takes_trees
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.models.checks import (
-    check_layout,
+from dpo_lightning.models.dropout import without_dropout
+from dpo_lightning.models.forward_checks import (
+    check_left_padding,
     check_model,
     check_training_mode,
     measure_causal_leak,
     plain_logits,
 )
-from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import make_probe
 from dpo_lightning.references import FrozenCopy
@@ -78,7 +78,7 @@ def test_every_layout_gives_what_plain_calls_give(family):
     expected = plain(model)
     check_model(model)
     install(model)
-    check_layout(model, Padded(side="left"))
+    check_left_padding(model, Padded(side="left"))
     without_dropout(model.train())
     check_training_mode(model)
     head = find_head(model)
@@ -97,7 +97,7 @@ def test_half_precision_is_not_taken_for_another_model(family, dtype):
 
 
 @pytest.mark.parametrize(
-    "check", [check_model, check_training_mode, lambda model: check_layout(model, Padded(1, "left"))]
+    "check", [check_model, check_training_mode, lambda model: check_left_padding(model, Padded(1, "left"))]
 )
 def test_numbers_that_are_none_are_not_blamed_on_the_model(check):
     model = make("llama")
@@ -256,9 +256,9 @@ def test_rows_padded_on_the_left_are_refused_where_the_numbers_are_others(kind):
     check_model(model)
     torch.testing.assert_close(logps(model, Padded()), expected, rtol=0, atol=2e-5)
     assert (logps(model, Padded(side="left")) - expected).abs().max() > 0.05
-    check_layout(model, Padded())
+    check_left_padding(model, Padded())
     assert f"{kind} gives log-probabilities in rows padded on the left that differ" in refused(
-        check_layout, model, Padded(side="left")
+        check_left_padding, model, Padded(side="left")
     )
 
 

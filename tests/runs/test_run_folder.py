@@ -13,11 +13,11 @@ import pytest
 from support.command_line import ROOT, Bench, fail_at_start, refused, watch_loading
 
 from dpo_lightning.errors import UserError
-from dpo_lightning.runs.folder import RunFolder, check_space
+from dpo_lightning.runs.run_folder import RunFolder, check_space
 
 HOLD = """
 import sys
-from dpo_lightning.runs.folder import RunFolder
+from dpo_lightning.runs.run_folder import RunFolder
 folder = RunFolder(sys.argv[1])
 folder.check()
 folder.claim()
@@ -182,7 +182,7 @@ def test_a_write_test_comes_before_anything_is_loaded(bench, monkeypatch):
     def denied(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("dpo_lightning.runs.folder.tempfile.TemporaryFile", denied)
+    monkeypatch.setattr("dpo_lightning.runs.run_folder.tempfile.TemporaryFile", denied)
     refused(bench.fit(), 73, "is not writable", "Permission denied at output_dir")
     assert not loaded
     assert not (bench.folder / "run").exists()
@@ -194,12 +194,14 @@ def test_a_name_that_is_too_long(bench):
 
 def test_a_full_disk_is_noticed_with_numbers(bench, monkeypatch, tmp_path):
     """Before the folder is made: free and needed space."""
-    monkeypatch.setattr("dpo_lightning.runs.folder.shutil.disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
+    monkeypatch.setattr(
+        "dpo_lightning.runs.run_folder.shutil.disk_usage", lambda _: SimpleNamespace(free=1_500_000_000)
+    )
     with pytest.raises(UserError, match=r"1\.5 GB are free, but the run writes up to 2\.0 GB at output_dir") as caught:
         check_space(tmp_path / "a" / "b", 2_000_000_000)
     assert caught.value.code == 73
     check_space(tmp_path / "a" / "b", 1_500_000_000)
-    monkeypatch.setattr("dpo_lightning.runs.folder.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr("dpo_lightning.runs.run_folder.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     refused(bench.fit(), 73, "GB are free")
     assert not (bench.folder / "run").exists()
 

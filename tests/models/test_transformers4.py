@@ -25,7 +25,7 @@ from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.models.transformers4 import TRIED, supported_versions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements" / "transformers4.lock"
 NEAR = 1e-4
 """Rounding of logits of some units; another rotation moves them by 1e-2 at least."""

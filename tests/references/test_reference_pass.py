@@ -203,10 +203,15 @@ RANKS = """
 
 def test_two_ranks_share_the_pass_and_train_as_one(tiny_llama, file, tmp_path):
     """Nine rows: the last one of the second rank only fills up."""
-    places = {"tests": str(Path(__file__).parent), "model": str(tiny_llama), "file": str(file), "out": str(tmp_path)}
+    places = {
+        "tests": str(Path(__file__).parents[1]),
+        "model": str(tiny_llama),
+        "file": str(file),
+        "out": str(tmp_path),
+    }
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(RANKS).format(**places))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path
     )

@@ -17,8 +17,8 @@ from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models import attention as model_attention
-from dpo_lightning.models.attention import ATTENTION_NAME, attention, install, takes_trees
+from dpo_lightning.models import attention_backend as model_attention
+from dpo_lightning.models.attention_backend import ATTENTION_NAME, attention, install, takes_trees
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.models.lm_head import find_head

@@ -9,7 +9,7 @@ from support import short_runs, tiny_models
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.folder import (
+from dpo_lightning.models.folder_checks import (
     EMBEDDED,
     check_folder,
     count_values,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.references import logp_store as module
-from dpo_lightning.references.logp_store import KEY_BYTES, Artefact, TokenTable, answer_digest, read, write
+from dpo_lightning.references.logp_store import KEY_BYTES, LogpFile, TokenTable, answer_digest, read, write
 from dpo_lightning.references.provenance import Provenance
 
 SOURCE = Provenance(**{field.name: hashlib.sha256(field.name.encode()).hexdigest() for field in fields(Provenance)})
@@ -51,7 +51,7 @@ def stored(folder, *numbers):
 def refused(path, code, *said):
     """What reading the file says."""
     with pytest.raises(UserError) as raised:
-        Artefact(path, SOURCE).load()
+        LogpFile(path, SOURCE).load()
     assert raised.value.code == code
     for words in (*said, str(path)):
         assert words in str(raised.value)
@@ -73,7 +73,7 @@ def test_equal_content_is_equal_bytes(tmp_path):
     """Whatever the order in which it was computed, and in how many parts."""
     straight = stored(tmp_path, 1, 2, 3).read_bytes()
     assert stored(tmp_path, 3, 1, 2).read_bytes() == straight
-    other = Artefact(tmp_path / "other.safetensors", SOURCE)
+    other = LogpFile(tmp_path / "other.safetensors", SOURCE)
     for numbers in ((3,), (1, 2)):
         other.add(answers(*numbers))
     other.merge()
@@ -183,7 +183,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 
 def test_a_damaged_part_is_refused(tmp_path):
-    held = Artefact(tmp_path / "ref.safetensors", SOURCE)
+    held = LogpFile(tmp_path / "ref.safetensors", SOURCE)
     held.add(answers(1, 2))
     (part,) = held.parts.iterdir()
     part.write_bytes(part.read_bytes()[:-1])
@@ -199,9 +199,9 @@ def test_what_was_computed_with_something_else_is_refused_by_name(name, where, t
     path = tmp_path / "ref.safetensors"
     old, new = getattr(SOURCE, name), "0" * 64
     other = replace(SOURCE, **{name: new})
-    Artefact(path, other).add(answers(1))
+    LogpFile(path, other).add(answers(1))
     if where == "file":
-        Artefact(path, other).merge()
+        LogpFile(path, other).merge()
     message = refused(path, ExitCode.CONFIG, f"error: {name}: the file has {new[:16]}…, this run has {old[:16]}…")
     assert message.count("error:") == 1
     assert "leave --model.reference.path out" in message
@@ -211,7 +211,7 @@ def test_what_was_computed_with_something_else_is_refused_by_name(name, where, t
 
 
 def test_parts_are_joined_and_removed(tmp_path):
-    held = Artefact(tmp_path / "ref.safetensors", SOURCE)
+    held = LogpFile(tmp_path / "ref.safetensors", SOURCE)
     held.add({})
     assert held.load()[1] == []
     held.merge()
@@ -235,7 +235,7 @@ def test_parts_are_joined_and_removed(tmp_path):
 
 
 def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
-    held = Artefact(stored(tmp_path, 1), SOURCE)
+    held = LogpFile(stored(tmp_path, 1), SOURCE)
     before = held.path.read_bytes()
 
     def full(*_):
@@ -254,7 +254,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("no folder")
     for path in (tmp_path / "file" / "ref.safetensors", tmp_path / "file" / "deeper" / "ref.safetensors"):
-        held = Artefact(path, SOURCE)
+        held = LogpFile(path, SOURCE)
         assert held.load()[1] == []
         with pytest.raises(UserError, match="cannot be written") as raised:
             held.check_writable()
@@ -262,12 +262,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(t
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
-    Artefact(tmp_path / "new" / "ref.safetensors", SOURCE).check_writable()
+    LogpFile(tmp_path / "new" / "ref.safetensors", SOURCE).check_writable()
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def add_and_merge(path, first):
-    held = Artefact(path, SOURCE)
+    held = LogpFile(path, SOURCE)
     for number in range(first, first + 10):
         held.add(answers(number))
         held.load()

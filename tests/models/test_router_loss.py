@@ -14,7 +14,7 @@ from dpo_lightning import UnpairedDataModule
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models.attention import install
+from dpo_lightning.models.attention_backend import install
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient

@@ -126,10 +126,10 @@ DDP = """
 @pytest.mark.slow
 def test_gradient_checkpointing_with_two_processes(tiny_gpt2, file, tmp_path):
     # Reentrant checkpointing marks a parameter ready twice, where chosen and rejected have a forward pass each.
-    places = {"tests": str(Path(__file__).parent), "model": str(tiny_gpt2), "file": str(file), "out": str(tmp_path)}
+    places = {"tests": str(Path(__file__).parents[1]), "model": str(tiny_gpt2), "file": str(file), "out": str(tmp_path)}
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(DDP).format(**places))
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path

@@ -31,9 +31,9 @@ KEPT = (
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """What the walk over all allowed packages came to, in a process of its own."""
-    home, package = tmp_path_factory.mktemp("home"), Path(__file__).parents[1]
+    home, package = tmp_path_factory.mktemp("home"), Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(package), "TORCHINDUCTOR_CACHE_DIR": str(home), "TMPDIR": str(home)}
-    command = [sys.executable, str(Path(__file__).parent / "support" / "class_path_walk.py")]
+    command = [sys.executable, str(Path(__file__).parents[1] / "support" / "class_path_walk.py")]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -9,7 +9,7 @@ from support.precomputed import data
 from dpo_lightning import DPOModule
 from dpo_lightning.callbacks import SelfCheck
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models.checks import independent_length
+from dpo_lightning.models.forward_checks import independent_length
 from dpo_lightning.references import reference_pass
 from dpo_lightning.references.precomputed import Precomputed
 

@@ -16,7 +16,7 @@ from dpo_lightning.config.output_paths import (
     parse_flags,
 )
 from dpo_lightning.errors import UserError
-from dpo_lightning.runs.folder import RunFolder
+from dpo_lightning.runs.run_folder import RunFolder
 
 
 @pytest.fixture

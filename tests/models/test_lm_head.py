@@ -11,7 +11,7 @@ from support.model_families import FAMILIES, PAIRS, make, with_adapter
 from dpo_lightning import logps
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models.attention import install
+from dpo_lightning.models.attention_backend import install
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.models.lm_head import SplitHead, causal_lm, find_head
 

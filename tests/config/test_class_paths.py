@@ -85,13 +85,12 @@ COMMAND = "[fit, --config, {recipe}, --output_dir, inner, --allow-class-path, su
 OPTIMIZERS = {
     "the program": "{class_path: dpo_lightning.__main__.main, init_args: {argv: ARGV}}",
     "a command": "{class_path: dpo_lightning.cli.main, init_args: {args: ARGV}}",
-    "a function that removes": "{class_path: dpo_lightning.runs.output_folder.clear_folder, "
-    "init_args: {folder: victim}}",
-    "a method": "{class_path: dpo_lightning.runs.folder.RunFolder.abandon}",
+    "a function that removes": "{class_path: dpo_lightning.runs.new_folder.clear_folder, init_args: {folder: victim}}",
+    "a method": "{class_path: dpo_lightning.runs.run_folder.RunFolder.abandon}",
     "a function of torch": "{class_path: torch.optim.swa_utils.get_swa_avg_fn}",
-    "its name alone": "dpo_lightning.runs.output_folder.clear_folder",
+    "its name alone": "dpo_lightning.runs.new_folder.clear_folder",
     "a method by its name": "torch.optim.AdamW.step",
-    "a class of another kind": "{class_path: dpo_lightning.runs.folder.RunFolder, init_args: {path: x}}",
+    "a class of another kind": "{class_path: dpo_lightning.runs.run_folder.RunFolder, init_args: {path: x}}",
     "a callback": "RewardMargins",
 }
 
@@ -114,7 +113,7 @@ def test_an_optimizer_is_a_class_of_optimizers(bench, monkeypatch, command, name
 
 HOOKS = (
     "dpo_lightning.__main__.main",
-    "dpo_lightning.runs.output_folder.clear_folder",
+    "dpo_lightning.runs.new_folder.clear_folder",
     "{class_path: dpo_lightning.__main__.main, init_args: {argv: [doctor]}}",
     "{class_path: dpo_lightning.losses.DPOLoss}",
     "lightning.pytorch.callbacks.model_checkpoint.warning_cache.warn",
@@ -170,8 +169,8 @@ PLACES = (
 @pytest.mark.parametrize(
     "what",
     [
-        "{class_path: dpo_lightning.runs.output_folder.clear_folder, init_args: {folder: victim}}",
-        "{class_path: dpo_lightning.runs.folder.RunFolder, init_args: {path: x}}",
+        "{class_path: dpo_lightning.runs.new_folder.clear_folder, init_args: {folder: victim}}",
+        "{class_path: dpo_lightning.runs.run_folder.RunFolder, init_args: {path: x}}",
     ],
 )
 def test_every_option_takes_its_own_kind_alone(bench, text, what):
@@ -213,7 +212,7 @@ def test_a_function_of_the_users_own_may_be_named(bench, own):
     ran = bench.fit(*overlay, "--allow-class-path", "own_functions")
     assert ran.code == 0, ran
     assert "lr_lambda: own_functions.halve" in (bench.folder / "run" / "config.yaml").read_text()
-    other = bench.overlay("model: {init_args: {optimizer: dpo_lightning.runs.output_folder.clear_folder}}")
+    other = bench.overlay("model: {init_args: {optimizer: dpo_lightning.runs.new_folder.clear_folder}}")
     refused(bench.fit(*other, "--allow-class-path", "own_functions", out="other"), 64, "at model.optimizer")
 
 
