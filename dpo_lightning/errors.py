@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from dpo_lightning.terminal import one_line, quote
@@ -64,11 +65,13 @@ class Problem:
         what: the complaint, in lower case and without a full stop.
         where: `file:line`, a config key, or empty.
         text: the offending text; shortened and escaped when it is printed.
+        fix: the action that corrects this problem, where an error has problems of several kinds.
     """
 
     what: str
     where: str = ""
     text: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         """Format `what at where`, with the offending text on its own line."""
@@ -89,7 +92,7 @@ class UserError(Exception):
         Args:
             code: the exit code of the process.
             problems: one or more problems.
-            fix: the action that corrects them.
+            fix: the action that corrects all of them.
         """
         self.code = code
         if isinstance(problems, str):
@@ -99,8 +102,12 @@ class UserError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        """Format the message as it is printed."""
-        lines = [f"error: {problem}" for problem in self.problems[:MAX_SHOWN]]
+        """Format the message as it is printed: consecutive problems with the same remedy are followed by it once."""
+        lines = []
+        shown = self.problems[:MAX_SHOWN]
+        for fix, alike in groupby(shown, key=lambda problem: problem.fix):
+            lines += [f"error: {problem}" for problem in alike]
+            lines += [f"fix: {one_line(fix)}"] if fix else []
         if len(self.problems) > MAX_SHOWN:
             rest = len(self.problems) - MAX_SHOWN
             lines.append(f"... and {rest} more problem{'s' * (rest > 1)}")

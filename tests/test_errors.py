@@ -63,6 +63,13 @@ def test_an_error_has_one_line_for_each_problem_and_one_remedy():
     assert (error.code, error.fix, len(error.problems)) == (65, "mend them", 2)
 
 
+def test_problems_of_several_kinds_have_a_remedy_each():
+    """Neighbours that share one are followed by it once."""
+    problems = [Problem("a", "f:1", fix="x"), Problem("a", "f:2", fix="x"), Problem("b", "f:3", "t", "y"), Problem("c")]
+    lines = ["error: a at f:1", "error: a at f:2", "fix: x", "error: b at f:3", "  | t", "fix: y", "error: c", "fix: z"]
+    assert str(UserError(ExitCode.DATA, problems, fix="z")).splitlines() == lines
+
+
 def test_an_error_may_be_a_word_without_a_remedy():
     assert str(UserError(ExitCode.IO, "the disk is full")) == "error: the disk is full"
     assert str(UserError(ExitCode.IO, Problem("full", "/dev/sda"))) == "error: full at /dev/sda"

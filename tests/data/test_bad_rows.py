@@ -19,9 +19,19 @@ def test_none_is_no_error() -> None:
 def test_in_the_order_of_lines_whatever_found_them_first() -> None:
     bad = BadRows()
     for line in (9, 2, 5):
-        bad.add(Origin("a", line), RowError("odd", "text", f"mend {line}"))
-    message = refusal(bad.raise_if_any, ExitCode.DATA, "fix: mend 2; mend 5; mend 9")
+        bad.add(Origin("a", line), RowError("odd", "text", "mend it"))
+    message = refusal(bad.raise_if_any, ExitCode.DATA)
     assert message.index("a:2") < message.index("a:5") < message.index("a:9")
+
+
+def test_each_problem_is_followed_by_its_own_remedy() -> None:
+    """Five remedies: none is dropped, and one that several lines share is printed once, after the last of them."""
+    bad = BadRows()
+    for line, fix in enumerate(["a", "a", "b", "c", "d", "e", ""], start=1):
+        bad.add(Origin("f", line), RowError("odd", fix=fix and f"mend {fix}"))
+    shown = refusal(bad.raise_if_any, ExitCode.DATA).splitlines()
+    of = [(f"error: odd at f:{line}", f"fix: mend {fix}") for line, fix in enumerate("abcde", start=2)]
+    assert shown == ["error: odd at f:1", *(text for pair in of for text in pair), "error: odd at f:7"]
 
 
 def test_ten_are_shown_and_the_rest_counted() -> None:

@@ -11,7 +11,6 @@ from dpo_lightning.data.encoding.counts import Counts
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.whole_texts import Conversation, common_prefix
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Origin, Text
-from dpo_lightning.data.readers.bad_rows import MAX_FIXES
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Overlong = Literal["error", "drop", "truncate"]
@@ -168,9 +167,8 @@ class Encoder:
 
     def _finish(self, kept: int) -> None:
         if self._refused:
-            problems = [problem for error in self._refused for problem in error.problems]
-            fixes = dict.fromkeys(error.fix for error in self._refused)
-            raise UserError(ExitCode.DATA, problems, fix="; ".join([*fixes][:MAX_FIXES]))
+            problems = [replace(problem, fix=error.fix) for error in self._refused for problem in error.problems]
+            raise UserError(ExitCode.DATA, problems)
         if self.counts.too_long:
             raise UserError(
                 ExitCode.DATA,

@@ -8,8 +8,8 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 MAX_BAD_ROWS = 1000
 """Bad rows after which a pass gives up: a file with more of them is the wrong file."""
 
-MAX_FIXES = 3
 MAX_PLACES = 5
+"""Places that one warning names; further ones are counted."""
 
 
 class RowError(ValueError):
@@ -28,7 +28,7 @@ class BadRows:
 
     def __init__(self) -> None:
         """Begin with no bad rows."""
-        self._found: list[tuple[Origin, Problem, str]] = []
+        self._found: list[tuple[Origin, Problem]] = []
         self._files: dict[str, int] = {}
         self._last: Origin | None = None
         self._rows = 0
@@ -49,7 +49,7 @@ class BadRows:
             self._rows += 1
             self._last = origin
         self._files.setdefault(origin.file, len(self._files))
-        self._found.append((origin, Problem(error.what, where=str(origin), text=error.text), error.fix))
+        self._found.append((origin, Problem(error.what, str(origin), error.text, error.fix)))
 
     def raise_if_any(self) -> None:
         """Raise all that was gathered.
@@ -62,10 +62,7 @@ class BadRows:
 
     def _error(self, *first: Problem) -> UserError:
         found = sorted(self._found, key=lambda entry: (self._files[entry[0].file], entry[0].line))
-        fixes = list(dict.fromkeys(fix for _, _, fix in found if fix))
-        return UserError(
-            ExitCode.DATA, [*first, *(problem for _, problem, _ in found)], fix="; ".join(fixes[:MAX_FIXES])
-        )
+        return UserError(ExitCode.DATA, [*first, *(problem for _, problem in found)])
 
 
 class Notes:
