@@ -71,11 +71,17 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        wait = torch.device(device).type == "cpu"
+        columns = {name: move(value, device) for name, value in self.columns.items()}
+        parts = (move(part, device) if isinstance(part, Tensor) else part for part in self)
+        return Batch._make(parts)._replace(columns=columns)
 
-        def move(part: object) -> object:
-            if isinstance(part, Tensor):
-                return part.to(device, non_blocking=not wait)
-            return {name: move(value) for name, value in part.items()} if isinstance(part, Mapping) else part
 
-        return Batch._make(map(move, self))
+def move(part: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to a device; to a GPU without waiting for what it computes.
+
+    Only from page-locked memory is a copy to a GPU queued behind the work that was queued before.
+    """
+    target = torch.device(device)
+    if target.type == "cuda" and part.device.type == "cpu":
+        return part.pin_memory().to(target, non_blocking=True)
+    return part.to(target)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpo_lightning.attention.masks import Forest
+from dpo_lightning.attention.flex import Forest
 from dpo_lightning.batches import Batch
 from dpo_lightning.types import SequenceLogps, Statistic, TokenLogps
 

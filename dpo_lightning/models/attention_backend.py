@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.attention.masks import Forest, causal_mask
+from dpo_lightning.attention.flex import SMALLEST_HEAD, Forest, attend_by_blocks
+from dpo_lightning.attention.masks import causal_mask
 from dpo_lightning.attention.tree import AttentionParams, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.errors import lacks_memory
@@ -24,7 +25,7 @@ SEEN_AT_ONCE = {"full_attention", "sliding_attention"}
 """
 
 BY_BLOCKS = {"cuda"}
-"""Device types on which FlexAttention is compiled, forward and backward."""
+"""Device types on which FlexAttention is compiled, forward and backward. It has no dropout of attention weights."""
 
 
 @torch.compiler.disable  # trees differ from batch to batch: compiled layers call it from outside of their graphs
@@ -53,13 +54,10 @@ def attention(
     if unsupported:
         raise ValueError(f"its attention has {' and '.join(unsupported)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # FlexAttention has no dropout.
-    if trees is not None and query.device.type in BY_BLOCKS and not dropout:
-        from transformers.integrations.flex_attention import flex_attention_forward
-
-        mask = trees.block_mask(sliding_window, query.device)
+    if trees is not None and query.device.type in BY_BLOCKS and not dropout and value.shape[-1] >= SMALLEST_HEAD:
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)
+        mask = trees.block_mask(sliding_window, query.device)
+        return attend_by_blocks(query, key, value, mask, scale, softcap), None
     if trees is not None:
         return tree_attention(
             query, key, value, trees.trees, AttentionParams(scale, dropout, softcap, sliding_window)

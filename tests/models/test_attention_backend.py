@@ -10,7 +10,8 @@ from support.batch_layouts import LAYOUTS, TREES
 from support.model_families import FAMILIES, PAIRS, make
 from torch.nn.attention.flex_attention import flex_attention
 
-from dpo_lightning.attention.masks import Forest
+from dpo_lightning.attention import flex
+from dpo_lightning.attention.flex import Forest
 from dpo_lightning.attention.tree import AttentionParams, tree_attention
 from dpo_lightning.batches import Tree
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
@@ -127,16 +128,13 @@ def by_blocks(monkeypatch):
     """Take FlexAttention, which is for CUDA devices, here as well, where it runs without being compiled."""
     called = []
 
-    def flex_attention_forward(module, query, key, value, mask, scaling=None, softcap=None):
-        def capped(score, *_):
-            return score if softcap is None else softcap * torch.tanh(score / softcap)
-
-        called.append(mask)
-        out = flex_attention(query, key, value, capped, mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
-        return out.transpose(1, 2), None
+    def kernel(*args, **options):
+        called.append(options["block_mask"])
+        return flex_attention(*args, **options)
 
     monkeypatch.setattr(model_attention, "BY_BLOCKS", {"cpu"})
-    monkeypatch.setattr("transformers.integrations.flex_attention.flex_attention_forward", flex_attention_forward)
+    monkeypatch.setattr(model_attention, "SMALLEST_HEAD", 8)
+    monkeypatch.setattr(flex, "compiled_kernel", lambda: kernel)
     return called
 
 
@@ -154,10 +152,11 @@ def test_blocks_are_the_same_attention(options, by_blocks):
     torch.testing.assert_close(found, expected)
 
 
-def test_dropout_is_not_done_by_blocks(by_blocks):
+@pytest.mark.parametrize(("size", "dropout"), [(8, 0.5), (4, 0.0)])
+def test_neither_dropout_nor_small_heads_are_computed_by_blocks(size, dropout, by_blocks):
     trees = (Tree(0, 0, 6, (2, 3), (0, 1)),)
-    query, key, value = torch.randn(3, 1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
-    attention(torch.nn.Module(), query, key, value, None, trees=Forest(trees, 1, 11), dropout=0.5)
+    query, key, value = torch.randn(3, 1, 2, 11, size, generator=torch.Generator().manual_seed(0))
+    attention(torch.nn.Module(), query, key, value, None, trees=Forest(trees, 1, 11), dropout=dropout)
     assert not by_blocks
 
 
