@@ -90,6 +90,7 @@ def main() -> None:
             devices=settings["processes"],
             precision="bf16-mixed",
             callbacks=[Timed()],
+            accelerator="cpu",
             **TRAINER,
         )
         trainer.fit(module, data)

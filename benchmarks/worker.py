@@ -1,8 +1,8 @@
-"""One trainer in a process of its own, which makes a step whenever it is told to.
+"""One trainer in a process of its own, which takes a step for every line of standard input.
 
-`python -m benchmarks.worker SETTINGS`, settings as JSON. Every line of standard input names the rows of a step; every
-line of standard output tells what that step took, from the moment that its batch was handed over until the trainer came
-back for the next one.
+`python -m benchmarks.worker SETTINGS`, settings as JSON. A line of standard input names the rows of a step, and the
+layout of the batch if it is not the default; a line of standard output is the report of that step, from the moment that
+its batch was handed over until the trainer fetched the next one.
 """
 
 from __future__ import annotations
@@ -26,21 +26,36 @@ OUT = os.fdopen(os.dup(1), "w")
 """The reports; what libraries print goes to standard error."""
 
 
-def tell(**values: Any) -> None:
-    """Report."""
+def report(**values: Any) -> None:
+    """Write a report."""
     OUT.write(json.dumps(values) + "\n")
     OUT.flush()
 
 
 def peak_mib() -> float:
-    """The most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory that the process has held; on a GPU, what tensors held since the last call."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def read_clock() -> float:
+    """Return seconds, after the GPU has finished what was queued."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Orders:
     """A loader whose batches are named by the lines of standard input; asking for the next one ends a step."""
 
-    def __init__(self, collate: Callable[[Sequence[int]], Any], loss: Callable[[], float], model: Any) -> None:
+    def __init__(self, collate: Callable[[Sequence[int], str], Any], loss: Callable[[], float], model: Any) -> None:
         """Collate rows by their lines; read the last step's loss; count the model's values."""
         self.collate, self.loss = collate, loss
         self.values = sum(parameter.numel() for parameter in model.parameters())
@@ -51,13 +66,15 @@ class Orders:
 
     def __iter__(self) -> Iterator[Any]:
         """Batches until the input ends; the first request says that the trainer is ready."""
-        tell(values=self.values)
+        report(values=self.values)
         for line in sys.stdin:
-            batch = self.collate([int(word) for word in line.split()])
-            start, cpu = time.perf_counter(), time.process_time()
+            words = line.split()
+            layout = "" if words[-1].isdigit() else words.pop()
+            batch = self.collate([int(word) for word in words], layout)
+            start, cpu = read_clock(), time.process_time()
             yield batch
-            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-            tell(seconds=seconds, cpu_seconds=cpu, peak_mib=peak_mib(), loss=self.loss())
+            seconds, cpu = read_clock() - start, time.process_time() - cpu
+            report(seconds=seconds, cpu_seconds=cpu, peak_mib=peak_mib(), loss=self.loss())
 
 
 def ours(settings: dict[str, Any]) -> None:
@@ -69,13 +86,15 @@ def ours(settings: dict[str, Any]) -> None:
 
     from dpo_lightning import DPOModule, PreferenceDataModule
     from dpo_lightning.config.library_noise import silence_libraries
+    from dpo_lightning.data import collate as layouts
     from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.models.lora import Lora
     from dpo_lightning.references.precomputed import Precomputed
 
     silence_libraries()
     losses = [0.0]
 
-    class Told(PreferenceDataModule):
+    class Ordered(PreferenceDataModule):
         """Rows in the order of standard input."""
 
         def train_dataloader(self) -> Any:
@@ -83,8 +102,9 @@ def ours(settings: dict[str, Any]) -> None:
             places = {row.origin.line: place for place, row in enumerate(self.encoded["train"])}
             rows = self.encoded["train"]
 
-            def collate(lines: Sequence[int]) -> Any:
-                return self.collator([(rows[places[line]], places[line]) for line in lines])
+            def collate(lines: Sequence[int], layout: str) -> Any:
+                collator = getattr(layouts, layout)() if layout else self.collator
+                return collator([(rows[places[line]], places[line]) for line in lines])
 
             return Orders(collate, lambda: losses[0], module.policy)
 
@@ -95,25 +115,32 @@ def ours(settings: dict[str, Any]) -> None:
             losses[0] = float(outputs["output"].losses.mean())
 
     class Timed(Precomputed):
-        """Tell how long the pass took."""
+        """Report how long the pass took."""
 
         def look_up(self, policy: Any, run: Any) -> None:
             start = time.perf_counter()
             super().look_up(policy, run)
-            tell(reference_seconds=time.perf_counter() - start, reference_pairs=len(run.rows["train"]))
+            report(reference_seconds=time.perf_counter() - start, reference_pairs=len(run.rows["train"]))
 
-    policy = CausalLM(settings["model"], gradient_checkpointing=settings["checkpointing"], compile=settings["compiled"])
+    policy = CausalLM(
+        settings["model"],
+        lora=Lora(r=settings["lora"]) if settings["lora"] else None,
+        dtype=settings["dtype"],
+        gradient_checkpointing=settings["checkpointing"],
+        compile=settings["compiled"],
+    )
     reference = Timed(f"{settings['folder']}/reference.safetensors") if settings["precomputed"] else None
     optimizer = partial(AdamW, fused=True)
     module = DPOModule(policy, reference=reference, learning_rate=settings["learning_rate"], optimizer=optimizer)
     trainer = Trainer(
         default_root_dir=settings["folder"],
+        accelerator=settings["accelerator"],
         devices=1,
         precision="bf16-mixed" if settings["bf16"] else "32-true",
         callbacks=[Noting()],
         **TRAINER,
     )
-    data = Told(
+    data = Ordered(
         train=settings["rows"],
         batch_size=settings["batch"],
         max_length=settings["max_length"],
@@ -125,17 +152,18 @@ def ours(settings: dict[str, Any]) -> None:
 def trl(settings: dict[str, Any]) -> None:
     """TRL's `DPOTrainer`: its defaults but for what the settings name."""
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import AutoTokenizer
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
     losses = [0.0]
 
-    class Told(DPOTrainer):
+    class Ordered(DPOTrainer):
         """Rows in the order of standard input."""
 
         def get_train_dataloader(self) -> Any:
-            def collate(lines: Sequence[int]) -> Any:
+            def collate(lines: Sequence[int], layout: str) -> Any:
                 rows: Any = self.train_dataset
                 return self.data_collator([rows[line - 1] for line in lines])
 
@@ -149,14 +177,16 @@ def trl(settings: dict[str, Any]) -> None:
         def _precompute_ref_logps(self, *args: Any, **options: Any) -> Any:
             start = time.perf_counter()
             dataset = super()._precompute_ref_logps(*args, **options)
-            tell(reference_seconds=time.perf_counter() - start, reference_pairs=len(dataset))
+            report(reference_seconds=time.perf_counter() - start, reference_pairs=len(dataset))
             return dataset
 
     with Path(settings["rows"]).open(encoding="utf-8") as file:
         rows = Dataset.from_list([json.loads(line) for line in file])
     config = DPOConfig(
         output_dir=settings["folder"],
-        use_cpu=True,
+        use_cpu=settings["accelerator"] == "cpu",
+        use_liger_kernel=settings["liger"],
+        model_init_kwargs={"dtype": settings["dtype"]},
         bf16=settings["bf16"],
         gradient_checkpointing=settings["checkpointing"],
         precompute_ref_log_probs=settings["precomputed"],
@@ -170,7 +200,10 @@ def trl(settings: dict[str, Any]) -> None:
         disable_tqdm=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-    Told(model=settings["model"], args=config, train_dataset=rows, processing_class=tokenizer).train()
+    adapter = LoraConfig(r=settings["lora"], target_modules="all-linear") if settings["lora"] else None
+    Ordered(
+        model=settings["model"], args=config, train_dataset=rows, processing_class=tokenizer, peft_config=adapter
+    ).train()
 
 
 def main() -> None:

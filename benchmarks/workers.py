@@ -1,4 +1,4 @@
-"""Trainers in processes of their own, told step by step what to do."""
+"""Trainers in processes of their own, one step at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ COMPARISONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "memory": ({"compiled": True}, {}),
     "memory-checkpointing": ({"checkpointing": True}, {"checkpointing": True}),
 }
-"""Name -> our settings and TRL's. TRL checkpoints activations and runs in bf16 unless it is told otherwise."""
+"""Name -> our settings and TRL's. By default, TRL checkpoints activations and runs in bf16."""
 
 
 TRAINER: dict[str, Any] = {
-    "accelerator": "cpu",
     "max_epochs": 1,
     "logger": False,
     "enable_checkpointing": False,
@@ -49,6 +48,13 @@ class Settings:
     precomputed: bool = False
     compiled: bool = False
     learning_rate: float = 1e-6
+    accelerator: str = "cpu"
+    lora: int = 0
+    """Rank of an adapter; 0 trains all weights."""
+    dtype: str = "float32"
+    """Data type of the weights."""
+    liger: bool = False
+    """TRL's fused output layer and loss."""
 
 
 class Worker:
@@ -77,10 +83,15 @@ class Worker:
                 return report
         raise SystemExit(f"the worker ended with exit status {self.process.wait()}")
 
-    def step(self, lines: Sequence[int]) -> dict[str, Any]:
-        """One optimizer step on rows of the file, named by their lines."""
+    def step(self, lines: Sequence[int], layout: str = "") -> dict[str, Any]:
+        """Take an optimizer step on rows of the file.
+
+        Args:
+            lines: of the rows.
+            layout: class name of the collator; left out, it is the default. TRL has one layout.
+        """
         assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, lines)) + "\n")
+        self.process.stdin.write(" ".join([*map(str, lines), layout]).rstrip() + "\n")
         self.process.stdin.flush()
         return self.wait("seconds")
 

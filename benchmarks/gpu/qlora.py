@@ -1,0 +1,75 @@
+"""QLoRA of a 13B-shaped model: peak memory against the estimate and a 24 GB card, and paged 8-bit AdamW."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.models import SHAPES, make_config, scratch_folder, write_folder, write_pairs
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.runs import make_trainer, record_losses
+
+GIB = 2**30
+CARD = 24.0
+"""GiB of the card that the run is to fit."""
+
+ACCUMULATED, PROMPT, ANSWER = 16, 512, 512
+"""Pairs of an optimizer step, one at a time, and their tokens."""
+
+ESTIMATE = 0.10
+"""Largest error of the memory estimate, as a share of the peak."""
+
+
+def measure(report: Report, device: str) -> None:
+    """Train two optimizer steps."""
+    import bitsandbytes as bnb
+
+    shape = "toy" if report.toy else "13B"
+    values = SHAPES[shape]["num_hidden_layers"] * 4 * SHAPES[shape]["hidden_size"] ** 2 * 4  # about, for the room
+    with scratch_folder(2 * values) as folder:
+        config = make_config(shape)
+        model = write_folder(folder / "model", config, device, torch.bfloat16)
+        prompt, answer = (PROMPT // 16, ANSWER // 16) if report.toy else (PROMPT, ANSWER)
+        rows = folder / "rows.jsonl"
+        write_pairs(rows, [(prompt, answer)], 2 * ACCUMULATED, config.vocab_size)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        for name in ("PagedAdamW8bit",) if device == "cuda" else ("AdamW",):
+            optimizer = getattr(bnb.optim, name) if device == "cuda" else torch.optim.AdamW
+            with report.attempt(f"QLoRA, {name}"):
+                train(report, device, folder, model, rows, prompt + answer, name, optimizer)
+
+
+def train(
+    report: Report, device: str, folder: Path, model: Path, rows: Path, length: int, name: str, optimizer: Any
+) -> None:
+    """Train two steps, and compare the peak of the memory with the estimate."""
+    from dpo_lightning import DPOModule, PreferenceDataModule
+    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.models.lora import Lora
+    from dpo_lightning.models.quantization import Quantization
+    from dpo_lightning.runs.memory_estimate import MemoryEstimate
+
+    policy = CausalLM(
+        str(model), lora=Lora(r=16), quantization=Quantization(double_quant=True), gradient_checkpointing=True
+    )
+    module = DPOModule(policy, learning_rate=1e-4, optimizer=partial(optimizer))
+    data = PreferenceDataModule(train=str(rows), batch_size=1, max_length=length)
+    callback, losses = record_losses()
+    precision = "bf16-mixed"
+    make_trainer(folder, device, precision, 2, callback, accumulate_grad_batches=ACCUMULATED).fit(module, data)
+    report.at_most(f"QLoRA, {name}: starting loss less ln 2", abs(losses[0] - 0.6931471805599453), 1e-6)
+    report.add(f"QLoRA, {name}: last loss", losses[-1], "finite", losses[-1] == losses[-1])
+    estimate = MemoryEstimate(
+        policy.under(precision), precision, name, "", sequences=2, max_length=length
+    ).total() / GIB  # fmt: skip
+    report.add("QLoRA: estimated memory, GiB", estimate)
+    if device == "cuda":
+        context = (torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()) / GIB
+        peak = torch.cuda.max_memory_allocated() / GIB + context
+        report.at_most("QLoRA: peak memory with the context of the GPU, GiB", peak, CARD)
+        report.at_most("QLoRA: error of the estimate", abs(estimate - peak) / peak, ESTIMATE)
