@@ -60,7 +60,7 @@ def _warnings(rows: Sequence[Row], reader: RowFormat, bad: BadRows, notes: Notes
             notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
     unread = note_unread(rows, used, notes)
     bad.raise_if_any()
-    return [*notes.lines(), *reader.context.lines(), *unused(rows, (*used, *unread))]
+    return [*notes.format_lines(), *reader.context.lines(), *unused(rows, (*used, *unread))]
 
 
 def _read_rows(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.readers.arrow_rows import HUB, check_hub_id, hub_rows, parquet_rows
+from dpo_lightning.data.readers.arrow_rows import HUB, check_hub_id, read_hub_rows, read_parquet_rows
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.csv_rows import csv_rows
 from dpo_lightning.data.readers.json_rows import json_rows
@@ -119,9 +119,9 @@ def kind_of(value: object) -> str:
 def _values(path: str, name: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
     """Values of the source with their lines, by what its first bytes are."""
     if path.startswith(HUB):
-        return hub_rows(path)
+        return read_hub_rows(path)
     if read_bytes(path, len(PARQUET)) == PARQUET:
-        return parquet_rows(path, name)
+        return read_parquet_rows(path, name)
     text = read_text(path)
     if path.endswith(".parquet") and text.strip():
         raise UserError(ExitCode.DATA, Problem("not a parquet file", where=f"{name}:1"), fix="name it for what it is")
