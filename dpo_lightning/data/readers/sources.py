@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.arrow_rows import HUB, check_hub_id, read_hub_rows, read_parquet_rows
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
-from dpo_lightning.data.readers.csv_rows import csv_rows
-from dpo_lightning.data.readers.json_rows import json_rows
+from dpo_lightning.data.readers.csv_rows import parse_csv_rows
+from dpo_lightning.data.readers.json_rows import parse_json_rows
 from dpo_lightning.data.readers.paths import check_path, display_name, read_bytes
 from dpo_lightning.data.readers.text_cleaning import clean
 from dpo_lightning.data.readers.text_files import PARQUET, read_text
@@ -126,5 +126,5 @@ def _values(path: str, name: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
     if path.endswith(".parquet") and text.strip():
         raise UserError(ExitCode.DATA, Problem("not a parquet file", where=f"{name}:1"), fix="name it for what it is")
     if path.removesuffix(".gz").endswith(JSON_SUFFIXES) or text.lstrip()[:1] in ("", "{", "["):
-        return json_rows(text, name, bad)
-    return csv_rows(text, name, bad)
+        return parse_json_rows(text, name, bad)
+    return parse_csv_rows(text, name, bad)
