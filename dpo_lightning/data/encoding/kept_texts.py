@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Origin
-from dpo_lightning.data.readers.invisible_characters import texts_in
+from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -32,7 +32,7 @@ def check_rendering(messages: Sequence[dict[str, Any]], tools: Sequence[Any], te
             wanted.append((f"a turn of the {message['role']}", REASONED.split(content)[-1].strip()))
         wanted += [("a tool call", name_of(call)) for call in message.get("tool_calls") or ()]
     address = ADDRESS.search(text) if " at 0x" in text else None
-    if address and not any(address[0] in value for value in texts_in([*messages, *tools])):
+    if address and not any(address[0] in value for value in iterate_texts([*messages, *tools])):
         raise UserError(
             ExitCode.MODEL,
             Problem("the chat template writes an address in memory, another in each run", text=address[0]),
@@ -106,7 +106,7 @@ def parts(message: Message) -> Iterator[tuple[str, list[str]]]:
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         if name := name_of(call):
             yield "tool_calls", [name]
-        for value in texts_in(function.get("arguments") if isinstance(function, Mapping) else None):
+        for value in iterate_texts(function.get("arguments") if isinstance(function, Mapping) else None):
             yield "tool_calls", [value, *(json.dumps(value, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))]
 
 
