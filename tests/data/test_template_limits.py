@@ -106,7 +106,7 @@ def test_many_slow_renderings_are_one_that_does_not_end():
 
 def test_a_long_conversation_may_be_long(monkeypatch):
     """A template may write a text more than once, and something of its own."""
-    monkeypatch.setattr(template_limits, "FRAME", 100)
+    monkeypatch.setattr(template_limits, "MAX_ADDED", 100)
     long = ({"role": "user", "content": "word " * 1000},)
     renderer("x" * 100 + USUAL * 4).prompt_ids(long)
     with pytest.raises(UserError, match="the chat template writes 30,000 characters"):

@@ -9,9 +9,9 @@ from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
-from dpo_lightning.data.encoding.chat_templates import dated, template_source
+from dpo_lightning.data.encoding.chat_templates import build_date_options, locate_template
 from dpo_lightning.data.encoding.kept_texts import check_rendering, left_out, name_of
-from dpo_lightning.data.encoding.template_limits import rendered, token_ids
+from dpo_lightning.data.encoding.template_limits import render_template, tokenize
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
 from dpo_lightning.data.formats.tool_calls import takes_text, with_arguments
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -127,7 +127,7 @@ class Renderer:
         ids: list[int] = []
         for piece, control in self._pieces(text):
             options = {"split_special_tokens": True} if control else {}
-            ids += token_ids(self.tokenizer, piece, **options)
+            ids += tokenize(self.tokenizer, piece, **options)
         return ids
 
     def check_one_bos(self, ids: Sequence[int], origin: Origin | None = None) -> None:
@@ -171,7 +171,7 @@ class Renderer:
     @cached_property
     def calls_as_text(self) -> bool:
         """Whether the template takes the arguments of tool calls as JSON text, not as objects."""
-        return takes_text(partial(rendered, self.tokenizer, tokenize=False))
+        return takes_text(partial(render_template, self.tokenizer, tokenize=False))
 
     @property
     def wrote_date(self) -> bool:
@@ -240,7 +240,7 @@ class Renderer:
     ) -> str:
         from jinja2 import TemplateError
 
-        render: Callable[..., str] = partial(rendered, self.tokenizer)
+        render: Callable[..., str] = partial(render_template, self.tokenizer)
         try:
             written = self._day_written(tools)
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation, **written)
@@ -248,7 +248,7 @@ class Renderer:
             if not self._takes_a_chat():
                 raise UserError(
                     ExitCode.MODEL,
-                    Problem(f"the chat template renders no conversation: {error}", template_source(self.tokenizer)),
+                    Problem(f"the chat template renders no conversation: {error}", locate_template(self.tokenizer)),
                     fix="mend the template, or give another by --data.chat_template FILE",
                 ) from None
             raise UserError(
@@ -265,7 +265,7 @@ class Renderer:
         """The options with which the template writes `day`; none where it writes no date."""
         if self.day is not None and bool(tools) not in self._dated:
             source = self.tokenizer.get_chat_template(tools=list(tools) or None)
-            self._dated[bool(tools)] = dated(source, self.day)
+            self._dated[bool(tools)] = build_date_options(source, self.day)
         return self._dated.get(bool(tools), {})
 
     def _takes_a_chat(self) -> bool:
@@ -276,7 +276,7 @@ class Renderer:
     def _renders(self, messages: Sequence[dict[str, Any]], **options: Any) -> str | None:
         """What the template makes of messages, or None where it fails."""
         try:
-            return rendered(self.tokenizer, messages, tokenize=False, **options)
+            return render_template(self.tokenizer, messages, tokenize=False, **options)
         except Exception:  # a template may raise anything
             return None
 

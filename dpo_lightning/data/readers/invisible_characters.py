@@ -33,7 +33,7 @@ RIGHT_TO_LEFT = re.compile("[\u0590-\u061b\u061d-\u08ff\ufb1d-\ufdff\ufe70-\ufef
 
 JOINING = re.compile(
     "[\u0600-\u08ff\ufb50-\ufdff\ufe70-\ufefe"  # Arabic, Persian, Syriac, N'Ko
-    "\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1800-\u18af\U00011000-\U00011fff]"  # Indic scripts, and those from them
+    "\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1800-\u18af\U00011000-\U00011fff]"  # Indic scripts
 )
 """Scripts in which a joiner changes the shape of the letters beside it."""
 
