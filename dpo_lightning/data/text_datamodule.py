@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.data.collate import Collator, Padded, collator_for
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
-from dpo_lightning.data.encoding.counts import unlisted_ends
+from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
@@ -176,7 +176,7 @@ class TextDataModule(LightningDataModule):
                 continue
             encoder = Encoder(renderer, self.max_length, self.overlong)
             self.encoded[name] = self.encode(encoder, self.examples[name])
-            for line in [*encoder.counts.lines(), *unlisted_ends(self.encoded[name], renderer)]:
+            for line in [*encoder.counts.format_lines(), *format_unlisted_ends(self.encoded[name], renderer)]:
                 logger.info(f"note: {name}: {line}")
             self.template_date.log(written=renderer.wrote_date)
         fewest = collator_for(self.given_collator, takes_trees=True)  # too long for it is too long for all

@@ -58,13 +58,13 @@ def test_the_renderer_writes_the_day_and_the_tokenizers_template_stays_as_it_is(
     made = tiny_models.make_chat_tokenizer(template=LLAMA)
     renderer = Renderer(made, day=DAY)
     assert not renderer.wrote_date
-    first = renderer.prompt_ids("Hello")
+    first = renderer.encode_prompt("Hello")
     assert "Today Date: 05 Mar 2026\n" in made.decode(first)
     assert renderer.wrote_date
     set_clock(monkeypatch, 2031, 12, 31)
-    assert renderer.prompt_ids("Hello") == first
-    assert Renderer(made, day=DAY).prompt_ids("Hello") == first
-    assert "31 Dec 2031" in made.decode(Renderer(made).prompt_ids("Hello"))
+    assert renderer.encode_prompt("Hello") == first
+    assert Renderer(made, day=DAY).encode_prompt("Hello") == first
+    assert "31 Dec 2031" in made.decode(Renderer(made).encode_prompt("Hello"))
     assert made.chat_template == LLAMA
 
 
@@ -72,15 +72,15 @@ def test_a_template_of_several_is_the_one_for_tools(monkeypatch):
     plain = LLAMA.replace("Today Date", "Date")
     made = tiny_models.make_chat_tokenizer(template={"default": plain, "tool_use": LLAMA + "{{ tools | tojson }}"})
     renderer = Renderer(made, day=DAY)
-    assert "\nDate: 05 Mar 2026" in made.decode(renderer.prompt_ids("Hello"))
+    assert "\nDate: 05 Mar 2026" in made.decode(renderer.encode_prompt("Hello"))
     tools = ({"name": "weather", "parameters": {}},)
-    assert "Today Date: 05 Mar 2026" in made.decode(renderer.prompt_ids("Hello", tools))
+    assert "Today Date: 05 Mar 2026" in made.decode(renderer.encode_prompt("Hello", tools))
 
 
 def test_a_day_that_is_given_reaches_templates_with_a_day_of_their_own():
     made = tiny_models.make_chat_tokenizer(template=LLAMA_FIXED)
-    assert "26 Jul 2024" in made.decode(Renderer(made).prompt_ids("Hello"))
-    assert "05 Mar 2026" in made.decode(Renderer(made, day=DAY).prompt_ids("Hello"))
+    assert "26 Jul 2024" in made.decode(Renderer(made).encode_prompt("Hello"))
+    assert "05 Mar 2026" in made.decode(Renderer(made, day=DAY).encode_prompt("Hello"))
 
 
 def test_the_day_is_todays_only_where_the_template_writes_that():
@@ -114,7 +114,7 @@ def test_ranks_take_the_first_ones_day(capsys):
 def test_a_day_changes_no_other_template(template):
     made = tiny_models.make_tokenizer(template=template)
     renderer = Renderer(made, day=DAY)
-    assert renderer.prompt_ids("Hello") == Renderer(made).prompt_ids("Hello")
+    assert renderer.encode_prompt("Hello") == Renderer(made).encode_prompt("Hello")
     assert not renderer.wrote_date
 
 
