@@ -243,6 +243,7 @@ class Renderer:
         origin: Origin | None,
         generation: bool,
     ) -> str:
+        """Render guarded messages and check the result; an error is 65 for the row, or 67 for the template."""
         from jinja2 import TemplateError
 
         render: Callable[..., str] = partial(render_template, self.tokenizer)

@@ -17,7 +17,7 @@ Overlong = Literal["error", "drop", "truncate"]
 """What happens to rows longer than `max_length`."""
 
 MAX_REFUSED = 1000
-"""Bad rows after which tokenization stops: further errors would say nothing new."""
+"""Bad rows after which tokenization stops: further errors would be of the same kinds."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Encoder:
                 what = f"prompt and longest answer have {fitted.length} tokens, but max_length is {self.max_length}"
                 self.counts.too_long.append(Problem(what, str(origin)))
                 return None
-            # Whole exchanges are removed first, so that the prompt still begins with a turn.
+            # Whole exchanges are removed first; only then is the rest of the prompt cut, even within a message.
             while fitted.length > self.max_length and (shorter := drop_oldest_turn(prompt)) is not None:
                 prompt = shorter
                 fitted = replace(self._encode(origin, prompt, answers, tools), shortened=True)

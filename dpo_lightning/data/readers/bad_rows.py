@@ -33,7 +33,6 @@ class BadRows:
     """Collects the errors of all rows, so that one error lists every row that has to be corrected."""
 
     def __init__(self) -> None:
-        """Create an empty collection."""
         self._found: list[tuple[Origin, Problem]] = []
         # Files by the order in which their first bad row was added: errors are sorted by it.
         self._files: dict[str, int] = {}
@@ -41,7 +40,6 @@ class BadRows:
         self._rows = 0
 
     def __bool__(self) -> bool:
-        """Whether any row was bad."""
         return bool(self._found)
 
     def add(self, origin: Origin, error: RowError) -> None:

@@ -76,6 +76,7 @@ def parse_json_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, A
 
 
 def _parse_lines(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
+    """Parse each line by itself; empty lines are skipped, and so are lines that are refused."""
     start, number = 0, 0
     while start < len(text):
         end = text.find("\n", start)
@@ -127,7 +128,7 @@ def _parse_array(text: str, start: int, file: str, bad: BadRows) -> Iterator[tup
 
 
 def _find_element_end(text: str, place: int) -> int:
-    """Find where the element at `place` ends; -1 if it is not even JSON with wrong values."""
+    """Find where the element at `place` ends; -1 if its syntax is wrong, so that no end can be found."""
     try:
         return LENIENT.raw_decode(text, place)[1]
     except (ValueError, RecursionError):
