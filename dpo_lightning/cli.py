@@ -167,7 +167,7 @@ class PreferenceCLI(LightningCLI):
             check_space(self.folder.path, BYTES_PER_TRAINED_VALUE * self.model.spec.count_trained_values())
             self.folder.claim(fresh=config.fresh)
             self._dump_config()
-            self.datamodule.template_date.keep(self.config_dump["data"]["init_args"])
+            self.datamodule.template_date.save_option(self.config_dump["data"]["init_args"])
             self.folder.write_config(yaml.safe_dump(self.config_dump, sort_keys=False, allow_unicode=True))
         try:
             self.trainer.fit(**kwargs)

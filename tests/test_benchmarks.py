@@ -78,7 +78,7 @@ def test_two_processes(tiny_llama, rows, tmp_path):
 
 WRONG = {
     "no rows": (["--rows", "/nowhere/pairs.json"], "/nowhere/pairs.json"),
-    "a device": (["--rows", os.devnull], "a device where a file is due"),
+    "a device": (["--rows", os.devnull], "expected a file, found a device"),
     "a comparison": (["--comparisons", "defaults,nonsense"], "no comparison is called nonsense; there are defaults, "),
     "no pairs": (["--batch", "0"], "--batch: 0 is no number of 1 or more"),
     "no steps": (["--steps", "0"], "--steps: 0 is no number of 1 or more"),

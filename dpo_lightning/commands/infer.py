@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     renderer = Renderer(tokenizer, args.template, "neutralize", spec.end_ids(), day)
     system = ({"role": "system", "content": args.system},) if args.system else ()
     prompt = (*system, {"role": "user", "content": instruction}) if system else instruction
-    ids = renderer.prompt_ids(prompt)
+    ids = renderer.encode_prompt(prompt)
     sampling = limit_new_tokens(sampling, len(ids), spec.config().get_text_config())
     model = spec.build().to("cuda" if torch.cuda.is_available() else "cpu")
     print(escape_controls(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))

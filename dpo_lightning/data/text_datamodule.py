@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.data.collate import Collator, Padded, collator_for
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
-from dpo_lightning.data.encoding.counts import unlisted_ends
+from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
@@ -176,9 +176,9 @@ class TextDataModule(LightningDataModule):
                 continue
             encoder = Encoder(renderer, self.max_length, self.overlong)
             self.encoded[name] = self.encode(encoder, self.examples[name])
-            for line in [*encoder.counts.lines(), *unlisted_ends(self.encoded[name], renderer)]:
+            for line in [*encoder.counts.format_lines(), *format_unlisted_ends(self.encoded[name], renderer)]:
                 logger.info(f"note: {name}: {line}")
-            self.template_date.tell(written=renderer.wrote_date)
+            self.template_date.log(written=renderer.wrote_date)
         fewest = collator_for(self.given_collator, takes_trees=True)  # too long for it is too long for all
         check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
@@ -192,7 +192,7 @@ class TextDataModule(LightningDataModule):
                 Problem("the model has no chat template", where="data.template"),
                 fix="--data.chat_template FILE, or --data.template raw",
             )
-        day = self.template_date.settle(tokenizer.chat_template)
+        day = self.template_date.choose_day(tokenizer.chat_template)
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
 
     def choose_collator(self, takes_trees: bool) -> None:

@@ -15,13 +15,13 @@ from dpo_lightning.data.encoding.rendering import Renderer
 def asked(monkeypatch):
     """The prompts that were rendered."""
     prompts = []
-    real = Renderer.prompt_ids
+    real = Renderer.encode_prompt
 
     def watched(self, prompt, *more):
         prompts.append(prompt)
         return real(self, prompt, *more)
 
-    monkeypatch.setattr(Renderer, "prompt_ids", watched)
+    monkeypatch.setattr(Renderer, "encode_prompt", watched)
     return prompts
 
 

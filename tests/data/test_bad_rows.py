@@ -54,13 +54,13 @@ def test_notes_count_and_show_the_first_places() -> None:
     for line in range(1, 9):
         notes.add(Origin("a", line), "odd rows")
     notes.add(Origin("a", 9), "twins", other=Origin("a", 3))
-    assert notes.lines() == ["odd rows: 8 (a:1, a:2, a:3, a:4, a:5, and 3 more)", "twins: 1 (a:9 = a:3)"]
+    assert notes.format_lines() == ["odd rows: 8 (a:1, a:2, a:3, a:4, a:5, and 3 more)", "twins: 1 (a:9 = a:3)"]
 
 
 def test_strict_notes_are_bad_rows() -> None:
     bad = BadRows()
     notes = Notes(bad, strict=True)
     notes.add(Origin("a", 9), "twins", other=Origin("a", 3), fix="remove one")
-    assert notes.lines() == []
+    assert notes.format_lines() == []
     with pytest.raises(UserError, match="twins, see a:3 at a:9"):
         bad.raise_if_any()

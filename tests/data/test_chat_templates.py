@@ -9,7 +9,7 @@ from support.tiny_models import CHATML, turns
 from transformers.utils import chat_template_utils
 
 from dpo_lightning.data.encoding import chat_templates
-from dpo_lightning.data.encoding.chat_templates import RunDate, check_repeatable, dated, parse_date
+from dpo_lightning.data.encoding.chat_templates import RunDate, build_date_options, check_repeatable, parse_date
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
 
@@ -47,7 +47,7 @@ def test_a_given_day_is_written_as_the_clock_would_write_it_then(template, monke
     expected = render(made)
     set_clock(monkeypatch, 2031, 12, 31)
     assert render(made) != expected
-    assert render(made, **dated(template, DAY)) == expected
+    assert render(made, **build_date_options(template, DAY)) == expected
 
 
 def render(made, **options):
@@ -58,13 +58,13 @@ def test_the_renderer_writes_the_day_and_the_tokenizers_template_stays_as_it_is(
     made = tiny_models.make_chat_tokenizer(template=LLAMA)
     renderer = Renderer(made, day=DAY)
     assert not renderer.wrote_date
-    first = renderer.prompt_ids("Hello")
+    first = renderer.encode_prompt("Hello")
     assert "Today Date: 05 Mar 2026\n" in made.decode(first)
     assert renderer.wrote_date
     set_clock(monkeypatch, 2031, 12, 31)
-    assert renderer.prompt_ids("Hello") == first
-    assert Renderer(made, day=DAY).prompt_ids("Hello") == first
-    assert "31 Dec 2031" in made.decode(Renderer(made).prompt_ids("Hello"))
+    assert renderer.encode_prompt("Hello") == first
+    assert Renderer(made, day=DAY).encode_prompt("Hello") == first
+    assert "31 Dec 2031" in made.decode(Renderer(made).encode_prompt("Hello"))
     assert made.chat_template == LLAMA
 
 
@@ -72,41 +72,41 @@ def test_a_template_of_several_is_the_one_for_tools(monkeypatch):
     plain = LLAMA.replace("Today Date", "Date")
     made = tiny_models.make_chat_tokenizer(template={"default": plain, "tool_use": LLAMA + "{{ tools | tojson }}"})
     renderer = Renderer(made, day=DAY)
-    assert "\nDate: 05 Mar 2026" in made.decode(renderer.prompt_ids("Hello"))
+    assert "\nDate: 05 Mar 2026" in made.decode(renderer.encode_prompt("Hello"))
     tools = ({"name": "weather", "parameters": {}},)
-    assert "Today Date: 05 Mar 2026" in made.decode(renderer.prompt_ids("Hello", tools))
+    assert "Today Date: 05 Mar 2026" in made.decode(renderer.encode_prompt("Hello", tools))
 
 
 def test_a_day_that_is_given_reaches_templates_with_a_day_of_their_own():
     made = tiny_models.make_chat_tokenizer(template=LLAMA_FIXED)
-    assert "26 Jul 2024" in made.decode(Renderer(made).prompt_ids("Hello"))
-    assert "05 Mar 2026" in made.decode(Renderer(made, day=DAY).prompt_ids("Hello"))
+    assert "26 Jul 2024" in made.decode(Renderer(made).encode_prompt("Hello"))
+    assert "05 Mar 2026" in made.decode(Renderer(made, day=DAY).encode_prompt("Hello"))
 
 
 def test_the_day_is_todays_only_where_the_template_writes_that():
     for template in (LLAMA, {"default": CHATML, "tool_use": LLAMA}):
-        assert RunDate(None).settle(template) == datetime.date.today()
+        assert RunDate(None).choose_day(template) == datetime.date.today()
     for template in (LLAMA, CHATML):
-        assert RunDate("2026-03-05").settle(template) == DAY
+        assert RunDate("2026-03-05").choose_day(template) == DAY
     for template in (CHATML, LLAMA_FIXED, None):
-        assert RunDate(None).settle(template) is None
+        assert RunDate(None).choose_day(template) is None
 
 
 def test_a_day_stays_as_it_was_settled(monkeypatch):
     day = RunDate(None)
-    first = day.settle(LLAMA)
+    first = day.choose_day(LLAMA)
     monkeypatch.setattr(chat_templates, "date", type("Later", (datetime.date,), {"today": lambda: DAY}))
-    assert day.settle(LLAMA) == first != DAY
-    assert RunDate(None).settle(LLAMA) == DAY
+    assert day.choose_day(LLAMA) == first != DAY
+    assert RunDate(None).choose_day(LLAMA) == DAY
 
 
 def test_ranks_take_the_first_ones_day(capsys):
     day = RunDate("2026-03-06")
     assert not day.adopt(lambda _: pytest.fail("no date is written"))
-    day.settle(LLAMA)
-    day.tell(written=True)
+    day.choose_day(LLAMA)
+    day.log(written=True)
     assert day.adopt(lambda _: DAY)
-    assert day.settle(LLAMA) == DAY
+    assert day.choose_day(LLAMA) == DAY
     assert not day.adopt(lambda own: own)
 
 
@@ -114,7 +114,7 @@ def test_ranks_take_the_first_ones_day(capsys):
 def test_a_day_changes_no_other_template(template):
     made = tiny_models.make_tokenizer(template=template)
     renderer = Renderer(made, day=DAY)
-    assert renderer.prompt_ids("Hello") == Renderer(made).prompt_ids("Hello")
+    assert renderer.encode_prompt("Hello") == Renderer(made).encode_prompt("Hello")
     assert not renderer.wrote_date
 
 
@@ -122,7 +122,7 @@ def test_what_is_no_date_is_refused():
     assert parse_date("2026-03-05") == DAY
     assert parse_date(None) is None
     for text in ("tomorrow", "2026-02-30", "5 Mar 2026", ""):
-        with pytest.raises(UserError, match=r"this is no date at data\.template_date") as told:
+        with pytest.raises(UserError, match=r"not a date at data\.template_date") as told:
             parse_date(text)
         assert told.value.code == ExitCode.CONFIG
 
@@ -139,7 +139,7 @@ def test_a_template_that_draws_at_random_is_refused(template, drawn):
     with pytest.raises(UserError) as told:
         check_repeatable(template)
     assert told.value.code == ExitCode.MODEL
-    assert f"draws at random (`{drawn}`)" in str(told.value)
+    assert f"makes a random choice (`{drawn}`)" in str(told.value)
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA, None, "random | lipsum {{ m.random }} {{ 'a | random' }}", "{{ ("])

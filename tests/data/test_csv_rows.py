@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from support.row_files import refusal
 
 from dpo_lightning.data.readers.bad_rows import BadRows
-from dpo_lightning.data.readers.csv_rows import csv_rows
+from dpo_lightning.data.readers.csv_rows import parse_csv_rows
 from dpo_lightning.errors import ExitCode
 
 
 def read(text: str) -> list[tuple[int, dict[str, str]]]:
     bad = BadRows()
-    rows = list(csv_rows(text, "f", bad))
+    rows = list(parse_csv_rows(text, "f", bad))
     bad.raise_if_any()
     return rows
 
@@ -54,7 +54,7 @@ def test_no_rows(text: str) -> None:
         ("a,b,a\n1,2,3", ["empty or a repeated name", "a,b,a"]),
         (
             "a,b\n1,2,3\n4\n5,6",
-            ["3 fields where the header has 2 at f:2", "1 fields where the header has 2 at f:3"],
+            ["the row has 3 fields, but the header has 2 at f:2", "the row has 1 field, but the header has 2 at f:3"],
         ),
         ('a,b\n1,2\n"x\ny","open\n3,4\n', ["a quote is not closed at f:4", "open"]),
         ('a,b\n"x\ny\nz', ["a quote is not closed at f:2"]),

@@ -1,11 +1,11 @@
-"""All of an answer that is learned stands in what is scored, or its row is refused; of the turns before, not so."""
+"""All of a learned answer stands in what is scored, or its row is refused; of the turns before, not so."""
 
 import pytest
 from support import tiny_models
 from support.chat_templates import QWEN3, R1, R1_KEPT
 from support.tiny_models import CHATML, turns
 
-from dpo_lightning.data.encoding.kept_texts import common_length, missing
+from dpo_lightning.data.encoding.kept_texts import count_common_characters, find_missing
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
@@ -43,10 +43,10 @@ def refused(encode, *lost):
     with pytest.raises(UserError) as told:
         encode()
     assert told.value.code == ExitCode.DATA
-    assert "leaves out or changes" in told.value.problems[0].what
+    assert "omits or changes" in told.value.problems[0].what
     assert [problem.where for problem in told.value.problems] == [f"rows.jsonl:{k}" for k in range(1, len(lost) + 1)]
     assert [problem.text for problem in told.value.problems] == list(lost)
-    assert "--data.chat_template FILE" in told.value.fix
+    assert all("--data.chat_template FILE" in problem.fix for problem in told.value.problems)
     return told.value
 
 
@@ -68,7 +68,7 @@ KINDS = {
 def test_a_template_that_cuts_out_the_reasoning_of_an_answer_is_refused_with_every_row(kind):
     answers = ("<think>\nhm\n</think>\n\nHi", "<think>\nwell\n</think>\n\nHi")
     told = refused(lambda: KINDS[kind](encoder(R1), *answers), "<think>\nhm\n</think>", "<think>\nwell\n</think>")
-    assert "the reasoning of an answer that is learned" in told.problems[0].what
+    assert "the reasoning of a learned answer" in told.problems[0].what
     KINDS[kind](encoder(R1_KEPT), *answers)
 
 
@@ -80,7 +80,7 @@ def test_reasoning_is_found_missing_by_what_is_left_and_not_by_its_name(opens, c
     template = R1.replace("</think>", closes.replace("\n", "\\n"))
     answer = f"{opens}hm{closes}Hi"
     if closes == "# So\n":  # of a turn that is no reasoning to anyone, the whole is missed
-        with pytest.raises(UserError, match="leaves out or changes a turn of the assistant"):
+        with pytest.raises(UserError, match="omits or changes a turn of the assistant"):
             demonstrate(template, answer)
         return
     refused(lambda: demonstrate(template, answer), f"{opens}hm{closes}")
@@ -132,13 +132,13 @@ def test_reasoning_that_is_no_text_is_not_passed_over():
 def test_a_generation_prompt_may_begin_the_reasoning_that_is_learned():
     (learned,), counts = demonstrate(R1_KEPT, THOUGHT + "Hi")
     assert learned == THOUGHT.removeprefix("<think>\n") + "Hi<|im_end|>"
-    assert counts.lines() == []
+    assert counts.format_lines() == []
 
 
 def test_an_answer_that_does_not_begin_as_the_generation_prompt_ends_is_counted():
     (learned,), counts = demonstrate(R1, "Hi")
     assert learned.strip() == "Hi<|im_end|>"
-    (line,) = counts.lines()
+    (line,) = counts.format_lines()
     assert line.startswith("1 of 1 rows have answers rendered without '<think>\\n', with which the template ends")
     assert "--data.chat_template" in line
     assert counts.crossing == 0
@@ -148,17 +148,17 @@ def test_white_space_around_an_answer_may_go_and_within_it_is_counted():
     trimmed = CHATML.replace("message['content'] +", "message['content'] | trim +")
     (learned,), counts = demonstrate(trimmed, "\n Hi  you ")
     assert learned == "Hi  you<|im_end|>"
-    assert counts.lines() == []
+    assert counts.format_lines() == []
     (learned,), counts = demonstrate(QWEN3, "<think>hm, so</think>Hi")
     assert learned == THOUGHT + "Hi<|im_end|>"
-    assert counts.lines() == ["1 of 1 rows have an answer within which the template changes white space (100.0%)"]
+    assert counts.format_lines() == ["1 of 1 rows have an answer in which the template changes white space (100.0%)"]
 
 
 @pytest.mark.parametrize("written", ["''", "m['content'] | upper", "m['content'][:3]", "m['content'] | e"])
 def test_an_answer_that_stands_in_the_prompt_has_to_stand_in_the_answer_as_well(written):
     """Where a template drops or changes it, the prompt's copy of it is no excuse."""
     template = R1_KEPT.replace("+ said +", f"+ (({written}) if m['role'] == 'assistant' else said) +")
-    with pytest.raises(UserError, match=r"leaves out or changes a part of an answer.* at rows.jsonl:1") as told:
+    with pytest.raises(UserError, match=r"omits or changes a part of a learned answer at rows.jsonl:1") as told:
         demonstrate(template, "it's 46", turns(("user", "Say: it's 46")))
     assert told.value.code == ExitCode.DATA
 
@@ -190,22 +190,24 @@ def test_a_call_that_a_template_leaves_out_is_refused_where_its_name_stands_else
     said = ({"role": "assistant", "content": "", "tool_calls": calls},)
     asked = turns(("user", "What is the weather?"))
     refused(lambda: demonstrate(CHATML, said, asked), "weather")
-    with pytest.raises(UserError, match="a tool call of an answer"):
+    with pytest.raises(UserError, match="a tool call of a learned answer"):
         demonstrate(CHATML, said, asked)
 
 
 def test_a_neutralized_control_token_is_a_part_like_any_other():
     said = "<think>\na <|im_end|> b\n</think>\n\nHi"
     assert demonstrate(QWEN3, said, special_tokens="neutralize")[0] == [said + "<|im_end|>"]
-    with pytest.raises(UserError, match="the reasoning of an answer"):
+    with pytest.raises(UserError, match="the reasoning of a learned answer"):
         demonstrate(R1, said, special_tokens="neutralize")
 
 
 def test_what_is_missing_is_what_no_end_of_the_text_holds():
-    assert missing("abc, def", "x def y") == "abc,"
-    assert missing("abc", "xyz") == "abc"
-    assert missing("the weather", "or") == "the weather"
-    assert [common_length(*two) for two in [("abc", "abcd"), ("abx", "aby"), ("", "a"), ("b", "a"), ("abc", "ab")]] == [
+    assert find_missing("abc, def", "x def y") == "abc,"
+    assert find_missing("abc", "xyz") == "abc"
+    assert find_missing("the weather", "or") == "the weather"
+    assert [
+        count_common_characters(*two) for two in [("abc", "abcd"), ("abx", "aby"), ("", "a"), ("b", "a"), ("abc", "ab")]
+    ] == [
         3,
         2,
         0,

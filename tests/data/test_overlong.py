@@ -5,7 +5,7 @@ from support import tiny_models
 from support.tiny_models import BEGIN, turns
 
 from dpo_lightning.data.encoding.rendering import Renderer
-from dpo_lightning.data.encoding.tokenization import Encoder, without_oldest_turn
+from dpo_lightning.data.encoding.tokenization import Encoder, drop_oldest_turn
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.formats.pairs import PairExample
 from dpo_lightning.data.formats.sft import SFTExample
@@ -43,7 +43,7 @@ def test_dropped_rows_are_counted_and_the_others_stay_as_they_are(tokenizer):
     encoder = Encoder(Renderer(tokenizer), 40, "drop")
     kept = encoder.encode(rows)
     assert kept == Encoder(Renderer(tokenizer), 40).encode(rows[1:2])
-    assert encoder.counts.lines() == ["2 of 3 rows dropped: longer than max_length (66.7%)"]
+    assert encoder.counts.format_lines() == ["2 of 3 rows dropped: longer than max_length (66.7%)"]
 
 
 def test_dropping_every_row_is_an_error(tokenizer):
@@ -87,7 +87,7 @@ def test_the_prompt_gives_way_before_an_answer_does(tokenizer):
     (cut,) = encoder.encode(pairs((LONG, " water" * 11, " No")))
     assert not cut.chosen.cut
     assert len(cut.prompt_ids) + len(cut.chosen.ids) == 40
-    assert encoder.counts.lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
+    assert encoder.counts.format_lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
 
 
 def test_answers_that_are_the_same_once_cut_are_refused(tokenizer):
@@ -95,7 +95,7 @@ def test_answers_that_are_the_same_once_cut_are_refused(tokenizer):
     with pytest.raises(UserError, match=r"the same \d+ tokens, cut at max_length 40 at pairs.jsonl:1") as told:
         Encoder(Renderer(tokenizer), 40, "truncate").encode(rows)
     assert told.value.code == ExitCode.DATA
-    assert told.value.fix == "raise --data.max_length, or --data.overlong drop"
+    assert told.value.problems[0].fix == "raise --data.max_length, or --data.overlong drop"
     assert len(Encoder(Renderer(tokenizer), 40, "drop").encode(rows)) == 1
     assert len(Encoder(Renderer(tokenizer), 400, "truncate").encode(rows)) == 2
 
@@ -106,7 +106,7 @@ def test_an_answer_that_lost_its_eos_gets_no_false_one_and_is_counted(tokenizer)
     kept = encoder.encode(rows)
     assert [[answer.cut for answer in pair.answers] for pair in kept] == [[True, True], [False, False], [True, False]]
     assert tokenizer.eos_token_id not in kept[0].chosen.ids
-    assert encoder.counts.lines() == ["2 of 3 rows have an answer cut at max_length, without its EOS (66.7%)"]
+    assert encoder.counts.format_lines() == ["2 of 3 rows have an answer cut at max_length, without its EOS (66.7%)"]
 
 
 def test_the_oldest_turns_of_a_prompt_go_first_and_the_system_message_stays(chat_tokenizer):
@@ -121,9 +121,9 @@ def test_the_oldest_turns_of_a_prompt_go_first_and_the_system_message_stays(chat
     renderer = Renderer(chat_tokenizer)
     encoder = Encoder(renderer, 60, "truncate")
     (cut,) = encoder.encode(pairs((prompt, turns(("assistant", "Yes")), turns(("assistant", "No")))))
-    assert list(cut.prompt_ids) == renderer.prompt_ids((prompt[0], *prompt[3:]))
+    assert list(cut.prompt_ids) == renderer.encode_prompt((prompt[0], *prompt[3:]))
     assert chat_tokenizer.decode(cut.prompt_ids).startswith("<|im_start|>system\nBe brief")
-    assert encoder.counts.lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
+    assert encoder.counts.format_lines() == ["1 of 1 rows lost the start of the prompt to max_length (100.0%)"]
 
 
 @pytest.mark.parametrize("roles", [("developer",), ("system", "developer"), ("developer", "system")])
@@ -131,17 +131,17 @@ def test_what_the_author_of_a_prompt_set_down_stays(chat_tokenizer, roles):
     """System and developer messages, in their order, wherever they stand."""
     first = turns(*((role, f"Be {role}") for role in roles))
     said = turns(("user", LONG), ("assistant", "Hi"), ("developer", "Be brief"), ("user", "So?"))
-    assert without_oldest_turn((*first, *said)) == (*first, *said[2:])
+    assert drop_oldest_turn((*first, *said)) == (*first, *said[2:])
     renderer = Renderer(chat_tokenizer)
     (cut,) = Encoder(renderer, 90, "truncate").encode(pairs(((*first, *said), "Yes", "No")))
-    assert list(cut.prompt_ids) == renderer.prompt_ids((*first, *said[2:]))
+    assert list(cut.prompt_ids) == renderer.encode_prompt((*first, *said[2:]))
 
 
 def test_a_tool_result_never_stays_without_its_call():
     said = turns(("user", "Rain?"), ("assistant", "asks"), ("tool", "46"), ("assistant", "Yes"), ("user", "So?"))
-    assert without_oldest_turn(said) == said[4:]
-    assert without_oldest_turn(said[4:]) is None
-    assert without_oldest_turn("Hello") is None
+    assert drop_oldest_turn(said) == said[4:]
+    assert drop_oldest_turn(said[4:]) is None
+    assert drop_oldest_turn("Hello") is None
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 40])

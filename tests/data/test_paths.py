@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from support.row_files import refusal, written
 
-from dpo_lightning.data.readers.paths import check_path, display_name, read_bytes
+from dpo_lightning.data.readers.paths import check_path, format_path, read_bytes
 from dpo_lightning.errors import ExitCode
 
 
 @pytest.mark.parametrize("url", ["http://a.example/rows.jsonl", "https://a.example/b", "s3://bucket/rows", "HTTP://A"])
 def test_a_url_is_not_a_path(url: str) -> None:
-    refusal(lambda: check_path(url), ExitCode.CONFIG, url, "download it first", "hf://org/name")
+    refusal(lambda: check_path(url), ExitCode.CONFIG, url, "download the data", "hf://org/name")
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_unreadable_file_tells_owner_and_mode(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", barred)  # root may read whatever the mode says
-    refusal(lambda: read_bytes(path), ExitCode.INPUT_MISSING, "not readable", "mode 0200", "belongs to")
+    refusal(lambda: read_bytes(path), ExitCode.INPUT_MISSING, "no permission", "mode is 0200", "the owner of")
 
 
 def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,4 +107,4 @@ def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_names_are_printed_escaped() -> None:
-    assert display_name("가\n\udce9") == "가\\n\\udce9"
+    assert format_path("가\n\udce9") == "가\\n\\udce9"

@@ -33,7 +33,7 @@ def test_repeats_are_noted_with_both_lines() -> None:
     bad = BadRows()
     notes = Notes(bad, strict=False)
     check_order([pair(1, "p"), pair(2, "q"), pair(3, "p"), pair(4, "p", "c")], (), bad, notes)
-    assert notes.lines() == ["repeated rows: 1 (train:3 = train:1)"]
+    assert notes.format_lines() == ["repeated rows: 1 (train:3 = train:1)"]
     bad.raise_if_any()
 
 
@@ -47,14 +47,14 @@ def test_contradictions(chat: bool) -> None:
     allowed = BadRows()
     notes = Notes(allowed, strict=False)
     check_order(rows, ("contradictions",), allowed, notes)
-    assert notes.lines() == ["rows that contradict another: 1 (train:3 = train:1)"]
+    assert notes.format_lines() == ["rows that contradict another: 1 (train:3 = train:1)"]
     assert not allowed
 
 
 def test_repeated_completions() -> None:
     notes = Notes(BadRows(), strict=False)
     check_repeats([SFTExample(Origin("f", line), "p", ("c",)) for line in (1, 2)], notes)
-    assert notes.lines() == ["repeated rows: 1 (f:2 = f:1)"]
+    assert notes.format_lines() == ["repeated rows: 1 (f:2 = f:1)"]
 
 
 def test_a_leak_is_told_with_counts_and_both_lines() -> None:
@@ -123,7 +123,7 @@ def test_cycles_of_preferences(length: int, lists: bool, turned: bool) -> None:
     notes = Notes(allowed, strict=False)
     check_order(rows, ("contradictions",), allowed, notes)
     assert not allowed
-    assert [line.partition(" (")[0] for line in notes.lines()] == ["rows that close a cycle of preferences: 1"]
+    assert [line.partition(" (")[0] for line in notes.format_lines()] == ["rows that close a cycle of preferences: 1"]
 
 
 def test_orders_without_a_cycle() -> None:
@@ -172,4 +172,4 @@ def test_long_chains_and_many_cycles_take_no_recursion_and_no_square() -> None:
     back = [pair(count + k, "p", str(k), "0") for k in range(2, count)]
     notes = Notes(bad, strict=False)
     check_order([*chain, *back], ("contradictions",), bad, notes)
-    assert notes.lines()[0].startswith(f"rows that close a cycle of preferences: {count - 2:,} (")
+    assert notes.format_lines()[0].startswith(f"rows that close a cycle of preferences: {count - 2:,} (")

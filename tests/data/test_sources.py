@@ -68,7 +68,7 @@ def test_a_header_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", ["[1]", '"text"', "7", "null", "true", "[" * 60 + "]" * 60])
 def test_a_row_that_is_no_object(tmp_path: Path, row: str) -> None:
     path = jsonl(tmp_path, [PAIR, row, OTHER])
-    refusal(lambda: list(read_rows(path)), ExitCode.DATA, "where an object is due", f"{path}:2")
+    refusal(lambda: list(read_rows(path)), ExitCode.DATA, "not an object", f"{path}:2")
 
 
 def test_all_bad_rows_of_a_file_are_told_after_the_good_ones(tmp_path: Path) -> None:

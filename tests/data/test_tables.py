@@ -1,4 +1,4 @@
-"""Parquet and hub sets; the hub itself is stood in for."""
+"""Parquet files and data sets of the hub; the hub itself is replaced by a stub."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_nulls_that_arrow_adds_inside_are_dropped_and_nulls_of_columns_kept(tmp_
 def test_a_truncated_file(tmp_path: Path, kept: float) -> None:
     whole = Path(table(tmp_path, [PAIR, OTHER])).read_bytes()
     path = written(tmp_path, whole[: int(len(whole) * kept)], "cut.parquet")
-    refusal(lambda: list(read_rows(path)), ExitCode.DATA, "cut off or damaged", f"{path}:1")
+    refusal(lambda: list(read_rows(path)), ExitCode.DATA, "truncated or damaged", f"{path}:1")
 
 
 def test_a_text_file_that_is_called_parquet(tmp_path: Path) -> None:

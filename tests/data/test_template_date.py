@@ -18,7 +18,7 @@ from dpo_lightning.data.encoding import chat_templates
 from dpo_lightning.models import generation
 
 FIRST, NEXT = datetime.date(2026, 3, 5), datetime.date(2026, 3, 6)
-NOTE = "note: the chat template writes the date: "
+NOTE = "note: the chat template writes the date "
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def recorded(folder):
 
 def done(ran, day):
     assert ran.code == 0, ran
-    assert f"{NOTE}{day}; --data.template_date gives another\n" in ran.out
+    assert f"{NOTE}{day}; --data.template_date changes it\n" in ran.out
     assert ran.out.count(NOTE) == 1
     return ran
 
@@ -134,7 +134,7 @@ def test_another_template_has_no_date(tmp_path, tiny_llama, monkeypatch, set_day
     ran = bench.run("precompute")
     assert "computing" not in ran.out
     assert "template_date" not in ran.out
-    refused(bench.fit("--data.template_date", "tomorrow"), 64, "this is no date at data.template_date", "2026-11-28")
+    refused(bench.fit("--data.template_date", "tomorrow"), 64, "not a date at data.template_date", "2026-11-28")
 
 
 def test_a_template_file_with_a_date_of_its_own_takes_the_one_that_is_given(bench, tmp_path, set_day):
@@ -153,4 +153,4 @@ def test_infer_writes_todays_date_or_the_one_that_is_given(model, set_day, monke
     command = ("infer", "--model", model, "--instruction", "Hello")
     assert run(*command).code == run(*command, "--template_date", NEXT).code == 0
     assert ["05 Mar 2026" in asked[0], "06 Mar 2026" in asked[1]] == [True, True]
-    refused(run(*command, "--template_date", "x"), 64, "this is no date at --template_date")
+    refused(run(*command, "--template_date", "x"), 64, "not a date at --template_date")

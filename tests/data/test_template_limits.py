@@ -78,7 +78,7 @@ def renderer(template):
 def test_a_template_without_bound_is_refused(name):
     before = (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS))
     with pytest.raises(UserError, match=r"the chat template (takes|writes)") as raised:
-        renderer((ENDLESS | GROWING)[name]).prompt_ids(messages())
+        renderer((ENDLESS | GROWING)[name]).encode_prompt(messages())
     assert raised.value.code == ExitCode.MODEL
     assert before == (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS))
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
@@ -87,30 +87,30 @@ def test_a_template_without_bound_is_refused(name):
 @pytest.mark.parametrize("name", FAILING)
 def test_a_template_that_fails_is_refused(name):
     with pytest.raises(UserError, match="the chat template") as raised:
-        renderer(FAILING[name]).prompt_ids(messages())
+        renderer(FAILING[name]).encode_prompt(messages())
     assert raised.value.code == ExitCode.MODEL
 
 
 def test_a_template_that_is_endless_for_some_rows_only():
     hidden = renderer("{% if messages[0].content == 'go' %}" + ENDLESS["nested loops"] + "{% endif %}" + USUAL)
-    hidden.prompt_ids(messages())
+    hidden.encode_prompt(messages())
     with pytest.raises(UserError, match="takes more than"):
-        hidden.prompt_ids(({"role": "user", "content": "go"},))
+        hidden.encode_prompt(({"role": "user", "content": "go"},))
 
 
 def test_many_slow_renderings_are_one_that_does_not_end():
     slow = renderer("{% for i in range(99999) %}{% for j in range(9) %}{% endfor %}{% endfor %}" + USUAL)
     with pytest.raises(UserError, match="takes more than"):
-        [slow.prompt_ids(messages()) for _ in range(1000)]
+        [slow.encode_prompt(messages()) for _ in range(1000)]
 
 
 def test_a_long_conversation_may_be_long(monkeypatch):
     """A template may write a text more than once, and something of its own."""
-    monkeypatch.setattr(template_limits, "FRAME", 100)
+    monkeypatch.setattr(template_limits, "MAX_ADDED", 100)
     long = ({"role": "user", "content": "word " * 1000},)
-    renderer("x" * 100 + USUAL * 4).prompt_ids(long)
+    renderer("x" * 100 + USUAL * 4).encode_prompt(long)
     with pytest.raises(UserError, match="the chat template writes 30,000 characters"):
-        renderer(USUAL * 6).prompt_ids(long)
+        renderer(USUAL * 6).encode_prompt(long)
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"])

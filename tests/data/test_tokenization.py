@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dpo_lightning.data.datamodules import UnpairedDataModule
-from dpo_lightning.data.encoding.counts import unlisted_ends
+from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
@@ -77,7 +77,7 @@ def test_tokens_that_merge_across_the_border_leave_one_prompt_for_both(tokenizer
     pair, counts = encode(tokenizer, prompt, chosen, rejected)
     plain = tokenizer(prompt)["input_ids"]
     assert list(pair.prompt_ids) == plain[: len(plain) - merged]
-    assert counts.crossing == len(counts.lines()) == (merged > 0)
+    assert counts.crossing == len(counts.format_lines()) == (merged > 0)
     for answer, text in ((pair.chosen, chosen), (pair.rejected, rejected)):
         ids = [*pair.prompt_ids, *answer.ids]
         assert ids == [*tokenizer(prompt + text)["input_ids"], tokenizer.eos_token_id]
@@ -107,7 +107,7 @@ def test_a_template_that_writes_only_where_the_model_answers_does_not_shift_the_
         assert made.decode(answer.ids).strip() == f"{text}<|im_end|>"
     assert counts.crossing == 0
     assert counts.other_openings == 1
-    assert r"rendered without '<think>\n\n</think>\n\n', with which" in counts.lines()[0]
+    assert r"rendered without '<think>\n\n</think>\n\n', with which" in counts.format_lines()[0]
 
 
 @pytest.mark.parametrize("text", ["Hi", "Hi{eos}"])
@@ -128,7 +128,7 @@ def test_an_eos_that_the_template_leaves_out_is_added():
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
     assert made.decode(pair.chosen.ids).strip() == "Hi\n<|endoftext|>"
     assert list(pair.chosen.ids).count(made.eos_token_id) == 1
-    (line,) = counts.lines()
+    (line,) = counts.format_lines()
     assert line.startswith("1 of 1 rows have answers that the template ends with no end token: give a template")
 
 
@@ -136,27 +136,29 @@ def test_an_eos_that_the_template_leaves_out_is_added():
     ("end", "told"),
     [
         (END, "<|im_end|>, which ends no generation: add its id 2 to eos_token_id in generation_config.json"),
-        ("<|eot|>", "<|eot|>, 7 tokens here: give a template that writes EOS by --data.chat_template"),
+        ("<|eot|>", "<|eot|>, 7 tokens here: give a template that writes EOS by --data.chat_template FILE"),
     ],
 )
 def test_an_end_that_ends_no_generation_is_told(end, told):
     made = tiny_models.make_tokenizer(template=CHATML.replace(END, end))
     pair, counts = encode(made, "Hello", "Hi", "I am fine")
     assert made.decode(pair.chosen.ids) == f"Hi{end}\n<|endoftext|>"
-    assert counts.lines() == [f"1 of 1 rows have answers that the template ends with {told}; EOS is added (100.0%)"]
+    assert counts.format_lines() == [
+        f"1 of 1 rows have answers that the template ends with {told}; EOS is added (100.0%)"
+    ]
     if end == END:
         pair, counts = encode(made, "Hello", "Hi", "I am fine", ends=[2])
         assert made.decode(pair.chosen.ids) == "Hi<|im_end|>"
-        assert counts.lines() == []
+        assert counts.format_lines() == []
 
 
 def test_an_end_that_the_generation_config_does_not_list_is_told():
     made = tiny_models.make_chat_tokenizer()
     pair, _ = encode(made, "Hello", "Hi", "I am fine")
     for ends, told in (([0], 1), ([0, 2], 0), ([], 0)):  # none: what it says is not known
-        lines = list(unlisted_ends([pair], Renderer(made, end_ids=frozenset(ends))))
+        lines = list(format_unlisted_ends([pair], Renderer(made, end_ids=frozenset(ends))))
         assert len(lines) == told
-    (line,) = unlisted_ends([pair], Renderer(made, end_ids=frozenset([0])))
+    (line,) = format_unlisted_ends([pair], Renderer(made, end_ids=frozenset([0])))
     assert "answers end with <|im_end|> (id 2), which eos_token_id in the model's generation_config.json" in line
 
 
@@ -168,7 +170,7 @@ def test_characters_that_the_tokenizer_lacks_are_counted():
     encoder = Encoder(Renderer(made), 20)
     encoder.encode(rows)
     assert encoder.counts.unknown == 1
-    (line,) = encoder.counts.lines()
+    (line,) = encoder.counts.format_lines()
     assert line.startswith("1 of 2 rows have characters in an answer that the tokenizer lacks")
     made.unk_token = "</s>"  # as SmolLM2 has it: what ends an answer is no sign
     encoder = Encoder(Renderer(made), 20)
@@ -242,7 +244,7 @@ def test_an_answer_of_two_ended_parts_ends_with_the_second():
 def test_training_and_generation_read_the_same_prompt(make):
     made = make()
     pair, _ = encode(made, "Hello, you", " I am fine", " thank you")
-    assert list(pair.prompt_ids) == Renderer(made).prompt_ids("Hello, you")
+    assert list(pair.prompt_ids) == Renderer(made).encode_prompt("Hello, you")
 
 
 def test_only_the_assistants_turns_are_learned(chat_tokenizer):
@@ -250,7 +252,7 @@ def test_only_the_assistants_turns_are_learned(chat_tokenizer):
     row, counts = demonstrate(chat_tokenizer, turns(("system", "Be brief"), ("user", "Hello")), said)
     assert learned(chat_tokenizer, row) == ["Hi<|im_end|>", "I am fine<|im_end|>"]
     assert chat_tokenizer.decode([*row.prompt_ids, *row.completion.ids]).count("<|im_start|>") == 6
-    assert counts.lines() == []
+    assert counts.format_lines() == []
 
 
 def test_no_part_of_a_conversation_is_rendered_twice(chat_tokenizer, monkeypatch):
@@ -290,10 +292,10 @@ def test_a_template_that_drops_the_reasoning_of_earlier_turns_leaves_the_last_an
     row, counts = demonstrate(made, turns(("user", "Hello")), said)
     assert learned(made, row) == [thought + "I am fine<|im_end|>"]
     assert counts.last_turn_only == 1
-    assert "only the last answer is learned (100.0%)" in counts.lines()[0]
+    assert "only the last answer is learned (100.0%)" in counts.format_lines()[0]
     row, counts = demonstrate(made, turns(("user", "Hello")), (turns(("assistant", "Hi"))[0], *said[1:]))
     assert learned(made, row) == ["Hi<|im_end|>", thought + "I am fine<|im_end|>"]
-    assert counts.lines() == []
+    assert counts.format_lines() == []
 
 
 def test_a_rewritten_conversation_counts_as_one_row():
@@ -350,4 +352,4 @@ def test_bad_rows_are_told_together(chat_tokenizer):
     assert len(told.value.problems) == 15
     assert [problem.where for problem in told.value.problems[:2]] == ["pairs.jsonl:1", "pairs.jsonl:3"]
     assert "and 5 more" in str(told.value)
-    assert "neutralize" in told.value.fix
+    assert all("neutralize" in problem.fix for problem in told.value.problems)

@@ -58,7 +58,7 @@ def rendered(folder: Path, messages: list[Any], template: str = OBJECTS, **more:
     row = encoder.encode(examples)[0]
     learned = [id_ for id_, own in zip(row.completion.ids, row.completion.scored, strict=True) if own]
     text = tokenizer.decode([*row.prompt_ids, *row.completion.ids])
-    return text, tokenizer.decode(learned), [*warnings, *encoder.counts.lines()]
+    return text, tokenizer.decode(learned), [*warnings, *encoder.counts.format_lines()]
 
 
 @pytest.mark.parametrize("given", [JSON, TIGHT])
@@ -73,7 +73,7 @@ def test_arguments_that_are_json_text_are_decoded_and_that_is_said(
     assert learned == f"weather{written}<|im_end|>It is sunny.<|im_end|>"
     assert (text, learned, []) == rendered(tmp_path, [U, call(GIVEN), TOOL, LAST], template)
     assert len(said) == 1
-    assert said[0].startswith("1 of 2 rows have tool calls whose arguments are JSON text")
+    assert said[0].startswith("1 of 2 rows have tool calls whose arguments were converted")
 
 
 @pytest.mark.parametrize("template", [TEXT, PRINTED])
@@ -159,6 +159,6 @@ def test_a_template_that_fails_on_a_value_is_not_blamed_on_the_order_of_roles(tm
         lambda: rendered(tmp_path, [{**U, "name": "weather"}, LAST], template),
         ExitCode.DATA,
         "Can only get item pairs from a mapping",
-        "mend the values in the row's messages",
+        "correct the values in the row's messages",
         "--data.chat_template",
     )

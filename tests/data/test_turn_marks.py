@@ -122,7 +122,7 @@ def test_rows_that_would_teach_nothing_or_too_little(tmp_path: Path, row: Any, o
 
 def test_a_template_that_rewrites_all_that_is_learned_is_refused(tmp_path: Path) -> None:
     row = {"messages": [U, assistant("<think>hm</think>Four."), V, {**WRONG, "train": False}]}
-    refusal(lambda: runs(tmp_path, row, FORGETFUL), ExitCode.DATA, "rewrites every turn", "rows.jsonl:1")
+    refusal(lambda: runs(tmp_path, row, FORGETFUL), ExitCode.DATA, "rewrites every learned turn", "rows.jsonl:1")
 
 
 PAIR = {"prompt": [U], "chosen": [RIGHT], "rejected": [WRONG]}

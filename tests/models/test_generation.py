@@ -180,7 +180,7 @@ def test_prompts_are_those_of_training(row, template, tmp_path):
     pairs = short_runs.batch(made, tmp_path / "pairs.jsonl", rows=1)
     builder = CausalLM(str(folder))
     renderer = Renderer(builder.tokenizer(), "auto", "neutralize", builder.end_ids())
-    ids = renderer.prompt_ids(row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"]))
+    ids = renderer.encode_prompt(row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"]))
     for sequence in read_back(pairs):
         assert sequence[0][0] == ids  # what the first scored token is predicted from
     begin = tokenizer.bos_token_id

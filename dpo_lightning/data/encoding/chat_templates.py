@@ -1,4 +1,4 @@
-"""Chat templates that render a row the same each time: the date is fixed for a run, random choices are refused."""
+"""Makes chat templates repeatable: the date is fixed for a run, and templates with random choices are refused."""
 
 from __future__ import annotations
 
@@ -16,56 +16,75 @@ from dpo_lightning.special_files import check_not_special
 
 DATE = "data.template_date"
 FILES = ("chat_template.jinja", "tokenizer_config.json")
-"""Where a model folder keeps its template; the first one that is there is read."""
+"""Files of a model folder that may contain its template; the first that exists is read."""
 
 CLOCK = "strftime_now"
-"""The function by which templates write the date; transformers provides it."""
+"""The function that templates call to write the date; transformers provides it."""
 
 VARIABLE, VARIABLE_FORMAT = "date_string", "%d %b %Y"
-"""The variable from which Llama's templates take a date, with one of their own where none is given, and its format."""
+"""The variable with the date in Llama's templates, which have a default for it, and its format."""
 
 CHANCE = {("|", "random"), ("lipsum", "(")}
-"""What draws at random in Jinja, a filter and a function, with the sign that makes it one."""
+"""Pairs of tokens of Jinja that make a random choice: the filter `random` and the function `lipsum`."""
 
 Template = str | Mapping[str, str] | None
+"""A chat template, several by name, or none, as `tokenizer.chat_template` has them."""
 
 
 class RunDate:
-    """The date that a run's prompts hold where their template writes one: the same from its start to its end."""
+    """The date in the prompts of a run whose template writes one: it stays the same past midnight and on resuming.
+
+    Attributes:
+        day: the date, or None before a template needs one.
+        written: the date in ISO format once a prompt contains it, else None.
+    """
 
     def __init__(self, given: str | None) -> None:
-        """Take the date that is given; left out, it is that of the day on which a template first needs it."""
-        self.day, self._given = parse_date(given), given is not None
-        self.written: str | None = None
-        """The date, once it stands in a prompt."""
-
-    def settle(self, template: Template) -> date | None:
-        """The day for a template's renderings; None for one that writes no date, and is given none.
+        """Use a given date in ISO format; None uses the date on which a template first needs one.
 
         Raises:
-            UserError: 67, for a template that writes something else each time.
+            UserError: 64 if it is not a date.
+        """
+        self.day, self._given = parse_date(given), given is not None
+        self.written: str | None = None
+
+    def choose_day(self, template: Template) -> date | None:
+        """Return the date with which to render a template; None if none was given and the template writes none.
+
+        Raises:
+            UserError: 67 if the template makes random choices.
         """
         check_repeatable(template)
-        if self.day is None and any(CLOCK in source for source in sources(template)):
+        if self.day is None and any(CLOCK in source for source in list_sources(template)):
             self.day = date.today()
         return self.day
 
-    def tell(self, *, written: bool) -> None:
-        """Say once which date stands in the prompts, or that the one that was given does not."""
+    def log(self, *, written: bool) -> None:
+        """Log once which date the prompts contain, or that the given one is not used.
+
+        Args:
+            written: whether the prompts that were rendered so far contain the date.
+        """
         if written and not self.written:
             self.written = str(self.day)
-            logger.info(f"note: the chat template writes the date: {self.day}; --{DATE} gives another")
+            logger.info(f"note: the chat template writes the date {self.day}; --{DATE} changes it")
         elif self._given and not self.written:
-            self._given = False
+            self._given = False  # logged once
             logger.info(f"note: {DATE} is not used: the chat template writes no date")
 
-    def keep(self, options: dict[str, Any]) -> None:
-        """Write the date that stands in prompts into the options of the data, which repeat the run."""
+    def save_option(self, options: dict[str, Any]) -> None:
+        """Set `template_date` in the options that are saved with the run, if prompts contain the date."""
         if self.written:
             options["template_date"] = self.written
 
     def adopt(self, broadcast: Callable[[date], date]) -> bool:
-        """Take the date of the first rank; whether it is another, as at midnight, and rows are to be encoded anew."""
+        """Use the date of the first rank; return whether it differs: rows must be encoded again.
+
+        Ranks that start round midnight may have chosen different dates.
+
+        Args:
+            broadcast: returns the first rank's value on every rank.
+        """
         if self.written is None or self.day is None:
             return False
         own, self.day = self.day, broadcast(self.day)
@@ -73,30 +92,41 @@ class RunDate:
 
 
 def parse_date(text: str | None, key: str = DATE) -> date | None:
-    """A date as ISO 8601 writes it, `2026-11-28`.
+    """Parse a date in ISO 8601, such as `2026-11-28`; None is returned as it is.
+
+    Args:
+        text: the date.
+        key: the option, for the error.
 
     Raises:
-        UserError: 64, for anything else.
+        UserError: 64 for any other text.
     """
     try:
         return None if text is None else date.fromisoformat(text)
     except ValueError:
-        problem = Problem("this is no date", key, text or "")
-        raise UserError(ExitCode.CONFIG, problem, fix="write year, month and day: 2026-11-28") from None
+        problem = Problem("not a date", key, text or "")
+        raise UserError(ExitCode.CONFIG, problem, fix="write year, month and day, such as 2026-11-28") from None
 
 
-def dated(source: str, day: date) -> dict[str, str]:
-    """Options with which `apply_chat_template` writes a given day, at midnight, where a template writes a date."""
+def build_date_options(source: str, day: date) -> dict[str, str]:
+    """Build options of `apply_chat_template` with which a template writes the given day, at midnight.
+
+    Empty for a template that writes no date.
+    """
     if CLOCK in source:
-        return {"chat_template": clock(day) + source}
+        return {"chat_template": write_clock_macro(day) + source}
     return {VARIABLE: day.strftime(VARIABLE_FORMAT)} if VARIABLE in source else {}
 
 
-def clock(day: date) -> str:
-    """A Jinja macro that replaces the clock; transformers hands no functions to a template."""
+def write_clock_macro(day: date) -> str:
+    """Write a Jinja macro that replaces `strftime_now` by the given day.
+
+    A macro, as transformers passes no functions of the caller to a template.
+    """
     midnight = datetime(day.year, day.month, day.day)
+    # Every directive of one letter, also without padding (`%-d`); the macro looks directives up in this table.
     written = {code: midnight.strftime(f"%{code}") for letter in ascii_letters for code in (letter, f"-{letter}")}
-    # The newline at the end is not written (`trim_blocks`): the template begins as it would by itself.
+    # The newline at the end is not rendered (`trim_blocks`): the output begins as that of the template alone.
     return (
         f"{{%- macro {CLOCK}(format) -%}}{{%- set written = {json.dumps(written)} -%}}"
         "{%- for piece in format.split('%%') -%}{{- '' if loop.first else '%' -}}"
@@ -104,42 +134,42 @@ def clock(day: date) -> str:
         "{%- if loop.first -%}{{- part -}}"
         "{%- elif part[:2] in written -%}{{- written[part[:2]] + part[2:] -}}"
         "{%- elif part[:1] in written -%}{{- written[part[:1]] + part[1:] -}}"
-        "{%- else -%}{{- raise_exception('a date is written by %' + part[:2] + ', which is not known') -}}"
+        "{%- else -%}{{- raise_exception('unknown format of a date: %' + part[:2]) -}}"
         "{%- endif -%}{%- endfor -%}{%- endfor -%}{%- endmacro %}\n"
     )
 
 
 def check_repeatable(template: Template) -> None:
-    """Refuse a template that draws at random: each rendering of a row would be another one.
+    """Refuse a template that makes random choices: two renderings of the same row would differ.
 
     Raises:
-        UserError: 67.
+        UserError: 67 if it does.
     """
     from jinja2 import Environment, TemplateSyntaxError
 
-    for source in sources(template):
+    for source in list_sources(template):
         try:
             words = [text for _, kind, text in Environment().lex(source) if kind in ("name", "operator")]
-        except TemplateSyntaxError:  # reported when a row is rendered
+        except TemplateSyntaxError:  # raised again, with its remedy, when a row is rendered
             continue
         for pair in pairwise(words):
             if pair in CHANCE:
                 raise UserError(
                     ExitCode.MODEL,
-                    f"the chat template draws at random (`{''.join(pair)}`): it renders a row otherwise each time",
-                    fix="--data.chat_template with a template that does not",
+                    f"the chat template makes a random choice (`{''.join(pair)}`): renderings of a row would differ",
+                    fix="give a template without it by --data.chat_template FILE",
                 )
 
 
-def sources(template: Template) -> list[str]:
-    """The text of a template, or of each of several."""
+def list_sources(template: Template) -> list[str]:
+    """Return the source text of each template, an empty list for none."""
     if template is None or isinstance(template, str):
         return [template] if template else []
     return list(template.values())
 
 
-def template_source(tokenizer: Any) -> str:
-    """The file of a tokenizer's template, or the key that gave another one."""
+def locate_template(tokenizer: Any) -> str:
+    """Return where a tokenizer's template comes from, for errors: its file, or the option that replaced it."""
     own = getattr(tokenizer, "init_kwargs", {}).get("chat_template")
     if own != tokenizer.chat_template:
         return "data.chat_template"
@@ -148,7 +178,11 @@ def template_source(tokenizer: Any) -> str:
 
 
 def read_template(path: str) -> str:
-    """The text of a chat template file."""
+    """Read the source text of a chat template.
+
+    Raises:
+        UserError: 66 if the file cannot be read as UTF-8.
+    """
     try:
         check_not_special(path)
         return Path(path).read_text(encoding="utf-8")
@@ -157,5 +191,5 @@ def read_template(path: str) -> str:
         raise UserError(
             ExitCode.INPUT_MISSING,
             Problem(f"the chat template cannot be read: {reason}", where="data.chat_template", text=path),
-            fix="--data.chat_template with a UTF-8 file",
+            fix="give a text file in UTF-8 by --data.chat_template FILE",
         ) from None

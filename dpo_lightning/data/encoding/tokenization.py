@@ -1,4 +1,4 @@
-"""Examples into token ids: one prompt for both answers, EOS once, and a policy for what is too long."""
+"""Converts examples to token ids: all answers of a row follow the same prompt ids, and rows fit into `max_length`."""
 
 from __future__ import annotations
 
@@ -9,74 +9,88 @@ from typing import Any, Literal
 
 from dpo_lightning.data.encoding.counts import Counts
 from dpo_lightning.data.encoding.rendering import Renderer
-from dpo_lightning.data.encoding.whole_texts import Conversation, common_prefix
+from dpo_lightning.data.encoding.whole_texts import Conversation, count_common_ids
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Origin, Text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Overlong = Literal["error", "drop", "truncate"]
+"""What happens to rows longer than `max_length`."""
 
-MOST_REFUSED = 1000
-"""Bad rows after which reading on would tell nothing new."""
+MAX_REFUSED = 1000
+"""Bad rows after which tokenization stops: further errors would be of the same kinds."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A prompt and its answers as ids, and what happened on the way."""
+    """A prompt and its answers as ids, and what was changed; `Counts` counts the rows with each change."""
 
     prompt_ids: list[int]
     answers: list[EncodedAnswer]
     crossing: bool = False
+    """Whether a token contains the end of the prompt and the beginning of an answer."""
     last_turn_only: bool = False
+    """Whether the template rewrites earlier turns of an answer, so that only the last one is learned."""
     shortened: bool = False
+    """Whether the start of the prompt was removed."""
     respaced: bool = False
+    """Whether the template changes white space in an answer."""
     opening: str = ""
+    """The end of the generation prompt that answers are rendered without."""
     ending: str = ""
+    """What the template writes at the end of an answer in place of an end token, and the remedy."""
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and longer answer."""
+        """Tokens of the prompt and the longest answer."""
         return len(self.prompt_ids) + max(len(answer.ids) for answer in self.answers)
 
 
 @dataclass
 class Encoder:
-    """Turns examples into ids. `counts` tells what happened to them."""
+    """Converts examples to ids, and counts in `counts` what was dropped or changed."""
 
     renderer: Renderer
     max_length: int
+    """Tokens of the prompt and the longest answer together."""
     overlong: Overlong = "error"
     counts: Counts = field(default_factory=Counts)
     _refused: list[UserError] = field(default_factory=list)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Encode rows of any kind; raises `UserError` naming every row that is too long where that is an error."""
+        """Encode rows of any kind; the result lacks those that `overlong="drop"` drops.
+
+        Raises:
+            UserError: 65 with all bad rows, or all rows that are too long; 67 if the template or the tokenizer cannot
+                be used for any row.
+        """
         encoded = []
         for example in examples:
-            fitted = self._fit(example.origin, example.prompt, example.answers, example.tools)
+            fitted = self._try_fit(example.origin, example.prompt, example.answers, example.tools)
             if fitted is not None:
                 encoded.append(example.encode(fitted.prompt_ids, tuple(fitted.answers)))
-        self._finish(len(encoded))
+        self._raise_errors(len(encoded))
         return encoded
 
-    def _fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
-        """Ids that fit into `max_length`, or None for a row that is left out; bad rows are told together at the end."""
+    def _try_fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
+        """Encode a row within `max_length`; None if it is dropped, or bad: errors are raised together at the end."""
         try:
-            return self._fitted(origin, prompt, answers, tools)
+            return self._fit(origin, prompt, answers, tools)
         except UserError as error:
-            if error.code != ExitCode.DATA:  # the template or the tokenizer: every row would say the same
+            if error.code != ExitCode.DATA:  # of the template or the tokenizer: the same for every row
                 raise
             self._refused.append(error)
-            if len(self._refused) == MOST_REFUSED:
-                self._finish(0)
+            if len(self._refused) == MAX_REFUSED:
+                self._raise_errors(0)
             return None
 
-    def _fitted(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
+    def _fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
+        """Encode a row within `max_length`, and count what was changed; None if it is dropped or too long."""
         self.counts.read += 1
         fitted = self._encode(origin, prompt, answers, tools)
         if not all(any(answer.scored) for answer in fitted.answers):
             raise UserError(
                 ExitCode.DATA,
-                Problem("the chat template rewrites every turn that is to be learned", str(origin)),
+                Problem("the chat template rewrites every learned turn once others follow", str(origin)),
                 fix="give a template that keeps earlier turns by --data.chat_template FILE, or remove the row",
             )
         if fitted.length > self.max_length:
@@ -84,10 +98,11 @@ class Encoder:
                 self.counts.dropped += 1
                 return None
             if self.overlong == "error":
-                what = f"prompt and longer answer have {fitted.length} tokens, max_length is {self.max_length}"
+                what = f"prompt and longest answer have {fitted.length} tokens, but max_length is {self.max_length}"
                 self.counts.too_long.append(Problem(what, str(origin)))
                 return None
-            while fitted.length > self.max_length and (shorter := without_oldest_turn(prompt)) is not None:
+            # Whole exchanges are removed first; only then is the rest of the prompt cut, even within a message.
+            while fitted.length > self.max_length and (shorter := drop_oldest_turn(prompt)) is not None:
                 prompt = shorter
                 fitted = replace(self._encode(origin, prompt, answers, tools), shortened=True)
             fitted = self._cut(fitted)
@@ -105,13 +120,13 @@ class Encoder:
         self.counts.unended += bool(fitted.ending)
         self.counts.ending = self.counts.ending or fitted.ending
         self.counts.last_turn_only += fitted.last_turn_only
-        self.counts.converted_calls += self.renderer.converts(prompt, *answers)
+        self.counts.converted_calls += self.renderer.needs_conversion(prompt, *answers)
         self.counts.shortened_prompts += fitted.shortened
         self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
         return fitted
 
     def _check_distinct(self, origin: Origin, answers: Sequence[EncodedAnswer]) -> None:
-        """Refuse answers that are the same to the model, though their texts differ: nothing is preferred."""
+        """Refuse answers with the same ids, though their texts differ: there is no preference to learn."""
         for (one, first), (other, second) in combinations(enumerate(answers, 1), 2):
             if first.ids != second.ids:
                 continue
@@ -127,15 +142,16 @@ class Encoder:
             )
 
     def _cut(self, whole: Encoding) -> Encoding:
-        """Cut the prompt's start down to half of the room at most, then the end of an answer that is still too long.
+        """Remove the start of the prompt, down to half of `max_length`, then the end of answers if needed.
 
-        The BOS stays: some models write nonsense without it.
+        The BOS is kept: some models write nonsense without it.
         """
         longest = max(len(answer.ids) for answer in whole.answers)
         prompt_room = max(self.max_length - longest, self.max_length // 2)
         prompt_ids, bos = whole.prompt_ids, list(self.renderer.raw_prefix)
         shorter = len(prompt_ids) > prompt_room
         if shorter:
+            # Without room for an id after it, the BOS is not kept.
             head = bos if prompt_ids[: len(bos)] == bos and len(bos) < prompt_room else []
             prompt_ids = head + prompt_ids[len(head) - prompt_room :]
         room = self.max_length - len(prompt_ids)
@@ -148,12 +164,14 @@ class Encoder:
         return replace(whole, prompt_ids=prompt_ids, answers=answers, shortened=whole.shortened or shorter)
 
     def _encode(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding:
+        """Encode prompt and answers without a limit of length."""
         conversation = Conversation(self.renderer, tools, origin)
         rendered_prompt = conversation.render_prompt(prompt)
         rendered_answers = [conversation.render_answer(prompt, rendered_prompt, answer) for answer in answers]
-        # A template or a tokenizer may write the border otherwise once an answer follows: both sides then begin
-        # at the last token that prompt and answers agree on, so that they are conditioned on the same ids.
-        border = min(common_prefix(rendered_prompt.ids, whole.ids) for whole in rendered_answers)
+        # The last ids of the prompt may differ once an answer follows, by the template or by a token that contains
+        # both. All answers then begin after the ids that they have in common with the prompt: each is conditioned on
+        # the same prompt ids.
+        border = min(count_common_ids(rendered_prompt.ids, whole.ids) for whole in rendered_answers)
         opening = next((whole.opening for whole in rendered_answers if whole.opening), "")
         return Encoding(
             rendered_prompt.ids[:border],
@@ -165,8 +183,10 @@ class Encoder:
             ending=next((whole.ending for whole in rendered_answers if whole.ending), ""),
         )
 
-    def _finish(self, kept: int) -> None:
+    def _raise_errors(self, kept: int) -> None:
+        """Raise the errors of all rows together, or one if no row is kept; bad rows come before those too long."""
         if self._refused:
+            # Each problem is printed with the remedy of its own error.
             problems = [replace(problem, fix=error.fix) for error in self._refused for problem in error.problems]
             raise UserError(ExitCode.DATA, problems)
         if self.counts.too_long:
@@ -183,8 +203,12 @@ class Encoder:
             )
 
 
-def without_oldest_turn(prompt: Text) -> Text | None:
-    """The prompt without its first exchange, its system message kept; None where only one turn is left."""
+def drop_oldest_turn(prompt: Text) -> Text | None:
+    """Remove the first exchange of a prompt, up to the next message of the user; system messages are kept.
+
+    Returns:
+        The shorter prompt, or None for a string and for a prompt with one exchange.
+    """
     if isinstance(prompt, str):
         return None
     kept = [message for message in prompt if message["role"] in ("system", "developer")]

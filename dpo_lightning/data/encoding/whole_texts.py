@@ -1,4 +1,4 @@
-"""Prompt and answer as one sequence of ids: where the answer starts, its single EOS, and which ids are learned."""
+"""Converts prompt and answer to one sequence of ids: where the answer starts, its EOS, and which ids are learned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from dpo_lightning.data.encoding.kept_texts import check_kept, common_length
+from dpo_lightning.data.encoding.kept_texts import check_kept, count_common_characters
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
 
@@ -31,7 +31,7 @@ class RenderedAnswer:
 
     ids: list[int]
     scored: list[bool]
-    """Which ids are learned."""
+    """Which ids are learned, one value for each; before `Encoder` cuts the prompt off, its ids are included."""
     opening: str = ""
     """The end of the generation prompt if the template omits it before an answer."""
     ending: str = ""
@@ -44,18 +44,24 @@ class RenderedAnswer:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Renders the texts of one row."""
+    """Renders the prompt and the answers of one row."""
 
     renderer: Renderer
     tools: Sequence[Any]
+    """Schemas of tools, which the template writes into the prompt."""
     origin: Origin
+    """The row, for errors."""
 
     def render_prompt(self, prompt: Text) -> RenderedPrompt:
-        """Render a prompt as for generation."""
-        turns = self.renderer.messages(prompt, "user")
+        """Render a prompt as for generation.
+
+        Raises:
+            UserError: the template rejects it or omits a part, or it contains a control token.
+        """
+        turns = self.renderer.to_messages(prompt, "user")
         if turns is None:
-            return RenderedPrompt(self.renderer.prompt_ids(prompt, self.tools, self.origin))
-        text = self._text(turns, generation=True)
+            return RenderedPrompt(self.renderer.encode_prompt(prompt, self.tools, self.origin))
+        text = self._render(turns, generation=True)
         ids = self.renderer.encode(text)
         self.renderer.check_one_bos(ids, self.origin)
         return RenderedPrompt(ids, turns, text)
@@ -63,57 +69,68 @@ class Conversation:
     def render_answer(self, prompt: Text, start: RenderedPrompt, answer: Text) -> RenderedAnswer:
         """Render prompt and answer.
 
+        Args:
+            prompt: the prompt.
+            start: what `render_prompt` returned for it.
+            answer: a text, or messages of which the last is the assistant's.
+
         Raises:
-            UserError: the template refuses them, or leaves out a part of the answer.
+            UserError: the template rejects them or omits a part, or they contain a control token.
         """
-        replies = self.renderer.messages(answer, "assistant")
+        replies = self.renderer.to_messages(answer, "assistant")
         if start.turns is None or replies is None:
-            ids = self.renderer.raw_ids(str(prompt), self.renderer.strip_eos(str(answer)), self.origin)
+            ids = self.renderer.encode_raw(str(prompt), self.renderer.strip_eos(str(answer)), self.origin)
             ids.append(self.renderer.tokenizer.eos_token_id)
             return RenderedAnswer(ids, [True] * len(ids))
         turns = (*start.turns, *replies)
-        text = self._text(turns)
+        text = self._render(turns)
         rendered = self.renderer.encode(text)
+        # With several turns in the answer, the last one begins after the others.
         before = start if len(replies) == 1 else self.render_prompt(turns[:-1])
-        ids = self._ended(rendered, common_prefix(rendered, before.ids))
-        ending = self._ending(text) if len(ids) > len(rendered) else ""
-        whole = RenderedAnswer(ids, [True] * len(ids), start.text[common_length(start.text, text) :][-SHOWN:], ending)
+        ids = self._end_with_eos(rendered, count_common_ids(rendered, before.ids))
+        ending = self._describe_ending(text) if len(ids) > len(rendered) else ""
+        # The end of the generation prompt that differs from the conversation is what the answer is rendered without.
+        opening = start.text[count_common_characters(start.text, text) :][-SHOWN:]
+        whole = RenderedAnswer(ids, [True] * len(ids), opening, ending)
         if len(replies) > 1:
-            return self._assistant_turns(whole, text, turns, {len(start.turns): start, len(turns) - 1: before})
+            return self._score_assistant_turns(whole, text, turns, {len(start.turns): start, len(turns) - 1: before})
         return replace(whole, respaced=self._check_kept(turns, text, before.text, len(text)))
 
-    def _text(self, turns: Sequence[Message], *, generation: bool = False) -> str:
-        return self.renderer.chat_text(turns, self.tools, self.origin, add_generation_prompt=generation)
+    def _render(self, turns: Sequence[Message], *, generation: bool = False) -> str:
+        return self.renderer.render_chat(turns, self.tools, self.origin, add_generation_prompt=generation)
 
-    def _ended(self, ids: list[int], start: int) -> list[int]:
-        """Remove what a template writes after the last turn (a newline, a second end), or add a missing EOS."""
+    def _end_with_eos(self, ids: list[int], start: int) -> list[int]:
+        """Remove what a template writes after the last turn (a newline, a second end), or append a missing EOS.
+
+        `start` is the index from which end tokens belong to the last turn.
+        """
         tokenizer = self.renderer.tokenizer
         ends = [i for i in range(start, len(ids)) if ids[i] in self.renderer.stops]
         while len(ends) > 1 and not tokenizer.decode(ids[ends[-2] + 1 : ends[-1]]).strip():
             ends.pop()
         return ids[: ends[-1] + 1] if ends else [*ids, tokenizer.eos_token_id]
 
-    def _ending(self, text: str) -> str:
-        """Describe the end of a text without an end token, and the remedy."""
+    def _describe_ending(self, text: str) -> str:
+        """Describe how a text without an end token ends, such as `</s>` in several tokens, and the remedy."""
         _, start, end = text.rstrip().rpartition("<")
         marker = start + end
         if not (start and marker.endswith(">") and len(marker) <= SHOWN and marker.isprintable()):
-            return "no end token: give a template that writes one by --data.chat_template"
+            return "no end token: give a template that writes one by --data.chat_template FILE"
         ids = self.renderer.encode(marker)
         if len(ids) > 1:
-            return f"{marker}, {len(ids)} tokens here: give a template that writes EOS by --data.chat_template"
+            return f"{marker}, {len(ids)} tokens here: give a template that writes EOS by --data.chat_template FILE"
         return f"{marker}, which ends no generation: add its id {ids[0]} to eos_token_id in generation_config.json"
 
-    def _assistant_turns(
+    def _score_assistant_turns(
         self, whole: RenderedAnswer, text: str, messages: tuple[Message, ...], rendered: Mapping[int, RenderedPrompt]
     ) -> RenderedAnswer:
         """Mark only the assistant's turns of the answer as learned.
 
         Args:
-            whole: prompt and answer with everything learned.
-            text: the same as rendered text.
-            messages: the same as messages.
-            rendered: prompts by their number of turns: the prompt itself, and all turns but the last.
+            whole: prompt and answer, with all ids marked as learned.
+            text: prompt and answer as the template renders them.
+            messages: prompt and answer as messages.
+            rendered: rendered prompts by their number of turns, which need not be rendered again.
         """
         ids, scored, rewritten, respaced = whole.ids, [False] * len(whole.ids), False, False
         for i in range(min(rendered), len(messages)):
@@ -121,25 +138,27 @@ class Conversation:
                 continue
             before, through, end = rendered.get(i) or self.render_prompt(messages[:i]), ids, len(text)
             if i < len(messages) - 1:
-                part = self._text(messages[: i + 1])
-                through, end = self.renderer.encode(part), common_length(part, text)
-                through = self._ended(through, common_prefix(through, before.ids))
-                if common_prefix(through, ids) < len(through):
+                part = self._render(messages[: i + 1])
+                through, end = self.renderer.encode(part), count_common_characters(part, text)
+                through = self._end_with_eos(through, count_common_ids(through, before.ids))
+                # Ids of a turn that change once others follow are not those that the model would generate.
+                if count_common_ids(through, ids) < len(through):
                     rewritten = True
                     continue
             respaced |= self._check_kept(messages[: i + 1], text, before.text, end)
-            start = common_prefix(before.ids, ids)
+            # Before the turn: what the generation prompt gives is not generated by the model.
+            start = count_common_ids(before.ids, ids)
             scored[start : len(through)] = [True] * (len(through) - start)
         return replace(whole, scored=scored, rewritten=rewritten, respaced=respaced)
 
     def _check_kept(self, turns: Sequence[Message], text: str, prompt: str, end: int) -> bool:
-        """Refuse a template that omits a part of the last turn; return whether it changes white space in it."""
-        reply = self.renderer.guarded_message(turns[-1], self.origin)
-        return check_kept(reply, text, prompt, partial(self._text, turns[:-1]), end, self.origin)
+        """Check that the text contains every part of the last turn; return whether white space in it is changed."""
+        reply = self.renderer.guard_message(turns[-1], self.origin)
+        return check_kept(reply, text, prompt, partial(self._render, turns[:-1]), end, self.origin)
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return the length of the longest common prefix."""
+def count_common_ids(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the length of the longest common prefix of two sequences of ids."""
     for i, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return i

@@ -12,7 +12,7 @@ from dpo_lightning.data.formats.columns import NO_TEXT
 from dpo_lightning.data.formats.fields import SPOKEN, parse_text
 from dpo_lightning.data.formats.turn_marks import read_context
 from dpo_lightning.data.readers.bad_rows import Notes, RowError
-from dpo_lightning.data.readers.invisible_characters import texts_in
+from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.data.readers.sources import Row, kind_of
 from dpo_lightning.data.readers.text_cleaning import decode_json, excerpt_name, excerpt_value
 
@@ -99,7 +99,7 @@ class ContextColumns:
         if not given:
             return prompt
         pattern = re.compile(rf"(?<!\w){re.escape(given.strip())}(?!\w)")
-        if any(pattern.search(text) for text in texts_in(prompt)):
+        if any(pattern.search(text) for text in iterate_texts(prompt)):
             self._count(THERE)
             return prompt
         if not isinstance(prompt, str):
@@ -182,10 +182,10 @@ def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set
     for row in rows if any(names.values()) else ():
         for name, value in row.values.items():
             ours = names[name]
-            texts = [text.strip() for text in texts_in(value) if text.strip()] if ours else []
+            texts = [text.strip() for text in iterate_texts(value) if text.strip()] if ours else []
             if not texts:
                 continue
-            read = JOINT.join(text for other in used for text in texts_in(row.values.get(other)))
+            read = JOINT.join(text for other in used for text in iterate_texts(row.values.get(other)))
             if all(text in read for text in texts):
                 continue
             noted.add(name)

@@ -165,7 +165,7 @@ def check_leak(
         notes = Notes(bad, strict=False)
         check([*train, *held_out], allow, bad, notes)
         bad.raise_if_any()
-        warnings += [line for line in notes.lines() if line.startswith((CONTRADICTING, CYCLING))]
+        warnings += [line for line in notes.format_lines() if line.startswith((CONTRADICTING, CYCLING))]
     return warnings
 
 

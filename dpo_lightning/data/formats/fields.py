@@ -11,7 +11,7 @@ from dpo_lightning.data.examples import Message, Text
 from dpo_lightning.data.formats.tool_calls import read_calls
 from dpo_lightning.data.formats.turn_marks import read_mark, unmarked
 from dpo_lightning.data.readers.bad_rows import RowError
-from dpo_lightning.data.readers.invisible_characters import visible
+from dpo_lightning.data.readers.invisible_characters import remove_invisible
 from dpo_lightning.data.readers.sources import kind_of
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
@@ -65,7 +65,7 @@ def check_answer(text: Text, name: str) -> None:
     if not text:
         raise RowError(f"{name} is empty", fix=REMOVE)
     if isinstance(text, str):
-        if not visible(text).strip():
+        if not remove_invisible(text).strip():
             raise RowError(f"{name} is only white space", text, REMOVE)
     elif text[-1]["role"] != "assistant":
         what = f"{name} ends with a {text[-1]['role']} message, not with the assistant's"
@@ -78,7 +78,7 @@ def check_not_blank(prompt: Text, name: str) -> None:
     Raises:
         RowError: for white space only.
     """
-    if isinstance(prompt, str) and prompt and not visible(prompt).strip():
+    if isinstance(prompt, str) and prompt and not remove_invisible(prompt).strip():
         raise RowError(f"{name} is only white space", prompt, "write a prompt, or make it empty")
 
 
@@ -107,7 +107,7 @@ def look_alike_texts(one: Text, other: Text) -> bool:
     return strip_text(one) == strip_text(other)
 
 
-def strip_text(text: Text, strip: Callable[[str], str] = lambda text: visible(text).strip()) -> object:
+def strip_text(text: Text, strip: Callable[[str], str] = lambda text: remove_invisible(text).strip()) -> object:
     """A text without invisible characters and outer white space, for comparison; `strip` may remove something else."""
     if isinstance(text, str):
         return strip(text)
@@ -194,6 +194,6 @@ def _check_content(message: Message, place: str, *, optional: bool) -> None:
         raise RowError(f"{place} has no content", fix=TURN)
     if not isinstance(content, str):
         raise RowError(f"{place} has {kind_of(content)} as content", fix="write the content as text")
-    if not optional and message["role"] in SPOKEN and not visible(content).strip():
+    if not optional and message["role"] in SPOKEN and not remove_invisible(content).strip():
         what = "only white space" if content else "no text"
         raise RowError(f"{place} has {what} as content", fix=REMOVE)

@@ -11,7 +11,7 @@ from dpo_lightning.data.formats.context_columns import note_unread
 from dpo_lightning.data.formats.duplicates import check_allowances, excerpt_text
 from dpo_lightning.data.formats.row_format import RowFormat
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
-from dpo_lightning.data.readers.invisible_characters import kinds_in
+from dpo_lightning.data.readers.invisible_characters import find_invisible_kinds
 from dpo_lightning.data.readers.sources import Row, read_files
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -55,12 +55,12 @@ def _warnings(rows: Sequence[Row], reader: RowFormat, bad: BadRows, notes: Notes
     """The warnings about a set of rows; bad rows are raised first."""
     used = reader.used
     for row in rows:
-        kinds = set().union(*(kinds_in(value) for name, value in row.values.items() if name in used))
+        kinds = set().union(*(find_invisible_kinds(value) for name, value in row.values.items() if name in used))
         for kind in sorted(kinds):
             notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
     unread = note_unread(rows, used, notes)
     bad.raise_if_any()
-    return [*notes.lines(), *reader.context.lines(), *unused(rows, (*used, *unread))]
+    return [*notes.format_lines(), *reader.context.lines(), *unused(rows, (*used, *unread))]
 
 
 def _read_rows(

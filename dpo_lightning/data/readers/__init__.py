@@ -1,1 +1,1 @@
-"""Readers: bytes of files and hub sets into rows, each with its origin."""
+"""Readers: rows of files and of data sets of the hub, each with its origin."""

@@ -1,4 +1,4 @@
-"""Parquet files and sets of the Hugging Face hub into rows with the number of each."""
+"""Rows of parquet files and of data sets of the Hugging Face hub, each with its number."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from typing import Any
 from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
 
 HUB = "hf://"
+"""The prefix of a path that names a data set of the hub."""
+
 HUB_ID = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^:/]+))?(?::(.+))?")
+"""`hf://org/name[/config][:split]`; the groups are `org/name`, the config and the split."""
+
 DEFAULT_SPLIT = "train"
 ROWS_AT_ONCE = 1024
+"""Rows of a parquet file that are decoded together: more are faster, but need memory for all of them."""
 
 
-def parquet_rows(path: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a parquet file; a row's line is its number, from 1.
+def read_parquet_rows(path: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Read the rows of a parquet file, with their numbers from 1 in place of lines.
+
+    Args:
+        path: the file.
+        name: the file as messages print it.
 
     Raises:
-        UserError: 65 for a file that is cut off or damaged.
+        UserError: 65 if the file is truncated or damaged.
     """
     import pyarrow
     from pyarrow import parquet
@@ -29,34 +38,37 @@ def parquet_rows(path: str, name: str) -> Iterator[tuple[int, Any]]:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 for values in batch.to_pylist():
                     number += 1
-                    yield number, _without_nulls(values)
+                    yield number, _drop_nulls(values)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(
             ExitCode.DATA,
-            Problem("the parquet file is cut off or damaged", where=f"{name}:{number + 1}", text=str(error)),
-            fix="write, copy or download it again",
+            Problem("the parquet file is truncated or damaged", where=f"{name}:{number + 1}", text=str(error)),
+            fix="write, copy or download the file again",
         ) from None
 
 
 def check_hub_id(path: str) -> None:
-    """Refuse a hub id of another form.
+    """Check the form of a hub id; whether the data set exists is not checked.
 
     Raises:
-        UserError: 64.
+        UserError: 64 if it is not `hf://org/name[/config][:split]`.
     """
     if not HUB_ID.fullmatch(path):
         raise UserError(
             ExitCode.CONFIG,
-            Problem("not the name of a hub set", text=path),
+            Problem("not a valid name of a data set of the hub", text=path),
             fix="write hf://org/name, hf://org/name/config or hf://org/name/config:split",
         )
 
 
-def hub_rows(path: str) -> Iterator[tuple[int, Any]]:
-    """Rows of `hf://org/name[/config][:split]` (split `train` where none is named), through `datasets`.
+def read_hub_rows(path: str) -> Iterator[tuple[int, Any]]:
+    """Read the rows of a data set of the hub with the `datasets` library, with their numbers from 1.
+
+    Args:
+        path: `hf://org/name[/config][:split]`; the split is `train` by default.
 
     Raises:
-        UserError: 64 for another form, 66 when the hub or the set cannot be had.
+        UserError: 64 for another form, 66 if the data set cannot be loaded.
     """
     check_hub_id(path)
     found = HUB_ID.fullmatch(path)
@@ -66,27 +78,34 @@ def hub_rows(path: str) -> Iterator[tuple[int, Any]]:
     try:
         loaded = datasets.load_dataset(name, config, split=split or DEFAULT_SPLIT)
         rows = iter(loaded)
-    # Whatever datasets raises here (a dozen types of four packages) means that the set cannot be had.
+    # `datasets` raises a dozen types of four packages here; each of them means that the data set cannot be loaded.
     except Exception as error:
         raise UserError(
             ExitCode.INPUT_MISSING,
-            Problem("the hub set cannot be had", where=path, text=f"{type(error).__name__}: {excerpt(error)}"),
-            fix="check the name, the split and the network; or download its files and name those",
+            Problem(
+                "the data set of the hub cannot be loaded", where=path, text=f"{type(error).__name__}: {excerpt(error)}"
+            ),
+            fix="check the name, the split and the network; or download its files and name them",
         ) from None
     for number, values in enumerate(rows, 1):
-        yield number, _without_nulls(values)
+        yield number, _drop_nulls(values)
 
 
-def _without_nulls(values: Any) -> Any:
-    """Drop the nulls inside of nested values: Arrow gives each struct the keys of all, null for absent."""
+def _drop_nulls(values: Any) -> Any:
+    """Drop keys with null inside the columns of a row; a column that is null itself is kept.
+
+    An Arrow struct has the same keys in every row: a message without `tool_calls` has `tool_calls: null` in a table
+    in which another message has some.
+    """
     if not isinstance(values, dict):
         return values
-    return {name: _pruned(value) for name, value in values.items()}
+    return {name: _drop_nested_nulls(value) for name, value in values.items()}
 
 
-def _pruned(value: Any) -> Any:
+def _drop_nested_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _pruned(item) for key, item in value.items() if item is not None}
+        return {key: _drop_nested_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_pruned(item) for item in value]
+        # A null element of a list was written as one: only keys of structs are filled in by Arrow.
+        return [_drop_nested_nulls(item) for item in value]
     return value

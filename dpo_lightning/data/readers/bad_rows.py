@@ -1,4 +1,4 @@
-"""The bad rows of one pass: gathered, and raised together."""
+"""Errors and warnings about single rows: collected while data is read, and reported together."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from dpo_lightning.data.examples import Origin
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 MAX_BAD_ROWS = 1000
-"""Bad rows after which a pass gives up: a file with more of them is the wrong file."""
+"""Bad rows after which reading stops: a file with more of them is probably not in the expected format."""
 
 MAX_PLACES = 5
-"""Places that one warning names; further ones are counted."""
+"""Rows that one warning lists; further ones are counted."""
 
 
 class RowError(ValueError):
-    """Why one row cannot be used. Whoever knows the row's origin adds it to `BadRows`."""
+    """Why one row cannot be used, without its file and line: the caller that knows them passes both to `BadRows.add`.
+
+    Attributes:
+        what: what is wrong, in lower case and without a full stop.
+        text: the offending text, or empty.
+        fix: how to correct the row, or empty.
+    """
 
     def __init__(self, what: str, text: object = "", fix: str = "") -> None:
-        """Keep the complaint, the offending text and the remedy."""
+        """Store the description, the offending text and the remedy."""
         super().__init__(what)
         self.what = what
         self.text = str(text)
@@ -24,24 +30,23 @@ class RowError(ValueError):
 
 
 class BadRows:
-    """Gathers what is wrong with rows, so that a file is mended once and not line by line."""
+    """Collects the errors of all rows, so that one error lists every row that has to be corrected."""
 
     def __init__(self) -> None:
-        """Begin with no bad rows."""
         self._found: list[tuple[Origin, Problem]] = []
+        # Files by the order in which their first bad row was added: errors are sorted by it.
         self._files: dict[str, int] = {}
         self._last: Origin | None = None
         self._rows = 0
 
     def __bool__(self) -> bool:
-        """Whether any row was bad."""
         return bool(self._found)
 
     def add(self, origin: Origin, error: RowError) -> None:
-        """Note that the row at `origin` is bad; one row may have several problems.
+        """Add an error of the row at `origin`; consecutive errors of the same row count as one bad row.
 
         Raises:
-            UserError: 65, when 1,000 rows were bad already.
+            UserError: 65 with all errors so far, if `MAX_BAD_ROWS` other rows are bad already.
         """
         if origin != self._last:
             if self._rows == MAX_BAD_ROWS:
@@ -52,10 +57,10 @@ class BadRows:
         self._found.append((origin, Problem(error.what, str(origin), error.text, error.fix)))
 
     def raise_if_any(self) -> None:
-        """Raise all that was gathered.
+        """Raise one error for all bad rows; does nothing if there are none.
 
         Raises:
-            UserError: 65, naming every bad row in the order of files and lines.
+            UserError: 65, with a problem for each error, sorted by file and line.
         """
         if self._found:
             raise self._error()
@@ -66,31 +71,43 @@ class BadRows:
 
 
 class Notes:
-    """Gathers what is odd about rows but no error: one warning per kind, with a count and the first places.
+    """Collects rows that are unusual but valid: one warning for each kind, with a count and the first rows.
 
-    Under `strict` an odd row is a bad row.
+    With `strict` such a row is a bad row instead.
     """
 
     def __init__(self, bad: BadRows, *, strict: bool) -> None:
-        """Send odd rows to `bad` if `strict`."""
+        """Create an empty collection.
+
+        Args:
+            bad: the collection that receives the rows if `strict`.
+            strict: whether unusual rows are errors.
+        """
         self._bad = bad
         self._strict = strict
         self._places: dict[str, list[str]] = {}
 
     def add(self, origin: Origin, kind: str, *, other: Origin | None = None, fix: str = "") -> None:
-        """Note that the row at `origin` is of a `kind`, together with the `other` row that makes it odd."""
+        """Add the row at `origin`.
+
+        Args:
+            origin: the row.
+            kind: what is unusual, the same text for all rows of one warning.
+            other: a second row that is involved, such as the first of two duplicates.
+            fix: the remedy that is printed if the row is an error; a general one where it is empty.
+        """
         if self._strict:
             what = f"{kind}, see {other}" if other else kind
-            self._bad.add(origin, RowError(what, fix=fix or "mend the row, or leave out --data.strict"))
+            self._bad.add(origin, RowError(what, fix=fix or "correct the row, or leave out --data.strict"))
             return
         self._places.setdefault(kind, []).append(f"{origin} = {other}" if other else str(origin))
 
-    def lines(self) -> list[str]:
-        """One line per kind."""
-        return [f"{kind}: {len(places):,} ({shortened(places)})" for kind, places in self._places.items()]
+    def format_lines(self) -> list[str]:
+        """Format one line for each kind, in the order in which the kinds were added first."""
+        return [f"{kind}: {len(places):,} ({format_places(places)})" for kind, places in self._places.items()]
 
 
-def shortened(places: list[str]) -> str:
-    """The first five places, and how many more there are."""
+def format_places(places: list[str]) -> str:
+    """Join the first `MAX_PLACES` places with commas, and append the number of the others."""
     rest = len(places) - MAX_PLACES
     return ", ".join(places[:MAX_PLACES]) + (f", and {rest:,} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""JSON text into values with the line of each: an array, or one object per line."""
+"""Rows of JSON text, an array or one object per line, each with the line where it begins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from dpo_lightning.data.readers.text_cleaning import excerpt_name
 SPACE = re.compile(r"[ \t\r\n]*")
 BLANK = " \t\r"
 CONTEXT = 30
-SHOWN = 200
+"""Characters before a syntax error that are quoted."""
+
+MAX_SHOWN = 200
+"""Characters of a text that are passed to an error, which shortens them once more when it is printed."""
+
 ONE_PER_LINE = "write one whole JSON object on each line, or one array of objects"
 
 
@@ -24,46 +28,62 @@ def _refuse_constant(name: str) -> Any:
     raise RowError(f"{name} is not JSON", text=name, fix="write a number or null, or remove the field")
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise RowError("a number is too large", text=digits, fix="write a number that a 64-bit float can hold")
+        raise RowError("a number is too large", text=digits, fix="write a number in the range of a 64-bit float")
     return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dict from the keys and values of an object; a key that occurs twice is refused.
+
+    Python's decoder would keep the last value only.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RowError(f"duplicate key '{excerpt_name(twice)}'", fix="give each key once")
+        raise RowError(f"duplicate key '{excerpt_name(twice)}'", fix="write each key once")
     return values
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_constant=_refuse_constant, parse_float=_parse_finite)
+"""Decodes values; unlike Python's own, it refuses NaN, infinities, floats out of range, and duplicate keys."""
+
 LENIENT = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
-"""Finds the end of an element that is refused, so that the rest of an array is checked as well."""
+"""Finds the end of an element that `DECODER` refuses, so that the elements after it are checked as well."""
 
 
-def json_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
-    """Values of a JSON array or of JSON lines, whichever the text is; what cannot be parsed goes to `bad`."""
+def parse_json_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
+    """Parse a JSON array or JSON lines into a line number and a value for each row.
+
+    A text that begins with `[` is an array, any other text is JSON lines.
+
+    Args:
+        text: the file's content.
+        file: its name in messages.
+        bad: receives an error for each row that cannot be parsed.
+    """
     start = _skip_space(text, 0)
     if text.startswith("[", start):
-        return _array(text, start, file, bad)
-    whole = _spread_object(text, start)
+        return _parse_array(text, start, file, bad)
+    whole = _check_first_object(text, start)
     if whole is not None:
         bad.add(Origin(file, text.count("\n", 0, start) + 1), whole)
         return iter(())
-    return _lines(text, file, bad)
+    return _parse_lines(text, file, bad)
 
 
-def _lines(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
+def _parse_lines(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
+    """Parse each line by itself; empty lines are skipped, and so are lines that are refused."""
     start, number = 0, 0
     while start < len(text):
         end = text.find("\n", start)
         stop = len(text) if end < 0 else end
         line = text[start:stop].strip(BLANK)
         number += 1
+        # A broken last line is a sign of a file that was cut off; `len` avoids copying the rest at each line.
         last = not text[stop:].strip() if len(text) - stop < CONTEXT else False
         start = stop + 1
         if not line:
@@ -71,13 +91,16 @@ def _lines(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
         try:
             value = DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            bad.add(Origin(file, number), _reason(error, line, f"line {number}", cut=last))
+            bad.add(Origin(file, number), _describe_error(error, line, f"line {number}", cut=last))
         else:
             yield number, value
 
 
-def _array(text: str, start: int, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
-    """Elements one by one, so that each has its line; one whose end cannot be found ends them."""
+def _parse_array(text: str, start: int, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
+    """Parse the elements of an array one by one, to know the line of each.
+
+    An element that is refused is skipped; if its end cannot be found, the elements after it are not parsed.
+    """
     line, counted, place = 1, 0, _skip_space(text, start + 1)
     more = not text.startswith("]", place)
     while more:
@@ -86,8 +109,8 @@ def _array(text: str, start: int, file: str, bad: BadRows) -> Iterator[tuple[int
         try:
             value, end = DECODER.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            bad.add(Origin(file, line), _reason(error, text, "the array", cut=True))
-            end = _end_of_element(text, place)
+            bad.add(Origin(file, line), _describe_error(error, text, "the array", cut=True))
+            end = _find_element_end(text, place)
             if end < 0:
                 return
         else:
@@ -95,24 +118,28 @@ def _array(text: str, start: int, file: str, bad: BadRows) -> Iterator[tuple[int
         place = _skip_space(text, end)
         more = not text.startswith("]", place)
         if more and not text.startswith(",", place):
-            bad.add(Origin(file, line + text.count("\n", counted, place)), _no_comma(text, place))
+            bad.add(Origin(file, line + text.count("\n", counted, place)), _missing_comma_error(text, place))
             return
         place = _skip_space(text, place + 1) if more else place
     rest = _skip_space(text, place + 1)
     if rest < len(text):
-        what = RowError("text after the end of the array", text[rest : rest + SHOWN], ONE_PER_LINE)
-        bad.add(Origin(file, line + text.count("\n", counted, rest)), what)
+        trailing = RowError("text after the end of the array", text[rest : rest + MAX_SHOWN], ONE_PER_LINE)
+        bad.add(Origin(file, line + text.count("\n", counted, rest)), trailing)
 
 
-def _end_of_element(text: str, place: int) -> int:
+def _find_element_end(text: str, place: int) -> int:
+    """Find where the element at `place` ends; -1 if its syntax is wrong, so that no end can be found."""
     try:
         return LENIENT.raw_decode(text, place)[1]
     except (ValueError, RecursionError):
         return -1
 
 
-def _spread_object(text: str, start: int) -> RowError | None:
-    """Why a text is refused whose first object spans several lines or holds all rows; None for JSON lines."""
+def _check_first_object(text: str, start: int) -> RowError | None:
+    """Return the error for a text whose first object has several lines or contains all rows; None for JSON lines.
+
+    Parsed as JSON lines, each of its lines would be one error.
+    """
     end_of_line = text.find("\n", start)
     first_line = text[start:] if end_of_line < 0 else text[start:end_of_line]
     if not first_line.startswith("{"):
@@ -123,35 +150,44 @@ def _spread_object(text: str, start: int) -> RowError | None:
         value, end = DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
         return None
-    held = next(iter(value.items())) if len(value) == 1 else ("", None)
+    name, rows = next(iter(value.items())) if len(value) == 1 else ("", None)
     alone = _skip_space(text, end) == len(text)
-    if alone and isinstance(held[1], list) and held[1] and isinstance(held[1][0], dict) and "role" not in held[1][0]:
-        return RowError(f"one object that holds the rows in '{excerpt_name(held[0])}'", fix="write the array alone")
+    # `{"messages": [{"role": ...}]}` is a row: its list is a conversation.
+    if alone and isinstance(rows, list) and rows and isinstance(rows[0], dict) and "role" not in rows[0]:
+        return RowError(f"one object contains all rows in '{excerpt_name(name)}'", fix="write the array alone")
     if end_of_line < 0 or end <= end_of_line:
         return None
-    return RowError("an object over several lines", first_line, f"{ONE_PER_LINE} (jq -c . does it)")
+    return RowError("an object over several lines", first_line, f"{ONE_PER_LINE} (`jq -c .` converts the file)")
 
 
-def _reason(error: Exception, text: str, whole: str, *, cut: bool) -> RowError:
-    """Say why a value did not parse; `cut` means that nothing follows the text: the file may be cut off."""
+def _describe_error(error: Exception, text: str, whole: str, *, cut: bool) -> RowError:
+    """Convert an error of the decoder into one with a remedy.
+
+    Args:
+        error: what the decoder raised.
+        text: the text that it decoded.
+        whole: what the text is, for the message: `line 3` or `the array`.
+        cut: whether nothing follows the text: if it ends early, the file was probably cut off.
+    """
     if isinstance(error, RowError):
         return error
     if isinstance(error, RecursionError):
         return RowError("JSON is nested too deep", fix="flatten the value")
     if not isinstance(error, JSONDecodeError):
+        # Python converts no more than 4300 digits to an integer.
         return RowError("a number has too many digits", fix="write a smaller number, or a string")
     at_end = not text[error.pos :].strip() or error.msg.startswith("Unterminated string")
     shown = text[max(0, error.pos - CONTEXT) : error.pos + 80]
     if at_end:
-        remedy = "the file was cut off: write or copy it again" if cut else ONE_PER_LINE
+        remedy = "the file is cut off: write or copy it again" if cut else ONE_PER_LINE
         return RowError(f"{whole} ends early", text[-80:] if cut else shown, remedy)
     return RowError(f"not JSON ({error.msg[0].lower()}{error.msg[1:]})", shown, ONE_PER_LINE)
 
 
-def _no_comma(text: str, place: int) -> RowError:
+def _missing_comma_error(text: str, place: int) -> RowError:
     if place >= len(text):
-        return RowError("the array ends early", text[-80:], "the file was cut off: write or copy it again")
-    return RowError("no comma between two rows of the array", text[place : place + SHOWN], ONE_PER_LINE)
+        return RowError("the array ends early", text[-80:], "the file is cut off: write or copy it again")
+    return RowError("no comma between two rows of the array", text[place : place + MAX_SHOWN], ONE_PER_LINE)
 
 
 def _skip_space(text: str, place: int) -> int:

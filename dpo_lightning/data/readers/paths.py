@@ -1,4 +1,4 @@
-"""A data path on disk, or the reason why it cannot be read."""
+"""Checks of data paths, and errors that suggest the path that was probably meant."""
 
 from __future__ import annotations
 
@@ -15,101 +15,119 @@ from dpo_lightning.special_files import special_kind
 from dpo_lightning.terminal import quote
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+"""The beginning of a URL."""
+
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""`org/name`, as the hub writes the name of a data set."""
+
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz")
 MAX_LISTED = 10_000
-SHOWN_NAMES = 3
-LONGEST_SHOWN = 200
+"""Entries of a folder that are read for a suggestion; a folder of a data set may have millions."""
+
+MAX_SUGGESTIONS = 3
+MIN_SIMILARITY = 0.6
+"""The ratio of `difflib` from which a name is suggested for a missing one; 1 means that both are equal."""
+
+MAX_SHOWN = 200
+"""Characters that an error quotes of a path that the operating system rejects as too long."""
 
 
-def display_name(path: str) -> str:
-    """The path as it is printed: bytes that are no UTF-8 and control characters are escaped."""
+def format_path(path: str) -> str:
+    """Format a path for a message: bytes that are not UTF-8 and control characters are escaped."""
     return quote(path)
 
 
 def check_path(path: str) -> None:
-    """Make sure that `path` is a regular file which may be opened.
+    """Check that `path` is a regular file, without opening it: opening a pipe would block.
 
     Raises:
-        UserError: 64 for a URL, 66 for what is not there or is no file.
+        UserError: 64 for a URL or a NUL character, 66 if the path does not exist or is not a file.
     """
     if SCHEME.match(path) or "\0" in path:
         raise UserError(
             ExitCode.CONFIG,
-            Problem("a URL cannot be read as data" if "\0" not in path else "a path holds NUL", text=path),
-            fix="download it first and name the file, or use hf://org/name for a set of the hub",
+            Problem("a URL cannot be read" if "\0" not in path else "the path contains a NUL character", text=path),
+            fix="download the data and name the file, or use hf://org/name for a data set of the hub",
         )
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
-        raise _no_such_file(path, error) from None
+        raise _explain_failure(path, error) from None
     if stat.S_ISDIR(mode):
-        names = [name for name in _listing(Path(path)) if name.endswith(DATA_SUFFIXES)]
-        raise _missing(path, "a folder where a file is due", f"name its files{_examples(names)}")
+        names = [name for name in _list_names(Path(path)) if name.endswith(DATA_SUFFIXES)]
+        raise _input_error(path, "expected a file, found a folder", f"name the files in it{_format_names(names)}")
     if not stat.S_ISREG(mode):
-        kind = special_kind(path) or "no regular file"
-        raise _missing(path, f"{kind} where a file is due", "write the rows to a file first")
+        kind = special_kind(path) or "a special file"
+        raise _input_error(path, f"expected a file, found {kind}", "write the rows to a file first")
 
 
 def read_bytes(path: str, size: int = -1) -> bytes:
-    """The first `size` bytes of a file, or all of them.
+    """Read the first `size` bytes of a file; -1 reads all of them.
 
     Raises:
-        UserError: 64 or 66 (see `check_path`), 74 when the disk fails.
+        UserError: 64 or 66 as in `check_path`, 66 without permission, 74 if reading fails.
     """
     check_path(path)
     try:
         with Path(path).open("rb") as file:
             return file.read(size)
     except PermissionError:
-        raise _unreadable(path) from None
+        raise _permission_error(path) from None
     except OSError as error:
         raise UserError(
             ExitCode.IO,
-            Problem(f"cannot read: {error.strerror}", where=display_name(path)),
+            Problem(f"the file cannot be read: {error.strerror}", where=format_path(path)),
             fix="check the disk, then run the command again",
         ) from None
 
 
-def _missing(path: str, what: str, fix: str) -> UserError:
-    return UserError(ExitCode.INPUT_MISSING, Problem(what, where=display_name(path) or "''"), fix=fix)
+def _input_error(path: str, what: str, fix: str) -> UserError:
+    return UserError(ExitCode.INPUT_MISSING, Problem(what, where=format_path(path) or "''"), fix=fix)
 
 
-def _no_such_file(path: str, error: OSError) -> UserError:
+def _explain_failure(path: str, error: OSError) -> UserError:
+    """Convert the error of `stat` into one that names the reason and a remedy."""
     if isinstance(error, PermissionError):
-        return _unreadable(path)
+        return _permission_error(path)
     if error.errno == errno.ELOOP:
-        return _missing(path, "a link that leads back to itself", "name the file that it should lead to")
+        return _input_error(path, "a symbolic link that points back to itself", "name the file instead of the link")
     if error.errno == errno.ENAMETOOLONG:
-        return _missing(path[:LONGEST_SHOWN] + "…", "a path that is too long", "name a file that exists")
+        return _input_error(path[:MAX_SHOWN] + "…", "the path is too long", "name a file that exists")
     if Path(path).is_symlink():
-        target = display_name(str(Path(path).readlink()))
-        return _missing(path, f"a link to {target}, which is not there", "name the file itself")
+        target = format_path(str(Path(path).readlink()))
+        return _input_error(
+            path, f"a symbolic link to {target}, which does not exist", "name the file instead of the link"
+        )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return _missing(path, "no such file", _nearest(path))
-    return _missing(path, f"cannot read: {error.strerror}", "name a file that can be read")
+        return _input_error(path, "no such file", _suggest_path(path))
+    return _input_error(path, f"the path cannot be read: {error.strerror}", "name a file that can be read")
 
 
-def _unreadable(path: str) -> UserError:
-    """Who may read it: the path itself, or the first folder on the way that bars it."""
-    barred = Path(path)
+def _permission_error(path: str) -> UserError:
+    """Return the error for a file without permission, with the owner and mode of what is closed to this user.
+
+    That is the first folder of the path that may not be entered, or else the file.
+    """
+    closed = Path(path)
     for parent in reversed(Path(path).parents):
         if _is_folder(parent) and not os.access(parent, os.X_OK):
-            barred = parent
+            closed = parent
             break
     try:
-        status = barred.stat()
+        status = closed.stat()
     except OSError:
-        return _missing(path, "not readable", "make it readable")
-    return _missing(
+        return _input_error(path, "no permission to read the file", "make it readable (chmod, chown)")
+    user, owner, mode = _get_user_name(os.geteuid()), _get_user_name(status.st_uid), stat.S_IMODE(status.st_mode)
+    return _input_error(
         path,
-        f"not readable for {_user(os.geteuid())}: {display_name(str(barred))} belongs to "
-        f"{_user(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):04o}",
+        f"no permission for {user} to read the file: "
+        f"the owner of {format_path(str(closed))} is {owner}, its mode is {mode:04o}",
         "make it readable (chmod, chown), or name another file",
     )
 
 
-def _user(uid: int) -> str:
+def _get_user_name(uid: int) -> str:
+    """Look up the name of a user; a container may have no entry for its own."""
     import pwd
 
     try:
@@ -118,21 +136,21 @@ def _user(uid: int) -> str:
         return f"user {uid}"
 
 
-def _nearest(path: str) -> str:
-    """What is there instead: the closest names beside the first part of the path that does not exist."""
+def _suggest_path(path: str) -> str:
+    """Suggest paths with names like that of the first part of the path that does not exist, or else data files."""
     missing = Path(path)
     while not _is_folder(missing.parent) and missing.parent != missing:
         missing = missing.parent
-    names = _listing(missing.parent)
-    close = difflib.get_close_matches(missing.name, names, SHOWN_NAMES, 0.6)
+    names = _list_names(missing.parent)
+    close = difflib.get_close_matches(missing.name, names, MAX_SUGGESTIONS, MIN_SIMILARITY)
     if close:
-        fix = "did you mean " + " or ".join(display_name(str(missing.parent / name)) for name in close) + "?"
+        fix = "did you mean " + " or ".join(format_path(str(missing.parent / name)) for name in close) + "?"
     else:
         files = [name for name in names if name.endswith(DATA_SUFFIXES)]
-        has = _examples(files) or " no data files"
-        fix = f"name a file that exists; {display_name(str(missing.parent))} has{has}"
+        content = _format_names(files) or " no data files"
+        fix = f"name a file that exists; {format_path(str(missing.parent))} has{content}"
     if HUB_NAME.fullmatch(path) and not path.endswith(DATA_SUFFIXES):
-        fix += f" (a set of the hub is asked for as hf://{path})"
+        fix += f" (write a data set of the hub as hf://{path})"
     return fix
 
 
@@ -143,7 +161,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _listing(folder: Path) -> list[str]:
+def _list_names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in itertools.islice(entries, MAX_LISTED))
@@ -151,8 +169,9 @@ def _listing(folder: Path) -> list[str]:
         return []
 
 
-def _examples(names: list[str]) -> str:
+def _format_names(names: list[str]) -> str:
+    """Format the first names after a colon; empty without names."""
     if not names:
         return ""
-    shown = ", ".join(display_name(name) for name in names[:SHOWN_NAMES])
-    return f": {shown}" + (", ..." if len(names) > SHOWN_NAMES else "")
+    shown = ", ".join(format_path(name) for name in names[:MAX_SUGGESTIONS])
+    return f": {shown}" + (", ..." if len(names) > MAX_SUGGESTIONS else "")

@@ -1,4 +1,4 @@
-"""What a value of a row may hold: clean Unicode of a sane size, in its composed form."""
+"""Checks and normalizes the values of rows: valid Unicode in NFC, limited in size and depth, no control characters."""
 
 from __future__ import annotations
 
@@ -11,55 +11,70 @@ from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.terminal import quote
 
 MAX_FIELD_BYTES = 1_000_000
+"""Bytes of UTF-8 in all texts of one column of a row together."""
+
 MAX_DEPTH = 64
+"""Nested lists and objects of one column; a recursive function reaches Python's limit at about 1000."""
 
 REFUSED = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+"""Control characters other than tab, line feed and carriage return, and surrogates."""
+
 SURROGATES = ("\ud800", "\udfff")
 CONTEXT = 20
+"""Characters before a refused one that an error quotes."""
+
 MAX_NAME = 40
+"""Characters of a column's name that messages quote."""
 
 USUAL_KEYS = frozenset(("prompt", "chosen", "rejected", "completion", "messages", "role", "content"))
-"""Names that need no look: most of the strings of a file are these."""
+"""Keys that are not checked, as they are plain ASCII: most keys of a file are these, and checking takes time."""
 
 
 def clean(values: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
-    """The row with its strings in NFC, and the columns that this changed.
+    """Return a row with all its strings in NFC, and the names of the columns that were not in it.
+
+    The same word may be written by different code points: NFC makes duplicates equal, and gives the model one form.
+
+    Args:
+        values: the row by column.
 
     Raises:
-        RowError: for a control character (but tab and line ends), a lone surrogate, more than 1 MB in a
-            field, or deep nesting.
+        RowError: a control character other than tab and line ends, a lone surrogate, a column with more than
+            `MAX_FIELD_BYTES` or nested deeper than `MAX_DEPTH`, or keys that are equal once they are in NFC.
     """
     cleaned: dict[str, Any] = {}
     recomposed: list[str] = []
     for name, value in values.items():
-        column = _key(name, name)
+        column = _clean_key(name, name)
         field = _Field(column)
-        cleaned[column] = field.value(value, 0)
+        cleaned[column] = field.clean_value(value, 0)
         if field.changed:
             recomposed.append(column)
     if len(cleaned) < len(values):
-        raise RowError("two columns whose names differ only in Unicode form", fix="give each column once")
+        raise RowError("names of two columns differ only in Unicode form", fix="write each column once")
     return cleaned, frozenset(recomposed)
 
 
 def excerpt_name(name: str) -> str:
-    """A column's name as it may stand in a message."""
+    """Shorten and escape a column's name for a message."""
     shown = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
     return quote(shown)
 
 
 def excerpt_value(value: Any) -> str:
-    """A value as it may stand in a message: text as it is, anything else as JSON."""
+    """Convert a value for a message: text is returned as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def decode_json(value: Any, name: str, fix: str) -> Any:
-    """What a text that is JSON stands for; any other value as it is.
+    """Decode a text that contains JSON; any other value is returned as it is.
+
+    Tables of CSV and parquet store lists and objects as JSON text.
 
     Args:
-        value: of a row.
-        name: of its column, for the message.
-        fix: the remedy where the text is not JSON.
+        value: a value of a row.
+        name: its column, for the error.
+        fix: the remedy for a text that is not JSON.
 
     Raises:
         RowError: the text is not JSON.
@@ -73,7 +88,12 @@ def decode_json(value: Any, name: str, fix: str) -> Any:
 
 
 class _Field:
-    """Cleans one field, adding up its size."""
+    """Cleans one column of a row; limits the sum of its texts.
+
+    Attributes:
+        changed: whether a text was not in NFC.
+        size: bytes of UTF-8 so far.
+    """
 
     __slots__ = ("changed", "name", "size")
 
@@ -82,42 +102,46 @@ class _Field:
         self.size = 0
         self.changed = False
 
-    def value(self, value: Any, depth: int) -> Any:
+    def clean_value(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return self.text(value)
+            return self.clean_text(value)
         if depth == MAX_DEPTH and isinstance(value, (list, tuple, dict)):
-            raise RowError(f"'{excerpt_name(self.name)}' is nested more than {MAX_DEPTH} deep", fix="flatten it")
+            raise RowError(
+                f"'{excerpt_name(self.name)}' is nested more than {MAX_DEPTH} levels deep", fix="flatten the value"
+            )
         if isinstance(value, (list, tuple)):
-            return [self.value(item, depth + 1) for item in value]
+            return [self.clean_value(item, depth + 1) for item in value]
         if isinstance(value, dict):
-            cleaned = {_key(key, self.name): self.value(item, depth + 1) for key, item in value.items()}
+            cleaned = {_clean_key(key, self.name): self.clean_value(item, depth + 1) for key, item in value.items()}
             if len(cleaned) < len(value):
                 name = excerpt_name(self.name)
-                raise RowError(f"keys in '{name}' differ only in Unicode form", fix="give each key once")
+                raise RowError(f"keys in '{name}' differ only in Unicode form", fix="write each key once")
             return cleaned
         return value
 
-    def text(self, text: str) -> str:
-        checked = _checked(text, self.name)
-        self.changed |= checked is not text
+    def clean_text(self, text: str) -> str:
+        checked = _normalize(text, self.name)
+        self.changed |= checked is not text  # `_normalize` returns the same object for a text that is in NFC
         self.size += len(checked) if checked.isascii() else len(checked.encode())
         if self.size > MAX_FIELD_BYTES:
-            raise _too_long(text, self.name)
+            raise _size_error(text, self.name)
         return checked
 
 
-def _key(key: str, name: str) -> str:
-    return key if key in USUAL_KEYS else _checked(key, name)
+def _clean_key(key: str, name: str) -> str:
+    return key if key in USUAL_KEYS else _normalize(key, name)
 
 
-def _too_long(text: str, name: str) -> RowError:
+def _size_error(text: str, name: str) -> RowError:
     what = f"'{excerpt_name(name)}' is longer than {MAX_FIELD_BYTES:,} bytes"
-    return RowError(what, text, "cut the text, or remove the row")
+    return RowError(what, text, "shorten the text, or remove the row")
 
 
-def _checked(text: str, name: str) -> str:
+def _normalize(text: str, name: str) -> str:
+    """Check the characters of a text and return it in NFC; `name` is its column, for the error."""
+    # Each character has a byte at least: texts of many megabytes are refused before they are searched.
     if len(text) > MAX_FIELD_BYTES:
-        raise _too_long(text, name)
+        raise _size_error(text, name)
     found = REFUSED.search(text)
     if found:
         kind = "lone surrogate" if SURROGATES[0] <= found[0] <= SURROGATES[1] else "control character"
