@@ -121,7 +121,7 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{type(module).__name__} takes {data.__name__}", "data", type(self).__name__),
-                fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
+                fix=f"--data {data.__name__} with rows of its format; configs/ has a complete recipe for each model",
             )
 
     def read_rows(self, names: Sequence[str]) -> None:
@@ -135,7 +135,8 @@ class TextDataModule(LightningDataModule):
                 paths,
                 columns=self.columns,
                 strict=self.strict,
-                lent=name == "eval" and bool(self.files["train"]),  # columns may be those of the training rows
+                columns_optional=name == "eval"
+                and bool(self.files["train"]),  # columns may be those of the training rows
                 allow=self.allow,
             )
             if name == "eval" and "train" in self.examples:

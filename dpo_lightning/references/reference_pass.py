@@ -65,10 +65,11 @@ class ScoringContext:
         """
         data = getattr(trainer, "datamodule", None)
         if data is None:
+            data_module = trainer.lightning_module.data_module.__name__
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("Precomputed looks rows up in a data module, and the trainer has none", "data"),
-                fix="trainer.fit(module, datamodule=PreferenceDataModule(...)), or another reference",
+                Problem("Precomputed needs the rows of a data module, and the trainer has none", "data"),
+                fix=f"trainer.fit(module, datamodule={data_module}(...)), or another reference",
             )
         plugin, strategy = trainer.precision_plugin, trainer.strategy
         return cls(

@@ -12,11 +12,21 @@ from support.command_line import Bench, fail_at_start, refused
 from torch.optim import SGD
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
+from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.kto import KTOModule
+from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.sft import SFTModule
 
 KINDS = {"PreferenceDataModule": PreferenceDataModule, "SFTDataModule": SFTDataModule}
+PAIRINGS = {
+    DPOModule: PreferenceDataModule,
+    SFTModule: SFTDataModule,
+    KTOModule: UnpairedDataModule,
+    ListwiseDPOModule: RankedDataModule,
+}
 
 
 class Batches(Callback):
@@ -239,3 +249,19 @@ def test_some_batches_to_overfit_are_the_first_rows_in_whole_batches(tiny_llama,
     seen, _, _ = fit("dpo", tiny_llama, tmp_path, batch_size=3, overfit_batches=2, max_epochs=2)
     assert seen.rows == [[0, 1, 2], [3, 4, 5]] * 2
     assert seen.held_out == [[0, 1, 2], [3, 4]] * 2
+
+
+@pytest.mark.parametrize("data", PAIRINGS.values())
+@pytest.mark.parametrize(("module_type", "right"), PAIRINGS.items())
+def test_a_module_takes_its_own_data_module_and_the_fix_names_it(module_type, right, data):
+    module = module_type.__new__(module_type)
+    if data is right:
+        data().check_module(module)
+        return
+    with pytest.raises(UserError) as caught:
+        data().check_module(module)
+    other = next(owner.__name__ for owner, own in PAIRINGS.items() if own is data)
+    assert caught.value.code == ExitCode.CONFIG
+    assert f"--data {right.__name__}" in caught.value.fix
+    assert data.__name__ not in caught.value.fix
+    assert other not in caught.value.fix

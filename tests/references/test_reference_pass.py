@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from support import short_runs, tiny_models
 from support.precomputed import data, files, loaded, looked_up, scoring_of
 
 from dpo_lightning.data.collate import Padded
+from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.kto import KTOModule
+from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.references import precomputed as module
 from dpo_lightning.references import reference_pass as scoring
 from dpo_lightning.references.logp_store import read
@@ -235,3 +239,19 @@ def test_ranks_that_see_no_common_disk_are_told(tiny_llama, file, monkeypatch):
     run = scoring_of(made, data(file), rank=1, world_size=2)
     with pytest.raises(UserError, match="on a disk that every process sees"):
         made.reference.look_up(made.policy, run)
+
+
+@pytest.mark.parametrize(
+    ("module_type", "name"),
+    [
+        (DPOModule, "PreferenceDataModule"),
+        (KTOModule, "UnpairedDataModule"),
+        (ListwiseDPOModule, "RankedDataModule"),
+    ],
+)
+def test_without_a_data_module_the_fix_names_the_one_of_this_module(module_type, name):
+    trainer = SimpleNamespace(datamodule=None, lightning_module=module_type.__new__(module_type))
+    with pytest.raises(UserError) as caught:
+        scoring.ScoringContext.of(trainer, tokenizer=None)
+    assert caught.value.code == ExitCode.CONFIG
+    assert f"datamodule={name}(...)" in caught.value.fix

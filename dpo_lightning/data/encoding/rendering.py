@@ -13,7 +13,7 @@ from dpo_lightning.data.encoding.chat_templates import dated, template_source
 from dpo_lightning.data.encoding.kept_texts import check_rendering, left_out, name_of
 from dpo_lightning.data.encoding.template_limits import rendered, token_ids
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
-from dpo_lightning.data.formats.tool_calls import takes_text, with_arguments
+from dpo_lightning.data.formats.tool_calls import convert_arguments, takes_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Template = Literal["auto", "chat", "raw"]
@@ -188,7 +188,7 @@ class Renderer:
 
     def _called(self, message: Message) -> Message:
         """The message with the arguments of its tool calls as the template takes them."""
-        return with_arguments(message, as_text=self.calls_as_text) if message.get("tool_calls") else message
+        return convert_arguments(message, as_text=self.calls_as_text) if message.get("tool_calls") else message
 
     def converts(self, *texts: Text) -> bool:
         """Whether a tool call in these has its arguments in another form than the template takes."""
