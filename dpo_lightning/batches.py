@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
     @property
     def num_sequences(self) -> int:
-        """Answers of all rows."""
+        """Number of sequences: the answers of all rows."""
         return len(self.owners)
 
     def by_row(self, values: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Batch(NamedTuple):
         return table.index_put((self.owners[:, 0], self.owners[:, 1]), values)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
+        """Move all tensors to a device; asynchronously unless it is the CPU, from pinned memory."""
         wait = torch.device(device).type == "cpu"
 
         def move(part: object) -> object:

@@ -48,25 +48,25 @@ class TokenTable(NamedTuple):
 
     @classmethod
     def of(cls, answers: Mapping[bytes, Float[Tensor, " token"]]) -> TokenTable:
-        """Gather answers."""
+        """Build a table from the token log-probabilities of each answer, by its digest."""
         keys = sorted(answers)
         lengths = torch.tensor([len(answers[key]) for key in keys], dtype=torch.int64)
         values = torch.cat([torch.zeros(0, dtype=torch.float32), *(answers[key] for key in keys)])
-        return cls(tuple(keys), ends(lengths), values)
+        return cls(tuple(keys), cumulative_ends(lengths), values)
 
     @classmethod
     def merged(cls, tables: Sequence[TokenTable]) -> TokenTable:
-        """All answers of several tables; one that stands in more of them as the first has it."""
+        """Merge tables; of an answer that is in several, the values of the first table are kept."""
         at: dict[bytes, int] = {}
         for number, key in enumerate(key for table in tables for key in table.keys):
             at.setdefault(key, number)
         keys = sorted(at)
         order = torch.tensor([at[key] for key in keys], dtype=torch.int64)
         none = torch.zeros(0, dtype=torch.int64)
-        firsts = ends(torch.tensor([len(table.values) for table in tables], dtype=torch.int64)).tolist()
+        firsts = cumulative_ends(torch.tensor([len(table.values) for table in tables], dtype=torch.int64)).tolist()
         starts = torch.cat([none, *(t.offsets[:-1] + first for t, first in zip(tables, firsts, strict=False))])
         lengths = torch.cat([none, *(table.offsets.diff() for table in tables)])[order]
-        offsets = ends(lengths)
+        offsets = cumulative_ends(lengths)
         places = torch.arange(int(offsets[-1])) + (starts[order] - offsets[:-1]).repeat_interleave(lengths)
         values = torch.cat([torch.zeros(0, dtype=torch.float32), *(table.values for table in tables)])
         return cls(tuple(keys), offsets, values[places])
@@ -251,8 +251,8 @@ def damaged(path: Path, reason: str) -> UserError:
     )
 
 
-def ends(lengths: Int[Tensor, " answer"]) -> Int[Tensor, " answers+1"]:
-    """Where stretches of these lengths begin, one after the other, and the end of the last."""
+def cumulative_ends(lengths: Int[Tensor, " answer"]) -> Int[Tensor, " answers+1"]:
+    """The offsets of consecutive stretches of these lengths: 0, then the end of each."""
     return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
 
 

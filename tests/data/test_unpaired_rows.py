@@ -183,7 +183,10 @@ def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
     assert [example.good for example in examples] == [True, False]
     bad = jsonl(tmp_path, [*rows, rows[0] | {"thumb": "so-so"}], "bad.jsonl")
     refusal(
-        lambda: load_examples(UnpairedFormat, bad, columns=names), ExitCode.DATA, "'thumb' is neither good nor bad", f"{bad}:3"
+        lambda: load_examples(UnpairedFormat, bad, columns=names),
+        ExitCode.DATA,
+        "'thumb' is neither good nor bad",
+        f"{bad}:3",
     )
 
 

@@ -92,7 +92,7 @@ def test_a_reference_that_is_no_number_is_refused(file, tmp_path):
     broken = tiny_models.make_gpt2()
     broken.transformer.ln_f.weight.data.fill_(float("nan"))
     folder = tiny_models.save(tmp_path / "broken", broken, tiny_models.make_tokenizer())
-    with pytest.raises(UserError, match=r"a reference log-probability is no number at .*pairs.jsonl:\d") as raised:
+    with pytest.raises(UserError, match=r"a reference log-probability is not finite at .*pairs.jsonl:\d") as raised:
         looked_up(folder, file)
     assert raised.value.code == ExitCode.MODEL
     assert files() == []
@@ -109,7 +109,7 @@ def in_a_child(work):
 def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatch):
     straight = looked_up(tiny_llama, file, Precomputed(path="straight.safetensors"))
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
-    real = scoring.scored
+    real = scoring.score_rows
     calls = multiprocessing.get_context("fork").Value("i", 0)
 
     def counting(*args):
@@ -118,7 +118,7 @@ def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatc
             os._exit(9)
         return real(*args)
 
-    monkeypatch.setattr(module, "scored", counting)
+    monkeypatch.setattr(module, "score_rows", counting)
     assert in_a_child(lambda: looked_up(tiny_llama, file, Precomputed(path="killed.safetensors"))) == 9
     assert not Path("killed.safetensors").exists()
     assert len(list(Path("killed.safetensors.parts").iterdir())) == 3
@@ -130,7 +130,7 @@ def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatc
 
 
 def test_an_interrupted_pass_keeps_what_it_has(tiny_llama, file, monkeypatch):
-    real, calls = scoring.scored, []
+    real, calls = scoring.score_rows, []
 
     def interrupted(*args):
         calls.append(1)
@@ -138,7 +138,7 @@ def test_an_interrupted_pass_keeps_what_it_has(tiny_llama, file, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "scored", interrupted)
+    monkeypatch.setattr(module, "score_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         looked_up(tiny_llama, file)
     assert len(list(next(Path("outputs/reference").glob("*.parts")).iterdir())) == 1
