@@ -73,8 +73,7 @@ class Precomputed(ReferencePolicy):
     """Looks up log-probabilities in a file, so that training needs no second model and no forward pass of one.
 
     Missing values are computed before the first step and added to the file. The file records digests of everything that
-    a log-probability depends on, and stores answers by their content: the order of rows, batches, layout and ranks may
-    change.
+    a log-probability depends on, and stores answers by their content: row order, batches, layout and ranks may change.
     """
 
     def __init__(self, path: str | None = None, model: str | None = None) -> None:
@@ -245,9 +244,7 @@ class Precomputed(ReferencePolicy):
         if self.policy_moved and self.equals_start:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(
-                    f"{todo} rows are missing, but the policy is trained already", REFERENCE_KEY, str(logp_file.path)
-                ),
+                Problem(f"{todo} rows are missing: the policy is trained already", REFERENCE_KEY, str(logp_file.path)),
                 fix="python -m dpo_lightning precompute with the same rows, before training",
             )
         logp_file.check_writable()
