@@ -31,7 +31,7 @@ class SequenceLogps(NamedTuple):
     Attributes:
         sums: log-probability of the whole answer.
         lengths: its scored tokens.
-        tokens: log-probability of each scored token, zeros behind the last; only where asked for, as all that follows.
+        tokens: log-probability of each scored token, zeros after the last; only if requested, as all that follows.
         collisions: `log sum_v p(v)^2` of the model's distribution at each scored token, summed. It has no gradient.
         kl: `KL(reference || model)` at each scored token, summed.
     """
@@ -158,7 +158,7 @@ class UnpairedLogps(NamedTuple):
     weights: Float[Tensor, " answer"] | None = None
     """How much each answer counts; where it is left out, every answer counts as one."""
     kl: Float[Tensor, ""] | None = None
-    """Mean log-ratio of mismatched answers in the micro-batch of all ranks; where a loss asks it."""
+    """Mean log-ratio of mismatched answers in the micro-batch of all ranks; only if the loss needs it."""
 
     @classmethod
     def of(

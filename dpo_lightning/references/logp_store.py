@@ -105,7 +105,7 @@ class LogpFile:
             return whole, [self._read(part) for part in self._parts()]
 
     def add(self, answers: Mapping[bytes, Float[Tensor, " token"]]) -> None:
-        """Keep answers as a part, so that a pass that ends early has not computed them in vain."""
+        """Write answers to a part, from which a pass that ended early resumes."""
         if not answers:
             return
         name = hashlib.sha256(b"".join(sorted(answers))).hexdigest()[:DIGEST_CHARS]
@@ -234,7 +234,7 @@ def read(path: Path) -> tuple[Provenance, TokenTable]:
 
 
 def content_digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """A digest of everything that a file says."""
+    """A digest of all contents of a file: its provenance and values."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())

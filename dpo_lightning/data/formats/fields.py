@@ -92,17 +92,17 @@ def fit_answer(prompt: Text, answer: Text, name: str) -> tuple[tuple[Message, ..
         RowError: the answer begins with a turn that is neither the prompt's nor the assistant's.
     """
     user: tuple[Message, ...] = ({"role": "user", "content": str(prompt)},) if prompt else ()
-    asked = user if isinstance(prompt, str) else prompt
+    context = user if isinstance(prompt, str) else prompt
     if isinstance(answer, str):
-        return asked, ({"role": "assistant", "content": answer},)
-    spoken = tuple(message for message in asked if message["role"] not in ("system", "developer"))
-    for turns in (asked, spoken):
+        return context, ({"role": "assistant", "content": answer},)
+    spoken = tuple(message for message in context if message["role"] not in ("system", "developer"))
+    for turns in (context, spoken):
         if turns and len(answer) > len(turns) and remove_marks(answer[: len(turns)]) == turns:
-            return asked, answer[len(turns) :]
-    if asked and answer[0]["role"] != "assistant":
+            return context, answer[len(turns) :]
+    if context and answer[0]["role"] != "assistant":
         what = f"{name} begins with a {answer[0]['role']} message that is not the prompt's"
         raise RowError(what, answer[0].get("content") or "", "begin answers with the assistant, or remove the prompt")
-    return asked, answer
+    return context, answer
 
 
 def look_alike_texts(one: Text, other: Text) -> bool:

@@ -139,15 +139,15 @@ class PairFormat(RowFormat):
         prompt = self.context.add_turns(row, self.context.add_input(row, prompt))
         if isinstance(prompt, str) and isinstance(chosen, str):
             return prompt, chosen, rejected
-        asked, first = fit_answer(prompt, chosen, "'chosen'")
+        context, first = fit_answer(prompt, chosen, "'chosen'")
         _, second = fit_answer(prompt, rejected, "'rejected'")
         if isinstance(chosen, str):
-            return asked, first, second
+            return context, first, second
         if len(first) < len(chosen) and len(second) < len(rejected):
             self.notes.add(row.origin, REPEATS_PROMPT, fix="remove the prompt's messages from the answers")
         elif len(first) < len(chosen) or len(second) < len(rejected):
             raise RowError("only one answer begins with the prompt's messages", fix="remove them from it")
-        return asked, first, second
+        return context, first, second
 
     def _compare(self, row: Row, chosen: Text, rejected: Text) -> None:
         if chosen == rejected:

@@ -92,9 +92,9 @@ class SFTFormat(RowFormat):
         if "messages" in values:
             prompt, completion = self._split(row, answer, shown)
             return self.context.add_turns(row, prompt), (completion,)
-        asked = values[self.needed[0]]
-        asked = self._add_input(row, asked) if "instruction" in values else self.context.add_input(row, asked)
-        prompt = self.context.add_turns(row, asked)
+        question = values[self.needed[0]]
+        question = self._add_input(row, question) if "instruction" in values else self.context.add_input(row, question)
+        prompt = self.context.add_turns(row, question)
         if isinstance(prompt, str) and isinstance(answer, str):
             return prompt, (answer,)
         prompt, completion = fit_answer(prompt, answer, shown)

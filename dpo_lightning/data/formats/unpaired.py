@@ -97,7 +97,7 @@ class UnpairedFormat(SFTFormat):
         return prompt, (completion,)
 
     def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The label, as `good`."""
+        """The label as the field `good`: True or False."""
         return {"good": values["label"]}
 
     @classmethod
