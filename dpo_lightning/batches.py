@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 
     @property
     def num_sequences(self) -> int:
-        """Answers of all rows."""
+        """Number of sequences: the answers of all rows."""
         return len(self.owners)
 
     def by_row(self, values: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Batch(NamedTuple):
         return table.index_put((self.owners[:, 0], self.owners[:, 1]), values)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
+        """Move all tensors to a device, as `move` does."""
         columns = {name: move(value, device) for name, value in self.columns.items()}
         parts = (move(part, device) if isinstance(part, Tensor) else part for part in self)
         return Batch._make(parts)._replace(columns=columns)

@@ -29,7 +29,7 @@ from dpo_lightning.config.parse_errors import Known, parser_error, unknown_optio
 from dpo_lightning.config.trainer_options import check_environment, check_trainer, set_stopping_interval
 from dpo_lightning.config.values import check_arguments
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.samplers import told_steps
+from dpo_lightning.data.samplers import describe_steps
 from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import UserError
@@ -195,7 +195,7 @@ class PreferenceCLI(LightningCLI):
             logger.info(f"{line}; max_tokens={data.max_tokens} a batch in place of batch_size, {window} batches a step")
             return
         each = data.batch_size * trainer.world_size
-        logger.info(f"{line}; {each * window} rows a step, {told_steps(trainer, -(-rows // each))}")
+        logger.info(f"{line}; {each * window} rows a step, {describe_steps(trainer, -(-rows // each))}")
 
 
 def add_default_callbacks(callbacks: list[Callback], folder: Path, command: str | None, trainer: Any) -> list[Callback]:

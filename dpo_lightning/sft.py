@@ -55,7 +55,7 @@ class SFTModule(PolicyModule):
         return {"loss": loss, "logps": SequenceLogps(logps.sums.detach(), logps.lengths)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The log-probabilities that callbacks measure."""
+        """Compute the log-probabilities that callbacks turn into metrics; there is no loss here."""
         return {"logps": score(self.policy, batch, self.head)}
 
     def columns(self, output: None, logps: SequenceLogps) -> dict[str, list[Any]]:

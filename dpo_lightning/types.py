@@ -31,7 +31,7 @@ class SequenceLogps(NamedTuple):
     Attributes:
         sums: log-probability of the whole answer.
         lengths: its scored tokens.
-        tokens: log-probability of each scored token, zeros behind the last; only where asked for, as all that follows.
+        tokens: log-probability of each scored token, zeros after the last; only if requested, as all that follows.
         collisions: `log sum_v p(v)^2` of the model's distribution at each scored token, summed. It has no gradient.
         kl: `KL(reference || model)` at each scored token, summed.
     """
@@ -87,12 +87,12 @@ class PairLogps(NamedTuple):
 
     @property
     def chosen_logratios(self) -> Float[Tensor, " pair"]:
-        """Log pi(chosen) - log ref(chosen)."""
+        """Log pi(chosen) - log ref(chosen), sums over tokens, in nats."""
         return self.policy_chosen - self.reference_chosen
 
     @property
     def rejected_logratios(self) -> Float[Tensor, " pair"]:
-        """Log pi(rejected) - log ref(rejected)."""
+        """Log pi(rejected) - log ref(rejected), sums over tokens, in nats."""
         return self.policy_rejected - self.reference_rejected
 
     @property
@@ -119,7 +119,7 @@ class PairLogps(NamedTuple):
         return PairLogps._make(None if value is None else value.detach() for value in self)
 
     def select(self, pairs: Bool[Tensor, " pair"]) -> PairLogps:
-        """Some of the pairs."""
+        """Keep the pairs where `pairs` is True; fields per sequence keep both of their answers."""
         both = pairs.repeat(2)
         return PairLogps._make(
             None if value is None else value[pairs if len(value) == len(pairs) else both] for value in self
@@ -158,7 +158,7 @@ class UnpairedLogps(NamedTuple):
     weights: Float[Tensor, " answer"] | None = None
     """How much each answer counts; where it is left out, every answer counts as one."""
     kl: Float[Tensor, ""] | None = None
-    """Mean log-ratio of mismatched answers in the micro-batch of all ranks; where a loss asks it."""
+    """Mean log-ratio of mismatched answers in the micro-batch of all ranks; only if the loss needs it."""
 
     @classmethod
     def of(
@@ -171,7 +171,7 @@ class UnpairedLogps(NamedTuple):
 
     @property
     def logratios(self) -> Float[Tensor, " answer"]:
-        """Log pi(answer) - log ref(answer)."""
+        """Log pi(answer) - log ref(answer), sums over tokens, in nats."""
         return self.policy - self.reference
 
     @property
@@ -251,7 +251,7 @@ class RankedLogps(NamedTuple):
         return RankedLogps._make(value.detach() for value in self)
 
     def select(self, lists: Bool[Tensor, " list"]) -> RankedLogps:
-        """Some of the lists."""
+        """Keep the lists where `lists` is True, with all of their answers."""
         return RankedLogps._make(value[lists] for value in self)
 
     def at_start(self) -> RankedLogps:

@@ -135,7 +135,7 @@ def test_an_open_precision_is_chosen_and_said(bench):
         (["--trainer.accumulate_grad_batches", "2"], "8 rows a step, 1 steps\n"),
         (["--data.batch_size", "3"], "3 rows a step, 3 steps\n"),
         (["--trainer.max_epochs", "3", "--trainer.max_steps", "5"], "6 steps; capped at 5 by trainer.max_steps"),
-        (["--trainer.max_epochs", "-1", "--trainer.max_steps", "3"], "steps without end; capped at 3"),
+        (["--trainer.max_epochs", "-1", "--trainer.max_steps", "3"], "unlimited steps; capped at 3"),
     ],
 )
 def test_the_plan_is_told_before_it_is_run(bench, monkeypatch, flags, plan):

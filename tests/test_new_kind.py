@@ -55,13 +55,13 @@ class GradedFormat(RowFormat):
     answers = ("completion",)
 
     def parse(self, name: str, value: Any) -> Any:
-        return parse_number(value, self.shown(name)) if name == "grade" else super().parse(name, value)
+        return parse_number(value, self.quote_name(name)) if name == "grade" else super().parse(name, value)
 
     def fit(self, row: Any, values: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
-        prompt = self.context.joined(row, self.context.with_input(row, values["prompt"]))
+        prompt = self.context.add_turns(row, self.context.add_input(row, values["prompt"]))
         return prompt, (values["completion"],)
 
-    def said(self, row: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    def parse_annotations(self, row: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         return {"grade": values["grade"]}
 
 
@@ -200,6 +200,6 @@ def test_its_rows_are_checked_as_all_rows_are(tmp_path):
     with pytest.raises(UserError) as told:
         load_examples(GradedFormat, path)
     assert [problem.what for problem in told.value.problems] == [
-        *("no column 'prompt'", "no column 'completion'", "'grade' is no finite number"),
+        *("no column 'prompt'", "no column 'completion'", "'grade' is not a finite number"),
     ]
     assert all(problem.where == f"{path}:2" for problem in told.value.problems)

@@ -89,7 +89,11 @@ def test_rows_none_of_which_counts(tiny_llama, tmp_path, rows):
 
 @pytest.mark.parametrize(
     ("weight", "what"),
-    [(-1, "'weight' is negative"), (None, "'weight' is no finite number"), ("much", "'weight' is no finite number")],
+    [
+        (-1, "'weight' is negative"),
+        (None, "'weight' is not a finite number"),
+        ("much", "'weight' is not a finite number"),
+    ],
 )
 def test_weights_that_are_none(tmp_path, rows, weight, what):
     path = whole_runs.write_rows(tmp_path, "rows", [rows[0], {**rows[1], "weight": weight}])

@@ -19,15 +19,14 @@ class PredictionWriter(Callback):
     """Collect what `predict` returns and write `predictions.jsonl` into the run's folder, in the order of the rows."""
 
     def __init__(self) -> None:
-        """Start without rows."""
         self._rows: list[dict[str, Any]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier prediction."""
+        """Discard the rows of an earlier `predict` call."""
         self._rows = []
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Keep the batch's numbers."""
+        """Collect the columns of each row of the batch; fillers (index -1) are left out."""
         columns = pl_module.columns(outputs.get("output"), outputs["logps"])
         for place, index in enumerate(batch.indices.tolist()):
             if index >= 0:

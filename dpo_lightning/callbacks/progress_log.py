@@ -76,7 +76,7 @@ class ProgressLog(Callback):
             self._due = "time"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the last step."""
+        """Log the last step, unless it has been logged already."""
         self._due = "means" if trainer.global_step != self._logged_step else ""
         self._flush(trainer)
 
@@ -111,7 +111,7 @@ class ProgressLog(Callback):
         self._count(trainer, "evaluating", batch_idx + 1)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the number of rows."""
+        """Log how many rows will be evaluated."""
         self._begin(trainer, "evaluating")
 
     def on_test_batch_end(
@@ -121,7 +121,7 @@ class ProgressLog(Callback):
         self._count(trainer, "evaluating", batch_idx + 1)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the number of rows."""
+        """Log how many rows will be predicted."""
         self._begin(trainer, "predicting")
 
     def on_predict_batch_end(

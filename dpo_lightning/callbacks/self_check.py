@@ -165,7 +165,7 @@ class SelfCheck(Callback):
                 if run[-1] not in stops or sum(id_ in stops for id_ in run) != 1:
                     ends = sum(id_ in stops for id_ in run)
                     yield Problem(f"an answer scores EOS {ends} times, or not at its end", where)
-        if any(len(asked) > 1 for asked in prompts.values()):
+        if any(len(context) > 1 for context in prompts.values()):
             yield Problem("the answers to a prompt follow different prompt tokens", "self-check")
 
 

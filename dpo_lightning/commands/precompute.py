@@ -21,7 +21,7 @@ NAME = "precompute"
 
 
 class ScoringTrainer(Trainer):
-    """A trainer that goes as far as the first step."""
+    """A trainer that sets up a run as `fit` does, up to the first step, and stops there."""
 
     def precompute(
         self,
@@ -34,31 +34,31 @@ class ScoringTrainer(Trainer):
 
         Args:
             model: the module, whose reference is `Precomputed`.
-            datamodule: its rows.
-            ckpt_path: none; a reference is where a run begins. (A run's own config.yaml names it.)
-            weights_only: means nothing without a checkpoint.
+            datamodule: the data module with the rows.
+            ckpt_path: must be None, since the reference is the start of a run; it exists for config.yaml of a run.
+            weights_only: has no effect without a checkpoint.
         """
         self.limit_train_batches = self.limit_val_batches = self.num_sanity_val_steps = 0
         self.fit(model, datamodule=datamodule)
 
 
 class PrecomputeCLI(PreferenceCLI):
-    """The options of `fit`, and those of the pass."""
+    """Parses the options of `fit`, and `--out` and `--shard`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """One command."""
+        """The only command, `precompute`, and the arguments of its method that the parser leaves out."""
         return {NAME: {"model", "datamodule"}}
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Put the trainer in that knows the command."""
+        """Use the trainer class that has the method `precompute`."""
         self.trainer_class = ScoringTrainer
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """Where the file lies, and which part of it is computed."""
+        """Add the path of the file, and the part of the rows to compute."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--out", type=str, help="The file; left out, outputs/reference/ under its digest.")
         parser.add_argument(
@@ -76,7 +76,7 @@ class PrecomputeCLI(PreferenceCLI):
             )
 
     def after_instantiate_classes(self) -> None:
-        """Put a precomputed reference in the place of a live one."""
+        """Replace the reference of the config by a `Precomputed` one."""
         super().after_instantiate_classes()
         if not isinstance(self.model, PreferenceModule):
             raise UserError(
@@ -92,7 +92,7 @@ class PrecomputeCLI(PreferenceCLI):
         self.model.given_reference = self.reference
 
     def after_precompute(self) -> None:
-        """Tell what is next."""
+        """Log the command that uses the file, or how to join the parts."""
         if self.reference.share is not None:
             number, count = self.reference.share
             logger.info(
@@ -107,7 +107,11 @@ class PrecomputeCLI(PreferenceCLI):
 
 
 def precomputed(given: ReferencePolicy | None) -> Precomputed:
-    """The file's kind of the reference that a config names."""
+    """The `Precomputed` reference that has the same log-probabilities as the one given.
+
+    Raises:
+        UserError: the reference cannot be precomputed.
+    """
     if given is None or isinstance(given, (AdapterDisabled, FrozenAdapter)):
         return Precomputed()
     if isinstance(given, FrozenCopy):
@@ -122,7 +126,7 @@ def precomputed(given: ReferencePolicy | None) -> Precomputed:
 
 
 def share(text: str) -> tuple[int, int]:
-    """Number (from 0) and count of `I/N`, or of this task of a Slurm array."""
+    """Parse `I/N`, or `auto` for this task of a Slurm array, to the index from 0 and the number of shares."""
     if text == "auto":
         task, first, step, count = (
             os.environ.get(f"SLURM_ARRAY_TASK_{name}", default)
@@ -139,11 +143,13 @@ def share(text: str) -> tuple[int, int]:
     number, whole = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= whole:
         raise UserError(
-            ExitCode.CONFIG, Problem("this is no part of a whole", "shard", text), fix="--shard 1/4, 2/4, 3/4 or 4/4"
+            ExitCode.CONFIG,
+            Problem("this is not I/N with I from 1 to N", "shard", text),
+            fix="--shard 1/4, 2/4, 3/4 or 4/4",
         )
     return number - 1, whole
 
 
 def main(argv: list[str]) -> int:
-    """Run the command."""
+    """Run `precompute` with the arguments `argv`, and return the exit code."""
     return cli.main([NAME, *argv], PrecomputeCLI)

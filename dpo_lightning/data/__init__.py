@@ -1,4 +1,4 @@
-"""The data path (`--data`): rows of files into examples, examples into token ids, token ids into batches."""
+"""The data modules (`--data`): read rows of files as examples, encode them as token ids, and collate batches."""
 
 from importlib import import_module
 from typing import Any

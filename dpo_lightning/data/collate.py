@@ -1,4 +1,4 @@
-"""Encoded rows into batches. The shift by one, from a token to what it predicts, happens here and nowhere else."""
+"""Collators: encoded rows into batches. Targets are shifted by one position here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dpo_lightning.data.examples import Encoded, EncodedAnswer
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 
-class Joined(NamedTuple):
-    """Prompt and answer as one sequence; `number` is its place among the batch's sequences."""
+class TokenSequence(NamedTuple):
+    """Prompt and answer as one sequence of tokens; `number` is its index among the sequences of the batch."""
 
     number: int
     ids: list[int]
     scored: list[bool]
 
     @classmethod
-    def of(cls, number: int, prompt: Sequence[int], answer: EncodedAnswer) -> Joined:
-        """Join a prompt and an answer."""
+    def of(cls, number: int, prompt: Sequence[int], answer: EncodedAnswer) -> TokenSequence:
+        """Concatenate a prompt, none of whose tokens is scored, and an answer."""
         return cls(number, [*prompt, *answer.ids], [False] * len(prompt) + list(answer.scored))
 
     def scored_tokens(self) -> Iterator[tuple[int, int]]:
-        """The position that predicts each scored token, and the token; nothing predicts the first one."""
+        """Yield the position that predicts each scored token, the one before, and its id; the first token has none."""
         for place, (id_, own) in enumerate(zip(self.ids[1:], self.scored[1:], strict=True)):
             if own:
                 yield place, id_
@@ -35,22 +35,21 @@ class Joined(NamedTuple):
 
 @dataclass(frozen=True)
 class Collator(ABC):
-    """How rows become a batch. Whatever the collator, a batch gives the same log-probabilities."""
+    """Turns rows into a batch; subclasses differ in layout, and the log-probabilities do not depend on it."""
 
     pad_to_multiple_of: int = 1
-    """Round the length of a batch's rows up to a multiple of this many tokens."""
+    """Pad the rows of a batch to a multiple of this many tokens, such as 8 for tensor cores."""
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.pad_to_multiple_of < 1:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"pad_to_multiple_of={self.pad_to_multiple_of} is no length", "data.collator"),
+                Problem(f"pad_to_multiple_of={self.pad_to_multiple_of} is less than 1", "data.collator"),
                 fix="--data.collator.pad_to_multiple_of 1 or more",
             )
 
     def __call__(self, items: Sequence[tuple[Encoded, int]]) -> Batch:
-        """Collate rows that come with their indices, as `samplers.Rows` gives them."""
+        """Collate pairs of a row and its index, as `samplers.RowDataset` returns them."""
         rows, indices = zip(*items, strict=True)
         return self.collate(rows, indices)
 
@@ -59,14 +58,15 @@ class Collator(ABC):
 
         Args:
             rows: the rows.
-            indices: the data set's row of each, -1 for one that only fills up.
+            indices: the index of each row in the data set; -1 for a filler, whose weight becomes 0.
         """
+        # The owner of a sequence: its row in the batch, and which of the row's answers it is.
         owners = [(row, place) for row, own in enumerate(rows) for place in range(len(own.answers))]
         if rows[0].answers_first:
             owners.sort(key=lambda owner: (owner[1], owner[0]))
         numbers = {owner: number for number, owner in enumerate(owners)}
         groups = [
-            [Joined.of(numbers[row, place], own.prompt_ids, answer) for place, answer in enumerate(own.answers)]
+            [TokenSequence.of(numbers[row, place], own.prompt_ids, answer) for place, answer in enumerate(own.answers)]
             for row, own in enumerate(rows)
         ]
         return Batch(
@@ -79,37 +79,37 @@ class Collator(ABC):
         )
 
     @abstractmethod
-    def tensors(self, groups: Sequence[Sequence[Joined]]) -> dict[str, Any]:
-        """The tokens of a batch, `input_ids` to `trees`, from the sequences of each row of the data set."""
+    def tensors(self, groups: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
+        """The fields of a `Batch` from `input_ids` to `trees`; each group has the sequences of one row."""
 
     @abstractmethod
     def tokens(self, row: Encoded) -> int:
-        """How many tokens a model computes for a row, padding to other rows left aside."""
+        """Number of tokens that the model computes for a row, without padding to the length of other rows."""
 
     def width(self, longest: int) -> int:
-        """The length of the batch's rows."""
+        """The padded length, in tokens, for rows of at most `longest` tokens."""
         return -(-max(longest, 1) // self.pad_to_multiple_of) * self.pad_to_multiple_of
 
 
 @dataclass(frozen=True)
 class Padded(Collator):
-    """A row per sequence, padded to the longest of the batch: what every model takes.
+    """One row per sequence, padded to the longest of the batch. Every model takes this layout.
 
-    Padding is told by lengths and never by an id, so a pad token that equals EOS hides nothing.
+    The mask is made from lengths and not from the pad id, so a pad token that equals EOS does no harm.
     """
 
     side: Literal["right", "left"] = "right"
-    """The side that is padded; positions are counted from each sequence's first token either way."""
+    """The padded side; on either side, position 0 is the first token of a sequence."""
 
     def tokens(self, row: Encoded) -> int:
-        """Every answer takes as much as the longest."""
+        """The number of answers times the length of the longest, prompt included."""
         return len(row.answers) * row.length
 
-    def tensors(self, groups: Sequence[Sequence[Joined]]) -> dict[str, Any]:
-        """Sequences in the order of their numbers."""
+    def tensors(self, groups: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
+        """Write one sequence per row, in the order of their numbers."""
         sequences = sorted(sequence for group in groups for sequence in group)
         width = self.width(max(len(sequence.ids) for sequence in sequences))
-        rows = Rows(len(sequences), width)
+        rows = BatchWriter(len(sequences), width)
         for row, sequence in enumerate(sequences):
             start = 0 if self.side == "right" else width - len(sequence.ids)
             rows.write(row, start, sequence.ids, 0)
@@ -118,32 +118,37 @@ class Padded(Collator):
 
 
 class Trees(Collator):
-    """What the collators without repetition share: sequences of a group have their common beginning once."""
+    """Base of the collators that store the common beginning of a group of sequences once.
+
+    A group becomes a tree: a trunk, the common beginning, and a branch for the rest of each sequence. The attention
+    mask lets a branch see the trunk and itself, but no other branch.
+    """
 
     @abstractmethod
-    def groups(self, groups: Sequence[Sequence[Joined]]) -> list[Sequence[Joined]]:
-        """The groups whose sequences share a trunk."""
+    def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
+        """Regroup the sequences, given by row of the data set, into those that share a trunk."""
 
     @abstractmethod
     def arrange(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """The row and the first position of each tree."""
+        """For trees of these lengths, in tokens: the row of the batch and the first column of each."""
 
     def tokens(self, row: Encoded) -> int:
-        """Trunks once and all branches."""
-        answers = [Joined.of(number, (), answer) for number, answer in enumerate(row.answers)]
+        """Each trunk once, plus all branches; the last token of a sequence is never an input and does not count."""
+        answers = [TokenSequence.of(number, (), answer) for number, answer in enumerate(row.answers)]
         trees = [
-            (common_prefix(group), [len(sequence.ids) - 1 for sequence in group]) for group in self.groups([answers])
+            (common_prefix_length(group), [len(sequence.ids) - 1 for sequence in group])
+            for group in self.groups([answers])
         ]
         return sum(len(row.prompt_ids) + sum(lengths) - (len(lengths) - 1) * trunk for trunk, lengths in trees)
 
-    def tensors(self, groups: Sequence[Sequence[Joined]]) -> dict[str, Any]:
-        """Lay the trees out; the last token of a sequence predicts nothing and is left out."""
+    def tensors(self, groups: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
+        """Write all trees; the last token of a sequence is left out, since nothing is predicted from it."""
         groups = self.groups(groups)
-        shapes = [(trunk := common_prefix(group), [len(s.ids[trunk:-1]) for s in group]) for group in groups]
+        shapes = [(trunk := common_prefix_length(group), [len(s.ids[trunk:-1]) for s in group]) for group in groups]
         lengths = [trunk + sum(branches) for trunk, branches in shapes]
         corners = self.arrange(lengths)
         ends = [start + length for (_, start), length in zip(corners, lengths, strict=True)]
-        rows = Rows(corners[-1][0] + 1, self.width(max(ends)))
+        rows = BatchWriter(corners[-1][0] + 1, self.width(max(ends)))
         trees = []
         for group, (trunk, branches), (row, start) in zip(groups, shapes, corners, strict=True):
             rows.write(row, start, group[0].ids[:trunk], 0)
@@ -159,27 +164,27 @@ class Trees(Collator):
 
 @dataclass(frozen=True)
 class SharedPrefix(Trees):
-    """A row per pair: what both answers begin with once, then the rest of either; padded to the longest pair."""
+    """One row per pair: the common beginning once, then the rest of either answer; padded to the longest pair."""
 
-    def groups(self, groups: Sequence[Sequence[Joined]]) -> list[Sequence[Joined]]:
-        """The answers to one prompt."""
+    def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
+        """Keep the answers of a row together: they share the prompt."""
         return list(groups)
 
     def arrange(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """A row for each."""
+        """Put each tree into a row of its own."""
         return [(row, 0) for row in range(len(lengths))]
 
 
 @dataclass(frozen=True)
 class Packed(Trees):
-    """All sequences in one row, none of which sees another: no padding."""
+    """All sequences in one row without padding; none attends to another."""
 
-    def groups(self, groups: Sequence[Sequence[Joined]]) -> list[Sequence[Joined]]:
-        """Each sequence by itself."""
+    def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
+        """Make every sequence a group of its own, so that nothing is shared."""
         return [[sequence] for group in groups for sequence in group]
 
     def arrange(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """One after the other."""
+        """Put the trees one after another into row 0."""
         starts = [0]
         for length in lengths[:-1]:
             starts.append(starts[-1] + length)
@@ -188,25 +193,24 @@ class Packed(Trees):
 
 @dataclass(frozen=True)
 class PackedSharedPrefix(Packed):
-    """All pairs in one row, what both answers begin with once: no padding and no token computed twice."""
+    """All pairs in one row, with the common beginning of each pair once: no padding, no token computed twice."""
 
-    def groups(self, groups: Sequence[Sequence[Joined]]) -> list[Sequence[Joined]]:
-        """The answers to one prompt."""
+    def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
+        """Keep the answers of a row together: they share the prompt."""
         return list(groups)
 
 
-def collator_for(chosen: Collator | None, *, takes_trees: bool) -> Collator:
-    """The collator that was chosen where a model takes its batches, else the one with the fewest tokens."""
+def select_collator(chosen: Collator | None, *, takes_trees: bool) -> Collator:
+    """The chosen collator if the model takes its batches; otherwise the one that computes the fewest tokens."""
     if chosen is not None and (takes_trees or not isinstance(chosen, Trees)):
         return chosen
     return PackedSharedPrefix() if takes_trees else Padded()
 
 
-class Rows:
-    """The tensors of a batch while it is written."""
+class BatchWriter:
+    """Writes tokens, positions and scored tokens of a batch into tensors of `count` rows of `width` tokens."""
 
     def __init__(self, count: int, width: int) -> None:
-        """Begin with nothing but padding."""
         self.width = width
         self.input_ids = torch.zeros(count, width, dtype=torch.long)
         self.position_ids = torch.zeros(count, width, dtype=torch.long)
@@ -214,19 +218,22 @@ class Rows:
         self.scored: list[tuple[int, int, int]] = []
 
     def write(self, row: int, start: int, ids: Sequence[int], position: int) -> None:
-        """Put tokens into a row, the first of them at `position` of its sequence."""
+        """Write tokens into a row from column `start` on; `position` is that of the first one in its sequence."""
         span = slice(start, start + len(ids))
         self.input_ids[row, span] = torch.tensor(ids, dtype=torch.long)
         self.position_ids[row, span] = torch.arange(position, position + len(ids))
         self.mask[row, span] = True
 
-    def score(self, sequence: Joined, stretches: Sequence[tuple[int, int]]) -> None:
-        """Note what predicts the sequence's scored tokens; it lies in stretches `(first place, length)`."""
+    def score(self, sequence: TokenSequence, stretches: Sequence[tuple[int, int]]) -> None:
+        """Record the scored tokens of a sequence, whose tokens are in stretches `(first place, length)` of the batch.
+
+        A place is a flat index, row * width + column.
+        """
         places = [place for first, length in stretches for place in range(first, first + length)]
         self.scored += [(places[place], id_, sequence.number) for place, id_ in sequence.scored_tokens()]
 
     def fields(self, trees: tuple[Tree, ...]) -> dict[str, Any]:
-        """The batch's fields."""
+        """The fields of a `Batch`; scored tokens are sorted by sequence."""
         scored = torch.tensor(sorted(self.scored, key=lambda token: token[2]), dtype=torch.long).reshape(-1, 3)
         return {
             "input_ids": self.input_ids,
@@ -237,8 +244,8 @@ class Rows:
         }
 
 
-def common_prefix(group: Sequence[Joined]) -> int:
-    """How many tokens all of the sequences begin with, their last ones left aside."""
+def common_prefix_length(group: Sequence[TokenSequence]) -> int:
+    """Length of the common beginning of the sequences, without their last tokens, which are never inputs."""
     columns = zip(*(sequence.ids[:-1] for sequence in group), strict=False)
     shortest = max(0, min(len(sequence.ids) for sequence in group) - 1)
     return next((n for n, column in enumerate(columns) if len(set(column)) > 1), shortest)

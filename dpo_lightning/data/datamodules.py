@@ -1,4 +1,4 @@
-"""`PreferenceDataModule`, `RankedDataModule`, `UnpairedDataModule`, `SFTDataModule`: a data module per kind of row."""
+"""The four data modules, one per kind of row: preference pairs, ranked lists, unpaired rows, SFT rows."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 
 
 class PreferenceDataModule(TextDataModule):
-    """Preference pairs: `prompt, chosen, rejected` as strings or messages, or chats with an implicit prompt."""
+    """Preference pairs, for DPOModule: `prompt, chosen, rejected` as strings or messages, or without `prompt`."""
 
     format = PairFormat
 
 
 class SFTDataModule(TextDataModule):
-    """SFT rows: `prompt, completion`, `messages`, or `instruction, input, output`."""
+    """SFT rows, for SFTModule: `prompt, completion`, `messages`, or `instruction, input, output`."""
 
     format = SFTFormat
 
 
 class RankedDataModule(TextDataModule):
-    """Ranked lists: `prompt, responses` with the best answer first, or by a column `scores`."""
+    """Ranked lists, for ListwiseDPOModule: `prompt, responses`, the best answer first or ranked by `scores`."""
 
     format = RankedFormat
 
 
 class UnpairedDataModule(TextDataModule):
-    """Unpaired rows: `prompt, completion, label` as strings or messages; of pairs, each answer by itself."""
+    """Unpaired rows, for KTOModule: `prompt, completion, label`, or pairs, whose answers are split."""
 
     format = UnpairedFormat
     has_mismatched = False
-    """Whether rows get an answer to another prompt as well; the module's loss decides."""
+    """Whether rows also get an answer to another prompt; KTOLoss needs it to estimate the KL divergence."""
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
-        """Read, check and encode rows, as the module's loss needs them."""
-        if module.needs_mismatched != self.has_mismatched:  # rows that were encoded for another loss
+        """Read, check and encode rows; encode again if the loss of this module needs other answers than before."""
+        if module.needs_mismatched != self.has_mismatched:  # encoded for another loss
             self.encoded, self.has_mismatched = {}, module.needs_mismatched
         super().prepare(stage, module, world_size)
 
     def encode(self, encoder: Encoder, examples: Sequence[Example]) -> list[Any]:
-        """Rows as ids. Which answers are mismatched is settled here, before rows are shared out to ranks."""
+        """Encode rows; mismatched answers are chosen here, before rows are distributed, so that all ranks agree."""
         rows: list[Any] = super().encode(encoder, examples)
         if CONTRADICTIONS not in self.allow:
             check_labels(rows)
@@ -60,7 +60,9 @@ class UnpairedDataModule(TextDataModule):
 
 
 def check_labels(rows: Sequence[EncodedUnpaired]) -> None:
-    """Refuse answers that are labelled good and bad once they are tokens, though their texts differ.
+    """Check that no two rows have the same tokens and different labels, although their texts differ.
+
+    Truncation, or texts that the tokenizer normalizes, can make them equal.
 
     Raises:
         UserError: 65, with every such row.

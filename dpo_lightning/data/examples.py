@@ -1,4 +1,4 @@
-"""Records of the data path, usable without torch: a row is a prompt with answers, first as texts, then as token ids."""
+"""Records of the data path, without torch: `Example` is a prompt with answers as texts, `Encoded` as token ids."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Origin:
     file: str
     line: int
     nth: int = 1
-    """Its number among the rows of this line: an array may stand on one."""
+    """Its number among the rows of this line, from 1: a JSON array may be on a single line."""
 
     def __str__(self) -> str:
-        """`file:line`, and which row of it from the second on."""
+        """Format as `file:line`, with the number of the row in the line from the second one on."""
         return f"{self.file}:{self.line}" + (f" (row {self.nth} of the line)" if self.nth > 1 else "")
 
 
@@ -44,13 +44,13 @@ class EncodedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Answers that follow the same `prompt_ids`; each kind of row adds what was said of the answers."""
+    """A row as token ids: a prompt and its answers; each kind of row adds its fields, such as a label or a margin."""
 
     noun: ClassVar[str] = "rows"
-    """What messages call several of them."""
+    """Plural noun for these rows in messages."""
 
     answers_first: ClassVar[bool] = True
-    """How a batch numbers its sequences: all first answers, then all second ones; False: row after row."""
+    """How a batch orders its sequences: first all first answers, then all second ones; False for row after row."""
 
     origin: Origin
     prompt_ids: Sequence[int]
@@ -64,16 +64,16 @@ class Encoded:
 
     @property
     def columns(self) -> Mapping[str, float | bool]:
-        """What was said of this row, by the name under which `Batch.columns` has it; the same names in every row."""
+        """The row's values for `Batch.columns`, by name; every row of a kind must have the same names."""
         return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt with its answers as texts; each kind of row adds what was said of the answers.
+    """A row as texts: a prompt and its answers; each kind of row adds its fields, such as a label or a margin.
 
-    Either all texts are strings, or all are message tuples (answers then end with an assistant message, and may begin
-    with the turns that led to it).
+    Either all texts are strings, or all are tuples of messages. An answer of messages ends with an assistant message,
+    and may begin with the turns that led to it.
     """
 
     origin: Origin
@@ -82,8 +82,8 @@ class Example:
     tools: tuple[Mapping[str, Any], ...] = ()
     group: str = ""
     weight: float = 1.0
-    """How much the row counts in the loss."""
+    """Factor of the row in the loss."""
 
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> Encoded:
-        """The same row as token ids."""
+        """The same row as token ids; subclasses pass on their own fields."""
         return Encoded(self.origin, prompt_ids, answers, self.weight)

@@ -1,4 +1,4 @@
-"""Mismatched answers: each prompt with another row's answer, to see how far the policy is from the reference (KTO)."""
+"""Mismatched answers for KTO: each prompt with another row's answer, to estimate KL(policy, reference)."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from dpo_lightning.data.formats.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 LOOKED_AT = 100
-"""Rows that are looked at for an answer other than a row's own; in a set of very few answers there is none."""
+"""Rows that are tried until one has an answer other than the row's own; with very few distinct answers, none may."""
 
 
 def add_mismatches(rows: Sequence[EncodedUnpaired], max_length: int) -> tuple[list[EncodedUnpaired], int]:
-    """The rows with a mismatched answer each, and how many of these were cut at `max_length`."""
-    others = [rows[other].completion for other in mismatches(rows)]
-    fitted = [fit(row, other, max_length) for row, other in zip(rows, others, strict=True)]
+    """Append a mismatched answer to each row; also return how many of these answers were cut at `max_length`."""
+    others = [rows[other].completion for other in match_rows(rows)]
+    fitted = [cut_to_fit(row, other, max_length) for row, other in zip(rows, others, strict=True)]
     cut = sum(len(whole.ids) > len(answer.ids) for whole, answer in zip(others, fitted, strict=True))
     return [replace(row, answers=(*row.answers, other)) for row, other in zip(rows, fitted, strict=True)], cut
 
 
-def fit(row: EncodedUnpaired, answer: EncodedAnswer, max_length: int) -> EncodedAnswer:
-    """Another row's answer after this row's prompt, cut at `max_length`."""
+def cut_to_fit(row: EncodedUnpaired, answer: EncodedAnswer, max_length: int) -> EncodedAnswer:
+    """Cut another row's answer so that it fits after this row's prompt into `max_length` tokens."""
     room = max_length - len(row.prompt_ids)
     if len(answer.ids) <= room:
         return answer
     return replace(answer, ids=answer.ids[:room], scored=answer.scored[:room], cut=True)
 
 
-def mismatches(rows: Sequence[EncodedUnpaired]) -> list[int]:
-    """For each row the row whose answer its prompt is given: a function of the rows and their order alone.
+def match_rows(rows: Sequence[EncodedUnpaired]) -> list[int]:
+    """For each row, the index of the row whose answer it gets. The result depends only on the rows and their order.
 
-    Of another prompt where there is one, and another text than its own where one is near. Rows of one prompt stand
-    together, and each takes the answer that lies as far before it as the largest such group is long: every answer is
-    given once, unless more than half of the rows have one prompt.
+    Rows are sorted by prompt, and each takes the answer of the row before it by the size of the largest group of one
+    prompt. So it gets an answer to a different prompt, and every answer is used once. If that answer has the same text
+    as its own, others are tried, `LOOKED_AT` in all. If more than half of the rows have one prompt, answers repeat.
 
     Raises:
-        UserError: all rows have one prompt and one answer.
+        UserError: all rows have the same prompt and the same answer.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(tuple(row.prompt_ids), []).append(number)
     if len(groups) == 1:
-        return [_other(rows, number) for number in range(len(rows))]
+        return [_find_other_answer(rows, number) for number in range(len(rows))]
     order = [number for group in groups.values() for number in group]
     largest = max(map(len, groups.values()))
     found, start = [0] * len(rows), 0
     for group in groups.values():
         others = len(rows) - len(group)
         for place, number in enumerate(group):
-            back = (  # how far before the group
+            back = (  # distances before the start of the group
                 (largest - 1 - place + further) % others for further in range(min(others, LOOKED_AT))
             )
             tried = [order[start - 1 - far] for far in back]
@@ -59,16 +59,16 @@ def mismatches(rows: Sequence[EncodedUnpaired]) -> list[int]:
     return found
 
 
-def _other(rows: Sequence[EncodedUnpaired], number: int) -> int:
-    """The nearest row before, round the set, that has another answer to the only prompt."""
+def _find_other_answer(rows: Sequence[EncodedUnpaired], number: int) -> int:
+    """With a single prompt: the nearest earlier row, cyclically, that has another answer."""
     before = ((number - far) % len(rows) for far in range(1, len(rows)))
     for other in before:
         if _differ(rows, other, number):
             return other
     raise UserError(
         ExitCode.DATA,
-        Problem("no row has another answer, and KTO needs mismatched ones", str(rows[number].origin)),
-        fix="more rows, or --model.loss APOZeroUnpairedLoss",
+        Problem("KTOLoss needs answers that differ, and all rows have the same one", str(rows[number].origin)),
+        fix="give more rows, or use --model.loss APOZeroUnpairedLoss",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where training is within an epoch: kept in checkpoints, and taken up by the loader and by the trainer's count."""
+"""`TrainingLoader`: saves the position within an epoch in checkpoints, and resumes from it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ ACCUMULATION = "trainer.accumulate_grad_batches"
 
 
 class TrainingLoader(DataLoader[Any]):
-    """A loader that goes on from any optimizer step of an epoch.
+    """A loader that can resume after any optimizer step of an epoch.
 
-    Its place is what was trained on, not what workers have prepared ahead. Going on is exact to the bit as long as
-    nothing draws random numbers in a training step: the state of the generators that dropout draws from is not kept.
+    Its place is the number of batches that were trained on, not of those that workers have prefetched. Resuming is
+    bit-identical unless a training step draws random numbers: the state of dropout's generators is not saved.
     """
 
     fit_loop: Any
-    """The trainer's loop over epochs, by which the place is told."""
+    """The trainer's loop over epochs, whose counters give the place."""
 
     def follow(self, fit_loop: Any, place: Mapping[str, int] | None) -> None:
-        """Follow a trainer, from its checkpoint's place if it goes on from one."""
+        """Read the place from a trainer's loop; if the trainer resumes, start from its checkpoint's `place`."""
         self.fit_loop = fit_loop
         if not fit_loop.is_resuming:
             return
         if place:
-            count_on(fit_loop, window_start(place, self.window))
+            restore_progress(fit_loop, window_start(place, self.window))
         else:
             check_window(fit_loop.epoch_loop.batch_progress.state_dict(), self.window)
 
     def state_dict(self) -> dict[str, int]:
-        """The place, at the first batch of an unfinished accumulation window, whose gradients are not kept.
+        """The place; within an accumulation window, its first batch, since accumulated gradients are not saved.
 
-        Weights and optimizer are the same anywhere in a window. A step's checkpoint is written before the trainer calls
-        its batch completed.
+        Weights and optimizer do not change within a window. Lightning writes a step's checkpoint before it counts the
+        batch as completed.
+
+        Returns:
+            `epoch`, `batches` trained on in it, `order` (a checksum of its batches), `window` (batches per optimizer
+            step), `evaluated` (batches whose evaluation, if any, is over), and `torn`: 1 if an optimizer step was
+            changing the weights.
         """
         loop = self.fit_loop.epoch_loop
         progress, evaluation, trained = loop.batch_progress, loop.val_loop.batch_progress, self.fit_loop.epoch_progress
@@ -46,7 +51,7 @@ class TrainingLoader(DataLoader[Any]):
         evaluating = loop.trainer.validating and not (
             evaluation.is_last_batch and evaluation.current.completed == evaluation.current.ready
         )
-        if trained.current.started < trained.current.ready:  # an epoch begins: the batches are the last one's
+        if trained.current.started < trained.current.ready:  # an epoch begins: the counts are still of the one before
             batches = begun = 0
         state = self.order.state(batches, ended=bool(batches) and progress.is_last_batch and batches == begun)
         return {
@@ -58,44 +63,44 @@ class TrainingLoader(DataLoader[Any]):
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from there; called by a trainer whose epoch is not over."""
+        """Resume from a place; Lightning calls this for a checkpoint within an epoch."""
         self.order.load_state(window_start(state, self.window))
 
     @property
     def order(self) -> BatchOrder:
-        """The order of the batches."""
+        """The sampler, which defines the order of the batches."""
         assert isinstance(self.sampler, BatchOrder)
         return self.sampler
 
     @property
     def window(self) -> int:
-        """Micro-batches of an optimizer step."""
+        """Number of micro-batches per optimizer step (`accumulate_grad_batches`)."""
         window: int = self.fit_loop.trainer.accumulate_grad_batches
         return window
 
 
 def window_start(place: Mapping[str, int], window: int) -> dict[str, int]:
-    """A place as its own window's first batch, also where an earlier version wrote another one.
+    """Move a place back to the first batch of its window; checkpoints of earlier versions may be within one.
 
     Raises:
-        UserError: windows of this size do not begin there, or the weights were being updated.
+        UserError: the windows had another size, or the checkpoint was written during an optimizer step.
     """
-    check_whole(place)
+    check_complete(place)
     kept = place.get("window", window)
     if place["batches"] and kept != window:
         raise UserError(
             ExitCode.CONFIG,
-            Problem(f"accumulate_grad_batches is {window}, in the epoch of the checkpoint it was {kept}", ACCUMULATION),
-            fix=f"--{ACCUMULATION} {kept}, or the checkpoint of an epoch's end",
+            Problem(f"accumulate_grad_batches is {window}, but was {kept} in the checkpoint's epoch", ACCUMULATION),
+            fix=f"--{ACCUMULATION} {kept}, or give the checkpoint of an epoch's end",
         )
     return {**place, "batches": place["batches"] - place["batches"] % window}
 
 
-def check_whole(place: Mapping[str, int]) -> None:
-    """Refuse weights of which an optimizer step had changed a part, or which it had changed without being counted.
+def check_complete(place: Mapping[str, int]) -> None:
+    """Refuse a checkpoint that was written during an optimizer step, when some weights had changed and others not.
 
     Raises:
-        UserError: that is so.
+        UserError: the place is marked `torn`.
     """
     if place.get("torn"):
         raise UserError(
@@ -106,39 +111,42 @@ def check_whole(place: Mapping[str, int]) -> None:
 
 
 def check_window(progress: Mapping[str, Any], window: int) -> None:
-    """Refuse a checkpoint without a place that lies between two optimizer steps of an epoch.
+    """Refuse a checkpoint that has no place and was saved within an accumulation window.
 
     Args:
-        progress: the trainer's count of batches, as a checkpoint has it.
-        window: micro-batches of an optimizer step.
+        progress: the trainer's state of `batch_progress`, from the checkpoint.
+        window: micro-batches per optimizer step.
 
     Raises:
-        UserError: that is so.
+        UserError: it was saved within a window, whose accumulated gradients are lost.
     """
     into = 0 if window == 1 or progress["is_last_batch"] else progress["current"]["processed"] % window
     if into:
         raise UserError(
             ExitCode.CONFIG,
-            Problem(f"the checkpoint lies {into} of {window} micro-batches into a step, without their gradients", KEY),
+            Problem(
+                f"the checkpoint was saved after {into} of {window} micro-batches of a step, without gradients", KEY
+            ),
             fix="give the checkpoint of an epoch's end",
         )
 
 
-def count_on(fit_loop: Any, place: Mapping[str, int]) -> None:
-    """Make a restored trainer's count agree with the place.
+def restore_progress(fit_loop: Any, place: Mapping[str, int]) -> None:
+    """Set a restored trainer's counters to the place.
 
-    Lightning's own takes an epoch that `max_steps` ended for a whole one; it does not count the epoch that follows a
-    checkpoint of an epoch's last batch, so that a checkpoint within it looks like its end; and with `max_steps` it goes
-    on from an epoch's end by passing over the next epoch. It counts the batches of an unfinished window as well.
+    Works around four cases in which the counters that Lightning restores are wrong: (1) an epoch cut short by
+    `max_steps` counts as finished; (2) after a checkpoint at an epoch's last batch, the next epoch is not counted, so
+    that a checkpoint within it looks like its end; (3) with `max_steps`, resuming at an epoch's end skips the next
+    epoch; (4) the batches of an unfinished accumulation window are counted.
     """
     epochs, epoch, batches = fit_loop.epoch_progress, place["epoch"], place["batches"]
     if epochs.current.started > epoch:
-        count_batches(fit_loop, place)
+        roll_back_batches(fit_loop, place)
     if not batches and epochs.current.processed >= epoch:
         for count in (epochs.total, epochs.current):
             count.ready = count.started = count.processed = count.completed = epoch
         for loop in (fit_loop, fit_loop.epoch_loop):
-            loop.on_iteration_done()  # nothing is left to restart
+            loop.on_iteration_done()  # clears the restart flags: the next epoch starts anew
         return
     done = epoch - (not batches)  # an epoch's end that is not counted yet is counted when the loops are reset
     for count in (epochs.total, epochs.current):
@@ -147,8 +155,8 @@ def count_on(fit_loop: Any, place: Mapping[str, int]) -> None:
     fit_loop.restarting = True
 
 
-def count_batches(fit_loop: Any, place: Mapping[str, int]) -> None:
-    """Take batches back that were begun behind the place; what they were evaluated after is not evaluated again."""
+def roll_back_batches(fit_loop: Any, place: Mapping[str, int]) -> None:
+    """Uncount the batches after the place; an evaluation that already ran before it is not repeated."""
     progress, batches = fit_loop.epoch_loop.batch_progress, place["batches"]
     if progress.current.ready == batches:
         return

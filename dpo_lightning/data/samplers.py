@@ -1,4 +1,4 @@
-"""The order of rows: a pure function of seed and epoch, shared out to ranks without counting a row twice."""
+"""Batch samplers: the batches are a pure function of seed and epoch, and no rank counts a row twice."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ if TYPE_CHECKING:
     from dpo_lightning.data.collate import Collator
 
 BUCKET_RATIO = 1.2
-"""Rows whose tokens differ by no more than this are shuffled among each other where batches have a token budget."""
+"""With a token budget, rows are shuffled within buckets whose largest row is at most this many times the smallest."""
 
 
-class Rows(Dataset[Any]):
-    """Encoded rows, given by the batch; a filler's index is negative (see `BatchOrder`)."""
+class RowDataset(Dataset[Any]):
+    """Encoded rows, indexed by whole batches; a filler has a negative index (see `BatchOrder`)."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
-        """Hold the rows."""
         self.rows = rows
 
     def __len__(self) -> int:
-        """The number of rows."""
         return len(self.rows)
 
     def __getitem__(self, indices: Sequence[int]) -> list[tuple[Any, int]]:
-        """The rows of a batch, each with its index or -1 for a filler."""
+        """The rows of a batch, each with its index; -1 for a filler."""
         return [(self.rows[index], index) if index >= 0 else (self.rows[~index], -1) for index in indices]
 
 
 class BatchOrder(DistributedSampler[Any], SequentialSampler):
-    """A rank's batches, lists of row indices, in the order of `(seed, epoch)`: the same number for every rank.
+    """Yields the batches of one rank, lists of row indices, in an order drawn from `(seed, epoch)`.
 
-    Rows are shared out by the group, a batch for each rank. Where they do not divide by the ranks, some are given twice
-    so that no rank waits for another. Such a filler is yielded as `~index` (negative), and the batch marks it with -1:
-    no loss and no metric counts it.
-    A `DistributedSampler`, so that Lightning leaves it in place and tells it the epoch; a `SequentialSampler`, so that
-    it is left in place by `overfit_batches` as well.
+    Every rank has the same number of batches. Rows are divided into groups with one batch for each rank. If the number
+    of rows is not a multiple of the ranks, some rows occur twice, so that no rank has to wait for another. Such a
+    filler is yielded as `~index`, which is negative, and gets index -1 in the batch: no loss or metric counts it.
+
+    It derives from `DistributedSampler` so that Lightning does not replace it and calls `set_epoch`, and from
+    `SequentialSampler` so that `overfit_batches` does not replace it either.
     """
 
     def __init__(
@@ -57,17 +56,17 @@ class BatchOrder(DistributedSampler[Any], SequentialSampler):
         world_size: int = 1,
         longest_first: bool = False,
     ) -> None:
-        """Order rows for `rank` of `world_size`.
+        """Compute the number of batches per epoch.
 
         Args:
             sizes: tokens per row.
-            most: what a batch holds at most, in the unit of the subclass.
+            most: the limit of a batch per rank, in rows or tokens depending on the subclass.
             shuffle: draw a new order every epoch.
             seed: the same seed gives the same orders.
-            rank: this process.
-            world_size: all processes.
-            longest_first: rows that are not shuffled come longest first, so that batches hold rows of one length and
-                memory that will not do shows at once; else they come as in the file.
+            rank: the index of this process.
+            world_size: the number of processes.
+            longest_first: without `shuffle`, sort rows by length, the longest first: there is less padding, and
+                insufficient memory shows at the first batch. Otherwise rows keep the order of the file.
         """
         rows = range(len(sizes))
         super().__init__(rows, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
@@ -78,61 +77,63 @@ class BatchOrder(DistributedSampler[Any], SequentialSampler):
 
     @abstractmethod
     def groups(self) -> list[list[int]]:
-        """The epoch's rows, fillers included: a list for each step of all ranks, of which a rank takes every n-th."""
+        """The epoch's rows, fillers included: one list per step of all n ranks; rank r takes items r, r + n, ..."""
 
     def __iter__(self) -> Iterator[Any]:
-        """This rank's batches of the epoch that are still to come."""
+        """Yield this rank's remaining batches of the epoch."""
         for group in self.groups()[self._first :]:
             yield group[self.rank :: self.num_replicas]
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same for every epoch and rank."""
+        """Number of batches of a whole epoch, the same for every epoch and rank."""
         return self._count
 
     def generator(self) -> torch.Generator:
-        """What the epoch's order is drawn from."""
+        """The random generator from which the epoch's order is drawn."""
         return torch.Generator().manual_seed(self.seed + self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, unless it is the one that is to be gone on with."""
+        """Start an epoch from its first batch, unless it is the one that is being resumed."""
         if epoch != self.epoch:
             self._first = 0
             super().set_epoch(epoch)
 
     def state(self, batches: int, *, ended: bool) -> dict[str, int]:
-        """What `load_state` goes on from.
+        """The state from which `load_state` resumes.
 
         Args:
-            batches: batches of this epoch that were trained on.
-            ended: whether they were all that the trainer takes of it.
+            batches: number of batches of this epoch that were trained on.
+            ended: whether the trainer takes no more of this epoch: the state is then the start of the next one.
         """
         place = {"epoch": self.epoch + 1, "batches": 0} if ended else {"epoch": self.epoch, "batches": batches}
         return {**place, "order": self.digest()}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on behind the batches that were trained on.
+        """Resume after the batches that were trained on.
 
         Raises:
-            UserError: in the middle of an epoch, if its batches are no longer the same.
+            UserError: the state is within an epoch whose batches have changed.
         """
         self.epoch, self._first = state["epoch"], state["batches"]
         if self._first and self.digest() != state["order"]:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("the checkpoint lies in the middle of an epoch of other batches", "ckpt_path"),
-                fix="give the rows, the model and the devices that its run had, or the checkpoint of an epoch's end",
+                Problem(
+                    "the checkpoint was saved within an epoch, and this run's batches differ from its", "ckpt_path"
+                ),
+                fix="use the rows, model and devices of the checkpoint's run, or the checkpoint of an epoch's end",
             )
 
     def digest(self) -> int:
-        """A checksum of the epoch's batches on all ranks."""
+        """A CRC-32 checksum of the epoch's batches on all ranks."""
         return zlib.crc32(repr(self.groups()).encode())
 
 
 class FixedBatches(BatchOrder):
-    """Batches of `most` rows, the last of them shorter."""
+    """Batches of `most` rows; the last one may be shorter."""
 
     def groups(self) -> list[list[int]]:
-        """Stretches of one order."""
+        """Cut one order of all rows into groups of `most` rows per rank."""
         rows, step = len(self.sizes), self.most * self.num_replicas
         order = torch.randperm(rows, generator=self.generator()).tolist() if self.shuffle else self.unshuffled
         filled = order + [~order[place % rows] for place in range(rows, self.total_size)]
@@ -140,16 +141,16 @@ class FixedBatches(BatchOrder):
 
 
 class TokenBatches(BatchOrder):
-    """Batches of at most `most` tokens, of rows of nearly the same length; every epoch has the same number of them.
+    """Batches of at most `most` tokens, of rows of similar length; every epoch has the same number of batches.
 
-    A batch of n rows counts as n times its longest row, so that padding to the longest fits as well. Rows are shuffled
-    within buckets, whose upper bound stands for each of theirs, and groups as a whole: how many rows the batches of an
-    epoch hold therefore depends on the sizes alone.
+    A batch of n rows counts as n times its longest row, so that it fits with padding too. Rows are shuffled within
+    buckets of similar length, and each counts with the upper bound of its bucket; then the groups are shuffled. The
+    numbers of rows in an epoch's batches therefore depend on the sizes alone, and not on the order drawn.
     """
 
     def groups(self) -> list[list[int]]:
-        """Stretches of rows of about the same size, in any order if shuffled."""
-        bounds, generator = upper_bounds(self.sizes), self.generator()
+        """Cut the rows, sorted by bucket, into groups that fit; shuffle rows within buckets, then the groups."""
+        bounds, generator = bucket_bounds(self.sizes), self.generator()
         order = self.unshuffled
         if self.shuffle:
             order = sorted(torch.randperm(len(order), generator=generator).tolist(), key=lambda row: -bounds[row])
@@ -173,15 +174,15 @@ class TokenBatches(BatchOrder):
             yield group
 
     def use(self) -> str:
-        """How full the batches are, and how many rows they hold."""
+        """Describe how much of `max_tokens` the batches use, and how many rows they have."""
         ranks = range(self.num_replicas)
         held = [sum(row >= 0 for row in group[rank :: len(ranks)]) for group in self.groups() for rank in ranks]
         share = sum(self.sizes) / (self.most * len(held))
         return f"{share:.0%} of max_tokens used, {min(held)} to {max(held)} rows each"
 
 
-def upper_bounds(sizes: Sequence[int]) -> list[int]:
-    """For each row the largest size of its bucket; a bucket's sizes are within `BUCKET_RATIO`."""
+def bucket_bounds(sizes: Sequence[int]) -> list[int]:
+    """For each row, the largest size in its bucket; sizes in a bucket differ at most by the factor `BUCKET_RATIO`."""
     bounds: dict[int, int] = {}
     bound = 0
     for size in sorted(set(sizes), reverse=True):
@@ -191,20 +192,20 @@ def upper_bounds(sizes: Sequence[int]) -> list[int]:
     return [bounds[size] for size in sizes]
 
 
-def check_shares(
+def check_batch_size(
     encoded: Mapping[str, Sequence[Any]], batch_size: int, max_tokens: int | None, collator: Collator, world_size: int
 ) -> None:
-    """A batch larger than the data, or a rank without a row, is a mistake rather than a short epoch.
+    """Check that there are enough training rows for one batch on every rank, and that every row fits `max_tokens`.
 
     Raises:
-        UserError: that is so, or a row alone has more than `max_tokens`.
+        UserError: that is not so.
     """
     rows, size = len(encoded.get("train", ())), 1 if max_tokens else batch_size
     if rows and rows < size * world_size:
         raise UserError(
             ExitCode.DATA,
             f"{rows} training rows are fewer than one batch ({size} x {world_size} devices)",
-            fix=f"--data.batch_size {rows // world_size} or more rows" if rows >= world_size else "more rows",
+            fix=f"--data.batch_size {rows // world_size} or more rows" if rows >= world_size else "give more rows",
         )
     counted = [(collator.tokens(row), row) for several in encoded.values() for row in several] if max_tokens else []
     long = [(tokens, row) for tokens, row in counted if max_tokens and tokens > max_tokens]
@@ -212,7 +213,7 @@ def check_shares(
         raise UserError(
             ExitCode.DATA,
             [
-                Problem(f"a row of {tokens} tokens does not fit into {max_tokens}", str(row.origin))
+                Problem(f"the row has {tokens} tokens, more than max_tokens={max_tokens}", str(row.origin))
                 for tokens, row in long
             ],
             fix=f"--data.max_tokens {max(tokens for tokens, _ in long)} or more, or a lower --data.max_length with "
@@ -220,26 +221,26 @@ def check_shares(
         )
 
 
-def told_steps(trainer: Any, batches: int) -> str:
-    """How many optimizer steps a run takes with `batches` an epoch and rank, and what caps them."""
-    each = -(-trained_batches(trainer, batches) // trainer.accumulate_grad_batches)
+def describe_steps(trainer: Any, batches: int) -> str:
+    """Describe how many optimizer steps a run takes with `batches` per epoch and rank, and what caps them."""
+    each = -(-count_training_batches(trainer, batches) // trainer.accumulate_grad_batches)
     steps, most = each * (trainer.max_epochs or 1), trainer.max_steps
     cap = f"; capped at {most} by trainer.max_steps (-1 takes all)" if most >= 0 and not 0 <= steps <= most else ""
-    return (f"{steps} steps" if steps >= 0 else "steps without end") + cap
+    return (f"{steps} steps" if steps >= 0 else "unlimited steps") + cap
 
 
-def trained_batches(trainer: Any, batches: int) -> int:
-    """How many of an epoch's batches are trained on; `overfit_batches` and `fast_dev_run` set this limit as well."""
+def count_training_batches(trainer: Any, batches: int) -> int:
+    """Number of an epoch's batches that are trained on; `overfit_batches` and `fast_dev_run` set this limit too."""
     limit = trainer.limit_train_batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
-def settle_epoch(trainer: Any, order: BatchOrder, collator: Collator) -> None:
-    """Tell what a token budget makes of the rows, and evaluate an epoch at its end where the interval is longer."""
+def prepare_epoch(trainer: Any, order: BatchOrder, collator: Collator) -> None:
+    """Log the batches that a token budget gives, and limit a `val_check_interval` that exceeds an epoch to its end."""
     if isinstance(order, TokenBatches):
-        steps = told_steps(trainer, len(order))
+        steps = describe_steps(trainer, len(order))
         logger.info(f"batches: {type(collator).__name__}, {order.use()}; {len(order)} an epoch, {steps}")
-    every, batches = trainer.val_check_interval, trained_batches(trainer, len(order))
+    every, batches = trainer.val_check_interval, count_training_batches(trainer, len(order))
     if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
-        logger.warning(f"val_check_interval={every} exceeds the {batches} batches of an epoch: its end is evaluated")
+        logger.warning(f"val_check_interval={every} exceeds the {batches} batches of an epoch: evaluating at its end")
         trainer.val_check_interval = 1.0

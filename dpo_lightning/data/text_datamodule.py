@@ -1,4 +1,4 @@
-"""`TextDataModule`: what the data modules share, from reading rows before anything is loaded to loaders."""
+"""`TextDataModule`, the base of all data modules: reads, checks and encodes rows, and makes the loaders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from dpo_lightning.data.collate import Collator, Padded, collator_for
+from dpo_lightning.data.collate import Collator, Padded, select_collator
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
 from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
@@ -23,18 +23,25 @@ from dpo_lightning.data.formats.duplicates import check_leak
 from dpo_lightning.data.formats.load import load_examples
 from dpo_lightning.data.formats.row_format import RowFormat
 from dpo_lightning.data.resumable_loader import TrainingLoader
-from dpo_lightning.data.samplers import BatchOrder, FixedBatches, Rows, TokenBatches, check_shares, settle_epoch
+from dpo_lightning.data.samplers import (
+    BatchOrder,
+    FixedBatches,
+    RowDataset,
+    TokenBatches,
+    check_batch_size,
+    prepare_epoch,
+)
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
 Allow = Literal["contradictions", "leak"]
 
-
 DEFAULT_SEED = 42
+"""The seed of the shuffled order where Lightning has set none."""
 
 
 class TextDataModule(LightningDataModule):
-    """What preference and SFT data share: reading before anything is loaded, encoding, loaders."""
+    """Base of the data modules: rows are read and checked before a tokenizer or model is loaded, then encoded."""
 
     def __init__(
         self,
@@ -55,7 +62,7 @@ class TextDataModule(LightningDataModule):
         collator: Collator | None = None,
         num_workers: int = 0,
     ) -> None:
-        """Describe the data; nothing is read before `setup`.
+        """Store the options; nothing is read before `setup`.
 
         Args:
             train: training rows: a file, several files, or a hub set (`hf://org/name`).
@@ -63,20 +70,20 @@ class TextDataModule(LightningDataModule):
             batch_size: rows per step and device (pairs, for preferences).
             max_tokens: in place of `batch_size`, tokens per step and device: batches of rows of about the same length,
                 as many as fit. A row counts with the tokens that the model computes for it, padding included.
-            max_length: tokens of prompt and longer answer.
+            max_length: tokens of the prompt and its longest answer.
             shuffle: draw a new order of the training rows every epoch, from the seed.
-            overlong: what happens to a row beyond `max_length`: `error`, `drop`, or `truncate` (the oldest turns of the
-                prompt go first). Drops and cuts are counted.
+            overlong: what to do with a row beyond `max_length`: `error`, `drop`, or `truncate` (removes the oldest
+                turns of the prompt first). The numbers of dropped and truncated rows are logged.
             template: `auto` reads a string row as one user turn and one answer where the model has a chat template,
-                raw where it has none; `chat` insists on a template; `raw` joins the strings as they are.
+                raw where it has none; `chat` requires a template; `raw` concatenates the strings unchanged.
             chat_template: a file with a Jinja chat template, used in place of the model's own.
-            template_date: the date in prompts, for a chat template that writes one (2026-11-28); left out, the start's.
-            special_tokens: a control token inside a text is refused, or neutralized (read as plain text).
+            template_date: the date for chat templates that write one, as 2026-11-28; by default, the day of the start.
+            special_tokens: `refuse` a control token inside a text, or `neutralize` it (encode it as plain text).
             columns: our column name -> the file's, where they differ.
             strict: treat warnings about rows as errors.
-            allow: let `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets) pass.
+            allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
-            num_workers: processes that prepare batches; 0 is right for rows that are already in memory.
+            num_workers: processes that collate batches; 0 is best, since rows are in memory already.
         """
         super().__init__()
         limits = (("batch_size", batch_size, 1), ("max_tokens", max_tokens, 2), ("max_length", max_length, 2))
@@ -104,28 +111,28 @@ class TextDataModule(LightningDataModule):
     @property
     @abstractmethod
     def format(self) -> type[RowFormat]:
-        """How rows of this kind are read; a class attribute of the subclass."""
+        """The row format, a class attribute of the subclass."""
 
     def encode(self, encoder: Encoder, examples: Sequence[Example]) -> list[Any]:
-        """Examples as token ids; a subclass may add to them what depends on other rows."""
+        """Encode examples as token ids; a subclass may add what depends on other rows."""
         return encoder.encode(examples)
 
     def check_module(self, module: Any) -> None:
-        """Refuse a module that trains on another kind of row.
+        """Check that the module trains on rows of this kind.
 
         Raises:
-            UserError: that is so.
+            UserError: 64, it takes another data module.
         """
         data = module.data_module
         if not isinstance(self, data):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{type(module).__name__} takes {data.__name__}", "data", type(self).__name__),
-                fix=f"--data {data.__name__}, or the whole recipe of the model in configs/",
+                fix=f"--data {data.__name__} with rows of its format; configs/ has a complete recipe for each model",
             )
 
     def read_rows(self, names: Sequence[str]) -> None:
-        """Read and check the rows of `train` and `eval`; needs neither tokenizer nor model."""
+        """Read and check the rows of the named sets, `train` or `eval`; needs neither tokenizer nor model."""
         for name in names:
             paths = self.files[name]
             if name in self.examples or not paths:
@@ -135,7 +142,8 @@ class TextDataModule(LightningDataModule):
                 paths,
                 columns=self.columns,
                 strict=self.strict,
-                lent=name == "eval" and bool(self.files["train"]),  # columns may be those of the training rows
+                columns_optional=name == "eval"
+                and bool(self.files["train"]),  # columns may be those of the training rows
                 allow=self.allow,
             )
             if name == "eval" and "train" in self.examples:
@@ -145,7 +153,7 @@ class TextDataModule(LightningDataModule):
                 logger.info(f"note: {warning}")
 
     def setup(self, stage: str) -> None:
-        """Prepare what the stage needs, with the tokenizer of the trainer's module."""
+        """Prepare the rows of a stage with the tokenizer of the trainer's module; all ranks use the same date."""
         prepare = partial(self.prepare, TrainerFn(stage).value, self.trainer.lightning_module, self.trainer.world_size)
         prepare()
         if self.template_date.adopt(self.trainer.strategy.broadcast):
@@ -153,12 +161,12 @@ class TextDataModule(LightningDataModule):
             prepare()
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
-        """Read, check and encode rows, once. No weight is loaded.
+        """Read, check and encode the rows of a stage that are not yet encoded. No weights are loaded.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
-            module: the `PolicyModule` whose tokenizer and positions count.
-            world_size: processes that share the rows.
+            module: the `PolicyModule` that has the tokenizer and the limit of positions.
+            world_size: the number of processes.
         """
         self.check_module(module)
         needed = ("train", "eval") if stage == "fit" else ("eval",)
@@ -179,11 +187,12 @@ class TextDataModule(LightningDataModule):
             for line in [*encoder.counts.format_lines(), *format_unlisted_ends(self.encoded[name], renderer)]:
                 logger.info(f"note: {name}: {line}")
             self.template_date.log(written=renderer.wrote_date)
-        fewest = collator_for(self.given_collator, takes_trees=True)  # too long for it is too long for all
-        check_shares(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
+        # It computes the fewest tokens: a row that is too long for it is too long for every collator.
+        fewest = select_collator(self.given_collator, takes_trees=True)
+        check_batch_size(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
 
     def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
-        """How this data's texts are put into tokens; a template file replaces the tokenizer's own for good."""
+        """The renderer of texts to tokens; a template file replaces the tokenizer's own template for the export too."""
         if self.chat_template:
             tokenizer.chat_template = read_template(self.chat_template)
         if self.template == "chat" and not tokenizer.chat_template:
@@ -196,12 +205,12 @@ class TextDataModule(LightningDataModule):
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
 
     def choose_collator(self, takes_trees: bool) -> None:
-        """Settle how rows become batches, by what the model takes.
+        """Set `collator` to the one given, or to a default that depends on the model.
 
         Raises:
-            UserError: the collator that was given makes none of those.
+            UserError: the model does not take the batches of the collator that was given.
         """
-        self.collator = collator_for(self.given_collator, takes_trees=takes_trees)
+        self.collator = select_collator(self.given_collator, takes_trees=takes_trees)
         if self.given_collator not in (None, self.collator):
             raise UserError(
                 ExitCode.MODEL,
@@ -210,41 +219,41 @@ class TextDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> TrainingLoader:
-        """Training batches, in the order of seed and epoch."""
+        """The loader of training batches, in the order drawn from seed and epoch."""
         order = self._order("train", shuffle=self.shuffle and not self.trainer.overfit_batches)
-        settle_epoch(self.trainer, order, self.collator)
+        prepare_epoch(self.trainer, order, self.collator)
         self._training = self._loader("train", order, TrainingLoader)
         self._training.follow(self.trainer.fit_loop, self._place)
         return self._training
 
     def state_dict(self) -> dict[str, int]:
-        """Where training is, for `load_state_dict`, which comes before the loader is made."""
+        """The place of the training loader (see `TrainingLoader.state_dict`); empty before training."""
         return self._training.state_dict() if self._training else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Keep the place for `train_dataloader`."""
+        """Store the place for `train_dataloader`, which Lightning calls later."""
         self._place = state_dict
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Held-out batches, longest rows first; in the order of the file where only some are taken; or none."""
-        return self._held_out(self.trainer.limit_val_batches)
+        """The loader of held-out batches: longest rows first, or in the file's order if a limit takes only some."""
+        return self._held_out_loader(self.trainer.limit_val_batches)
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """As for validation."""
-        return self._held_out(self.trainer.limit_test_batches)
+        """The loader of the held-out rows for `test`, as for validation."""
+        return self._held_out_loader(self.trainer.limit_test_batches)
 
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """As for validation."""
-        return self._held_out(self.trainer.limit_predict_batches)
+        """The loader of the held-out rows for `predict`, as for validation."""
+        return self._held_out_loader(self.trainer.limit_predict_batches)
 
-    def _held_out(self, limit: float) -> DataLoader[Any] | list[Any]:
+    def _held_out_loader(self, limit: float) -> DataLoader[Any] | list[Any]:
         if "eval" not in self.encoded:
             return []
         order = self._order("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
         return self._loader("eval", order)
 
     def order(self, rows: Sequence[Encoded], collator: Collator, **options: Any) -> BatchOrder:
-        """Batches of encoded rows, of as many rows or tokens as the options have it; options of `BatchOrder`."""
+        """Divide encoded rows into batches by `max_tokens` or `batch_size`; `options` are those of `BatchOrder`."""
         if self.max_tokens:
             return TokenBatches([collator.tokens(row) for row in rows], self.max_tokens, **options)
         return FixedBatches([row.length for row in rows], self.batch_size, **options)
@@ -254,7 +263,7 @@ class TextDataModule(LightningDataModule):
         self.choose_collator(module.takes_trees())
         if self.given_collator is not None:
             module.check_layout(self.collator)
-        check_shares(self.encoded, self.batch_size, self.max_tokens, self.collator, self.trainer.world_size)
+        check_batch_size(self.encoded, self.batch_size, self.max_tokens, self.collator, self.trainer.world_size)
         return self.order(
             self.encoded[name],
             self.collator,
@@ -267,11 +276,11 @@ class TextDataModule(LightningDataModule):
 
     def _loader(self, name: str, order: BatchOrder, kind: type[DataLoader[Any]] = DataLoader) -> Any:
         return kind(
-            Rows(self.encoded[name]),
+            RowDataset(self.encoded[name]),
             batch_size=None,
             sampler=order,
             collate_fn=self.collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # an iterator draws from it, and not from what the model draws from
+            generator=torch.Generator(),  # of its own: an iterator would draw from the generator that the model uses
         )

@@ -44,7 +44,7 @@ class Sampling:
 
 
 def refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
-    """Refuse scores of the next token that are no numbers: a greedy choice among them would be a token all the same.
+    """Refuse logits that are NaN: a greedy choice among them would return a token nevertheless.
 
     Raises:
         UserError: that is so.
@@ -115,7 +115,8 @@ def answer(
             )
     except ValueError as error:  # transformers refuses options of the generation config
         what = f"generation failed: {' '.join(str(error).split()[:30])}"
-        raise UserError(ExitCode.MODEL, what, fix="correct generation_config.json in the model's folder") from None
+        file = f"{model.config.name_or_path}/generation_config.json"
+        raise UserError(ExitCode.MODEL, Problem(what, file), fix=f"correct the options in {file}") from None
     finally:
         model.train(training)
     return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]

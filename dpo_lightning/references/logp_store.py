@@ -48,25 +48,25 @@ class TokenTable(NamedTuple):
 
     @classmethod
     def of(cls, answers: Mapping[bytes, Float[Tensor, " token"]]) -> TokenTable:
-        """Gather answers."""
+        """Build a table from the token log-probabilities of each answer, by its digest."""
         keys = sorted(answers)
         lengths = torch.tensor([len(answers[key]) for key in keys], dtype=torch.int64)
         values = torch.cat([torch.zeros(0, dtype=torch.float32), *(answers[key] for key in keys)])
-        return cls(tuple(keys), ends(lengths), values)
+        return cls(tuple(keys), cumulative_ends(lengths), values)
 
     @classmethod
     def merged(cls, tables: Sequence[TokenTable]) -> TokenTable:
-        """All answers of several tables; one that stands in more of them as the first has it."""
+        """Merge tables; of an answer that is in several, the values of the first table are kept."""
         at: dict[bytes, int] = {}
         for number, key in enumerate(key for table in tables for key in table.keys):
             at.setdefault(key, number)
         keys = sorted(at)
         order = torch.tensor([at[key] for key in keys], dtype=torch.int64)
         none = torch.zeros(0, dtype=torch.int64)
-        firsts = ends(torch.tensor([len(table.values) for table in tables], dtype=torch.int64)).tolist()
+        firsts = cumulative_ends(torch.tensor([len(table.values) for table in tables], dtype=torch.int64)).tolist()
         starts = torch.cat([none, *(t.offsets[:-1] + first for t, first in zip(tables, firsts, strict=False))])
         lengths = torch.cat([none, *(table.offsets.diff() for table in tables)])[order]
-        offsets = ends(lengths)
+        offsets = cumulative_ends(lengths)
         places = torch.arange(int(offsets[-1])) + (starts[order] - offsets[:-1]).repeat_interleave(lengths)
         values = torch.cat([torch.zeros(0, dtype=torch.float32), *(table.values for table in tables)])
         return cls(tuple(keys), offsets, values[places])
@@ -105,7 +105,7 @@ class LogpFile:
             return whole, [self._read(part) for part in self._parts()]
 
     def add(self, answers: Mapping[bytes, Float[Tensor, " token"]]) -> None:
-        """Keep answers as a part, so that a pass that ends early has not computed them in vain."""
+        """Write answers to a part, from which a pass that ended early resumes."""
         if not answers:
             return
         name = hashlib.sha256(b"".join(sorted(answers))).hexdigest()[:DIGEST_CHARS]
@@ -234,7 +234,7 @@ def read(path: Path) -> tuple[Provenance, TokenTable]:
 
 
 def content_digest(header: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """A digest of everything that a file says."""
+    """A digest of all contents of a file: its provenance and values."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
@@ -251,8 +251,8 @@ def damaged(path: Path, reason: str) -> UserError:
     )
 
 
-def ends(lengths: Int[Tensor, " answer"]) -> Int[Tensor, " answers+1"]:
-    """Where stretches of these lengths begin, one after the other, and the end of the last."""
+def cumulative_ends(lengths: Int[Tensor, " answer"]) -> Int[Tensor, " answers+1"]:
+    """The offsets of consecutive stretches of these lengths: 0, then the end of each."""
     return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
 
 

@@ -1,4 +1,4 @@
-"""`Precomputed`: a reference whose log-probabilities are computed once, kept in a file, and looked up from then on."""
+"""`Precomputed`: a reference whose log-probabilities are computed once, stored in a file, and looked up in training."""
 
 from __future__ import annotations
 
@@ -28,19 +28,25 @@ from dpo_lightning.references.adapter_disabled import (
     without_adapter,
 )
 from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, check_same_tokenizer
-from dpo_lightning.references.logp_store import KEY, LogpFile, TokenTable, ends, read
+from dpo_lightning.references.logp_store import KEY, LogpFile, TokenTable, cumulative_ends, read
 from dpo_lightning.references.provenance import DIGEST_CHARS, Provenance
-from dpo_lightning.references.reference_pass import Digests, ScoringContext, check_independence, row_digests, scored
+from dpo_lightning.references.reference_pass import (
+    Digests,
+    ScoringContext,
+    check_independence,
+    row_digests,
+    score_rows,
+)
 from dpo_lightning.types import SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
-"""Where files lie for which no path was given, each under its digest: runs that need the same one share it."""
+"""The default folder of the files; each is named by its digest, so that runs that need the same file share it."""
 
 FLUSH_SECONDS = 30.0
-"""Seconds after which progress is logged and what was computed is kept, so that a killed pass goes on from there."""
+"""Seconds between progress lines and writes of what was computed; a killed pass resumes from the last write."""
 
 TOLERANCE = 1e-5
-"""Nats per scored token, and part of a sum, by which batches of another shape differ in float32."""
+"""Float32 difference between batch shapes: absolute in nats per scored token, and relative to a sum."""
 
 HALF_NOTE = "in half precision, sums of other batches differ by up to about 1 nat"
 
@@ -48,13 +54,13 @@ FULL = ("32", "32-true", "64", "64-true")
 
 
 class Answers(NamedTuple):
-    """What the file has of a set of rows, row after row and answer after answer.
+    """The file's values for a set of rows, ordered by row and then by answer.
 
     Attributes:
-        first: the place of each row's first answer, `[row]`.
+        first: the index of each row's first answer, `[row]`.
         sums: log-probability of each answer in nats, `[answer]`.
-        lengths: its scored tokens, `[answer]`.
-        starts: where the values of its tokens begin among all values, `[answer]`.
+        lengths: number of scored tokens of each answer, `[answer]`.
+        starts: offset of each answer's token values among all values, `[answer]`.
     """
 
     first: Tensor
@@ -64,25 +70,25 @@ class Answers(NamedTuple):
 
 
 class Precomputed(ReferencePolicy):
-    """Log-probabilities out of a file: no second model is held, and none is asked while training.
+    """Looks up log-probabilities in a file, so that training needs no second model and no forward pass of one.
 
-    What the file lacks is computed before the first step and added to it. The file is bound to the digests of all that
-    moves a log-probability, and holds answers by their content: order, batches, layout and ranks are free.
+    Missing values are computed before the first step and added to the file. The file records digests of everything that
+    a log-probability depends on, and stores answers by their content: row order, batches, layout and ranks may change.
     """
 
     def __init__(self, path: str | None = None, model: str | None = None) -> None:
-        """Choose the file and the reference.
+        """Choose the file and the reference model.
 
         Args:
-            path: the file; left out, it lies in `outputs/reference/` under its digest, shared by all runs that fit it.
-            model: a model or adapter folder or a hub id to compare with; the policy's own start where it is left out.
+            path: the file; by default, a file in `outputs/reference/` named by its digest, which runs share.
+            model: a model or adapter folder or a hub id; by default, the policy before its first step.
         """
         super().__init__()
         self.path, self.model = path, model
         self.share: tuple[int, int] | None = None
-        """Number and count of shares where only one of them is to be computed: nothing is merged or looked up then."""
+        """Index and number of shares, to compute only one of them; nothing is merged or looked up then."""
         self.policy_moved = False
-        """Whether the policy may have left its start, and can no longer tell what the reference would say."""
+        """Whether the policy may have been trained, so that it no longer computes the reference's log-probabilities."""
         self._rows: dict[str, Sequence[Encoded]] = {}
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
         self._answers: dict[str, Answers] = {}
@@ -91,37 +97,33 @@ class Precomputed(ReferencePolicy):
 
     @property
     def equals_start(self) -> bool:
-        """Only where no other model was named."""
+        """True unless another model is the reference."""
         return self.model is None
 
     @property
     def has_model(self) -> bool:
-        """Only below a new adapter, whose base is there all the time."""
+        """True for a new adapter only: the base below it is the reference model, and stays in memory."""
         return self._below
 
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
-        """Remember where the policy came from; `look_up` does the rest, once the rows are known."""
+        """Store how the policy was built; `look_up` computes the values once the rows are known."""
         self._builder = builder
         self._below = self.model is None and has_new_adapter(policy, builder)
         off = distance_from_start(policy) if self._below else 0.0
         if not off <= START_ROUNDING:
+            what = f"Precomputed needs a start that remains with the adapter disabled, but {describe_distance(off)}"
             raise UserError(
-                ExitCode.CONFIG,
-                Problem(
-                    f"no folder holds the policy's start, to which a file could be bound: {describe_distance(off)}",
-                    REFERENCE_KEY,
-                ),
-                fix="--model.reference FrozenAdapter",
+                ExitCode.CONFIG, Problem(what, REFERENCE_KEY), fix="--model.reference FrozenAdapter, or leave it out"
             )
 
     def check_identity(self, policy: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-        """Compare, and know from then on that the policy has moved."""
+        """Check the identity at the start of a resumed run; from then on, the policy counts as trained."""
         super().check_identity(policy, checkpoint)
         self.policy_moved = True
 
     @contextmanager
     def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The policy, its new adapter off; there is no other model to ask."""
+        """Yield the policy with its new adapter disabled; an error where there is none, and thus no reference model."""
         if not self.has_model:
             raise UserError(
                 ExitCode.CONFIG,
@@ -134,9 +136,10 @@ class Precomputed(ReferencePolicy):
     def forward(
         self, policy: nn.Module, batch: Batch, rows: str = "train", statistics: Collection[Statistic] = ()
     ) -> SequenceLogps:
-        """Sums and lengths of the batch's sequences, without asking the host; tokens where they are wanted.
+        """Look up sums and lengths of the batch's sequences, and tokens if wanted, without synchronizing with the CPU.
 
-        A batch that does not hold the rows that its indices tell has another length: its sums are no numbers.
+        If the number of scored tokens differs from the file's, the batch does not contain the rows of its `indices`:
+        the sums become NaN.
         """
         self.policy_moved |= rows == "train"
         device = batch.indices.device
@@ -161,21 +164,21 @@ class Precomputed(ReferencePolicy):
         return found._replace(tokens=values.masked_fill(~within, 0))
 
     def look_up(self, policy: nn.Module, run: ScoringContext) -> None:
-        """Compute what the file lacks, and find the values of every row.
+        """Compute the values that the file lacks, and load those of every row.
 
         Args:
-            policy: before its first step, and before a checkpoint moves it.
-            run: its rows and how it computes.
+            policy: the policy before its first step, and before the weights of a checkpoint are loaded.
+            run: the rows, and how the run computes log-probabilities.
 
         Raises:
-            UserError: the file is damaged, was computed with something else, lacks rows of a policy that has moved, or
-                cannot be written.
+            UserError: the file is damaged, was computed with other inputs, cannot be written, or lacks rows although
+                the policy has been trained.
         """
         if run.rows.keys() == self._rows.keys() and all(run.rows[name] is rows for name, rows in self._rows.items()):
             return
-        check_independence((self._builder if self._gone() else self._other()).config(), run)
-        with torch.device("cpu"):  # while a model is built, tensors would be made on its device
-            provenance, builder = self._provenance(run), self._other()
+        check_independence((self._builder if self._is_missing() else self._reference_builder()).config(), run)
+        with torch.device("cpu"):  # else tensors would be created on the device of the model that is being built
+            provenance, builder = self._provenance(run), self._reference_builder()
             half = run.precision not in FULL or not builder.exact
             # Sums depend on the shape of the batch: hardly in float32, by up to about 1 nat in half precision.
             self._start_tolerance = HALF_TOLERANCE if half or self._builder.compile else TOLERANCE
@@ -189,18 +192,19 @@ class Precomputed(ReferencePolicy):
             if self.share is not None:
                 return
             run.barrier()
-            if run.rank == 0:  # ranks that saw the file before and after another process wrote it leave rows out
+            if run.rank == 0:
+                # If another process wrote to the file in between, ranks divided the rows differently and left some out.
                 self._fill(logp_file, todo, policy, run, (0, 1))
                 logp_file.merge()
             run.barrier()
-            self._keep(logp_file, keys)
+            self._index_answers(logp_file, keys)
             self._rows = dict(run.rows)
 
     def _provenance(self, run: ScoringContext) -> Provenance:
-        """What the values have to come from; a reference whose folder is gone is taken from the file that is named."""
-        builder = self._other()
-        if self.path and Path(self.path).is_file() and self._gone():
-            logger.info(f"note: {self.model} is not there: {self.path} is taken as it is")
+        """The provenance that the file must have; if the reference's folder is missing, that of the file itself."""
+        builder = self._reference_builder()
+        if self.path and Path(self.path).is_file() and self._is_missing():
+            logger.info(f"note: {self.model} does not exist: {self.path} is used without a comparison")
             stored, _ = read(Path(self.path))
             digests = {name: getattr(stored, name) for name in ("weights", "architecture", "adapter")}
             return replace(Provenance.of(self._builder, run.tokenizer, run.data, run.precision), **digests)
@@ -208,10 +212,10 @@ class Precomputed(ReferencePolicy):
             check_same_tokenizer(self._builder, builder, "model")
         return Provenance.of(builder, run.tokenizer, run.data, run.precision)
 
-    def _gone(self) -> bool:
+    def _is_missing(self) -> bool:
         return self.model is not None and not Path(self.model).exists() and not looks_like_hub_id(self.model)
 
-    def _other(self) -> CausalLM:
+    def _reference_builder(self) -> CausalLM:
         if self.model is None:
             return self._builder
         return replace(self._builder, path=self.model, lora=None, gradient_checkpointing=False, compile=False)
@@ -224,57 +228,57 @@ class Precomputed(ReferencePolicy):
         run: ScoringContext,
         share: tuple[int, int],
     ) -> None:
-        """Compute this process's share of the rows that are nowhere yet, longest first."""
+        """Compute this process's share of the rows that are neither in the file nor in its parts, longest first."""
         whole, parts = logp_file.load()
         written = set(whole.keys)
         missing = (row for row in rows if not written.issuperset(row))
         ordered = sorted(missing, key=lambda row: (-rows[row].length, row))
-        # Shares and batches follow from the file alone: a pass that goes on makes the batches that it would have made.
+        # Shares and batches depend on the file alone, not on its parts: a resumed pass makes the same batches.
         places = run.batches([rows[row] for row in ordered], run.collator(policy))[share[0] :: share[1]]
         known = written.union(*(part.keys for part in parts))
         left = [[row for place in batch if not known.issuperset(row := ordered[place])] for batch in places]
         batches = [batch for batch in left if batch]
         if not batches:
             return
+        todo = sum(map(len, batches))
         if self.policy_moved and self.equals_start:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"{len(rows)} rows came up after the policy had moved", "model.reference", str(logp_file.path)),
-                fix="python -m dpo_lightning precompute with these rows, before training",
+                Problem(f"{todo} rows are missing: the policy is trained already", REFERENCE_KEY, str(logp_file.path)),
+                fix="python -m dpo_lightning precompute with the same rows, before training",
             )
         logp_file.check_writable()
-        todo = sum(map(len, batches))
         logger.info(f"reference: computing {todo} of {len(rows)} rows, once, into {logp_file.path}")
         answers: dict[bytes, Tensor] = {}
-        done, kept_at = 0, time.monotonic()
+        done, flushed_at = 0, time.monotonic()
         try:
-            with self._asked(policy, run) as model:
+            with self._prepare_reference(policy, run) as model:
                 head, collator = find_head(model), run.collator(model)
                 for batch in batches:
-                    found = scored(model, head, collator, [rows[row] for row in batch], run)
+                    found = score_rows(model, head, collator, [rows[row] for row in batch], run)
                     answers |= {key: found[key] for key in found.keys() - known}  # an answer may be in several rows
                     known |= found.keys()
                     done += len(batch)
-                    if time.monotonic() - kept_at >= FLUSH_SECONDS:
+                    if time.monotonic() - flushed_at >= FLUSH_SECONDS:
                         logp_file.add(answers)
-                        answers, kept_at = {}, time.monotonic()
+                        answers, flushed_at = {}, time.monotonic()
                         logger.info(f"reference: {done} of {todo} rows")
-        finally:  # an interrupted pass keeps what it has
+        finally:  # an interrupted pass stores what it has computed
             logp_file.add(answers)
 
     @contextmanager
-    def _asked(self, policy: nn.Module, run: ScoringContext) -> Iterator[nn.Module]:
-        """The reference, on its device, without dropout and gradient."""
-        model = policy if self.model is None else self._other().build()
-        run.placed(model)
+    def _prepare_reference(self, policy: nn.Module, run: ScoringContext) -> Iterator[nn.Module]:
+        """Yield the reference model on its device, without dropout and gradients."""
+        model = policy if self.model is None else self._reference_builder().build()
+        run.place(model)
         below = without_adapter(model) if self.has_model else nullcontext()
         with below, evaluation_mode(model):
             yield model
 
-    def _keep(self, logp_file: LogpFile, keys: Mapping[str, Sequence[Digests]]) -> None:
-        """Find sums and lengths of every row's answers."""
+    def _index_answers(self, logp_file: LogpFile, keys: Mapping[str, Sequence[Digests]]) -> None:
+        """Load the table, and index the sums, lengths and token values of every row's answers."""
         table, parts = logp_file.load()
-        if parts:  # left by another process since
+        if parts:  # written by another process in the meantime
             table = TokenTable.merged([table, *parts])
         at = {key: number for number, key in enumerate(table.keys)}
         lost = sum(key not in at for rows in keys.values() for row in rows for key in row)
@@ -287,7 +291,7 @@ class Precomputed(ReferencePolicy):
         sums, lengths = table.sums()
         for name, rows in keys.items():
             places = torch.tensor([at[key] for row in rows for key in row], dtype=torch.int64)
-            first = ends(torch.tensor([len(row) for row in rows], dtype=torch.int64))[:-1]
+            first = cumulative_ends(torch.tensor([len(row) for row in rows], dtype=torch.int64))[:-1]
             self._answers[name] = Answers(first, sums[places], lengths[places], table.offsets[places])
         self._values = table.values
         apart = "" if self._start_tolerance == TOLERANCE else f"; {HALF_NOTE}"

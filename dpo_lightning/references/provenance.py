@@ -116,7 +116,7 @@ def model_digests(model: CausalLM) -> dict[str, str]:
     """Return digests of the model that `model` loads, without a new adapter, by field name."""
     path, adapter = model.base_path(), model.adapter_folder()
     folder = check_folder(path)
-    if folder is None:  # a hub's commit stands for every file of the model
+    if folder is None:  # a hub's commit identifies every file of the model
         commit = f"{path}@{getattr(model.config(), '_commit_hash', None)}"
         found = {"weights": commit, "architecture": commit}
     else:

@@ -1,4 +1,4 @@
-"""How a run scores its rows outside of training: the same model, precision and layout, without dropout."""
+"""Log-probabilities of a run's rows outside of training: same precision and layout as in training, no dropout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from dpo_lightning.data.collate import Collator, collator_for
+from dpo_lightning.data.collate import Collator, select_collator
 from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import token_logps
@@ -27,7 +27,7 @@ Digests: TypeAlias = tuple[bytes, ...]
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """The rows of a run, and how it computes."""
+    """The rows of a run, and the precision, device and processes with which it computes log-probabilities."""
 
     rows: Mapping[str, Sequence[Encoded]]
     """Encoded rows of `train` and `eval`, in the order that a batch's indices count."""
@@ -36,39 +36,40 @@ class ScoringContext:
     """The `TextDataModule` of the run."""
 
     tokenizer: Any
-    """The policy's."""
+    """The tokenizer of the policy."""
 
     precision: str
-    """As `--trainer.precision` has it."""
+    """The value of `--trainer.precision`."""
 
-    placed: Callable[[nn.Module], nn.Module]
-    """Puts a model on the device and into the precision that training has it in."""
+    place: Callable[[nn.Module], nn.Module]
+    """Moves a model to the device and precision of training."""
 
     autocast: Callable[[], AbstractContextManager[Any]]
     """The context of a forward pass in training."""
 
     rank: int = 0
-    """This process."""
+    """Index of this process."""
 
     world_size: int = 1
-    """All processes."""
+    """Number of processes."""
 
     barrier: Callable[[], Any] = lambda: None
     """Waits for all processes."""
 
     @classmethod
     def of(cls, trainer: Any, tokenizer: Any) -> ScoringContext:
-        """The run of a `Trainer` whose data module has encoded its rows.
+        """The context of a `Trainer` whose data module has encoded its rows.
 
         Raises:
-            UserError: it has no data module.
+            UserError: the trainer has no data module.
         """
         data = getattr(trainer, "datamodule", None)
         if data is None:
+            data_module = trainer.lightning_module.data_module.__name__
             raise UserError(
                 ExitCode.CONFIG,
-                Problem("Precomputed looks rows up in a data module, and the trainer has none", "data"),
-                fix="trainer.fit(module, datamodule=PreferenceDataModule(...)), or another reference",
+                Problem("Precomputed needs the rows of a data module, and the trainer has none", "data"),
+                fix=f"trainer.fit(module, datamodule={data_module}(...)), or another reference",
             )
         plugin, strategy = trainer.precision_plugin, trainer.strategy
         return cls(
@@ -84,22 +85,22 @@ class ScoringContext:
         )
 
     def collator(self, model: nn.Module) -> Collator:
-        """How rows become batches for a model: as the data has it where the model takes that."""
-        collator = collator_for(self.data.given_collator, takes_trees=takes_trees(causal_lm(model)))
+        """The collator of the data module if the model takes its batches, or a default."""
+        collator = select_collator(self.data.given_collator, takes_trees=takes_trees(causal_lm(model)))
         check_left_padding(model, collator)
         return collator
 
     def batches(self, rows: Sequence[Encoded], collator: Collator) -> list[list[int]]:
-        """Places of rows in their order, by the batch: as many rows or tokens as training has."""
+        """Divide rows, in their order, into batches of as many rows or tokens as in training; lists of indices."""
         return list(self.data.order(rows, collator))
 
 
 def row_digests(row: Encoded) -> Digests:
-    """What the answers of a row are to a model."""
+    """Digests of the prompt and answer ids, one per answer: equal where a model computes the same values."""
     return tuple(answer_digest(row.prompt_ids, answer) for answer in row.answers)
 
 
-def scored(
+def score_rows(
     model: nn.Module,
     head: SplitHead | None,
     collator: Collator,
@@ -109,7 +110,7 @@ def scored(
     """Log-probabilities of every scored token of some rows, float32 on the CPU, by the digest of the answer.
 
     Raises:
-        UserError: one of them is no number.
+        UserError: a log-probability is not finite.
     """
     batch = collator.collate(rows, range(len(rows))).to(causal_lm(model).device)
     with run.autocast():
@@ -121,18 +122,18 @@ def scored(
         if not own.isfinite().all():
             raise UserError(
                 ExitCode.MODEL,
-                Problem("a reference log-probability is no number", str(rows[row].origin)),
-                fix="--trainer.precision 32-true, or a sound model",
+                Problem("a reference log-probability is not finite", str(rows[row].origin)),
+                fix="use --trainer.precision 32-true, or a model whose weights are finite",
             )
     digests = [row_digests(row) for row in rows]
     return {digests[row][place]: own for (row, place), own in zip(owners, values, strict=True)}
 
 
 def check_independence(config: Any, run: ScoringContext) -> None:
-    """Refuse rows so long that log-probabilities depend on the other rows of a batch, which training changes.
+    """Refuse rows so long that log-probabilities depend on the other rows of a batch, which differ in training.
 
     Raises:
-        UserError: there is such a row.
+        UserError: there is such a row, for models whose position encoding depends on the longest row.
     """
     length, cause = independent_length(config) or (0, "")
     longest = max(chain.from_iterable(run.rows.values()), key=lambda row: row.length, default=None)

@@ -74,7 +74,7 @@ class NewFolder:
             raise self._refusal(f"the temporary folder {partial} has other files", way)
 
     def is_used(self) -> bool:
-        """Whether the folder contains anything."""
+        """Whether the folder exists and is not empty."""
         return self.path.is_dir() and any(self.path.iterdir())
 
     @contextmanager

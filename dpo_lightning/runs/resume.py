@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dpo_lightning.config.files import read_config
-from dpo_lightning.data.resumable_loader import check_whole, check_window, window_start
+from dpo_lightning.data.resumable_loader import check_complete, check_window, window_start
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.runs.run_folder import CONFIG, LOCK
@@ -56,7 +56,7 @@ def check_checkpoint(path: str, config: Mapping[str, Any], *, compare: bool) -> 
     file = find_checkpoint(path)
     content = read_checkpoint(file)
     for place in loader_states(content):
-        check_whole(place)
+        check_complete(place)
     if not compare:
         return
     recorded = run_config(file)

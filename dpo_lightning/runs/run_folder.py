@@ -142,7 +142,7 @@ class RunFolder:
             raise self._taken_error()
 
     def release(self) -> None:
-        """Unlock the folder."""
+        """Unlock the folder, so that other runs may use it; a second call has no effect."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

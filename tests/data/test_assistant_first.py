@@ -1,4 +1,4 @@
-"""Conversations that the assistant begins, and those in which nothing comes before the answer."""
+"""Conversations that the assistant begins, and those in which there is no turn before the answer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_answer_to_nothing_is_refused_before_a_template_is(tmp_path: Path, re
     refusal(
         lambda: load_examples(read, path),
         ExitCode.DATA,
-        "nothing comes before",
+        "there is no turn before",
         f"{path}:2",
         "write the user's turn before it",
     )

@@ -15,12 +15,12 @@ from dpo_lightning.data.formats.sft import EncodedSFT
 from dpo_lightning.data.samplers import (
     BUCKET_RATIO,
     FixedBatches,
-    Rows,
+    RowDataset,
     TokenBatches,
-    check_shares,
-    settle_epoch,
-    told_steps,
-    upper_bounds,
+    bucket_bounds,
+    check_batch_size,
+    describe_steps,
+    prepare_epoch,
 )
 from dpo_lightning.errors import UserError
 
@@ -54,7 +54,7 @@ def flat(batches):
 
 
 def test_a_filler_is_the_row_that_it_names():
-    rows = Rows(["a", "b", "c", "d"])
+    rows = RowDataset(["a", "b", "c", "d"])
     assert rows[[1, ~2, 3, ~0]] == [("b", 1), ("c", -1), ("d", 3), ("a", -1)]
     assert len(rows) == 4
 
@@ -147,7 +147,7 @@ def test_a_token_budget_holds_and_every_row_is_given_once(rows, world_size, orde
 @hypothesis.given(BUDGETS, strategies.integers(2, 4), strategies.integers(0, 3))
 def test_ranks_have_the_same_work_where_their_rows_are_of_one_bucket(rows, world_size, epoch):
     sizes, most = rows
-    bounds = upper_bounds(sizes)
+    bounds = bucket_bounds(sizes)
     for step in zip(*ranks(TokenBatches, sizes, most, world_size, epoch=epoch), strict=True):
         assert len({len(batch) for batch in step}) == 1
         given = [[max(row, ~row) for row in batch] for batch in step]
@@ -183,13 +183,13 @@ def test_epochs_mix_rows_within_buckets_and_groups_among_each_other():
 
 
 def test_a_buckets_bound_is_its_largest_size():
-    assert upper_bounds([10, 100, 84, 83, 70, 69, 100]) == [10, 100, 100, 83, 83, 69, 100]
-    assert upper_bounds([]) == []
+    assert bucket_bounds([10, 100, 84, 83, 70, 69, 100]) == [10, 100, 100, 83, 83, 69, 100]
+    assert bucket_bounds([]) == []
 
 
 @hypothesis.given(strategies.lists(strategies.integers(0, 10_000)))
 def test_bounds_are_within_the_ratio(sizes):
-    for size, bound in zip(sizes, upper_bounds(sizes), strict=True):
+    for size, bound in zip(sizes, bucket_bounds(sizes), strict=True):
         assert size <= bound <= BUCKET_RATIO * size
 
 
@@ -242,7 +242,7 @@ def test_batches_of_any_size_on_any_number_of_ranks_count_the_same_rows(kind, mo
     for rank in range(world_size):
         order = kind([4] * 5, most, shuffle=True, seed=1, rank=rank, world_size=world_size)
         collate = lambda items: Padded().collate(*zip(*items, strict=True))  # noqa: E731
-        for batch in DataLoader(Rows(encoded), batch_size=None, sampler=order, collate_fn=collate):
+        for batch in DataLoader(RowDataset(encoded), batch_size=None, sampler=order, collate_fn=collate):
             assert batch.num_sequences == 2 * len(batch.indices)
             for place, index in enumerate(batch.indices.tolist()):
                 said = int(batch.input_ids[place, 1])
@@ -256,34 +256,34 @@ def test_rows_that_fit_into_no_batch_are_named_with_the_remedy():
     """All of them at once, so that one remedy does."""
     rows = {"train": [pair([1] * 9, [2], [3], 1), pair([1], [2], [3], 2)], "eval": [pair([1] * 20, [2], [3], 3)]}
     with pytest.raises(UserError, match=r"fix: --data\.max_tokens 42 or more, or a lower --data\.max_length") as told:
-        check_shares(rows, 4, 19, Padded(), 1)
+        check_batch_size(rows, 4, 19, Padded(), 1)
     assert [str(problem) for problem in told.value.problems] == [
-        "a row of 20 tokens does not fit into 19 at f:1",
-        "a row of 42 tokens does not fit into 19 at f:3",
+        "the row has 20 tokens, more than max_tokens=19 at f:1",
+        "the row has 42 tokens, more than max_tokens=19 at f:3",
     ]
-    check_shares(rows, 4, 42, Padded(), 1)
-    check_shares(rows, 2, None, Padded(), 1)
+    check_batch_size(rows, 4, 42, Padded(), 1)
+    check_batch_size(rows, 2, None, Padded(), 1)
 
 
 def test_a_rank_without_a_row_is_refused():
     rows = {"train": [pair([1], [2], [3])] * 3}
-    check_shares(rows, 4, 50, Padded(), 3)
+    check_batch_size(rows, 4, 50, Padded(), 3)
     with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
-        check_shares(rows, 4, 50, Padded(), 4)
-    assert told.value.fix == "more rows"
+        check_batch_size(rows, 4, 50, Padded(), 4)
+    assert told.value.fix == "give more rows"
     with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
-        check_shares(rows, 4, None, Padded(), 1)
+        check_batch_size(rows, 4, None, Padded(), 1)
     assert told.value.fix == "--data.batch_size 3 or more rows"
 
 
 @pytest.mark.parametrize(("size", "world_size"), [(3, 1), (1, 3), (2, 2)])
 def test_as_many_rows_as_one_batch_of_all_ranks_do(size, world_size):
     rows = [pair([1], [2], [3])] * (size * world_size)
-    check_shares({"train": rows, "eval": rows[:1]}, size, None, Padded(), world_size)
+    check_batch_size({"train": rows, "eval": rows[:1]}, size, None, Padded(), world_size)
     with pytest.raises(UserError, match=rf"{len(rows) - 1} training rows are fewer than one batch \({size} x") as told:
-        check_shares({"train": rows[1:]}, size, None, Padded(), world_size)
+        check_batch_size({"train": rows[1:]}, size, None, Padded(), world_size)
     fewer = (len(rows) - 1) // world_size
-    assert told.value.fix == (f"--data.batch_size {fewer} or more rows" if fewer else "more rows")
+    assert told.value.fix == (f"--data.batch_size {fewer} or more rows" if fewer else "give more rows")
 
 
 # What is said of an epoch
@@ -300,22 +300,22 @@ def test_as_many_rows_as_one_batch_of_all_ranks_do(size, world_size):
         (10, 4, 2, 5, "6 steps; capped at 5 by trainer.max_steps (-1 takes all)"),
         (10, 4, 2, 0, "6 steps; capped at 0 by trainer.max_steps (-1 takes all)"),
         (10, 4, None, -1, "3 steps"),
-        (10, 1, -1, -1, "steps without end"),
-        (10, 1, -1, 3, "steps without end; capped at 3 by trainer.max_steps (-1 takes all)"),
+        (10, 1, -1, -1, "unlimited steps"),
+        (10, 1, -1, 3, "unlimited steps; capped at 3 by trainer.max_steps (-1 takes all)"),
     ],
 )
 def test_the_steps_of_a_run(batches, accumulate, epochs, most, told):
     trainer = SimpleNamespace(
         accumulate_grad_batches=accumulate, max_epochs=epochs, max_steps=most, limit_train_batches=1.0
     )
-    assert told_steps(trainer, batches) == told
+    assert describe_steps(trainer, batches) == told
 
 
 @pytest.mark.parametrize(("limit", "told"), [(7, "6 steps"), (1, "2 steps"), (10, "8 steps"), (0.5, "4 steps")])
 def test_the_steps_of_a_run_on_a_part_of_each_epoch(limit, told):
     """10 batches, 3 a step, two epochs; `overfit_batches` sets the same limit."""
     trainer = SimpleNamespace(accumulate_grad_batches=3, max_epochs=2, max_steps=-1, limit_train_batches=limit)
-    assert told_steps(trainer, 10) == told
+    assert describe_steps(trainer, 10) == told
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_the_steps_of_a_run_on_a_part_of_each_epoch(limit, told):
 def test_an_interval_beyond_the_epoch_ends_with_it(every, epochs, left, capsys):
     """5 batches; without `check_val_every_n_epoch` lightning counts on across epochs."""
     trainer = SimpleNamespace(val_check_interval=every, check_val_every_n_epoch=epochs, limit_train_batches=1.0)
-    settle_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
+    prepare_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
     assert trainer.val_check_interval == left
     assert ("exceeds the 5 batches of an epoch" in capsys.readouterr().out) == (every != left)
 
@@ -333,7 +333,7 @@ def test_an_interval_beyond_the_epoch_ends_with_it(every, epochs, left, capsys):
 def test_an_interval_beyond_the_part_of_an_epoch_that_is_trained_on_ends_with_it(every, limit, left):
     """5 batches, of which lightning takes 3, or 2."""
     trainer = SimpleNamespace(val_check_interval=every, check_val_every_n_epoch=1, limit_train_batches=limit)
-    settle_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
+    prepare_epoch(trainer, FixedBatches([1] * 9, 2), Padded())
     assert trainer.val_check_interval == left
 
 
@@ -364,7 +364,7 @@ def test_an_order_goes_on_behind_any_batch_on_any_rank(kind, most):
 def test_another_epoch_is_not_taken_up_in_its_middle():
     state = FixedBatches([1] * 9, 2, shuffle=True, seed=5).state(2, ended=False)
     for sizes, most, seed in (([1] * 8, 2, 5), ([1] * 9, 3, 5), ([1] * 9, 2, 6)):
-        with pytest.raises(UserError, match="the middle of an epoch of other batches at ckpt_path"):
+        with pytest.raises(UserError, match=r"and this run.s batches differ from its at ckpt_path"):
             FixedBatches(sizes, most, shuffle=True, seed=seed).load_state(state)
     end = FixedBatches([1] * 9, 2, shuffle=True, seed=5).state(5, ended=True)
     FixedBatches([1] * 8, 2, shuffle=True, seed=5).load_state(end)  # more rows, from the next epoch on

@@ -10,7 +10,13 @@ from support.row_files import OTHER, PAIR, jsonl, refusal
 
 from dpo_lightning import PreferenceDataModule
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.columns import check_same_columns, look_alike, missing_columns, rename, unused
+from dpo_lightning.data.formats.columns import (
+    check_same_columns,
+    describe_unused,
+    find_look_alike,
+    missing_columns,
+    rename,
+)
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.errors import ExitCode
 
@@ -24,7 +30,7 @@ def row(values: dict[str, Any], file: str = "f", line: int = 1) -> Row:
 def test_columns_are_mapped_and_ours_of_that_name_set_aside() -> None:
     mapped = rename([row({"question": "q", "prompt": "p", "x": 1})], {"prompt": "question"}, KNOWN)
     assert mapped[0].values == {"prompt": "q", "x": 1}
-    assert unused(mapped, KNOWN) == ["columns that are not used: x, prompt"]
+    assert describe_unused(mapped, KNOWN) == ["columns that are not used: x, prompt"]
 
 
 def test_a_file_without_the_named_column_keeps_ours() -> None:
@@ -32,7 +38,7 @@ def test_a_file_without_the_named_column_keeps_ours() -> None:
     rows = [row({"question": "q"}), row({"prompt": "b"}, line=2), row({"prompt": "p", "chosen": "c"}, "g")]
     mapped = rename(rows, {"prompt": "question"}, KNOWN)
     assert [one.values for one in mapped] == [{"prompt": "q"}, {}, {"prompt": "p", "chosen": "c"}]
-    assert unused(mapped, KNOWN) == [
+    assert describe_unused(mapped, KNOWN) == [
         "g has no column 'question': its 'prompt' is read instead",
         "columns that are not used: prompt",
     ]
@@ -65,7 +71,7 @@ def test_mappings_that_make_no_sense(columns: dict[str, str]) -> None:
     ],
 )
 def test_look_alikes(names: list[str], expected: list[str]) -> None:
-    assert [look_alike(ours, names, KNOWN) for ours in KNOWN] == expected
+    assert [find_look_alike(ours, names, KNOWN) for ours in KNOWN] == expected
 
 
 def test_the_proposal_is_a_flag() -> None:
@@ -81,14 +87,14 @@ def test_unknown_columns_are_named_once() -> None:
         row({"prompt": 1, "score": 2, "language": "ko", "meta_x": 1}),
         row({"score": 3, "id": 4, "source": 5}),
     ]
-    assert unused(rows, KNOWN) == ["columns that are not used: score"]
-    assert unused(rows, (*KNOWN, "score")) == []
+    assert describe_unused(rows, KNOWN) == ["columns that are not used: score"]
+    assert describe_unused(rows, (*KNOWN, "score")) == []
 
 
 @pytest.mark.parametrize("name", ["loss_mask", "train", "weights", "sample_weight", "Loss_Weight"])
 def test_columns_that_say_what_is_learned_have_a_line_of_their_own(name: str) -> None:
-    first, second = unused([row({**PAIR, name: 0, "score": 1})], KNOWN)
-    assert first.startswith(f"columns that may say what is learned, and are not read: {name} (")
+    first, second = describe_unused([row({**PAIR, name: 0, "score": 1})], KNOWN)
+    assert first.startswith(f"columns that may select what is learned, and are not read: {name} (")
     assert "'weight'" in first
     assert second == "columns that are not used: score"
 
@@ -98,7 +104,7 @@ def test_two_files_of_other_columns() -> None:
     refusal(
         lambda: check_same_columns(rows, KNOWN),
         ExitCode.DATA,
-        "another format than f at g:7",
+        "the columns differ from those of f at g:7",
         "chosen, prompt",
     )
     check_same_columns([row({"prompt": 1, "x": 2}), row({"prompt": 1}, "g")], KNOWN)

@@ -78,7 +78,7 @@ def test_an_input_is_joined_to_the_prompt(tmp_path: Path, kind: str) -> None:
 def test_an_input_that_stands_in_the_prompt_is_not_joined_again(tmp_path: Path) -> None:
     examples, warnings = read(tmp_path, "pairs", {"input": "colour"}, {"input": "an"})
     assert [example.prompt for example in examples] == ["Name a colour.", "Name an animal."]
-    assert warnings == ["rows whose `input` stands in the prompt and is not joined to it: 2"]
+    assert warnings == ["rows whose `input` is already part of the prompt and is not joined to it: 2"]
     examples, _ = read(tmp_path, "pairs", {"input": "our"})
     assert examples[0].prompt == "Name a colour.\n\nour"
 
@@ -127,8 +127,8 @@ def test_answers_that_repeat_the_prompt_beside_a_system_column(tmp_path: Path, t
 
 
 BAD = [
-    ({"system": 3}, "'system' is a number where text is due"),
-    ({"system": ["x"]}, "'system' is a list where text is due"),
+    ({"system": 3}, "'system' is a number, not text"),
+    ({"system": ["x"]}, "'system' is a list, not text"),
     ({"system": "Be brief.", "system_prompt": "Be long."}, "'system' and 'system_prompt' differ"),
     ({"system": "Be long.", "prompt": [S, Q]}, "'system' differs from the conversation's own system message"),
     (
@@ -137,12 +137,12 @@ BAD = [
     ),
     ({"system": "Be long.", "history": [S, *TURNS]}, "'system' differs from the conversation's own system message"),
     ({"history": EARLIER, "prompt": [Q]}, "the row has a 'history' and a conversation"),
-    ({"history": {"a": 1}}, "'history' is an object where a list of earlier turns is due"),
-    ({"history": ["Hello?", "Hi."]}, "'history' 1 is no pair of question and answer"),
-    ({"history": [["Hello?"]]}, "'history' 1 is no pair"),
+    ({"history": {"a": 1}}, "'history' is an object, not a list of earlier turns"),
+    ({"history": ["Hello?", "Hi."]}, "'history' 1 is not a pair of question and answer"),
+    ({"history": [["Hello?"]]}, "'history' 1 is not a pair"),
     ({"history": [["Hello?", ""]]}, "'history' message 2 has no text as content"),
     ({"history": "Hello?"}, "'history' is text that is not JSON"),
-    ({"input": 3}, "'input' is a number where text is due"),
+    ({"input": 3}, "'input' is a number, not text"),
     ({"input": "Of the sea.", "prompt": [Q]}, "the row has an 'input' and a prompt of messages"),
 ]
 

@@ -12,11 +12,21 @@ from support.command_line import Bench, fail_at_start, refused
 from torch.optim import SGD
 
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
+from dpo_lightning.data.datamodules import PreferenceDataModule, RankedDataModule, SFTDataModule, UnpairedDataModule
+from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.kto import KTOModule
+from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.sft import SFTModule
 
 KINDS = {"PreferenceDataModule": PreferenceDataModule, "SFTDataModule": SFTDataModule}
+PAIRINGS = {
+    DPOModule: PreferenceDataModule,
+    SFTModule: SFTDataModule,
+    KTOModule: UnpairedDataModule,
+    ListwiseDPOModule: RankedDataModule,
+}
 
 
 class Batches(Callback):
@@ -113,7 +123,7 @@ def test_a_row_beyond_the_budget_is_refused_before_weights_are_loaded(kind, name
     whole_runs.write_rows(tmp_path, name, [*rows(2, 9), long])
     monkeypatch.setattr(CausalLM, "build", lambda _: pytest.fail("weights are loaded"))
     module, data = make(tiny_llama), data_kind(*files, max_tokens=70, max_length=200)
-    with pytest.raises(UserError, match=f"does not fit into 70 at .*{name}.jsonl:3\nfix: --data.max_tok") as told:
+    with pytest.raises(UserError, match=f"more than max_tokens=70 at .*{name}.jsonl:3\nfix: --data.max_tok") as told:
         data.prepare("fit", module)
     assert told.value.code == ExitCode.DATA
     least = int(told.value.fix.split()[1])
@@ -122,14 +132,14 @@ def test_a_row_beyond_the_budget_is_refused_before_weights_are_loaded(kind, name
         if most == least:
             data.prepare("fit", module)
         else:
-            with pytest.raises(UserError, match=f"a row of {least} tokens"):
+            with pytest.raises(UserError, match=f"the row has {least} tokens"):
                 data.prepare("fit", module)
 
 
 def test_a_row_beyond_the_budget_in_the_models_own_layout_is_refused_too(tiny_llama, tmp_path):
     """Padded batches repeat the prompt; that the model takes no others is known once it is loaded."""
     eager = {"module": {"policy": CausalLM(str(tiny_llama), attention="eager")}}
-    with pytest.raises(UserError, match="does not fit into 70 at ") as told:
+    with pytest.raises(UserError, match="more than max_tokens=70 at ") as told:
         fit("dpo", tiny_llama, tmp_path, **eager, max_tokens=70)
     least = int(told.value.fix.split()[1])
     assert least > 70
@@ -193,7 +203,7 @@ def test_predictions_of_a_budget_are_those_of_a_batch_size(bench):
 @pytest.mark.parametrize("most", ["1", "-1", "0"])
 def test_a_bad_budget_leaves_no_folder(bench, most):
     refused(bench.fit("--data.max_tokens", most), 64, f"max_tokens={most} is less than 2 at data.max_tokens")
-    refused(bench.fit("--data.max_tokens", "20"), 65, "a row of ", "train.jsonl:1", "--data.max_tokens ")
+    refused(bench.fit("--data.max_tokens", "20"), 65, "the row has ", "train.jsonl:1", "--data.max_tokens ")
     assert not (bench.folder / "run").exists()
 
 
@@ -239,3 +249,19 @@ def test_some_batches_to_overfit_are_the_first_rows_in_whole_batches(tiny_llama,
     seen, _, _ = fit("dpo", tiny_llama, tmp_path, batch_size=3, overfit_batches=2, max_epochs=2)
     assert seen.rows == [[0, 1, 2], [3, 4, 5]] * 2
     assert seen.held_out == [[0, 1, 2], [3, 4]] * 2
+
+
+@pytest.mark.parametrize("data", PAIRINGS.values())
+@pytest.mark.parametrize(("module_type", "right"), PAIRINGS.items())
+def test_a_module_takes_its_own_data_module_and_the_fix_names_it(module_type, right, data):
+    module = module_type.__new__(module_type)
+    if data is right:
+        data().check_module(module)
+        return
+    with pytest.raises(UserError) as caught:
+        data().check_module(module)
+    other = next(owner.__name__ for owner, own in PAIRINGS.items() if own is data)
+    assert caught.value.code == ExitCode.CONFIG
+    assert f"--data {right.__name__}" in caught.value.fix
+    assert data.__name__ not in caught.value.fix
+    assert other not in caught.value.fix

@@ -61,8 +61,8 @@ def test_null_keys_are_absent_keys() -> None:
         ([user("")], "has no text as content"),
         ([assistant(" \n")], "has only white space as content"),
         ([{**CALL, "role": "user"}], "a user message with tool_calls"),
-        ([{**CALL, "tool_calls": "f()"}], "tool_calls that are no list"),
-        ([{**CALL, "tool_calls": [{}]}], "tool_calls that are no list"),
+        ([{**CALL, "tool_calls": "f()"}], "tool_calls that are not a list"),
+        ([{**CALL, "tool_calls": [{}]}], "tool_calls that are not a list"),
     ],
 )
 def test_what_is_no_text(value: Any, what: str) -> None:

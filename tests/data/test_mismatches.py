@@ -10,7 +10,7 @@ from support import kto_runs, whole_runs
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.data.examples import EncodedAnswer, Origin
 from dpo_lightning.data.formats.unpaired import EncodedUnpaired
-from dpo_lightning.data.mismatches import mismatches
+from dpo_lightning.data.mismatches import match_rows
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import APOZeroUnpairedLoss
 
@@ -28,8 +28,8 @@ def rows_of(prompts, answers=None):
 def test_never_a_rows_own_and_of_another_prompt_where_there_is_one(prompts):
     """Every answer is given once, unless a prompt has more than half of the rows."""
     rows = rows_of(prompts)
-    found = mismatches(rows)
-    assert found == mismatches(rows)
+    found = match_rows(rows)
+    assert found == match_rows(rows)
     assert all(other != own for own, other in enumerate(found))
     most = Counter(prompts).most_common(1)[0][1]
     if most < len(prompts):
@@ -46,18 +46,18 @@ def test_another_text_where_there_is_one(rows):
     made = rows_of(prompts, answers)
     if len(set(prompts)) == 1 and len(set(answers)) == 1:
         return
-    for own, other in enumerate(mismatches(made)):
+    for own, other in enumerate(match_rows(made)):
         elsewhere = {answer for prompt, answer in rows if prompt != prompts[own]} or set(answers)
         assert answers[other] != answers[own] or elsewhere <= {answers[own]}
 
 
 def test_rows_of_different_prompts_take_the_answer_before():
-    assert mismatches(rows_of("abcd")) == [3, 0, 1, 2]
+    assert match_rows(rows_of("abcd")) == [3, 0, 1, 2]
 
 
 def test_nothing_to_mismatch_is_an_error():
-    with pytest.raises(UserError, match="no row has another answer") as caught:
-        mismatches(rows_of("aa", "bb"))
+    with pytest.raises(UserError, match="all rows have the same one") as caught:
+        match_rows(rows_of("aa", "bb"))
     assert caught.value.code == ExitCode.DATA
     assert "thumbs.jsonl:1" in str(caught.value)
 

@@ -118,14 +118,14 @@ REFUSED = [
     ({"tools": "no"}, "tools is text that is not JSON"),
     ({"group": [1]}, "group is a list"),
     ({"weight": -0.5}, "'weight' is negative"),
-    ({"weight": 1e308}, "'weight' is too large a number"),
-    ({"margin": "-3.5e38"}, "'margin' is too large a number"),
-    ({"weight": None}, "'weight' is no finite number"),
-    ({"weight": True}, "'weight' is no finite number"),
-    ({"margin": "much"}, "'margin' is no finite number"),
-    ({"margin": "inf"}, "'margin' is no finite number"),
-    ({"margin": [1]}, "'margin' is no finite number"),
-    ({"prompt": [U]}, "the row is messages, where"),
+    ({"weight": 1e308}, "'weight' is too large for float32"),
+    ({"margin": "-3.5e38"}, "'margin' is too large for float32"),
+    ({"weight": None}, "'weight' is not a finite number"),
+    ({"weight": True}, "'weight' is not a finite number"),
+    ({"margin": "much"}, "'margin' is not a finite number"),
+    ({"margin": "inf"}, "'margin' is not a finite number"),
+    ({"margin": [1]}, "'margin' is not a finite number"),
+    ({"prompt": [U]}, "the prompt is messages, but"),
 ]
 
 

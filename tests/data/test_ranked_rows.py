@@ -57,8 +57,8 @@ def test_conversations(tmp_path: Path, row: dict[str, Any], prompt: object, resp
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"responses": "Blue."}, "'responses' is text where a list of answers is due"),
-        ({"responses": None}, "'responses' is null where a list"),
+        ({"responses": "Blue."}, "'responses' is text, not a list of answers"),
+        ({"responses": None}, "'responses' is null, not a list"),
         ({"responses": []}, "'responses' has 0 answers"),
         ({"responses": ["Blue."]}, "'responses' has 1 answer"),
         ({"responses": ["Blue.", ""]}, "'responses' 2 is empty"),
@@ -66,17 +66,17 @@ def test_conversations(tmp_path: Path, row: dict[str, Any], prompt: object, resp
         ({"responses": ["Blue.", 3]}, "'responses' 2 is a number"),
         ({"responses": [A, B]}, "'responses' 1 is an object"),
         ({"responses": ["Blue.", [B]]}, "'responses' 1 is text and 'responses' 2 is messages"),
-        ({"responses": ["Blue.", "Red.", "Blue."]}, "'responses' has an answer twice"),
+        ({"responses": ["Blue.", "Red.", "Blue."]}, "'responses' contains an answer twice"),
         ({"responses": [[A], [B, U]]}, "'responses' 2 ends with a user message"),
-        ({"responses": [[user(ROW["prompt"]), A], [B]]}, "not all answers begin with the prompt's messages"),
+        ({"responses": [[user(ROW["prompt"]), A], [B]]}, "only some answers begin with the prompt's messages"),
         ({"prompt": " "}, "'prompt' is only white space"),
         ({"scores": [1, 2]}, "'scores' is 2 numbers, and there are 3 answers"),
         ({"scores": 4}, "'scores' is a number, and there are 3 answers"),
-        ({"scores": [1, "x", 2]}, "'scores' 2 is no finite number"),
+        ({"scores": [1, "x", 2]}, "'scores' 2 is not a finite number"),
         ({"scores": [2, 1.0, 1]}, "'scores' ranks answers 2 and 3 the same (1)"),
         ({"weight": -1}, "'weight' is negative"),
         ({"tools": "no"}, "tools is text that is not JSON"),
-        ({"prompt": [U]}, "the row is messages, where"),
+        ({"prompt": [U]}, "the prompt is messages, but"),
     ],
 )
 def test_bad_rows_are_told_with_every_line(tmp_path: Path, change: dict[str, Any], what: str) -> None:

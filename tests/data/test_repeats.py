@@ -12,7 +12,7 @@ from dpo_lightning.data.formats.duplicates import (
     check_leak,
     check_order,
     check_repeats,
-    shared_prompts,
+    find_shared_prompts,
 )
 from dpo_lightning.data.formats.pairs import PairExample
 from dpo_lightning.data.formats.ranked import RankedExample
@@ -69,15 +69,15 @@ def test_no_leak() -> None:
 
 
 def test_a_leak_is_seen_across_forms_and_outer_space() -> None:
-    assert shared_prompts([pair(1, "p")], [held(1, (user("p "),))])
-    assert not shared_prompts([pair(1, "p")], [held(1, ({"role": "system", "content": "p"},))])
+    assert find_shared_prompts([pair(1, "p")], [held(1, (user("p "),))])
+    assert not find_shared_prompts([pair(1, "p")], [held(1, ({"role": "system", "content": "p"},))])
 
 
 def test_rows_without_prompts_leak_only_with_their_answers() -> None:
-    assert not shared_prompts([pair(1, "")], [held(1, "", "c")])
-    assert shared_prompts([pair(1, "")], [held(1, "", "b", "a")])
+    assert not find_shared_prompts([pair(1, "")], [held(1, "", "c")])
+    assert find_shared_prompts([pair(1, "")], [held(1, "", "b", "a")])
     completions = [SFTExample(Origin("f", 1), (), ((assistant("a"),),))]
-    assert shared_prompts(completions, completions)
+    assert find_shared_prompts(completions, completions)
 
 
 def test_a_set_that_contradicts_the_other() -> None:

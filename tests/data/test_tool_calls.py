@@ -111,15 +111,15 @@ def test_tools_as_text(tmp_path: Path, form: Any, inner: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        (call("city: Seoul"), "calls weather with arguments that are no JSON object"),
-        (call('{"city": "Se'), "arguments that are no JSON object"),
-        (call('["Seoul"]'), "arguments that are no JSON object"),
-        (call(""), "arguments that are no JSON object"),
-        (call(["Seoul"]), "arguments that are no JSON object"),
-        (call("[" * 100_000), "arguments that are no JSON object"),
+        (call("city: Seoul"), "calls weather with arguments that are not a JSON object"),
+        (call('{"city": "Se'), "arguments that are not a JSON object"),
+        (call('["Seoul"]'), "arguments that are not a JSON object"),
+        (call(""), "arguments that are not a JSON object"),
+        (call(["Seoul"]), "arguments that are not a JSON object"),
+        (call("[" * 100_000), "arguments that are not a JSON object"),
         ({**call(JSON), "function_call": {"name": "f"}}, "both tool_calls and function_call"),
         ({**U, "function_call": {"name": "f"}}, "a user message with tool_calls"),
-        ({"role": "assistant", "tool_calls": [{"function": "f()"}]}, "a call whose function is no object"),
+        ({"role": "assistant", "tool_calls": [{"function": "f()"}]}, "a call whose function is not an object"),
     ],
 )
 def test_calls_that_cannot_be_read(tmp_path: Path, message: Any, what: str) -> None:

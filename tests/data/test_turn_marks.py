@@ -75,7 +75,7 @@ def test_a_turn_between_learned_ones_is_context(tmp_path: Path) -> None:
         ({**WRONG, "weight": -1}, "neither 0 nor 1"),
         ({**WRONG, "train": "false"}, "has a 'train' that is neither"),
         ({**WRONG, "loss_mask": [0, 1]}, "has a 'loss_mask' that is neither"),
-        ({**WRONG, "loss": False, "train": True}, "marks that differ: train, loss"),
+        ({**WRONG, "loss": False, "train": True}, "contradicting marks: train, loss"),
         ({**WRONG, "masked": True}, "the unknown key 'masked'"),
         ({**WRONG, "images": ["a.png"]}, "the unknown key 'images'"),
         ({**WRONG, "mask": 0}, "the unknown key 'mask'"),
@@ -111,7 +111,7 @@ def test_only_the_assistants_turns_are_learned(tmp_path: Path, key: str, role: s
         (
             {"prompt": [U, {**WRONG, "train": True}, V], "completion": [RIGHT]},
             {"prompt": "q", "completion": [RIGHT]},
-            "'prompt' message 2 is marked to be learned, and a prompt is not",
+            "'prompt' message 2 is marked to be learned, but a prompt is never",
         ),
     ],
 )

@@ -89,17 +89,17 @@ def test_pairs_are_two_judgements_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (thumb("perhaps"), "'label' is no verdict"),
-        (thumb(None), "'label' is no verdict"),
-        (thumb(2), "'label' is no verdict"),
-        (thumb(0.5), "'label' is no verdict"),
-        (thumb([True]), "'label' is no verdict"),
+        (thumb("perhaps"), "'label' is neither good nor bad"),
+        (thumb(None), "'label' is neither good nor bad"),
+        (thumb(2), "'label' is neither good nor bad"),
+        (thumb(0.5), "'label' is neither good nor bad"),
+        (thumb([True]), "'label' is neither good nor bad"),
         ({"prompt": "p", "completion": "c"}, "no column 'label'"),
         (thumb(completion=""), "'completion' is empty"),
         (thumb(completion=None), "'completion' is null"),
         ({"prompt": "p", "label": 1}, "no column 'completion'"),
         (thumb(weight=-1), "'weight' is negative"),
-        (thumb(weight="much"), "'weight' is no finite number"),
+        (thumb(weight="much"), "'weight' is not a finite number"),
         (thumb(prompt=" "), "'prompt' is only white space"),
     ],
 )
@@ -120,7 +120,7 @@ def test_zero_beside_minus_one_may_be_neither(tmp_path: Path) -> None:
     refusal(
         lambda: load_examples(UnpairedFormat, path),
         ExitCode.DATA,
-        "the label is 0 where other rows have -1",
+        "the label is 0, but other rows have -1",
         f"{path}:2",
     )
 
@@ -183,7 +183,10 @@ def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
     assert [example.good for example in examples] == [True, False]
     bad = jsonl(tmp_path, [*rows, rows[0] | {"thumb": "so-so"}], "bad.jsonl")
     refusal(
-        lambda: load_examples(UnpairedFormat, bad, columns=names), ExitCode.DATA, "'thumb' is no verdict", f"{bad}:3"
+        lambda: load_examples(UnpairedFormat, bad, columns=names),
+        ExitCode.DATA,
+        "'thumb' is neither good nor bad",
+        f"{bad}:3",
     )
 
 

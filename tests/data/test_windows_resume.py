@@ -256,7 +256,7 @@ def test_a_window_of_another_checkpoint_without_a_place_is_refused(within, tiny_
         lambda: train(tiny_llama, tmp_path / "b", tmp_path / "plain.ckpt"),
         lambda: check_progress(content, {"trainer.accumulate_grad_batches": WINDOW}),
     ):
-        with pytest.raises(UserError, match="lies 1 of 3 micro-batches into a step") as told:
+        with pytest.raises(UserError, match="after 1 of 3 micro-batches of a step") as told:
             go_on()
         assert "an epoch's end" in told.value.fix
 
@@ -268,7 +268,7 @@ def test_windows_of_another_size_do_not_begin_there(within, tiny_llama, tmp_path
         lambda: train(tiny_llama, tmp_path / "b", within[3], accumulate_grad_batches=2),
         lambda: check_progress(content, {"trainer.accumulate_grad_batches": 2}),
     ):
-        with pytest.raises(UserError, match="accumulate_grad_batches is 2, in the epoch of the checkpoint it was 3"):
+        with pytest.raises(UserError, match="accumulate_grad_batches is 2, but was 3 in the checkpoint's epoch"):
             go_on()
     train(tiny_llama, tmp_path / "c", within[4], accumulate_grad_batches=2)  # an epoch's end
 

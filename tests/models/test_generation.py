@@ -221,7 +221,7 @@ def test_a_folders_beams_are_not_used(tiny_llama, tmp_path, changes):
 def test_what_a_folder_may_not_ask_for_is_refused(tiny_llama, tmp_path, changes):
     folder = with_generation_config(tiny_llama, tmp_path, changes)
     ran = run("infer", "--instruction", "hi", "--max_new_tokens", 3, "--temperature", 0, "--model", folder)
-    refused(ran, 67, "generation_config.json")
+    refused(ran, 67, "generation_config.json", str(folder))
 
 
 def with_generation_config(model, tmp_path, changes):

@@ -75,7 +75,7 @@ def test_switching_it_off_is_refused_with_the_reason(kind, base):
     with pytest.raises(UserError, match="with its adapter disabled, the policy differs from its start") as raised:
         peft_adapters.ready(base, peft_adapters.STRANGE[kind], AdapterDisabled())
     assert raised.value.code == ExitCode.CONFIG
-    with pytest.raises(UserError, match="no folder holds the policy's start") as raised:
+    with pytest.raises(UserError, match="a start that remains with the adapter disabled") as raised:
         peft_adapters.module(base, peft_adapters.STRANGE[kind], Precomputed())._load()
     assert raised.value.code == ExitCode.CONFIG
 

@@ -76,13 +76,13 @@ def test_the_gradients_of_a_step_are_equal(tiny_llama, file):
 
 
 def test_the_longest_pairs_are_scored_first(tiny_llama, file, monkeypatch):
-    lengths, real = [], precomputed.scored
+    lengths, real = [], precomputed.score_rows
 
     def watched(model, head, layout, rows, run):
         lengths.append(max(row.length for row in rows))
         return real(model, head, layout, rows, run)
 
-    monkeypatch.setattr(precomputed, "scored", watched)
+    monkeypatch.setattr(precomputed, "score_rows", watched)
     looked_up(tiny_llama, file)
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
@@ -265,7 +265,7 @@ def test_rows_that_come_up_after_the_policy_has_moved_are_refused(tiny_llama, fi
     runner.fit(made, datamodule=rows)  # rows that are known by then, and those that are not
     runner.validate(made, datamodule=rows, verbose=False)
     others = data(file, eval=str(short_runs.write_pairs(tmp_path / "more.jsonl", rows=3, prompt="A third")))
-    with pytest.raises(UserError, match="came up after the policy had moved"):
+    with pytest.raises(UserError, match="the policy is trained already"):
         runner.validate(made, datamodule=others, verbose=False)
     looked_up(tiny_llama, file, eval=str(tmp_path / "more.jsonl"))  # as `precompute` does
     assert "eval/loss" in runner.validate(made, datamodule=others, verbose=False)[0]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from support import short_runs, tiny_models
 from support.precomputed import data, files, loaded, looked_up, scoring_of
 
 from dpo_lightning.data.collate import Padded
+from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.kto import KTOModule
+from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.references import precomputed as module
 from dpo_lightning.references import reference_pass as scoring
 from dpo_lightning.references.logp_store import read
@@ -88,7 +92,7 @@ def test_a_reference_that_is_no_number_is_refused(file, tmp_path):
     broken = tiny_models.make_gpt2()
     broken.transformer.ln_f.weight.data.fill_(float("nan"))
     folder = tiny_models.save(tmp_path / "broken", broken, tiny_models.make_tokenizer())
-    with pytest.raises(UserError, match=r"a reference log-probability is no number at .*pairs.jsonl:\d") as raised:
+    with pytest.raises(UserError, match=r"a reference log-probability is not finite at .*pairs.jsonl:\d") as raised:
         looked_up(folder, file)
     assert raised.value.code == ExitCode.MODEL
     assert files() == []
@@ -105,7 +109,7 @@ def in_a_child(work):
 def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatch):
     straight = looked_up(tiny_llama, file, Precomputed(path="straight.safetensors"))
     monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
-    real = scoring.scored
+    real = scoring.score_rows
     calls = multiprocessing.get_context("fork").Value("i", 0)
 
     def counting(*args):
@@ -114,7 +118,7 @@ def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatc
             os._exit(9)
         return real(*args)
 
-    monkeypatch.setattr(module, "scored", counting)
+    monkeypatch.setattr(module, "score_rows", counting)
     assert in_a_child(lambda: looked_up(tiny_llama, file, Precomputed(path="killed.safetensors"))) == 9
     assert not Path("killed.safetensors").exists()
     assert len(list(Path("killed.safetensors.parts").iterdir())) == 3
@@ -126,7 +130,7 @@ def test_a_pass_that_is_killed_goes_on_where_it_was(tiny_llama, file, monkeypatc
 
 
 def test_an_interrupted_pass_keeps_what_it_has(tiny_llama, file, monkeypatch):
-    real, calls = scoring.scored, []
+    real, calls = scoring.score_rows, []
 
     def interrupted(*args):
         calls.append(1)
@@ -134,7 +138,7 @@ def test_an_interrupted_pass_keeps_what_it_has(tiny_llama, file, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "scored", interrupted)
+    monkeypatch.setattr(module, "score_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         looked_up(tiny_llama, file)
     assert len(list(next(Path("outputs/reference").glob("*.parts")).iterdir())) == 1
@@ -235,3 +239,19 @@ def test_ranks_that_see_no_common_disk_are_told(tiny_llama, file, monkeypatch):
     run = scoring_of(made, data(file), rank=1, world_size=2)
     with pytest.raises(UserError, match="on a disk that every process sees"):
         made.reference.look_up(made.policy, run)
+
+
+@pytest.mark.parametrize(
+    ("module_type", "name"),
+    [
+        (DPOModule, "PreferenceDataModule"),
+        (KTOModule, "UnpairedDataModule"),
+        (ListwiseDPOModule, "RankedDataModule"),
+    ],
+)
+def test_without_a_data_module_the_fix_names_the_one_of_this_module(module_type, name):
+    trainer = SimpleNamespace(datamodule=None, lightning_module=module_type.__new__(module_type))
+    with pytest.raises(UserError) as caught:
+        scoring.ScoringContext.of(trainer, tokenizer=None)
+    assert caught.value.code == ExitCode.CONFIG
+    assert f"datamodule={name}(...)" in caught.value.fix

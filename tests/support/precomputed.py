@@ -56,11 +56,11 @@ def files() -> list[Path]:
 def count_pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that gets the number of pairs of every batch that is scored from now on."""
     sizes: list[int] = []
-    real = scoring.scored
+    real = scoring.score_rows
 
     def watched(model: Any, head: Any, layout: Any, rows: Any, run: Any) -> Any:
         sizes.append(len(rows))
         return real(model, head, layout, rows, run)
 
-    monkeypatch.setattr(precomputed, "scored", watched)
+    monkeypatch.setattr(precomputed, "score_rows", watched)
     return sizes

@@ -13,7 +13,7 @@ from dpo_lightning.data.encoding.chat_templates import build_date_options, locat
 from dpo_lightning.data.encoding.kept_texts import check_rendering, get_tool_name, omission_error
 from dpo_lightning.data.encoding.template_limits import render_template, tokenize
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
-from dpo_lightning.data.formats.tool_calls import takes_text, with_arguments
+from dpo_lightning.data.formats.tool_calls import convert_arguments, takes_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Template = Literal["auto", "chat", "raw"]
@@ -192,7 +192,7 @@ class Renderer:
 
     def _convert_calls(self, message: Message) -> Message:
         """Convert the arguments of a message's tool calls to the form that the template takes."""
-        return with_arguments(message, as_text=self.calls_as_text) if message.get("tool_calls") else message
+        return convert_arguments(message, as_text=self.calls_as_text) if message.get("tool_calls") else message
 
     def needs_conversion(self, *texts: Text) -> bool:
         """Whether a tool call in the texts has its arguments in another form than the template takes."""

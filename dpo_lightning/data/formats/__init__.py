@@ -1,1 +1,1 @@
-"""Row formats: rows into examples, or every reason why not."""
+"""Row formats: each checks the rows of a file and turns them into examples of one kind."""

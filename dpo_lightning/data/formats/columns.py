@@ -1,4 +1,4 @@
-"""Column names: which are used, what a file calls them, and what it may have meant."""
+"""Column names: the mapping from a file's names to ours, and suggestions for columns that are missing."""
 
 from __future__ import annotations
 
@@ -45,30 +45,41 @@ ALIASES = {
     "instruction": ("prompt", *QUESTIONS),
     "output": ANSWERS,
 }
-"""Words in other sets' column names (`response_chosen`, `gpt4_response`), for proposals only."""
+"""Words in the column names of other data sets (`response_chosen`, `gpt4_response`); used for suggestions only."""
 
 NO_TEXT = ("_id", "_hash", "_len", "_length", "_score", "_tokens", "_model")
-"""Ends of names of columns that tell something about a text."""
+"""Suffixes of columns that describe a text and do not contain one; they are never suggested."""
 
 WEIGHTS = frozenset(("weights", "loss_weight", "loss_weights", "sample_weight", "mask_history"))
-"""Columns of other tools that say what is learned, besides those named as the mark of a turn."""
+"""Columns by which other tools select what is trained on, besides those named like the mark of a turn."""
 
 SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
+"""Columns that are common in data sets and need no warning when they are not used."""
+
 META = "meta"
+"""Prefix of names that need no such warning either."""
+
 MAX_NAMES = 20
+"""Column names that one message lists at most."""
 
 
 def rename(
-    rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str], *, lent: bool = False
+    rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str], *, columns_optional: bool = False
 ) -> list[Row]:
-    """The rows under our names, where `columns` says what the file calls them.
+    """Rename the columns of rows from the file's names to ours.
 
-    A file without the named column, which has one of our name, keeps its own: training and held-out files may differ.
-    Unless the names were meant for other rows (`lent`), some file has to have the column: a misspelt name is told.
+    A file that lacks the mapped column but has one of our name keeps its own: training and held-out files may differ.
+
+    Args:
+        rows: the rows of all files of a set.
+        columns: our column name -> the file's.
+        known: our column names.
+        columns_optional: accept a mapped column that no file has; by default it is an error, since the name may be
+            misspelt. For held-out rows, whose `columns` are those of the training rows.
 
     Raises:
-        UserError: 64 for a name that is none of the `known`, or a column of the file that is named twice; 65 for a
-            column that is nowhere.
+        UserError: 64 for a name that is not `known`, or a column of the file that is mapped twice; 65 for a column that
+            no file has.
     """
     if not columns:
         return list(rows)
@@ -76,31 +87,39 @@ def rename(
         if ours not in known:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"'{excerpt_name(ours)}' is no column of this format", where=f"data.columns.{ours}"),
-                fix="one of " + ", ".join(known),
+                Problem(f"'{excerpt_name(ours)}' is not a column of this format", where=f"data.columns.{ours}"),
+                fix="use one of " + ", ".join(known),
             )
     if len(set(columns.values())) < len(columns):
         raise UserError(
             ExitCode.CONFIG,
-            Problem("one column of the file is named twice", where="data.columns"),
-            fix="name another column for each",
+            Problem("the same column of the file is mapped to two of ours", where="data.columns"),
+            fix="map a different column to each name",
         )
     theirs = {name: ours for ours, name in columns.items()}
-    there: dict[str, set[str]] = {}
+    present: dict[str, set[str]] = {}  # by file
     for row in rows:
-        there.setdefault(row.origin.file, set()).update(row.values)
-    nowhere = [ours for name, ours in theirs.items() if name not in set().union(*there.values())]
-    if nowhere and not lent:
-        raise missing_columns(nowhere, rows, columns)
+        present.setdefault(row.origin.file, set()).update(row.values)
+    missing = [ours for name, ours in theirs.items() if name not in set().union(*present.values())]
+    if missing and not columns_optional:
+        raise missing_columns(missing, rows, columns)
     found = {
         file: {name: ours for name, ours in theirs.items() if name in names or ours not in names}
-        for file, names in there.items()
+        for file, names in present.items()
     }
-    return [_renamed(row, found[row.origin.file], columns) for row in rows]
+    return [_rename_row(row, found[row.origin.file], columns) for row in rows]
 
 
-def _renamed(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str]) -> Row:
+def _rename_row(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str]) -> Row:
+    """Rename the columns of one row.
+
+    Args:
+        row: the row.
+        theirs: the file's column name -> ours, for the columns that this file has.
+        columns: our column name -> the file's, as the user gave it.
+    """
     mapped = set(theirs.values())
+    # A column of our name gives way to the one that is mapped to it.
     displaced = [name for name in row.values if name in mapped and name not in theirs]
     return row._replace(
         values={theirs.get(name, name): value for name, value in row.values.items() if name not in displaced},
@@ -110,8 +129,8 @@ def _renamed(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str]) ->
     )
 
 
-def names_in(rows: Sequence[Row]) -> dict[str, int]:
-    """How many rows have each column."""
+def count_columns(rows: Sequence[Row]) -> dict[str, int]:
+    """Count the rows that have each column, in the order in which the columns first appear."""
     counts: dict[str, int] = {}
     for row in rows:
         for name in row.values:
@@ -120,10 +139,10 @@ def names_in(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping[str, str] | None) -> UserError:
-    """What to tell a user whose rows all lack `needed`: the columns found, and the mapping they may mean."""
-    found = list(names_in(rows))
+    """The error for rows that all lack `needed`; it lists the columns that were found and suggests a mapping."""
+    found = list(count_columns(rows))
     free = [name for name in found if name not in needed and name not in (columns or {}).values()]
-    proposed = {ours: name for ours in needed if (name := look_alike(ours, free, needed))}
+    proposed = {ours: name for ours in needed if (name := find_look_alike(ours, free, needed))}
     named = [f"'{excerpt_name((columns or {}).get(ours, ours))}'" for ours in needed]
     flags = [f"--data.columns.{ours} {shlex.quote(proposed.get(ours, 'NAME'))}" for ours in needed]
     what = f"no row has the column{'s' if len(named) > 1 else ''} {', '.join(named)}"
@@ -135,8 +154,8 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
     )
 
 
-def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) -> str:
-    """The column that probably is `ours` under another name, or nothing."""
+def find_look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) -> str:
+    """Find the column that probably holds `ours` under another name; "" where there is none."""
     texts = {
         name.lower(): name for name in found if not name.lower().endswith(NO_TEXT) and "system" not in name.lower()
     }
@@ -145,7 +164,7 @@ def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) ->
         return texts[close[0]]
     others = [word for name in needed if name != ours for word in (name, *ALIASES.get(name, ()))]
     for word in (ours, *ALIASES.get(ours, ())):
-        # "preferred" is in "dispreferred", which is a word for another column
+        # A substring is not enough: "preferred" is in "dispreferred", which is a word for another column.
         longer = [other for other in others if word in other]
         for lower, name in texts.items():
             if word in lower and not any(other in lower for other in longer):
@@ -153,19 +172,21 @@ def look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) ->
     return ""
 
 
-def unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
-    """A warning that names the columns which are read by nobody, and one per column that was not found as named."""
-    names = [name for name in names_in(rows) if name not in used and name not in SILENT and not name.startswith(META)]
+def describe_unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
+    """The warnings about columns: those that nothing reads, and those for which a file used its own name instead."""
+    names = [
+        name for name in count_columns(rows) if name not in used and name not in SILENT and not name.startswith(META)
+    ]
     names += sorted(frozenset().union(*(row.displaced for row in rows)))
     kept = {(row.origin.file, *pair): None for row in rows for pair in sorted(row.kept)}
     lines = [
         f"{file} has no column '{excerpt_name(named)}': its '{ours}' is read instead" for file, named, ours in kept
     ]
-    if said := [name for name in names if name.lower() in WEIGHTS or name.lower() in MARKS]:
-        names = [name for name in names if name not in said]
+    if selecting := [name for name in names if name.lower() in WEIGHTS or name.lower() in MARKS]:
+        names = [name for name in names if name not in selecting]
         lines.append(
-            f"columns that may say what is learned, and are not read: {', '.join(map(excerpt_name, said))} "
-            f"(of a turn, {MARKED} in the message; of a row, 'weight')"
+            f"columns that may select what is learned, and are not read: {', '.join(map(excerpt_name, selecting))} "
+            f"(for a turn, {MARKED} in the message; for a row, use the column 'weight')"
         )
     if names:
         shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
@@ -174,14 +195,14 @@ def unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
 
 
 def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
-    """Refuse files of different format in one set.
+    """Check that all files of one set have the same format.
 
     Args:
         rows: the rows of all files.
-        formats: the columns that make the format; others may differ from file to file.
+        formats: the columns that define the format; others may differ from file to file.
 
     Raises:
-        UserError: 65, with the columns of both.
+        UserError: 65, with the columns of both files.
     """
     files: dict[str, tuple[Row, set[str]]] = {}
     for row in rows:
@@ -190,21 +211,23 @@ def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
     (first, expected), *others = files.values()
     for row, names in others:
         if names != expected:
-            there, here = (", ".join(sorted(names)) or "none of ours" for names in (expected, names))
+            there, here = (", ".join(sorted(names)) or "none of the format" for names in (expected, names))
             raise UserError(
                 ExitCode.DATA,
-                Problem(f"another format than {first.origin.file}", str(row.origin), f"{here}; there: {there}"),
+                Problem(
+                    f"the columns differ from those of {first.origin.file}", str(row.origin), f"{here}; there: {there}"
+                ),
                 fix="give both files the same columns, or train on them one after the other",
             )
 
 
 def refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Collection[str] = ()) -> None:
-    """Refuse unpaired rows: they must neither be read as pairs nor be imitated, good and bad alike.
+    """Refuse unpaired rows where pairs or SFT rows are read: SFT would also train on the answers labelled bad.
 
     Args:
         rows: the rows.
         names: their columns.
-        verdicts: labels that judge an answer; any label does where none are given.
+        verdicts: labels that judge an answer; rows with other labels pass. If empty, every label judges one.
 
     Raises:
         UserError: 65, with the first such row.
@@ -217,6 +240,6 @@ def refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Colle
             raise UserError(
                 ExitCode.DATA,
                 Problem("this is unpaired data (completion and label)", str(row.origin), f"label: {label}"),
-                fix="--config configs/kto.yaml (--data UnpairedDataModule); or give pairs (prompt, chosen, rejected); "
-                "for SFT keep the good rows without the label",
+                fix="--config configs/kto.yaml (KTOModule with UnpairedDataModule); or give pairs (prompt, chosen, "
+                "rejected); for SFT keep the good rows without the label",
             )

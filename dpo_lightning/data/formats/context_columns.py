@@ -1,4 +1,4 @@
-"""Columns beside the prompt that belong to it: `system`, `history` and `input`; and texts that nothing reads."""
+"""Columns that belong to the prompt (`system`, `history`, `input`), and warnings about text that is not read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from dpo_lightning.data.readers.sources import Row, kind_of
 from dpo_lightning.data.readers.text_cleaning import decode_json, excerpt_name, excerpt_value
 
 SYSTEM = ("system", "system_prompt", "system_message")
-"""Names of one column."""
+"""Names of the same column: the system message."""
 
 HISTORY, INPUT = "history", "input"
 READ = (*SYSTEM, HISTORY, INPUT, "functions")
-"""What is read in every format besides its own columns."""
+"""Columns that every format reads besides its own."""
 
 JOINT = "\n\n"
-"""Between an instruction and its input."""
+"""Separates an instruction from its input."""
 
 PAIRS = 'write a list of ["question", "answer"] pairs, or of messages'
 
 AS_SYSTEM = "rows whose `system` is read as a system message"
 AS_TURNS = "rows whose `history` is read as earlier turns, which are not learned"
 JOINED = "rows whose `input` is joined to the prompt"
-THERE = "rows whose `input` stands in the prompt and is not joined to it"
+THERE = "rows whose `input` is already part of the prompt and is not joined to it"
 
 WORDS = {
     "system": "system",
@@ -43,17 +43,17 @@ WORDS = {
     **dict.fromkeys(("문맥", "지문", "본문", "입력"), INPUT),
     **dict.fromkeys(("instruction", "prompt", "question", "query", "지시", "질문"), "prompt"),
 }
-"""Words in names of columns whose text a question may need, and our column for it."""
+"""Words in the names of columns that a question may depend on -> our column for such text."""
 
 
 @dataclass(frozen=True)
 class ContextColumns:
-    """Adds what other columns hold to a prompt: system message and earlier turns before it, `input` after it.
+    """Adds other columns to a prompt: the system message and earlier turns before it, `input` after it.
 
     Attributes:
-        columns: our column name -> the file's, for messages.
+        columns: our column name -> the file's, for error messages.
         chats: whether any row has a system message or earlier turns: all rows are then read as messages.
-        read: how many rows had each of these columns read, in words.
+        read: how a column was read (`AS_SYSTEM`, `AS_TURNS`, `JOINED`, `THERE`) -> the number of such rows.
     """
 
     columns: Mapping[str, str]
@@ -62,26 +62,27 @@ class ContextColumns:
 
     @classmethod
     def of(cls, rows: Sequence[Row], columns: Mapping[str, str] | None) -> ContextColumns:
-        """What these rows need."""
+        """The context columns of a set of rows; `columns` maps our column names to the file's."""
         return cls(columns or {}, any(map(_has_turns, rows)), {})
 
-    def joined(self, row: Row, prompt: Text) -> Text:
-        """The prompt with the row's system message and earlier turns before it.
+    def add_turns(self, row: Row, prompt: Text) -> Text:
+        """Put the row's system message and earlier turns before the prompt.
 
         Raises:
-            RowError: columns of another kind, or a prompt of messages that has these turns itself.
+            RowError: a column has the wrong type, or the prompt is a list of messages that has such turns itself.
         """
-        system, history = self._system(row), self._history(row)
+        system, history = self._read_system(row), self._read_history(row)
         if not self.chats:
             return prompt
         turns: tuple[Message, ...] = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         if history and not isinstance(prompt, str):
-            what = f"the row has a {self._shown(HISTORY)} and a conversation"
+            what = f"the row has a {self._quote_name(HISTORY)} and a conversation"
             raise RowError(what, fix="write the earlier turns into the conversation, and remove the column")
         given = next((message for message in (*turns, *history) if message["role"] in ("system", "developer")), None)
         if system and given:
             if (given.get("content") or "").strip() != system.strip():
-                what = f"{self._shown(_system_name(row))} differs from the conversation's own {given['role']} message"
+                name = self._quote_name(_find_system_column(row))
+                what = f"{name} differs from the conversation's own {given['role']} message"
                 raise RowError(what, given.get("content") or "", "keep one of the two")
             system = ""
         self._count(AS_SYSTEM, bool(system))
@@ -89,73 +90,76 @@ class ContextColumns:
         before: tuple[Message, ...] = ({"role": "system", "content": system},) if system else ()
         return (*before, *history, *turns)
 
-    def with_input(self, row: Row, prompt: Text) -> Text:
-        """A prompt of text with the row's `input` after it.
+    def add_input(self, row: Row, prompt: Text) -> Text:
+        """Append the row's `input` to the prompt, unless the prompt already contains it.
 
         Raises:
-            RowError: `input` is no text, or stands beside a prompt of messages that does not hold it.
+            RowError: `input` is not text, or the prompt is a list of messages that does not contain it.
         """
-        given = self.text(row, INPUT)
+        given = self.read_text(row, INPUT)
         if not given:
             return prompt
+        # As whole words only: the input "a" is not part of the prompt "Explain that".
         pattern = re.compile(rf"(?<!\w){re.escape(given.strip())}(?!\w)")
         if any(pattern.search(text) for text in iterate_texts(prompt)):
             self._count(THERE)
             return prompt
         if not isinstance(prompt, str):
-            what = f"the row has an {self._shown(INPUT)} and a prompt of messages"
+            what = f"the row has an {self._quote_name(INPUT)} and a prompt of messages"
             raise RowError(what, given, "write its text into the message, and remove the column")
         self._count(JOINED)
         return join_input(prompt, given)
 
     def lines(self) -> list[str]:
-        """A line for each of these columns that was read."""
+        """One line for each way in which a column was read, with the number of rows."""
         return [f"{what}: {count:,}" for what, count in self.read.items()]
 
     def _count(self, what: str, happened: bool = True) -> None:
         if happened:
             self.read[what] = self.read.get(what, 0) + 1
 
-    def _shown(self, name: str) -> str:
+    def _quote_name(self, name: str) -> str:
         return f"'{self.columns.get(name, name)}'"
 
-    def text(self, row: Row, name: str) -> str:
-        """A column of text; nothing where it is blank or not there.
+    def read_text(self, row: Row, name: str) -> str:
+        """The text of a column; "" where it is blank or missing.
 
         Raises:
-            RowError: it is of another kind.
+            RowError: the value is not text.
         """
         value = row.values.get(name)
         if value is not None and not isinstance(value, str):
-            raise RowError(f"{self._shown(name)} is {kind_of(value)} where text is due", fix="write it as text")
+            raise RowError(f"{self._quote_name(name)} is {kind_of(value)}, not text", fix="write it as text")
         return value if value and value.strip() else ""
 
-    def _system(self, row: Row) -> str:
-        found = {text: name for name in SYSTEM if (text := self.text(row, name))}
+    def _read_system(self, row: Row) -> str:
+        found = {text: name for name in SYSTEM if (text := self.read_text(row, name))}
         if len(found) > 1:
-            raise RowError("the columns " + " and ".join(map(self._shown, found.values())) + " differ", fix="keep one")
+            raise RowError(
+                "the columns " + " and ".join(map(self._quote_name, found.values())) + " differ", fix="keep one"
+            )
         return next(iter(found), "")
 
-    def _history(self, row: Row) -> tuple[Message, ...]:
-        value, name = row.values.get(HISTORY), self._shown(HISTORY)
+    def _read_history(self, row: Row) -> tuple[Message, ...]:
+        value, name = row.values.get(HISTORY), self._quote_name(HISTORY)
         if isinstance(value, str) and value.strip():
             value = decode_json(value, name, PAIRS)
         if value in (None, "", []) or isinstance(value, str):
             return ()
         if not isinstance(value, list):
-            raise RowError(f"{name} is {kind_of(value)} where a list of earlier turns is due", fix=PAIRS)
-        turns: list[Any] = value if all(isinstance(item, dict) for item in value) else self._turns(value, name)
+            raise RowError(f"{name} is {kind_of(value)}, not a list of earlier turns", fix=PAIRS)
+        turns: list[Any] = value if all(isinstance(item, dict) for item in value) else self._convert_pairs(value, name)
         earlier = read_context(parse_text(turns, name), name)
         return () if isinstance(earlier, str) else earlier
 
     @staticmethod
-    def _turns(value: Sequence[Any], name: str) -> list[Any]:
-        """Pairs of question and answer as messages."""
+    def _convert_pairs(value: Sequence[Any], name: str) -> list[Any]:
+        """Convert pairs of question and answer to messages."""
         turns: list[Any] = []
         for number, item in enumerate(value, 1):
             if not isinstance(item, list) or len(item) != len(SPOKEN):
-                raise RowError(f"{name} {number} is no pair of question and answer", excerpt_value(item), PAIRS)
-            if number == 1 and item[0] in (None, ""):  # a greeting: nobody asked for it
+                raise RowError(f"{name} {number} is not a pair of question and answer", excerpt_value(item), PAIRS)
+            if number == 1 and item[0] in (None, ""):  # a greeting: the assistant speaks first
                 turns.append({"role": "assistant", "content": item[1]})
             else:
                 turns += [{"role": role, "content": text} for role, text in zip(SPOKEN, item, strict=True)]
@@ -163,21 +167,22 @@ class ContextColumns:
 
 
 def join_input(instruction: str, given: str) -> str:
-    """An instruction and the text that it is about."""
+    """Append the text that an instruction is about; without an instruction, that text is the prompt."""
     return instruction + JOINT + given if instruction else given
 
 
 def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set[str]:
-    """Note columns that are not read although a question may need their text; return their names.
+    """Note columns that are not read although a question may depend on their text; return their names.
 
-    A column is not noted where its text also stands in one that is read, such as the first question of a conversation.
+    A column is not noted in rows where a column that is read contains its text as well, such as the first question of a
+    conversation.
     """
     whole = not any(name in row.values for row in rows for name in ("prompt", "instruction"))
     names: dict[str, str] = {}
     for row in rows:
         for name in row.values:
             if name not in names:
-                names[name] = "" if name in used else _ours(name, whole)
+                names[name] = "" if name in used else _match_column(name, whole)
     noted = set()
     for row in rows if any(names.values()) else ():
         for name, value in row.values.items():
@@ -193,14 +198,14 @@ def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set
             fix = f"--data.columns.{ours} {shown}" if ours not in row.values else "write it into the prompt"
             notes.add(
                 row.origin,
-                f"rows whose '{shown}' holds text that is not used (if the answer depends on it: {fix})",
+                f"rows whose '{shown}' has text that is not used (if the answer depends on it: {fix})",
                 fix=f"{fix}, or remove the column '{shown}'",
             )
     return noted
 
 
-def _ours(name: str, whole: bool) -> str:
-    """Our column for the words in a name, or nothing; beside whole conversations (`whole`) none is a prompt."""
+def _match_column(name: str, whole: bool) -> str:
+    """Our column for the first or last word of a name, or ""; with whole conversations (`whole`), never `prompt`."""
     lower = name.lower()
     if lower.endswith(NO_TEXT):
         return ""
@@ -211,7 +216,7 @@ def _ours(name: str, whole: bool) -> str:
 
 
 def _has_turns(row: Row) -> bool:
-    """Whether a row has a system message or earlier turns."""
+    """Whether a row has a system message or earlier turns (`history` may be a list, or its JSON text)."""
     if any(not _is_blank(row.values.get(name)) for name in SYSTEM):
         return True
     value = row.values.get(HISTORY)
@@ -222,5 +227,5 @@ def _is_blank(value: Any) -> bool:
     return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
-def _system_name(row: Row) -> str:
+def _find_system_column(row: Row) -> str:
     return next(name for name in SYSTEM if not _is_blank(row.values.get(name)))

@@ -8,26 +8,28 @@ from typing import NamedTuple
 from dpo_lightning.data.examples import Origin
 
 SHOWN = 3
-"""Rows of a cycle that are named besides the one that closes it."""
+"""Rows of a cycle that a message lists, besides the one that closes it."""
 
 
 class Cycle(NamedTuple):
-    """Rows that cannot all be right."""
+    """Rows whose preferences form a cycle, so that no ranking satisfies all of them."""
 
     closing: Origin
     others: tuple[Origin, ...]
-    """The first few of the others, from the one after the closing row on."""
+    """The first `SHOWN` of the other rows, in the order of the cycle after the closing one."""
     length: int
-    """How many rows there are, the closing one with them."""
+    """Number of rows in the cycle, the closing one included."""
 
 
-def cycles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterator[Cycle]:
-    """A cycle for every row that closes one on a walk along preferences; none where there is an order of all answers.
+def find_cycles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterator[Cycle]:
+    """Find cycles by depth-first search: one for each preference that leads back to an answer on the current path.
 
-    Linear in the number of preferences.
+    There are none if and only if some ranking of all answers satisfies every preference. Linear in the number of
+    preferences.
 
     Args:
-        preferences: the better answer, the worse one, and the row; of rows about other prompts the answers differ.
+        preferences: the better answer, the worse one, and the row. Answers to different prompts must differ, so keys
+            have to include the prompt.
     """
     worse: dict[Hashable, dict[Hashable, Origin]] = {}
     for better, other, origin in preferences:
@@ -35,20 +37,20 @@ def cycles(preferences: Iterable[tuple[Hashable, Hashable, Origin]]) -> Iterator
     done: set[Hashable] = set()
     for start in worse:
         if start not in done:
-            yield from _walked(start, worse, done)
+            yield from _search_from(start, worse, done)
 
 
-def _walked(
+def _search_from(
     start: Hashable, worse: Mapping[Hashable, Mapping[Hashable, Origin]], done: set[Hashable]
 ) -> Iterator[Cycle]:
-    """Cycles that are found depth first from an answer."""
-    places = {start: 0}  # where an answer stands on the way
-    rows: list[Origin] = []  # what leads on from each
-    way = [iter(worse[start].items())]
-    while way:
-        answer, origin = next(way[-1], (None, None))
+    """Find cycles depth first from one answer; `done` collects answers whose successors are all visited."""
+    places = {start: 0}  # answer -> its position on the current path
+    rows: list[Origin] = []  # the row that leads from each answer of the path to the next
+    path = [iter(worse[start].items())]
+    while path:
+        answer, origin = next(path[-1], (None, None))
         if origin is None:
-            way.pop()
+            path.pop()
             done.add(places.popitem()[0])
             if rows:
                 rows.pop()
@@ -56,6 +58,6 @@ def _walked(
             first = places[answer]
             yield Cycle(origin, tuple(rows[first : first + SHOWN]), len(rows) - first + 1)
         elif answer not in done and answer in worse:
-            places[answer] = len(way)
+            places[answer] = len(path)
             rows.append(origin)
-            way.append(iter(worse[answer].items()))
+            path.append(iter(worse[answer].items()))

@@ -1,4 +1,4 @@
-"""Rows against each other: repeats, contradictions, and prompts in both sets."""
+"""Checks across rows: repeated rows, contradictions, and prompts that are in both training and held-out rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from typing import Any, TypeAlias
 
 from dpo_lightning.data.examples import Example, Message, Origin, Text
-from dpo_lightning.data.formats.cycles import cycles
+from dpo_lightning.data.formats.cycles import find_cycles
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -23,50 +23,51 @@ CYCLING = "rows that close a cycle of preferences"
 
 
 Check: TypeAlias = Callable[[Sequence[Any], Collection[str], BadRows, Notes], None]
-"""Compares rows of one kind with one another: examples, what is allowed, where faults and oddities go."""
+"""Compares rows of one kind with one another; the arguments are those of `check_order`."""
 
 
 def check_allowances(allow: Collection[str]) -> None:
-    """Refuse a word that allows nothing.
+    """Check the words of `data.allow`.
 
     Raises:
-        UserError: 64.
+        UserError: 64, for a word that is not in `ALLOWANCES`.
     """
     for word in allow:
         if word not in ALLOWANCES:
             problem = Problem(f"'{word}' cannot be allowed", where="data.allow")
-            raise UserError(ExitCode.CONFIG, problem, fix="one of " + ", ".join(ALLOWANCES))
+            raise UserError(ExitCode.CONFIG, problem, fix="use one of " + ", ".join(ALLOWANCES))
 
 
 def check_repeats(
-    examples: Sequence[Example], notes: Notes, said: Callable[[Any], Hashable] = lambda example: None
+    examples: Sequence[Example], notes: Notes, annotation: Callable[[Any], Hashable] = lambda example: None
 ) -> None:
-    """Note rows that are there twice.
+    """Note rows that occur more than once.
 
     Args:
         examples: the rows.
-        notes: where they go.
-        said: what has to be the same besides prompt and answers.
+        notes: collects the warnings.
+        annotation: returns what must be equal besides prompt and answers, such as the label.
     """
     seen: dict[Hashable, Origin] = {}
     for example in examples:
-        row = (*_answers_key(example), said(example))
+        row = (*_answers_key(example), annotation(example))
         first = seen.setdefault(row, example.origin)
         if first is not example.origin:
             notes.add(example.origin, REPEATED, other=first, fix="remove one of the two")
 
 
 def check_order(examples: Sequence[Example], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-    """Note repeats; two answers that rows order both ways round, or in a cycle, are bad unless allowed.
+    """Note repeated rows; rows that rank two answers in opposite order, or several in a cycle, are bad unless allowed.
 
     Args:
-        examples: rows whose answers are ordered, the best first.
-        allow: `contradictions` notes them instead.
-        bad: where reasons against a row go.
-        notes: where oddities go.
+        examples: rows whose answers are ranked, the best first.
+        allow: with `contradictions`, contradicting rows are only noted.
+        bad: collects the errors.
+        notes: collects the warnings.
     """
     check_repeats(examples, notes)
-    ahead: dict[Hashable, Origin] = {}
+    ahead: dict[Hashable, Origin] = {}  # (prompt, better, worse) -> the first row that ranks them so
+    # Neighbours in a ranking alone: a cycle through answers that are further apart also leads through these.
     next_to: dict[tuple[Hashable, Hashable], Example] = {}
     for example in examples:
         *prompt, answers = _answers_key(example)
@@ -76,7 +77,7 @@ def check_order(examples: Sequence[Example], allow: Collection[str], bad: BadRow
         turned = next(filter(None, others), None)
         if turned:
             which = "the same" if len(answers) == 2 else "two"
-            _contradict(
+            _report(
                 example, f"{which} answers are ranked the other way round than in {turned}", turned, allow, bad, notes
             )
         for better, worse in pairs:
@@ -88,7 +89,7 @@ def check_order(examples: Sequence[Example], allow: Collection[str], bad: BadRow
 
 
 def check_labels(examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-    """Note repeats; an answer that is labelled good and bad is bad unless allowed."""
+    """Note repeated rows; a row is bad, unless allowed, if another one has its answer with the other label."""
     check_repeats(examples, notes, lambda example: example.good)
     seen: dict[Hashable, Origin] = {}
     for example in examples:
@@ -96,11 +97,11 @@ def check_labels(examples: Sequence[Any], allow: Collection[str], bad: BadRows, 
         turned = seen.get((*answer, not example.good))
         seen.setdefault((*answer, example.good), example.origin)
         if turned:
-            _contradict(example, f"the same answer has the other label in {turned}", turned, allow, bad, notes)
+            _report(example, f"the same answer has the other label in {turned}", turned, allow, bad, notes)
 
 
-def _contradict(example: Example, what: str, other: Origin, allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-    """Note a row that contradicts another one where that is allowed; else it is bad."""
+def _report(example: Example, what: str, other: Origin, allow: Collection[str], bad: BadRows, notes: Notes) -> None:
+    """Note a row that contradicts another one where that is allowed; otherwise report it as bad."""
     if CONTRADICTIONS in allow:
         notes.add(example.origin, CONTRADICTING, other=other)
         return
@@ -114,15 +115,15 @@ def _check_cycles(
     bad: BadRows,
     notes: Notes,
 ) -> None:
-    """Answers that rows prefer in a cycle, of any length beyond two, are bad unless allowed."""
+    """Report cycles of three or more answers, unless allowed; `check_order` finds those of two."""
     prompts = {example.origin: example.prompt for example in ahead.values()}
-    for cycle in cycles((better, worse, example.origin) for (better, worse), example in ahead.items()):
+    for cycle in find_cycles((better, worse, example.origin) for (better, worse), example in ahead.items()):
         first = cycle.others[0]
         if CONTRADICTIONS in allow:
             notes.add(cycle.closing, CYCLING, other=first)
             continue
         others = ", ".join(map(str, cycle.others)) + (", ..." if cycle.length > len(cycle.others) + 1 else "")
-        what = f"preferences form a cycle with those of {others}"
+        what = f"the preferences form a cycle with those of {others}"
         fix = f"remove one of them, or --data.allow {CONTRADICTIONS}"
         bad.add(cycle.closing, RowError(what, excerpt_text(prompts[cycle.closing]), fix))
 
@@ -134,13 +135,13 @@ def check_leak(
     *,
     allow: Collection[str] = (),
 ) -> list[str]:
-    """Refuse held-out rows whose prompt is trained on, and rows that contradict one of the other set.
+    """Check that no held-out row has a prompt of the training rows, and that the two sets do not contradict each other.
 
     Args:
         train: the training rows.
-        held_out: the rows of the evaluation.
-        check: what compares rows of this kind, such as `check_order`.
-        allow: `leak` and `contradictions` let these pass with a warning.
+        held_out: the held-out rows.
+        check: compares rows of this kind, such as `check_order`.
+        allow: `leak` and `contradictions` turn these errors into warnings.
 
     Returns:
         The warnings about what was allowed.
@@ -150,7 +151,7 @@ def check_leak(
     """
     check_allowances(allow)
     warnings: list[str] = []
-    shared = shared_prompts(train, held_out)
+    shared = find_shared_prompts(train, held_out)
     if shared:
         count = f"{len(shared):,} of {len(held_out):,} held-out rows have a prompt that is trained on"
         if LEAK not in allow:
@@ -169,17 +170,17 @@ def check_leak(
     return warnings
 
 
-def shared_prompts(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Origin]]:
-    """Held-out rows whose prompt is in the training rows too, with the first line of it there."""
+def find_shared_prompts(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Origin]]:
+    """The held-out rows whose prompt is also in the training rows, each with the first row that has it there."""
     seen: dict[Hashable, Origin] = {}
     for example in train:
-        seen.setdefault(_asked(example), example.origin)
-    found = ((example, seen.get(_asked(example))) for example in held_out)
+        seen.setdefault(_prompt_key(example), example.origin)
+    found = ((example, seen.get(_prompt_key(example))) for example in held_out)
     return [(example, origin) for example, origin in found if origin]
 
 
-def key(text: Text) -> Hashable:
-    """Something equal for equal texts."""
+def text_key(text: Text) -> Hashable:
+    """A hashable value that is equal for equal texts; messages are dicts, which are not hashable."""
     return text if isinstance(text, str) else tuple(map(_message_key, text))
 
 
@@ -190,24 +191,24 @@ def _message_key(message: Message) -> Hashable:
 
 
 def excerpt_text(text: Text) -> str:
-    """A text for a message: of a conversation, the last turn."""
+    """The part of a text that an error message quotes: a string whole, or the last turn of a conversation."""
     return text if isinstance(text, str) else str(text[-1].get("content") or "") if text else ""
 
 
-def _asked(example: Example) -> Hashable:
-    """The prompt, the same as a string and as one user turn; of a row that has none, the answers."""
+def _prompt_key(example: Example) -> Hashable:
+    """A key of the prompt, equal for a string and for a single user turn; for an empty prompt, a key of the answers."""
     prompt = example.prompt
     if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
         prompt = prompt[0].get("content") or ""
     if prompt:
-        return prompt.strip() if isinstance(prompt, str) else (key(prompt), _tools(example))
-    return "", frozenset(map(key, example.answers))
+        return prompt.strip() if isinstance(prompt, str) else (text_key(prompt), _tools_key(example))
+    return "", frozenset(map(text_key, example.answers))
 
 
 def _answers_key(example: Example) -> tuple[Hashable, str, tuple[Hashable, ...]]:
-    """Prompt, tools and answers: the same for rows of equal texts."""
-    return key(example.prompt), _tools(example), tuple(map(key, example.answers))
+    """A key of prompt, tools and answers."""
+    return text_key(example.prompt), _tools_key(example), tuple(map(text_key, example.answers))
 
 
-def _tools(example: Example) -> str:
+def _tools_key(example: Example) -> str:
     return json.dumps(example.tools, sort_keys=True, default=str) if example.tools else ""

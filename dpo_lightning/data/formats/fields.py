@@ -1,4 +1,4 @@
-"""Values of a row into texts: a plain string, or checked chat messages."""
+"""Parsing and checks of single values of a row: texts and messages, numbers, weights, groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
 from dpo_lightning.data.formats.tool_calls import read_calls
-from dpo_lightning.data.formats.turn_marks import read_mark, unmarked
+from dpo_lightning.data.formats.turn_marks import read_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.invisible_characters import remove_invisible
 from dpo_lightning.data.readers.sources import kind_of
@@ -18,11 +18,11 @@ from dpo_lightning.data.readers.text_cleaning import excerpt_name
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OLDER_ROLES = {"function": "tool"}
 SPOKEN = ("user", "assistant")
-"""Roles that must say something; a system prompt or a tool's result may be empty."""
+"""Roles whose messages must not be empty; a system prompt or the result of a tool may be."""
 
-REMOVE = "remove the row, or write the text"
+REMOVE = "remove the row, or fill in the text"
 LARGEST = (2 - 2**-23) * 2.0**127
-"""Of float32, in which numbers are trained with."""
+"""The largest finite float32: weights, margins and scores are float32 in training."""
 
 VERDICTS = {
     "true": True,
@@ -35,16 +35,16 @@ VERDICTS = {
     "yes": True,
     "no": False,
 }
-"""Labels that judge one answer by itself, and whether it is good; other labels are names of categories."""
+"""Labels that judge a single answer -> whether it is good. Any other label is taken as the name of a category."""
 
 TURN = 'write each message as {"role": ..., "content": ...}'
 
 
 def parse_text(value: Any, name: str) -> Text:
-    """A string as it is, or a list of messages as a checked tuple.
+    """Return a string unchanged, or a list of messages as a checked tuple.
 
     Raises:
-        RowError: for any other kind of value, or a message that is none.
+        RowError: the value is of another type, or a message is malformed.
     """
     if isinstance(value, str):
         return value
@@ -53,14 +53,14 @@ def parse_text(value: Any, name: str) -> Text:
     if value is None:
         raise RowError(f"{name} is null", fix=REMOVE)
     shown = "" if isinstance(value, dict) else value
-    raise RowError(f"{name} is {kind_of(value)} where text or a list of messages is due", shown, "write it as text")
+    raise RowError(f"{name} is {kind_of(value)}, not text or a list of messages", shown, "write it as text")
 
 
 def check_answer(text: Text, name: str) -> None:
-    """Make sure that an answer says something, and that a conversation ends with the assistant.
+    """Check that an answer is not blank, and that an answer of messages ends with the assistant.
 
     Raises:
-        RowError: for an empty or blank answer, or another last turn.
+        RowError: that is not so.
     """
     if not text:
         raise RowError(f"{name} is empty", fix=REMOVE)
@@ -73,65 +73,68 @@ def check_answer(text: Text, name: str) -> None:
 
 
 def check_not_blank(prompt: Text, name: str) -> None:
-    """An empty prompt may be meant; one of white space is not.
+    """Check that a prompt does not consist of white space. An empty one is accepted: it may be intended.
 
     Raises:
-        RowError: for white space only.
+        RowError: that is not so.
     """
     if isinstance(prompt, str) and prompt and not remove_invisible(prompt).strip():
         raise RowError(f"{name} is only white space", prompt, "write a prompt, or make it empty")
 
 
 def fit_answer(prompt: Text, answer: Text, name: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Prompt and answer as messages, one of which are; a repeated prompt is taken off the answer.
+    """Convert prompt and answer to messages; an answer that begins with the prompt's turns loses them.
+
+    At least one of the two is a list of messages already. An answer may repeat the prompt with or without its system
+    message.
 
     Raises:
-        RowError: for an answer that begins with turns of its own.
+        RowError: the answer begins with a turn that is neither the prompt's nor the assistant's.
     """
     user: tuple[Message, ...] = ({"role": "user", "content": str(prompt)},) if prompt else ()
-    asked = user if isinstance(prompt, str) else prompt
+    context = user if isinstance(prompt, str) else prompt
     if isinstance(answer, str):
-        return asked, ({"role": "assistant", "content": answer},)
-    spoken = tuple(message for message in asked if message["role"] not in ("system", "developer"))
-    for turns in (asked, spoken):
-        if turns and len(answer) > len(turns) and unmarked(answer[: len(turns)]) == turns:
-            return asked, answer[len(turns) :]
-    if asked and answer[0]["role"] != "assistant":
+        return context, ({"role": "assistant", "content": answer},)
+    spoken = tuple(message for message in context if message["role"] not in ("system", "developer"))
+    for turns in (context, spoken):
+        if turns and len(answer) > len(turns) and remove_marks(answer[: len(turns)]) == turns:
+            return context, answer[len(turns) :]
+    if context and answer[0]["role"] != "assistant":
         what = f"{name} begins with a {answer[0]['role']} message that is not the prompt's"
         raise RowError(what, answer[0].get("content") or "", "begin answers with the assistant, or remove the prompt")
-    return asked, answer
+    return context, answer
 
 
 def look_alike_texts(one: Text, other: Text) -> bool:
-    """Whether texts differ in nothing that can be seen, outer white space left aside."""
+    """Whether two texts differ only in invisible characters and outer white space."""
     return strip_text(one) == strip_text(other)
 
 
 def strip_text(text: Text, strip: Callable[[str], str] = lambda text: remove_invisible(text).strip()) -> object:
-    """A text without invisible characters and outer white space, for comparison; `strip` may remove something else."""
+    """Remove invisible characters and outer white space for a comparison, or whatever `strip` removes."""
     if isinstance(text, str):
         return strip(text)
     return [{**message, "content": strip(message.get("content") or "")} for message in text]
 
 
 def parse_group(value: Any) -> str:
-    """The `group` of a row; a number is read as its digits, null as none.
+    """Parse the `group` of a row: a name, or an integer, which becomes text; "" for null.
 
     Raises:
-        RowError: for a value of another kind.
+        RowError: the value is of another type.
     """
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowError(f"group is {kind_of(value)} where text is due", fix="write a name, or remove the column")
+        raise RowError(f"group is {kind_of(value)}, not text", fix="write a name, or remove the column")
     return str(value)
 
 
 def parse_weight(values: Mapping[str, Any], columns: Mapping[str, str]) -> float:
-    """The `weight` of a row, how much it counts: 1 where it does not say.
+    """Parse the `weight` of a row, the factor of its loss; 1 where the column is missing.
 
     Raises:
-        RowError: for a negative number, or none.
+        RowError: the value is negative, or not a finite number.
     """
     if "weight" not in values:
         return 1.0
@@ -142,21 +145,21 @@ def parse_weight(values: Mapping[str, Any], columns: Mapping[str, str]) -> float
     return weight
 
 
-def check_asked(prompt: Text, name: str) -> None:
-    """Make sure that a conversation has a turn before the answer.
+def check_has_prompt(prompt: Text, name: str) -> None:
+    """Check that a conversation has a turn before the answer: a chat template cannot render an empty list.
 
     Raises:
-        RowError: it has none, and chat templates render no empty conversation.
+        RowError: that is not so.
     """
     if not isinstance(prompt, str) and not prompt:
-        raise RowError(f"nothing comes before {name}", fix="write the user's turn before it, or remove the row")
+        raise RowError(f"there is no turn before {name}", fix="write the user's turn before it, or remove the row")
 
 
 def parse_number(value: Any, name: str) -> float:
-    """A number that is finite in float32, or text that is one.
+    """Parse a number, or the text of one, that is finite in float32.
 
     Raises:
-        RowError: for anything else; null is no number.
+        RowError: for anything else, null included.
     """
     try:
         number = math.nan if isinstance(value, bool) or value is None else float(value)
@@ -164,22 +167,22 @@ def parse_number(value: Any, name: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         shown = value if isinstance(value, str) else kind_of(value)
-        raise RowError(f"{name} is no finite number", shown, "write a number, or remove the column")
+        raise RowError(f"{name} is not a finite number", shown, "write a number, or remove the column")
     if abs(number) > LARGEST:
-        raise RowError(f"{name} is too large a number", str(value), "write one that float32 holds, below 3.4e38")
+        raise RowError(f"{name} is too large for float32", str(value), "write a number below 3.4e38")
     return number
 
 
 def _message(value: Any, place: str) -> Message:
     if not isinstance(value, dict):
-        raise RowError(f"{place} is {kind_of(value)} where an object is due", "", TURN)
+        raise RowError(f"{place} is {kind_of(value)}, not an object", "", TURN)
     if "role" not in value:
         raise RowError(f"{place} has no role", "keys: " + ", ".join(map(str, value)), TURN)
     role = OLDER_ROLES.get(value["role"], value["role"]) if isinstance(value["role"], str) else value["role"]
     if role not in ROLES:
         fix = "use one of " + ", ".join(ROLES)
         raise RowError(f"{place} has the unknown role {excerpt_name(json.dumps(role, default=str))}", "", fix)
-    # Arrow writes null for an absent key, and some templates ask only whether a key is there.
+    # Arrow writes null for an absent key, and some templates test only whether a key is present.
     message = {key: item for key, item in value.items() if item is not None or key == "content"}
     message = read_mark(read_calls({**message, "role": role}, place), place)
     _check_content(message, place, optional=bool(message.get("tool_calls")))
@@ -193,7 +196,7 @@ def _check_content(message: Message, place: str, *, optional: bool) -> None:
             return
         raise RowError(f"{place} has no content", fix=TURN)
     if not isinstance(content, str):
-        raise RowError(f"{place} has {kind_of(content)} as content", fix="write the content as text")
+        raise RowError(f"{place} has {kind_of(content)} as content, not text", fix="write the content as text")
     if not optional and message["role"] in SPOKEN and not remove_invisible(content).strip():
         what = "only white space" if content else "no text"
         raise RowError(f"{place} has {what} as content", fix=REMOVE)

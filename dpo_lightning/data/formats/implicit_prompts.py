@@ -1,17 +1,17 @@
-"""The prompt of a pair that has none of its own: what both texts begin with."""
+"""Pairs without a prompt column: the common beginning of both answers becomes the prompt."""
 
 from __future__ import annotations
 
 from dpo_lightning.data.examples import Message
 from dpo_lightning.data.readers.bad_rows import RowError
 
-OWN_COLUMN = "give the prompt in a column of its own"
+OWN_COLUMN = "put the prompt into a column of its own"
 
 
 def split_messages(
     chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
-    """Prompt, chosen and rejected: the longest common leading messages, leaving an answer on either side."""
+    """Split off the longest common leading messages as the prompt, so that each answer keeps at least one message."""
     longest = min(len(chosen), len(rejected)) - 1
     cut = 0
     while cut < longest and chosen[cut] == rejected[cut]:
@@ -20,12 +20,15 @@ def split_messages(
 
 
 def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected: the longest common beginning that splits no word and blanks no answer.
+    """Split off the longest common beginning as the prompt, so that no word is split and no answer becomes blank.
 
-    A single space before the answers stays with them: tokenizers read it as part of the first word.
+    A single space before the answers belongs to them: tokenizers encode it as part of the first word.
+
+    Returns:
+        The prompt, the chosen and the rejected answer.
 
     Raises:
-        RowError: when one text is the beginning of the other and no word border is left for a prompt.
+        RowError: one text is the beginning of the other, and there is no word boundary at which to end a prompt.
     """
     common = _common_length(chosen, rejected)
     cut = common
@@ -39,12 +42,12 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not chosen[:cut].strip():
         cut = 0
     if not cut and common == min(len(chosen), len(rejected)):
-        raise RowError("one answer is the beginning of the other, and they share no prompt", chosen, OWN_COLUMN)
+        raise RowError("one answer is the beginning of the other, so no prompt can be split off", chosen, OWN_COLUMN)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
 def _common_length(one: str, other: str) -> int:
-    """By bisection: comparing slices is a hundred times as fast as comparing characters."""
+    """Length of the common beginning, by bisection: comparing slices is about 100 times as fast as characters."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -56,10 +59,10 @@ def _common_length(one: str, other: str) -> int:
 
 
 def _is_border(text: str, cut: int) -> bool:
-    """Words are what stands between white space, so that no emoji, particle or code is ever taken apart."""
+    """Whether a cut is at white space; other boundaries could split an emoji, a Korean particle or code."""
     return cut == len(text) or text[cut - 1].isspace() or text[cut].isspace()
 
 
 def _last_start(text: str) -> int:
-    """The last place where a cut leaves more than white space."""
+    """The last position at which a cut leaves more than white space after it."""
     return len(text.rstrip()) - 1

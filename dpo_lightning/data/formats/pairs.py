@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
-from dpo_lightning.data.formats.columns import look_alike, refuse_unpaired
+from dpo_lightning.data.formats.columns import find_look_alike, refuse_unpaired
 from dpo_lightning.data.formats.duplicates import check_order
 from dpo_lightning.data.formats.fields import fit_answer, look_alike_texts, parse_number, strip_text
 from dpo_lightning.data.formats.implicit_prompts import split_messages, split_strings
 from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.turn_marks import check_scored, unmarked
+from dpo_lightning.data.formats.turn_marks import check_no_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 
@@ -23,19 +23,19 @@ REPEATS_PROMPT = "pairs whose answers begin with the prompt's messages (read onc
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair(Encoded):
-    """The chosen answer, then the rejected one."""
+    """A pair as token ids; `answers` are the chosen and the rejected one."""
 
     noun: ClassVar[str] = "pairs"
     margin: float | None = None
 
     @property
     def chosen(self) -> EncodedAnswer:
-        """The first answer."""
+        """The preferred answer, `answers[0]`, as token ids."""
         return self.answers[0]
 
     @property
     def rejected(self) -> EncodedAnswer:
-        """The second answer."""
+        """The other answer, `answers[1]`, as token ids."""
         return self.answers[1]
 
     @property
@@ -46,28 +46,28 @@ class EncodedPair(Encoded):
 
 @dataclass(frozen=True, slots=True)
 class PairExample(Example):
-    """The first answer was preferred to the second one."""
+    """A pair as texts; `answers` are the chosen and the rejected one."""
 
     margin: float | None = None
-    """By how much the chosen answer was found better, where the row has the column."""
+    """The column `margin`: by how much the chosen answer is better, in the unit of the data; None without it."""
 
     @property
     def chosen(self) -> Text:
-        """The first answer."""
+        """The preferred answer, `answers[0]`, as a string or messages."""
         return self.answers[0]
 
     @property
     def rejected(self) -> Text:
-        """The second answer."""
+        """The other answer, `answers[1]`, as a string or messages."""
         return self.answers[1]
 
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedPair:
-        """The pair as token ids."""
+        """The pair as token ids, with the weight and margin of this row."""
         return EncodedPair(self.origin, prompt_ids, answers, self.weight, self.margin)
 
 
 class PairFormat(RowFormat):
-    """`prompt, chosen, rejected` as strings or messages; without a `prompt`, it is what both answers begin with."""
+    """`prompt, chosen, rejected` as strings or messages; without a column `prompt`, both answers begin with it."""
 
     example = PairExample
     columns = ("prompt", "chosen", "rejected")
@@ -75,7 +75,7 @@ class PairFormat(RowFormat):
     answers = ("chosen", "rejected")
 
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
-        """Read the prompt out of the answers where no column has it."""
+        """Read the prompt from the common beginning of the answers where no column has it."""
         refuse_unpaired(rows, present)
         missing = [name for name in self.answers if name not in present]
         if "prompt" in present:
@@ -87,12 +87,12 @@ class PairFormat(RowFormat):
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The columns that are read; a prompt that is no column has no `input`."""
+        """The columns that are read: `input` only where the prompt is a column."""
         return tuple(name for name in super().used if name != "input" or "prompt" in self.needed)
 
     def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
-        """Prompt, chosen and rejected, compared with each other."""
-        texts = {name: unmarked(values[name]) for name in self.answers}
+        """Compare the answers, and fit them to the prompt or split the prompt off them."""
+        texts = {name: remove_marks(values[name]) for name in self.answers}
         chosen, rejected = texts.values()
         self._compare(row, chosen, rejected)
         if isinstance(chosen, str) != isinstance(rejected, str):
@@ -104,58 +104,58 @@ class PairFormat(RowFormat):
         else:
             prompt, *answers = self._split(row, chosen, rejected)
         for name, answer in zip(self.answers, answers, strict=True):
-            check_scored(values[name], len(answer), self.shown(name))
+            check_no_mark(values[name], len(answer), self.quote_name(name))
         return prompt, tuple(answers)
 
-    def said(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The margin, where the row has one."""
+    def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The `margin` of the row; None without the column."""
         given = row.values
-        return {"margin": parse_number(given["margin"], self.shown("margin")) if "margin" in given else None}
+        return {"margin": parse_number(given["margin"], self.quote_name("margin")) if "margin" in given else None}
 
     @classmethod
     def check(cls, examples: Sequence[PairExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-        """Note repeats; pairs that contradict others are bad unless allowed."""
+        """Note repeated pairs; pairs that contradict others are bad unless allowed."""
         check_order(examples, allow, bad, notes)
 
     def _has_prompt_elsewhere(self, rows: Sequence[Row], present: Collection[str]) -> bool:
-        """Whether rows without a `prompt` have it under another name; whole conversations bring their own."""
+        """Whether the prompt seems to be in a column of another name; never where answers are whole conversations."""
         others = [name for name in present if name == "input" or name not in self.known()]
-        return bool(look_alike("prompt", others, self.columns)) and not all(map(_is_conversation, rows))
+        return bool(find_look_alike("prompt", others, self.columns)) and not all(map(_is_conversation, rows))
 
     def _split(self, row: Row, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-        """The common beginning of both texts is the prompt."""
+        """Split the common beginning off both answers as the prompt."""
         prompt: Text
         if isinstance(chosen, str) and isinstance(rejected, str):
             prompt, chosen, rejected = split_strings(chosen, rejected)
         else:
             prompt, chosen, rejected = split_messages(chosen, rejected)  # type: ignore[arg-type]
-        prompt = self.context.joined(row, prompt)
+        prompt = self.context.add_turns(row, prompt)
         if isinstance(prompt, str) or not isinstance(chosen, str):
             return prompt, chosen, rejected
         return prompt, fit_answer(prompt, chosen, "'chosen'")[1], fit_answer(prompt, rejected, "'rejected'")[1]
 
     def _fit_to_prompt(self, row: Row, prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-        """Prompt and answers of one kind: strings, or messages."""
-        prompt = self.context.joined(row, self.context.with_input(row, prompt))
+        """Convert prompt and answers to the same type: all strings, or all messages."""
+        prompt = self.context.add_turns(row, self.context.add_input(row, prompt))
         if isinstance(prompt, str) and isinstance(chosen, str):
             return prompt, chosen, rejected
-        asked, first = fit_answer(prompt, chosen, "'chosen'")
+        context, first = fit_answer(prompt, chosen, "'chosen'")
         _, second = fit_answer(prompt, rejected, "'rejected'")
         if isinstance(chosen, str):
-            return asked, first, second
+            return context, first, second
         if len(first) < len(chosen) and len(second) < len(rejected):
-            self.notes.add(row.origin, REPEATS_PROMPT, fix="take the prompt's messages out of the answers")
+            self.notes.add(row.origin, REPEATS_PROMPT, fix="remove the prompt's messages from the answers")
         elif len(first) < len(chosen) or len(second) < len(rejected):
-            raise RowError("only one answer begins with the prompt's messages", fix="take them out of it")
-        return asked, first, second
+            raise RowError("only one answer begins with the prompt's messages", fix="remove them from it")
+        return context, first, second
 
     def _compare(self, row: Row, chosen: Text, rejected: Text) -> None:
         if chosen == rejected:
-            # Equal only after NFC: a pair that teaches nothing, but no copy either.
+            # If just one of them was changed by NFC, they are equal only since: a useless pair, but not a copy.
             if len(row.recomposed & {"chosen", "rejected"}) != 1:
-                names = " and ".join(map(self.shown, self.answers))
+                names = " and ".join(map(self.quote_name, self.answers))
                 text = chosen if isinstance(chosen, str) else chosen[-1].get("content") or ""
-                raise RowError(f"{names} are equal", text, "remove the row: there is nothing to prefer")
+                raise RowError(f"{names} are equal, so there is no preference", text, "remove the row")
             self.notes.add(row.origin, NEARLY_EQUAL, fix="remove the row")
         elif strip_text(chosen, str.strip) == strip_text(rejected, str.strip):
             self.notes.add(row.origin, NEARLY_EQUAL, fix="remove the row")

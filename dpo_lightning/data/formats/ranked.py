@@ -10,7 +10,7 @@ from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
 from dpo_lightning.data.formats.duplicates import check_order
 from dpo_lightning.data.formats.fields import check_answer, fit_answer, look_alike_texts, parse_number, parse_text
 from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.turn_marks import check_scored, unmarked
+from dpo_lightning.data.formats.turn_marks import check_no_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
 
@@ -21,7 +21,7 @@ INVISIBLY_EQUAL = "lists with answers that differ only in invisible characters"
 
 @dataclass(frozen=True, slots=True)
 class EncodedRanked(Encoded):
-    """Answers, the best first."""
+    """A ranked list as token ids; the best answer is first."""
 
     noun: ClassVar[str] = "lists"
     answers_first: ClassVar[bool] = False
@@ -29,15 +29,15 @@ class EncodedRanked(Encoded):
 
 @dataclass(frozen=True, slots=True)
 class RankedExample(Example):
-    """Answers, the best first."""
+    """A ranked list as texts; the best answer is first."""
 
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedRanked:
-        """The list as token ids."""
+        """The list as token ids, with the weight of this row."""
         return EncodedRanked(self.origin, prompt_ids, answers, self.weight)
 
 
 class RankedFormat(RowFormat):
-    """`prompt, responses`, a list of answers with the best first; where there are `scores`, by these instead."""
+    """`prompt, responses`: a list of answers, the best first or in any order with a column `scores`."""
 
     example = RankedExample
     columns = ("prompt", "responses")
@@ -45,17 +45,17 @@ class RankedFormat(RowFormat):
     answers = ("responses",)
 
     def parse(self, name: str, value: Any) -> Any:
-        """A prompt, or a list of two answers or more of one kind."""
+        """Parse a prompt, or a list of at least two answers, all text or all messages."""
         if name != "responses":
             return super().parse(name, value)
-        shown = self.shown(name)
+        shown = self.quote_name(name)
         if not isinstance(value, list):
             raise RowError(
-                f"{shown} is {kind_of(value)} where a list of answers is due", fix="write the best one first"
+                f"{shown} is {kind_of(value)}, not a list of answers", fix="write a list, the best answer first"
             )
         if len(value) < LEAST:
             what = f"{shown} has {len(value)} answer{'' if len(value) == 1 else 's'}"
-            raise RowError(what, fix="give at least 2 answers, or remove the row: there is nothing to rank")
+            raise RowError(what, fix="give at least 2 answers, or remove the row")
         texts = []
         for number, item in enumerate(value, 1):
             texts.append(parse_text(item, f"{shown} {number}"))
@@ -69,8 +69,8 @@ class RankedFormat(RowFormat):
         return texts
 
     def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
-        """Prompt and answers, the answers in order; a prompt that all answers repeat is read once."""
-        prompt = self.context.joined(row, self.context.with_input(row, values["prompt"]))
+        """Sort the answers, and convert prompt and answers to the same type; a prompt in all answers is removed."""
+        prompt = self.context.add_turns(row, self.context.add_input(row, values["prompt"]))
         responses: Sequence[Text] = values["responses"]
         if not (isinstance(prompt, str) and isinstance(responses[0], str)):
             prompt, responses = self._fit_to_prompt(prompt, responses)
@@ -81,45 +81,49 @@ class RankedFormat(RowFormat):
 
     @classmethod
     def check(cls, examples: Sequence[RankedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-        """Note repeats; lists that contradict others are bad unless allowed."""
+        """Note repeated lists; lists that contradict others are bad unless allowed."""
         check_order(examples, allow, bad, notes)
 
     def _fit_to_prompt(self, prompt: Text, responses: Sequence[Text]) -> tuple[Text, list[Text]]:
-        """Prompt and answers as messages."""
-        names = [f"{self.shown('responses')} {number}" for number in range(1, len(responses) + 1)]
-        fitted = [fit_answer(prompt, unmarked(text), name) for text, name in zip(responses, names, strict=True)]
+        """Convert prompt and answers to messages; either all answers begin with the prompt's messages or none does."""
+        names = [f"{self.quote_name('responses')} {number}" for number in range(1, len(responses) + 1)]
+        fitted = [fit_answer(prompt, remove_marks(text), name) for text, name in zip(responses, names, strict=True)]
         for text, (_, answer), name in zip(responses, fitted, names, strict=True):
-            check_scored(text, len(answer), name)
+            check_no_mark(text, len(answer), name)
         cut = {len(answer) < len(text) for (_, answer), text in zip(fitted, responses, strict=True)}
         if len(cut) > 1 and not isinstance(responses[0], str):
-            raise RowError("not all answers begin with the prompt's messages", fix="take them out of the others")
+            raise RowError("only some answers begin with the prompt's messages", fix="remove them from those")
         return fitted[0][0], [answer for _, answer in fitted]
 
     def _sort(self, responses: Sequence[Text], value: Any) -> list[Text]:
-        """The answers by their scores, the highest first.
+        """Sort the answers by their scores, the highest first.
 
         Raises:
-            RowError: there is not a number for each, or two are the same: a tie is no order.
+            RowError: the number of scores differs from that of answers, or two scores are equal.
         """
-        name = self.shown("scores")
+        name = self.quote_name("scores")
         if not isinstance(value, list) or len(value) != len(responses):
             found = f"{len(value)} numbers" if isinstance(value, list) else kind_of(value)
-            raise RowError(f"{name} is {found}, and there are {len(responses)} answers", fix="a number for each answer")
+            raise RowError(
+                f"{name} is {found}, and there are {len(responses)} answers", fix="write a number for each answer"
+            )
         scores = [parse_number(item, f"{name} {number}") for number, item in enumerate(value, 1)]
         for score in scores:
             tied = [str(place + 1) for place, other in enumerate(scores) if other == score]
             if len(tied) > 1:
                 what = f"{name} ranks answers {' and '.join(tied)} the same ({score:g})"
-                raise RowError(what, fix="keep one of them: a tie says nothing about their order")
+                raise RowError(what, fix="keep one of them")
         return [responses[place] for place in sorted(range(len(scores)), key=lambda place: -scores[place])]
 
     def _compare(self, row: Row, responses: Sequence[Text]) -> None:
-        """Refuse a list that has an answer twice."""
+        """Refuse a list that contains an answer twice; note answers that only look the same."""
         for place, text in enumerate(responses):
             for other in responses[:place]:
                 if text == other:
                     content = text if isinstance(text, str) else text[-1].get("content") or ""
-                    raise RowError(f"{self.shown('responses')} has an answer twice", content, "keep one of the two")
+                    raise RowError(
+                        f"{self.quote_name('responses')} contains an answer twice", content, "keep one of the two"
+                    )
                 stripped = isinstance(text, str) and isinstance(other, str) and text.strip() == other.strip()
                 if stripped or look_alike_texts(text, other):
                     kind = NEARLY_EQUAL if stripped else INVISIBLY_EQUAL

@@ -1,4 +1,4 @@
-"""`RowFormat`: how the rows of a file become examples of one kind; a subclass adds the columns of its kind."""
+"""`RowFormat`, the base of all row formats: parses and checks rows, and turns them into examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpo_lightning.data.formats.context_columns import READ, ContextColumns
 from dpo_lightning.data.formats.duplicates import check_repeats
 from dpo_lightning.data.formats.fields import (
     check_answer,
-    check_asked,
+    check_has_prompt,
     check_not_blank,
     parse_group,
     parse_text,
@@ -32,14 +32,14 @@ MESSAGES_AS_TEXT = ('[{"role"', '[{"content"', "[{'role'", "[{'content'")
 
 
 class RowFormat(ABC):
-    """One kind of row in a set of files: its columns, how a row is read, and what is checked over all rows.
+    """Reads the rows of one set of files as examples of one kind; subclasses define columns, parsing and checks.
 
     Attributes:
-        example: the record that a row becomes.
-        columns: the columns that make the format; all files of a set have the same of them.
+        example: the class of the examples.
+        columns: the columns that define the format; every file of a set must have the same subset of them.
         optional: further columns of this kind.
-        needed: the columns that every row of this set has; by default `columns`.
-        answers: those of `needed` that hold answers.
+        needed: the columns that every row of this set must have; by default `columns`.
+        answers: the columns among `needed` that contain answers.
     """
 
     example: ClassVar[type[Example]]
@@ -49,16 +49,16 @@ class RowFormat(ABC):
     answers: tuple[str, ...]
 
     def __init__(self, rows: Sequence[Row], names: Mapping[str, str], bad: BadRows, notes: Notes) -> None:
-        """Look at the columns of a set.
+        """Choose the columns that this set is read from.
 
         Args:
-            rows: all rows of the set, under our names.
-            names: our column name -> the file's, for messages.
-            bad: where reasons against a row go.
-            notes: where oddities go.
+            rows: all rows of the set, with columns renamed to ours.
+            names: our column name -> the file's, for error messages.
+            bad: collects the errors.
+            notes: collects the warnings.
 
         Raises:
-            UserError: 65, no row has a column that this kind needs.
+            UserError: 65, no row has a column that is needed.
         """
         self.names, self.bad, self.notes = names, bad, notes
         self.context = ContextColumns.of(rows, names)
@@ -70,12 +70,12 @@ class RowFormat(ABC):
 
     @classmethod
     def choose(cls, present: Collection[str]) -> type[RowFormat]:
-        """The format that reads a set with these columns; another one where a kind may be written in several ways."""
+        """The format for a set with these columns; a kind with several layouts may return another subclass."""
         return cls
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
-        """Every column that this kind may read."""
+        """Every column that this format can read."""
         return (*cls.columns, *cls.optional, *COMMON)
 
     @property
@@ -84,20 +84,20 @@ class RowFormat(ABC):
         return (*self.needed, *self.optional, *COMMON)
 
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
-        """Settle which columns this set is read by, and return those that are missing."""
+        """Set `needed` and `answers` by the columns that are present, and return those that are missing."""
         return [name for name in self.needed if name not in present]
 
     def read(self, row: Row) -> Iterator[Example]:
-        """The examples of a row; none of a row whose faults are now in `bad`."""
+        """Turn a row into its examples; for a bad row, add its errors to `bad` and yield nothing."""
         values = self._parse_all(row)
         if values is None:
             return
         try:
             prompt, answers = self.fit(row, values)
-            check_asked(prompt, " and ".join(self.shown(name) for name in self.answers))
+            check_has_prompt(prompt, " and ".join(self.quote_name(name) for name in self.answers))
             tools = parse_tools(row.values.get("tools"), row.values.get("functions"))
             group, weight = parse_group(row.values.get("group")), parse_weight(row.values, self.names)
-            said = self.said(row, values)
+            annotations = self.parse_annotations(row, values)
         except RowError as error:
             self.bad.add(row.origin, error)
             return
@@ -105,55 +105,55 @@ class RowFormat(ABC):
             self.notes.add(row.origin, EMPTY_PROMPT, fix="write a prompt, or leave out --data.strict")
         if any(isinstance(text, str) and text.startswith(MESSAGES_AS_TEXT) for text in answers):
             self.notes.add(row.origin, JSON_TEXT, fix="write messages as a list, not as text")
-        yield self.example(row.origin, prompt, answers, tools, group, weight, **said)
+        yield self.example(row.origin, prompt, answers, tools, group, weight, **annotations)
 
     def parse(self, name: str, value: Any) -> Any:
-        """The value of one needed column, checked by itself: by default a prompt or an answer.
+        """Parse and check the value of one needed column: by default a prompt or an answer.
 
         Raises:
-            RowError: it cannot be used.
+            RowError: the value is invalid.
         """
-        text = parse_text(value, self.shown(name))
+        text = parse_text(value, self.quote_name(name))
         if name in self.answers:
-            check_answer(text, self.shown(name))
+            check_answer(text, self.quote_name(name))
             return text
-        text = read_context(text, self.shown(name))
-        check_not_blank(text, self.shown(name))
+        text = read_context(text, self.quote_name(name))
+        check_not_blank(text, self.quote_name(name))
         return text
 
     @abstractmethod
     def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
-        """Prompt and answers of a row as texts of one kind, strings or messages.
+        """Combine the columns of a row into a prompt and answers, all strings or all messages.
 
         Args:
-            row: the row, for the columns besides the needed ones.
-            values: what `parse` made of the needed columns.
+            row: the row, for columns that are not in `needed`.
+            values: the parsed values of the needed columns.
 
         Raises:
-            RowError: they do not fit together.
+            RowError: the values do not fit together.
         """
 
-    def said(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What the row says of its answers: the fields that its example has besides those of `Example`."""
+    def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that the example of this kind has besides those of `Example`, such as a label or a margin."""
         return {}
 
     @classmethod
     def check(cls, examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-        """Compare rows with one another: by default, note those that are there twice."""
+        """Compare rows with one another: by default, note repeated ones."""
         check_repeats(examples, notes)
 
-    def shown(self, name: str) -> str:
-        """A column as the file has it, quoted for messages."""
+    def quote_name(self, name: str) -> str:
+        """The file's name of our column, in quotes, for error messages."""
         return f"'{self.names.get(name, name)}'"
 
     def _parse_all(self, row: Row) -> dict[str, Any] | None:
-        """All needed columns, each checked by itself so that every fault of a row is reported at once."""
+        """Parse all needed columns; each is checked by itself, so that all errors of a row are reported together."""
         values: dict[str, Any] = {}
         for name in self.needed:
             try:
                 if name not in row.values:
                     raise RowError(
-                        f"no column {self.shown(name)}", "columns: " + ", ".join(row.values), "add it to the row"
+                        f"no column {self.quote_name(name)}", "columns: " + ", ".join(row.values), "add it to the row"
                     )
                 values[name] = self.parse(name, row.values[name])
             except RowError as error:

@@ -1,4 +1,4 @@
-"""Unpaired rows: one answer to a prompt with a label, good or bad; or pairs, whose answers are taken one by one."""
+"""Unpaired rows: a prompt with one answer and a label, good or bad; or pairs, each of which is split into two."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from dpo_lightning.data.formats.fields import VERDICTS
 from dpo_lightning.data.formats.pairs import PairFormat
 from dpo_lightning.data.formats.row_format import RowFormat
 from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.turn_marks import check_scored
+from dpo_lightning.data.formats.turn_marks import check_no_mark
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
-NEITHER = "0 where other rows have -1: it may judge neither way"
+NEITHER = "0, but other rows have -1, so that 0 may mean neither good nor bad"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedUnpaired(Encoded):
-    """The completion; where a loss needs it, the answer to another prompt as well."""
+    """An unpaired row as token ids: the completion and, where the loss needs it, an answer to another prompt."""
 
     noun: ClassVar[str] = "answers"
     good: bool = field(kw_only=True)
 
     @property
     def completion(self) -> EncodedAnswer:
-        """The answer that the label is of."""
+        """The answer that the label judges."""
         return self.answers[0]
 
     @property
     def mismatched(self) -> EncodedAnswer | None:
-        """The answer to another prompt, if there is one."""
+        """The answer to another prompt, from which KTO estimates the KL divergence; None where the loss needs none."""
         return self.answers[1] if len(self.answers) > 1 else None
 
     @property
     def columns(self) -> Mapping[str, float | bool]:
-        """`good`: the label."""
+        """`good`: whether the label is good."""
         return {"good": self.good}
 
 
 @dataclass(frozen=True, slots=True)
 class UnpairedExample(Example):
-    """One answer, found good or bad."""
+    """An unpaired row as texts; `good` is its label."""
 
     good: bool = field(kw_only=True)
 
     @property
     def completion(self) -> Text:
-        """The only answer."""
+        """The only answer, `answers[0]`, as a string or messages."""
         return self.answers[0]
 
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedUnpaired:
-        """The row as token ids."""
+        """The row as token ids, with the weight and label of this row."""
         return EncodedUnpaired(self.origin, prompt_ids, answers, self.weight, good=self.good)
 
 
@@ -68,41 +68,41 @@ class UnpairedFormat(SFTFormat):
 
     @classmethod
     def choose(cls, present: Collection[str]) -> type[RowFormat]:
-        """Read pairs where the rows have both answers and no label."""
+        """Choose `SplitPairFormat` where the rows have both answers and no label."""
         return SplitPairFormat if "label" not in present and {"chosen", "rejected"} <= set(present) else cls
 
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
-        """All three columns; labels of 0 judge nothing where others are -1."""
+        """Read prompt, completion and label; find out whether labels of -1 occur, beside which 0 is ambiguous."""
         self.needed, self.answers = self.columns[:3], ("completion",)
-        self.has_three_labels = any(_label_word(row.values.get("label")) == "-1" for row in rows)
+        self.has_three_labels = any(_normalize_label(row.values.get("label")) == "-1" for row in rows)
         return [name for name in self.needed if name not in present]
 
     def parse(self, name: str, value: Any) -> Any:
-        """A prompt, an answer, or a label."""
+        """Parse a prompt, an answer, or a label as True for good."""
         if name != "label":
             return super().parse(name, value)
-        word = _label_word(value)
+        word = _normalize_label(value)
         if value is None or word not in VERDICTS:
             found = value if isinstance(value, (str, int, float)) else kind_of(value)
-            what = f"{self.shown('label')} is no verdict"
+            what = f"{self.quote_name('label')} is neither good nor bad"
             raise RowError(what, found, "write true or false (or 1 and 0, good and bad)")
         if word == "0" and self.has_three_labels:
-            raise RowError(f"the label is {NEITHER}", fix="remove rows without a verdict")
+            raise RowError(f"the label is {NEITHER}", fix="remove the rows that judge neither way")
         return VERDICTS[word]
 
     def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
-        """Prompt and completion, which is scored as a whole."""
+        """Combine prompt and completion; no turn of the completion may be excluded by a mark."""
         prompt, (completion,) = super().fit(row, values)
-        check_scored(completion, len(completion), self.shown("completion"))
+        check_no_mark(completion, len(completion), self.quote_name("completion"))
         return prompt, (completion,)
 
-    def said(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The label."""
+    def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The label as the field `good`: True or False."""
         return {"good": values["label"]}
 
     @classmethod
     def check(cls, examples: Sequence[UnpairedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-        """Note repeats; an answer that is labelled both ways is bad unless allowed, and so are answers of one label."""
+        """Note repeated rows; an answer with both labels is bad unless allowed. A set needs good and bad answers."""
         check_labels(examples, allow, bad, notes)
         if not bad and len({example.good for example in examples}) == 1:
             what = f"all {len(examples):,} answers are {'good' if examples[0].good else 'bad'}"
@@ -110,12 +110,12 @@ class UnpairedFormat(SFTFormat):
 
 
 class SplitPairFormat(PairFormat):
-    """Pairs as two unpaired rows each: the chosen answer is good, the rejected one bad."""
+    """Splits each pair into two unpaired rows: the chosen answer is good, the rejected one bad."""
 
     optional = ()
 
     def read(self, row: Row) -> Iterator[UnpairedExample]:
-        """Both answers, chosen first; nothing of a row whose faults are now in `bad`."""
+        """Yield both answers of a pair, the chosen one first; for a bad row, nothing."""
         for pair in super().read(row):
             for answer, good in zip(pair.answers, (True, False), strict=True):
                 texts = pair.prompt, (answer,), pair.tools, pair.group, pair.weight
@@ -123,11 +123,11 @@ class SplitPairFormat(PairFormat):
 
     @classmethod
     def check(cls, examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
-        """As for rows with a label."""
+        """Check the split rows as rows with a label are checked."""
         UnpairedFormat.check(examples, allow, bad, notes)
 
 
-def _label_word(value: Any) -> str:
-    """A label in the spelling of `VERDICTS`."""
+def _normalize_label(value: Any) -> str:
+    """Normalize a label to the spelling of the keys of `VERDICTS`: '+1', 1.0 and True become '1', '1' and 'true'."""
     word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
     return word.removeprefix("+").removesuffix(".0")
