@@ -5,19 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import CONFIGS, ROOT, Bench, refused, watch_loading
+from support.command_line import CONFIGS, ROOT, refused, watch_loading
 
 from dpo_lightning.__main__ import main
 from dpo_lightning.config.class_paths import ALLOWED, take_allowed
 from dpo_lightning.errors import UserError
 
 EVERYWHERE = ("model", "data", "model.loss", "model.optimizer", "model.reference", "data.collator", "trainer.callbacks")
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
-from support.command_line import Bench, refused, watch_loading
+from support.command_line import refused, watch_loading
 
 from dpo_lightning.config.output_paths import (
     find_places,
@@ -17,12 +17,6 @@ from dpo_lightning.config.output_paths import (
 )
 from dpo_lightning.errors import UserError
 from dpo_lightning.runs.run_folder import RunFolder
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.fixture

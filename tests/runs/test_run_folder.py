@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.command_line import ROOT, Bench, fail_at_start, refused, watch_loading
+from support.command_line import ROOT, fail_at_start, refused, watch_loading
 
 from dpo_lightning.errors import UserError
 from dpo_lightning.runs.run_folder import RunFolder, check_space
@@ -25,12 +25,6 @@ print("held", flush=True)
 sys.stdin.read()
 """
 NOBODY = 65534
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.fixture
