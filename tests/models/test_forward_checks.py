@@ -6,9 +6,8 @@ import pytest
 import torch
 from support import short_runs, tiny_models
 from support.batch_layouts import LAYOUTS
-from support.model_families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, VOCAB, build, make, save
+from support.model_families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, REFUSED, VOCAB, build, make, save
 from support.precomputed import data, loaded, scoring_of
-from test_attention_backend import REFUSED
 
 from dpo_lightning.attention.tree import tree_attention
 from dpo_lightning.data.collate import Padded
