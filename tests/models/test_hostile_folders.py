@@ -1,7 +1,6 @@
 """Folders from elsewhere: nothing in them is run, fetched or waited for; the error names the file."""
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -10,18 +9,13 @@ import sys
 
 import pytest
 from support.command_line import refused, run
+from support.tiny_models import change_json
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.folder_files import check_description, check_entries
 
 pytestmark = pytest.mark.usefixtures("given_up")
-
-
-def change_json(path, **changes):
-    """Change keys of a JSON file, which is made where it is not there."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(content | changes))
 
 
 def infer(model, *more):
