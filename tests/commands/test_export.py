@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_lightning.commands import export
 from dpo_lightning.models import merging
-from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM
 from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.models.merging import probe_logits
 from dpo_lightning.runs.lineage import Stage, folder_digest, read_stages, write_stages
@@ -26,11 +26,7 @@ from dpo_lightning.runs.lineage import Stage, folder_digest, read_stages, write_
 @pytest.fixture(scope="module")
 def adapter(tiny_llama, file, tmp_path_factory):
     """A trained adapter's folder."""
-    folder = tmp_path_factory.mktemp("trained") / "final_model"
-    made = short_runs.ready(tiny_llama, lora=Lora(r=2))
-    short_runs.take_steps(made, short_runs.batch(made, file), 3)
-    folder.mkdir()
-    save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
+    folder = short_runs.adapter_folder(tiny_llama, file, tmp_path_factory.mktemp("trained") / "final_model", steps=3)
     write_stages(
         folder,
         [Stage("DPOModule", {"path": str(tiny_llama)}, "s", folder_digest(folder), 3, {"loss": "DPOLoss(beta=0.1)"})],
