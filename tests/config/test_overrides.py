@@ -1,4 +1,4 @@
-"""Options of a file that a flag or a later file drops with its class: a warning names them, and a new class has its own."""
+"""Options of a file that a flag or a later file drops with their class: a warning names them, and defaults apply."""
 
 import pytest
 
