@@ -10,11 +10,7 @@ from support.refusals import refused
 
 from dpo_lightning.data.collate import Padded
 from dpo_lightning.models.causal_lm import Lora
-from dpo_lightning.models.forward_checks import (
-    check_left_padding,
-    check_model,
-    check_training_mode,
-)
+from dpo_lightning.models.forward_checks import check_left_padding, check_model, check_training_mode
 from dpo_lightning.references import FrozenCopy
 from dpo_lightning.references.precomputed import Precomputed
 
