@@ -43,7 +43,7 @@ hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machi
 hypothesis.settings.load_profile("unhurried")
 check_shapes()
 
-from support import precomputed, short_runs  # noqa: E402 - what imports the package comes after the hook
+from support import command_line, precomputed, short_runs  # noqa: E402 - what imports the package comes after the hook
 
 from dpo_lightning.log import log_to_terminal  # noqa: E402
 
@@ -106,6 +106,13 @@ def place(tmp_path, monkeypatch):
     """A folder of the test's own to work in: files without a path lie there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_llama, monkeypatch):
+    """The recipe on a tiny model, in a folder of the test's own to work in."""
+    monkeypatch.chdir(tmp_path)
+    return command_line.Bench(tmp_path, tiny_llama)
 
 
 @pytest.fixture(scope="session")

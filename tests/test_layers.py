@@ -85,10 +85,14 @@ def length(function):
     return function.end_lineno - function.lineno + 1 - text
 
 
+def long_files(files):
+    """Files of more than `MOST_LINES` lines, of (name, source)."""
+    return [f"{name}: over {MOST_LINES} lines" for name, source in files if len(source.splitlines()) > MOST_LINES]
+
+
 def file_violations(name, source, tree):
     """What a file may not hold, whatever it imports."""
-    if len(source.splitlines()) > MOST_LINES:
-        yield f"{name}: over {MOST_LINES} lines"
+    yield from long_files([(name, source)])
     if {"utils", "common", "helpers"} & set(name.split(".")):
         yield f"{name}: a name that says nothing"
     for word in ("NotImplementedError", "TODO", "FIXME"):
@@ -150,6 +154,13 @@ def wing_of(name):
 
 def test_the_package_keeps_its_architecture():
     assert list(violations(Path(dpo_lightning.__file__).parent)) == []
+
+
+def test_test_files_are_as_short_as_modules():
+    tests = Path(__file__).parent
+    files = {str(path.relative_to(tests)): path.read_text(encoding="utf-8") for path in sorted(tests.rglob("*.py"))}
+    assert Path(__file__).name in files
+    assert long_files(files.items()) == []
 
 
 TOY = {

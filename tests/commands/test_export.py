@@ -6,18 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 from support import short_runs, tiny_models
-from support.command_line import ROOT, Bench, json_lines, refused, run, watch_loading
+from support.command_line import ROOT, Bench, exported, json_lines, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dpo_lightning.commands import export
-from dpo_lightning.models import merging
-from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM
 from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.models.merging import probe_logits
 from dpo_lightning.runs.lineage import Stage, folder_digest, read_stages, write_stages
@@ -26,20 +23,12 @@ from dpo_lightning.runs.lineage import Stage, folder_digest, read_stages, write_
 @pytest.fixture(scope="module")
 def adapter(tiny_llama, file, tmp_path_factory):
     """A trained adapter's folder."""
-    folder = tmp_path_factory.mktemp("trained") / "final_model"
-    made = short_runs.ready(tiny_llama, lora=Lora(r=2))
-    short_runs.take_steps(made, short_runs.batch(made, file), 3)
-    folder.mkdir()
-    save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
+    folder = short_runs.adapter_folder(tiny_llama, file, tmp_path_factory.mktemp("trained") / "final_model", steps=3)
     write_stages(
         folder,
         [Stage("DPOModule", {"path": str(tiny_llama)}, "s", folder_digest(folder), 3, {"loss": "DPOLoss(beta=0.1)"})],
     )
     return folder
-
-
-def exported(model, out, *more):
-    return run("export", "--model", model, "--out", out, *more)
 
 
 def probed(folder):
@@ -151,111 +140,6 @@ def test_an_adapter_of_quantized_weights_is_merged_into_the_whole_ones(adapter, 
     assert "trained on quantized weights" in ran.out
     assert (plainly(tmp_path / "out") - probed(adapter)).abs().max() < 1e-4
     assert "trained on quantized" not in exported(adapter, tmp_path / "other").out
-
-
-# Refusals and failures
-
-
-@pytest.mark.parametrize(
-    ("more", "code", "said"),
-    [
-        (["--model", "nowhere/at/all"], 66, "the model folder does not exist"),
-        (["--dtype", "int4"], 64, "--dtype"),
-        (["--max_shard_size", "much"], 64, "not a size at max_shard_size"),
-        (["--out", " "], 64, "not a folder name"),
-        (["--bogus"], 64, "--bogus"),
-    ],
-)
-def test_export_refuses_in_a_few_lines(more, code, said, adapter, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused(exported(adapter, tmp_path / "out", *more), code, said)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_is_there_stays_before_anything_is_loaded(adapter, tiny_llama, tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine").write_text("x")
-    loaded = watch_loading(monkeypatch)
-    refused(exported(adapter, tmp_path / "out"), 73, "the folder already exists", "--fresh")
-    for inside in (adapter / "merged", adapter, tiny_llama / "merged", tiny_llama):
-        refused(exported(adapter, inside), 73, "which is read")
-    assert not loaded
-    assert (tmp_path / "out/mine").read_text() == "x"
-    assert exported(adapter, tmp_path / "out", "--fresh").code == 0
-    assert not (tmp_path / "out/mine").exists()
-    (aside,) = (path for path in tmp_path.iterdir() if path.name != "out")
-    assert (aside / "mine").read_text() == "x"
-
-
-def test_a_full_disk_is_seen_before_anything_is_loaded(adapter, tmp_path, monkeypatch):
-    loaded = watch_loading(monkeypatch)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    refused(exported(adapter, tmp_path / "out"), 73, "GB are free", "up to", "--out on another disk")
-    assert not [name for name in loaded if name == "AutoModelForCausalLM"]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("error", "code"), [(OSError(28, "No space left on device"), 74), (KeyboardInterrupt(), 130), (ValueError("x"), 70)]
-)
-@pytest.mark.parametrize("part", ["write_model", "make_export_card"])
-def test_a_failure_leaves_nothing_half_written(part, error, code, adapter, tmp_path, monkeypatch):
-    """Neither where a folder was before nor where none was."""
-    owner = merging if part == "write_model" else export
-    real = getattr(owner, part)
-
-    def fail(*args):
-        if part == "write_model":
-            real(*args)
-        raise error
-
-    monkeypatch.setattr(owner, part, fail)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path.parent))
-    ran = exported(adapter, tmp_path / "out")
-    assert ran.code == code, ran
-    if code == 74:
-        refused(ran, 74, "No space left on device at out")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_that_fills_up(adapter, tmp_path):
-    """Of another size of file than the process may write: the writer's own error, not an OSError."""
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
-        "from dpo_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    args = ["export", "--model", str(adapter), "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-c", script, *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 74, done
-    assert "the folder cannot be written" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("when", ["merged in float32", "read back from its files", "rounded to float16"])
-def test_a_model_that_became_another_one_is_not_kept(when, adapter, tmp_path, monkeypatch):
-    """Whatever goes wrong between the adapter model and the files is seen by the command itself."""
-    real_merged, real_write = merging.merge_adapter, merging.write_model
-
-    def spoil(model, factor=1.01):
-        with torch.no_grad():
-            model.get_output_embeddings().weight.mul_(factor)
-        return model
-
-    def write(model, tokenizer, folder, dtype, size):
-        if when == "rounded to float16":
-            spoil(model, 1e9)
-        real_write(model, tokenizer, folder, dtype, size)
-        if when == "read back from its files":
-            spoil(model)
-
-    if when == "merged in float32":
-        monkeypatch.setattr(merging, "merge_adapter", lambda policy: spoil(real_merged(policy), 1.0001))
-    monkeypatch.setattr(merging, "write_model", write)
-    dtype = when.split()[-1] if "rounded" in when else "bfloat16"  # which would allow for as much
-    ran = exported(adapter, tmp_path / "out", "--dtype", dtype)
-    refused(ran, 67, f"when it is {when}", "nothing was written")
-    assert not list(tmp_path.iterdir())
 
 
 def test_its_help_imports_nothing_heavy():

@@ -1,4 +1,4 @@
-"""Which names an option takes, asked of the functions themselves; commands are in `test_class_paths.py`."""
+"""Which names an option takes, asked of the functions themselves; commands are in `test_class_paths_called.py`."""
 
 import functools
 import os

@@ -5,16 +5,10 @@ import os
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from support.command_line import Bench, refused
+from support.command_line import refused
 
 from dpo_lightning.config.library_errors import translate_error, user_error
 from dpo_lightning.errors import ExitCode, UserError
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 def of_trainer(option, name, options=""):

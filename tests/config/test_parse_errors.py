@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from support.command_line import CONFIGS, Bench, refused, run, watch_loading
+from support.command_line import CONFIGS, refused, run, watch_loading
 
 from dpo_lightning.config.parse_errors import Known, parser_error, shorten
 
@@ -135,12 +135,6 @@ FILES = {
     "empty": ("", "a config has to be a mapping of keys"),
     "a list": ("- 1\n", "a config has to be a mapping of keys"),
 }
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # whatever a wrong path names lies there
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.mark.parametrize("case", FLAGS)

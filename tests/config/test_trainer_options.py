@@ -1,7 +1,7 @@
 """Trainer options that train nothing or do nothing, and variables of a launcher that say nothing."""
 
 import pytest
-from support.command_line import Bench, refused, watch_loading
+from support.command_line import refused, watch_loading
 
 from dpo_lightning.config.class_paths import Namespace
 from dpo_lightning.config.trainer_options import LAUNCHERS, check_environment, check_trainer
@@ -102,12 +102,6 @@ def test_an_interval_of_0_is_one_for_no_command(command):
     """The configuration would be refused by the `fit` that it is for."""
     with pytest.raises(UserError, match="val_check_interval=0 leaves no batch"):
         check_trainer(Namespace({"val_check_interval": 0}), command)
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.mark.parametrize(

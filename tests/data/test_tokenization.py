@@ -1,26 +1,21 @@
 """One prompt for both answers, EOS once, and only the assistant's own words learned."""
 
-import json
-
 import pytest
 from support import tiny_models
+from support.batch_layouts import ORIGIN
+from support.encoded_pairs import encode
 from support.tiny_models import CHATML, END, END_OF_TEXT, PAD, turns
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dpo_lightning.data.datamodules import UnpairedDataModule
 from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairExample, PairFormat
-from dpo_lightning.data.formats.ranked import RankedExample
+from dpo_lightning.data.formats.pairs import PairExample
 from dpo_lightning.data.formats.sft import SFTExample
-from dpo_lightning.data.formats.unpaired import UnpairedExample
 from dpo_lightning.errors import ExitCode, UserError
 
-ORIGIN = Origin("pairs.jsonl", 7)
 NO_THOUGHT = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")
 """Writes an empty thought where the model answers, and none in an answer that is given."""
 FORGETFUL = (
@@ -38,12 +33,6 @@ WITHOUT_EOS = (
 )
 TWICE_ENDED = CHATML + "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}"
 """Ends the whole conversation once more, as Phi-3's template does."""
-
-
-def encode(tokenizer, prompt, chosen, rejected, *, template="auto", ends=()):
-    encoder = Encoder(Renderer(tokenizer, template, end_ids=frozenset(ends)), 200)
-    (pair,) = encoder.encode([PairExample(ORIGIN, prompt, (chosen, rejected))])
-    return pair, encoder.counts
 
 
 def demonstrate(tokenizer, prompt, completion, *, ends=()):
@@ -185,35 +174,6 @@ def test_a_template_that_writes_the_bos_twice_is_refused():
     assert told.value.code == ExitCode.MODEL
 
 
-def test_answers_that_are_the_same_tokens_are_refused_as_the_same_texts_are():
-    trimmed = tiny_models.make_chat_tokenizer(
-        template=CHATML.replace("message['content'] +", "message['content'] | trim +")
-    )
-    encoder = Encoder(Renderer(trimmed), 200)
-    rows = [PairExample(Origin("pairs.jsonl", k), "Hello", ("Hi", "No" if k == 2 else " Hi\n")) for k in (1, 2, 3)]
-    with pytest.raises(UserError, match=r"chosen and rejected are the same 3 tokens at pairs\.jsonl:1") as told:
-        encoder.encode(rows)
-    assert told.value.code == ExitCode.DATA
-    assert [problem.where for problem in told.value.problems] == ["pairs.jsonl:1", "pairs.jsonl:3"]
-    with pytest.raises(UserError, match="the answers ranked 1 and 3 are the same 3 tokens"):
-        Encoder(Renderer(trimmed), 200).encode([RankedExample(ORIGIN, "Hello", ("Hi", "No", "Hi "))])
-
-
-def test_an_answer_with_both_labels_as_tokens_is_refused():
-    trimmed = tiny_models.make_chat_tokenizer(
-        template=CHATML.replace("message['content'] +", "message['content'] | trim +")
-    )
-    said = (("Hi", True), ("No", False), ("Hi ", False), (" Hi", True))
-    rows = [UnpairedExample(Origin("f", k), "Hello", (text,), good=good) for k, (text, good) in enumerate(said, 1)]
-    data = UnpairedDataModule(train="f")
-    with pytest.raises(UserError, match="the same tokens have the other label in f:1 at f:3") as told:
-        data.encode(Encoder(Renderer(trimmed), 200), rows)
-    assert told.value.code == ExitCode.DATA
-    assert len(told.value.problems) == 1
-    data = UnpairedDataModule(train="f", allow="contradictions")
-    assert len(data.encode(Encoder(Renderer(trimmed), 200), rows)) == 4
-
-
 def test_what_a_template_writes_after_the_end_of_an_answer_is_not_learned():
     made = tiny_models.make_tokenizer(template=TWICE_ENDED)
     end = made.convert_tokens_to_ids(END)
@@ -306,34 +266,6 @@ def test_a_rewritten_conversation_counts_as_one_row():
     pair, counts = encode(made, turns(("user", "Hello")), said, said[:-1] + turns(("assistant", "No")))
     assert counts.last_turn_only == 1
     assert not pair.chosen.scored[0]
-
-
-def test_a_changed_template_or_length_changes_the_ids_and_nothing_else_does(chat_tokenizer):
-    first, _ = encode(chat_tokenizer, "Hello", "Hi", "I am fine")
-    again, _ = encode(tiny_models.make_chat_tokenizer(), "Hello", "Hi", "I am fine")
-    assert first == again
-    raw, _ = encode(chat_tokenizer, "Hello", "Hi", "I am fine", template="raw")
-    other, _ = encode(
-        tiny_models.make_chat_tokenizer(template=CHATML.replace("helpful", "terse")), "Hello", "Hi", "I am fine"
-    )
-    short = Encoder(Renderer(chat_tokenizer), 16, "truncate")
-    (cut,) = short.encode([PairExample(ORIGIN, "Hello", ("Hi", "I am fine"))])
-    assert len({(*pair.prompt_ids, -1, *pair.chosen.ids) for pair in (first, raw, other, cut)}) == 4
-
-
-def test_composed_and_decomposed_letters_are_the_same_ids(tmp_path, chat_tokenizer):
-    composed = {"prompt": "카페 café?", "chosen": "한국 né", "rejected": "서울"}
-    decomposed = {"prompt": "카페 cafe\u0301?", "chosen": "\u1112\u1161\u11ab국 ne\u0301", "rejected": "서울"}
-    encoded = []
-    for name, row in (("composed", composed), ("decomposed", decomposed)):
-        file = tmp_path / f"{name}.jsonl"
-        other = {"prompt": "Hello", "chosen": "Hi", "rejected": "No"}
-        file.write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n", encoding="utf-8")
-        examples, _ = load_examples(PairFormat, str(file))
-        encoded.append(Encoder(Renderer(chat_tokenizer), 200).encode(examples)[0])
-    assert encoded[0].prompt_ids == encoded[1].prompt_ids
-    assert encoded[0].answers == encoded[1].answers
-    assert "café" in chat_tokenizer.decode(encoded[1].prompt_ids)
 
 
 def test_a_control_token_in_an_answer_is_refused_with_its_line(chat_tokenizer):

@@ -2,80 +2,17 @@
 
 import sys
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from support import whole_runs
 from support.two_ranks import run_on_two_ranks
+from support.window_runs import CUTS, EPOCHS, HOOKS, STEPS, WINDOW, Everywhere, parts, same, train
 
-from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.losses import BCOPairLoss
 from dpo_lightning.runs.resume import check_progress
-
-WINDOW, EPOCHS, STEPS = 3, 2, 4
-CUTS = {"rows": {"batch_size": 2}, "tokens": {"max_tokens": 160}}
-"""Five batches an epoch either way: a window of three and a last one of two."""
-
-HOOKS = (
-    "on_train_epoch_start",
-    "on_train_batch_start",
-    "on_before_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-    "on_validation_batch_start",
-    "on_validation_end",
-    "on_train_epoch_end",
-)
-"""Where a callback of a user's may save."""
-
-
-class Everywhere(Callback):
-    """Saves in every hook; `made` has each checkpoint with its hook and the evaluations before it."""
-
-    def __init__(self, folder):
-        self.folder, self.made, self.evaluations = folder, [], 0
-
-    def save(self, hook, trainer, *_, **__):
-        self.evaluations += hook == "on_validation_end"
-        path = self.folder / f"{len(self.made):02d}-{hook}.ckpt"
-        trainer.save_checkpoint(path)
-        self.made.append((path, hook, self.evaluations))
-
-    def setup(self, trainer, pl_module, stage):
-        for hook in HOOKS:
-            setattr(self, hook, partial(self.save, hook))
-
-
-class Order(Callback):
-    """The batches, and where they were evaluated."""
-
-    def __init__(self):
-        self.seen = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.seen.append((trainer.current_epoch, batch_idx, batch.indices.tolist()))
-
-    def on_validation_end(self, trainer, pl_module):
-        self.seen.append(("evaluated", trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx))
-
-
-def train(model, folder, ckpt=None, callbacks=(), cut="rows", module=None, **options):
-    """Weights after two epochs, evaluated after every second batch; and what was seen on the way."""
-    folder.mkdir(exist_ok=True, parents=True)
-    made = module or whole_runs.dpo(model)
-    files = [
-        whole_runs.write_rows(folder, name, whole_runs.preference_rows(n, i))
-        for name, n, i in (("t", 10, 0), ("e", 3, 50))
-    ]
-    data, order = PreferenceDataModule(*files, max_length=64, **CUTS[cut]), Order()
-    defaults = {"max_epochs": EPOCHS, "accumulate_grad_batches": WINDOW, "val_check_interval": 2}
-    defaults["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
-    whole_runs.fit(made, data, folder, ckpt, callbacks=[order, *callbacks], **{**defaults, **options})
-    return whole_runs.weights(made), order.seen
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +20,6 @@ def whole(tiny_llama, tmp_path_factory):
     """The weights of a run that is never stopped, and what it saw, by the kind of batch."""
     folder = tmp_path_factory.mktemp("whole")
     return {cut: train(tiny_llama, folder / cut, cut=cut) for cut in CUTS}
-
-
-def same(weights, others):
-    """Equal to the bit."""
-    return all(torch.equal(value, others[name]) for name, value in weights.items())
-
-
-def parts(seen):
-    """The batches, and the places of evaluations."""
-    return tuple([entry for entry in seen if (entry[0] == "evaluated") == wanted] for wanted in (False, True))
 
 
 def steps_of(path):
@@ -153,30 +80,6 @@ def test_whatever_a_checkpoint_is_written_for(way, whole, tiny_llama, tmp_path):
             assert same(content["state_dict"], stored["state_dict"]), path.name
         weights, _ = train(tiny_llama, tmp_path / "b", path)
         assert same(weights, whole["rows"][0]), path.name
-
-
-class Failing(Callback):
-    """An error in the n-th call of a hook."""
-
-    def __init__(self, hook, call):
-        self.left = call
-        setattr(self, hook, self.fail)
-
-    def fail(self, *_, **__):
-        self.left -= 1
-        if self.left == 0:
-            raise RuntimeError("a failure of the test")
-
-
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
-@pytest.mark.parametrize("hook", ["on_before_backward", "on_train_batch_end", "on_validation_batch_end"])
-def test_what_is_saved_on_an_error(hook, call, whole, tiny_llama, tmp_path):
-    """Within a window, at its last batch and within an evaluation."""
-    callbacks = [Failing(hook, call), OnExceptionCheckpoint(tmp_path)]
-    with pytest.raises(RuntimeError, match="a failure of the test"):
-        train(tiny_llama, tmp_path / "a", callbacks=callbacks)
-    weights, _ = train(tiny_llama, tmp_path / "b", tmp_path / "on_exception.ckpt")
-    assert same(weights, whole["rows"][0])
 
 
 @pytest.mark.parametrize("window", [1, WINDOW])
@@ -271,51 +174,6 @@ def test_windows_of_another_size_do_not_begin_there(within, tiny_llama, tmp_path
         with pytest.raises(UserError, match="accumulate_grad_batches is 2, but was 3 in the checkpoint's epoch"):
             go_on()
     train(tiny_llama, tmp_path / "c", within[4], accumulate_grad_batches=2)  # an epoch's end
-
-
-class Stop(Callback):
-    """Ends training after a batch, as an early stop or a time limit does."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.should_stop = trainer.should_stop or trainer.fit_loop.total_batch_idx == self.batch
-
-
-@pytest.mark.parametrize("batch", [0, 1, 3, 5, 6])
-def test_a_run_that_ends_within_a_window_goes_on_from_its_start(batch, whole, tiny_llama, tmp_path):
-    last = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
-    stopped = {"callbacks": [Stop(batch), last], "min_epochs": 0}
-    train(tiny_llama, tmp_path / "a", **stopped)
-    weights, _ = train(tiny_llama, tmp_path / "b", tmp_path / "last.ckpt")
-    assert same(weights, whole["rows"][0])
-
-
-def test_an_evaluation_counts_once_for_an_early_stop(tiny_llama, tmp_path):
-    """Both runs stop at the same step, whichever evaluation the second one goes on from."""
-
-    def stop():
-        return EarlyStopping("eval/loss", patience=3, min_delta=10.0)
-
-    saver = Everywhere(tmp_path)
-    expected, seen = train(tiny_llama, tmp_path / "a", callbacks=[stop(), saver])
-    assert len(parts(seen)[0]) < 2 * 5
-    for path in [path for path, hook, _ in saver.made if hook == "on_validation_end"][:-1]:
-        weights, again = train(tiny_llama, tmp_path / "b", path, callbacks=[stop()])
-        assert same(weights, expected), path.name
-        assert parts(again)[1] == parts(seen)[1][-len(parts(again)[1]) :]
-
-
-def test_a_module_that_was_stopped_within_a_window_begins_it_anew(tiny_llama, tmp_path):
-    """In one process: what the unfinished window had gathered, for its mean and the loss's, is not counted again."""
-    expected, _ = train(tiny_llama, tmp_path / "a", module=whole_runs.dpo(tiny_llama, loss=BCOPairLoss()))
-    made = whole_runs.dpo(tiny_llama, loss=BCOPairLoss())
-    callbacks = [Failing("on_train_batch_end", 2), OnExceptionCheckpoint(tmp_path)]
-    with pytest.raises(RuntimeError, match="a failure of the test"):
-        train(tiny_llama, tmp_path / "b", callbacks=callbacks, module=made)
-    weights, _ = train(tiny_llama, tmp_path / "c", tmp_path / "on_exception.ckpt", module=made)
-    assert same(weights, expected)
 
 
 def main(model: str, folder: str, rank: str) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.loss_formulas import FORMULAS, pairs
+from support.loss_formulas import FORMULAS
+from support.loss_pairs import pairs
 
 from dpo_lightning.losses import WeightedSum
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.loss_cases import FAMILY
 from support.loss_cases import pairs as plain_pairs
-from support.loss_formulas import pairs
+from support.loss_pairs import pairs
 
 from dpo_lightning.losses import (
     AlphaPOLoss,

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from support.loss_cases import FAMILY, mpo
 from support.loss_cases import pairs as plain_pairs
-from support.loss_formulas import desensitised, pairs
+from support.loss_formulas import desensitised
+from support.loss_pairs import pairs
 
 from dpo_lightning.losses import (
     AlphaPOLoss,

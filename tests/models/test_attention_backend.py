@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import short_runs, tiny_models
 from support.batch_layouts import LAYOUTS, TREES
-from support.model_families import FAMILIES, PAIRS, make
+from support.model_families import FAMILIES, PAIRS, REFUSED, make
 from torch.nn.attention.flex_attention import flex_attention
 
 from dpo_lightning.attention import flex
@@ -24,25 +24,6 @@ from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, evaluation_mode, rounding_tolerance
-
-EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
-REFUSED = {
-    "mamba": ("Mamba", {"state_size": 8, "num_key_value_heads": 4}, "mamba has linear_attention layers"),
-    "jamba": (
-        "Jamba",
-        {"use_mamba_kernels": False, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
-        "jamba has linear_attention layers, which mix all tokens of a row",
-    ),
-    "gpt-oss": ("GptOss", EXPERTS | {"head_dim": 8, "sliding_window": 4}, "its attention has s_aux"),
-    "llama 4": (
-        "Llama4",
-        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
-        "llama4_text has chunked_attention layers, which mix all tokens of a row",
-    ),
-    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "bloom fails with the package's attention"),
-    "doge": ("Doge", {}, "doge fails with the package's attention: its attention has a mask of its own"),
-    "falcon": ("Falcon", {"num_kv_heads": 2}, "falcon does not use transformers' attention functions"),
-}
 
 
 def logps(model, layout=None, head=None):

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from support import short_runs, tiny_models
+from support.tiny_models import change_json
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM
@@ -44,11 +45,6 @@ def refused(path, code=ExitCode.MODEL):
     assert raised.value.code == code
     assert raised.value.fix
     return str(raised.value)
-
-
-def change_json(path, **changes):
-    """Change keys of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 # Names

@@ -6,18 +6,16 @@ import pytest
 import torch
 from support import short_runs, tiny_models
 from support.batch_layouts import LAYOUTS
-from support.model_families import BART, BERT, FAMILIES, IDS, PAIRS, PHI, VOCAB, build, make, save
-from support.precomputed import data, loaded, scoring_of
-from test_attention_backend import REFUSED
+from support.forward_passes import logps, plain
+from support.model_families import BART, BERT, FAMILIES, IDS, PHI, REFUSED, VOCAB, build, make
+from support.refusals import refused
 
 from dpo_lightning.attention.tree import tree_attention
 from dpo_lightning.data.collate import Padded
-from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.logps import token_logps
 from dpo_lightning.models import attention_backend as model_attention
 from dpo_lightning.models import forward_checks as model_checks
 from dpo_lightning.models.attention_backend import install, takes_trees
-from dpo_lightning.models.causal_lm import CausalLM, Lora
+from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.models.forward_checks import (
     check_left_padding,
@@ -28,45 +26,6 @@ from dpo_lightning.models.forward_checks import (
 )
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import make_probe
-from dpo_lightning.references import FrozenCopy
-from dpo_lightning.references.precomputed import Precomputed
-
-NUMBERS = range(len(PAIRS))
-
-
-def plain(model):
-    """Log-probabilities of the pairs' scored tokens, by a plain call for each unpadded sequence."""
-    found = []
-    for side in (0, 1):
-        for row in PAIRS:
-            said = row.answers[side]
-            ids = [*row.prompt_ids, *said.ids]
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            first = len(row.prompt_ids)
-            found += [logits[first + k - 1, id_] for k, id_ in enumerate(said.ids) if said.scored[k]]
-    return torch.stack(found)
-
-
-def logps(model, layout, head=None):
-    """Of the same tokens, by a batch."""
-    with torch.no_grad():
-        return token_logps(model, layout.collate(PAIRS, NUMBERS), head).values
-
-
-def refused(call, *args, code=ExitCode.MODEL):
-    """The message of a refusal."""
-    with pytest.raises(UserError) as raised:
-        call(*args)
-    assert raised.value.code == code
-    assert raised.value.fix
-    return str(raised.value)
-
-
-def fitting(made, rows, folder):
-    """A call that trains two steps."""
-    return lambda: short_runs.fit(made, None, folder, data=rows, enable_checkpointing=False)
-
 
 # What is right
 
@@ -236,118 +195,6 @@ def test_an_encoder_with_a_decoder_is_refused_in_one_line(tmp_path):
         message = refused(getattr(CausalLM(str(tmp_path)), use))
         assert "t5 is not a causal language model but an encoder-decoder" in message
         assert len(message) < 400
-
-
-# Padding on the left
-
-
-LEFT = {
-    "bart": BART,
-    "marian": BART,
-    "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2} | IDS,
-    "recurrent_gemma": PHI | {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]},
-}
-
-
-@pytest.mark.parametrize("kind", LEFT)
-def test_rows_padded_on_the_left_are_refused_where_the_numbers_are_others(kind):
-    model = build(kind, **LEFT[kind]).eval()
-    expected = plain(model)
-    check_model(model)
-    torch.testing.assert_close(logps(model, Padded()), expected, rtol=0, atol=2e-5)
-    assert (logps(model, Padded(side="left")) - expected).abs().max() > 0.05
-    check_left_padding(model, Padded())
-    assert f"{kind} gives log-probabilities in rows padded on the left that differ" in refused(
-        check_left_padding, model, Padded(side="left")
-    )
-
-
-def test_so_they_are_in_a_run_and_for_a_reference(file, tiny_llama, tmp_path):
-    folder = save(tmp_path / "bart", "bart", max_position_embeddings=256, **BART)
-    left = data(file, collator=Padded(side="left"))
-    assert "at data.collator" in refused(fitting(short_runs.module(folder), left, tmp_path / "run"))
-    other = short_runs.module(tiny_llama, FrozenCopy(str(folder)))
-    assert "bart gives" in refused(fitting(other, left, tmp_path / "other"))
-    made = loaded(folder, Precomputed(path=str(tmp_path / "ref.safetensors")))
-    assert "bart gives" in refused(made.reference.look_up, made.policy, scoring_of(made, left))
-    assert not (tmp_path / "ref.safetensors").exists()
-    fitting(short_runs.module(folder), data(file, collator=Padded()), tmp_path / "right")()
-
-
-# Noise in train mode
-
-
-def test_a_routers_jitter_is_switched_off(file, tmp_path, capsys):
-    sizes = {"max_position_embeddings": 256, "vocab_size": tiny_models.VOCAB, "router_jitter_noise": 0.2}
-    model = make("mixtral", **sizes)
-    assert not torch.equal(logps(model, Padded()), logps(model, Padded()))
-    folder = tiny_models.save(tmp_path / "mixtral", model, tiny_models.make_chat_tokenizer())
-    made = short_runs.module(folder)
-    short_runs.fit(made, file, tmp_path / "run", enable_checkpointing=False)
-    assert "self-check: passed (starting loss 0.693147, margins 0" in capsys.readouterr().out
-    assert made.policy.training
-    assert torch.equal(logps(made.policy, Padded()), logps(made.policy, Padded()))
-    assert made.policy.config.router_jitter_noise == 0.2
-
-
-@pytest.mark.parametrize("reference", [None, Precomputed()])
-@pytest.mark.parametrize("lora", [None, Lora(r=2, target_modules=["q_proj"])])
-@pytest.mark.usefixtures("place")
-def test_a_router_that_draws_its_experts_is_refused(lora, reference, tmp_path):
-    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
-    folder = save(tmp_path / "phimoe", "phimoe", max_position_embeddings=256, **PHI | sizes)
-    message = refused(short_runs.module(folder, reference, lora=lora).configure_model)
-    assert "phimoe differs in train mode" in message
-    assert "it draws random numbers there" in message
-
-
-class Drawing(torch.nn.Module):
-    """Noise in train mode, below what rounding is allowed in half precision."""
-
-    def forward(self, hidden):
-        return hidden * (1 + 0.01 * torch.rand(()) * self.training)
-
-
-class Steady(torch.nn.Module):
-    """Another function in train mode that draws nothing."""
-
-    def forward(self, hidden):
-        return hidden * (1 + 0.5 * self.training)
-
-
-class Normed(torch.nn.BatchNorm1d):
-    """By the numbers of the batch in train mode."""
-
-    def __init__(self):
-        super().__init__(32)
-
-    def forward(self, hidden):
-        return super().forward(hidden.mT).mT
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [Drawing, Steady, Normed])
-def test_any_part_that_is_another_function_in_train_mode_is_found(kind, dtype):
-    model = make("llama")
-    model.model.norm = kind()
-    message = refused(check_training_mode, model.to(dtype))
-    assert "llama differs in train mode by up to" in message
-    assert ("it draws random numbers there" in message) == (kind is Drawing)
-
-
-class Seldom(torch.nn.Module):
-    """Draws in every pass in train mode, and is the same function as in eval mode in two of five."""
-
-    def forward(self, hidden):
-        return hidden * (1 + 0.5 * (torch.rand(()) < 0.6)) if self.training else hidden
-
-
-def test_noise_that_two_passes_may_miss_is_found():
-    model = make("llama")
-    model.model.norm = Seldom()
-    for seed in range(30):
-        torch.manual_seed(seed)
-        assert "it draws random numbers there" in refused(check_training_mode, model)
 
 
 # A backbone that is none, and logits that are all given

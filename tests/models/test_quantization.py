@@ -1,55 +1,31 @@
-"""Weights in 4 and 8 bits on a CPU: one function in every mode, only the adapter moves, and it fits the whole base."""
+"""Weights in 4 and 8 bits on a CPU: one function in every mode, and only the adapter moves."""
 
 import copy
 from importlib import metadata
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
-from peft import PeftModel
-from support import short_runs, tiny_models
+from bitsandbytes.nn import Linear4bit
+from support import short_runs
 from support.command_line import Bench, refused
-from support.precomputed import files
+from support.quantized import BOTH, DOUBLE, EIGHT, FOUR, LINEAR, quantized_layers, ready
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
-from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization, save_model
-from dpo_lightning.models.folder_checks import EMBEDDED, check_folder
+from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
+from dpo_lightning.models.folder_checks import check_folder
 from dpo_lightning.policy_module import PolicyModule
 from dpo_lightning.references import AdapterDisabled, FrozenAdapter, FrozenCopy
-from dpo_lightning.references.precomputed import Precomputed
 
-FOUR, DOUBLE, EIGHT = Quantization(), Quantization(double_quant=True), Quantization(bits=8)
 EVERY = pytest.mark.parametrize("quantization", [FOUR, DOUBLE, Quantization(quant_type="fp4"), EIGHT], ids=str)
-BOTH = pytest.mark.parametrize("quantization", [DOUBLE, EIGHT], ids=str)
-LINEAR = {4: Linear4bit, 8: Linear8bitLt}
-
-
-def quantized_layers(model, quantization):
-    """Names of the layers in so many bits."""
-    return {name for name, part in model.named_modules() if isinstance(part, LINEAR[quantization.bits])}
 
 
 def linear_layers(folder):
     """The names of a whole model's linear layers but the head."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     return {name for name, part in model.named_modules() if type(part) is nn.Linear and name != "lm_head"}
-
-
-def ready(folder, quantization, **options):
-    return short_runs.ready(folder, **{"lora": Lora(r=2), "quantization": quantization} | options)
-
-
-def adapter_folder(base, file, folder):
-    """A trained adapter."""
-    made = short_runs.ready(base, lora=Lora(r=2))
-    short_runs.take_steps(made, short_runs.batch(made, file), 2)
-    folder.mkdir()
-    save_model(made.policy, made.tokenizer, folder, str(base))
-    return folder
 
 
 # What is loaded
@@ -152,7 +128,7 @@ def test_both_models_are_quantized(quantization, tiny_llama, file, tmp_path):
     assert len(quantized_layers(new.policy, quantization)) == 14
     with new.reference.as_model(new.policy) as model:
         assert len(quantized_layers(model, quantization)) == 14
-    before = adapter_folder(tiny_llama, file, tmp_path / "adapter")
+    before = short_runs.adapter_folder(tiny_llama, file, tmp_path / "adapter")
     further = ready(before, quantization, lora=None)
     assert isinstance(further.reference, FrozenAdapter)
     copied = ready(before, quantization, lora=None, reference=FrozenCopy())
@@ -180,72 +156,6 @@ def test_every_precision_trains(quantization, precision, tiny_llama, file, tmp_p
         wanted = torch.float32 if precision == "32-true" else torch.bfloat16
         assert {part.compute_dtype for part in layers} == {wanted}
     assert all(value.any() for name, value in made.policy.named_parameters() if "lora_B" in name)
-
-
-# What is kept
-
-
-@BOTH
-def test_the_adapter_loads_on_the_whole_base(quantization, tiny_llama, file, tmp_path):
-    made = ready(tiny_llama, quantization)
-    pairs = short_runs.batch(made, file)
-    short_runs.take_steps(made, pairs, 2)
-    folder = tmp_path / "saved"
-    folder.mkdir()
-    save_model(made.policy, made.tokenizer, folder, str(tiny_llama))
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), str(folder)).eval()
-    trained = {name: value for name, value in made.policy.named_parameters() if value.requires_grad}
-    there = dict(plain.named_parameters())
-    assert trained
-    assert all(torch.equal(there[name], value) for name, value in trained.items())
-    assert CausalLM(str(folder)).base_path() == str(tiny_llama)
-    again = CausalLM(str(folder), quantization=quantization).build().eval()
-    assert torch.equal(score(again, pairs).sums, score(made.policy, pairs).sums)
-    CausalLM(str(folder)).build()  # the digest of the base is that of the whole weights
-
-
-@BOTH
-def test_a_run_goes_on_as_if_it_had_not_stopped(quantization, tiny_llama, file, tmp_path):
-    """The checkpoint holds the adapter and neither weights nor scales of the base."""
-    ends = []
-    for name, until in (("whole", [4]), ("parts", [2, 4])):
-        for steps in until:
-            torch.manual_seed(0)
-            made = short_runs.module(tiny_llama, lora=Lora(r=2), quantization=quantization)
-            ckpt = tmp_path / name / "checkpoints" / "step=2.ckpt" if steps != until[0] else None
-            short_runs.fit(made, file, tmp_path / name, steps, ckpt)
-        ends.append({n: v.detach().clone() for n, v in made.policy.named_parameters() if v.requires_grad})
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-    held = torch.load(tmp_path / "whole" / "checkpoints" / "step=2.ckpt", weights_only=True)["state_dict"]
-    assert held
-    assert all("lora_" in name for name in held)
-
-
-@pytest.mark.usefixtures("place")
-def test_a_file_of_a_reference_in_other_bits_is_refused(tiny_llama, file, tmp_path):
-    stored = tmp_path / "reference.safetensors"
-    for quantization in (None, DOUBLE):
-        made = short_runs.module(tiny_llama, Precomputed(str(stored)), lora=Lora(r=2), quantization=quantization)
-        if quantization is None:
-            short_runs.fit(made, file, tmp_path, enable_checkpointing=False)
-            continue
-        with pytest.raises(UserError, match="quantization: the file has none, this run"):
-            short_runs.fit(made, file, tmp_path, enable_checkpointing=False)
-
-
-@pytest.mark.usefixtures("place")
-@BOTH
-def test_a_precomputed_reference_is_quantized(quantization, tiny_llama, file, tmp_path):
-    """Its values are those of the live one, whether the policy's own base or a named model gives them."""
-    for other in (None, str(tiny_llama)):
-        made = short_runs.module(tiny_llama, Precomputed(model=other), lora=Lora(r=2), quantization=quantization)
-        short_runs.fit(made, file, tmp_path, steps=1, enable_checkpointing=False)
-        live = ready(tiny_llama, quantization)
-        pairs = short_runs.batch(live, file)
-        expected = live.reference(live.policy, pairs).sums
-        found = made.reference(made.policy, pairs).sums
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert len(files()) == 1
 
 
 # What is refused
@@ -308,28 +218,7 @@ def test_a_folder_of_quantized_weights_is_refused(tiny_llama, tmp_path):
     assert refusal.value.code == ExitCode.MODEL
 
 
-# Optimizers
-
-
-@pytest.mark.parametrize("kind", [AdamW8bit, PagedAdamW8bit])
-def test_an_optimizer_in_eight_bits_trains_and_goes_on(kind, tiny_llama, file, tmp_path):
-    """Its states are in 8 bits where a tensor has 4096 values, and come back out of a checkpoint."""
-    ends = []
-    folder = tiny_models.save(
-        tmp_path / "wide", tiny_models.make_llama(hidden_size=64), tiny_models.make_chat_tokenizer()
-    )
-    for name, until in (("whole", [4]), ("parts", [2, 4])):
-        for steps in until:
-            torch.manual_seed(0)
-            made = short_runs.module(folder, lora=Lora(r=64), quantization=DOUBLE)
-            made.optimizer = lambda values, rate: kind(values, lr=rate)
-            ckpt = tmp_path / name / "checkpoints" / "step=2.ckpt" if steps != until[0] else None
-            trainer = short_runs.fit(made, file, tmp_path / name, steps, ckpt)
-        state = trainer.optimizers[0].state
-        kinds = {state[value]["state1"].dtype for value in made.policy.parameters() if value.requires_grad}
-        assert kinds == {torch.uint8, torch.float32}
-        ends.append({n: v.detach().clone() for n, v in made.policy.named_parameters() if v.requires_grad})
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+# The command line
 
 
 def test_the_command_line_takes_it_all(tiny_llama, tmp_path):
@@ -347,39 +236,3 @@ def test_the_command_line_takes_it_all(tiny_llama, tmp_path):
     assert "| the base while training | 4 bits nf4, scales quantized, computed in float32 |" in card
     refused(bench.fit("--model.policy.quantization.bit", "4"), 64, "did you mean model.policy.quantization.bits?")
     refused(bench.fit("--model.policy.quantization.bits", "3", "--model.policy.lora.r", "2"), 64, "one of 4, 8")
-
-
-# The real model
-
-
-@pytest.mark.slow
-def test_a_step_of_the_real_model_in_four_bits(tmp_path):
-    from support.whole_runs import preference_rows, write_rows
-
-    root = short_runs.Path(__file__).parents[2] / EMBEDDED
-    file = short_runs.Path(write_rows(tmp_path, "pairs", preference_rows(4)))
-    made = short_runs.module(root, lora=Lora(), quantization=DOUBLE, gradient_checkpointing=True)
-    made.configure_model()
-    assert len(quantized_layers(made.policy, DOUBLE)) == 210
-    pairs = short_runs.batch(made, file, rows=2)
-    losses = made.compare(pairs)[0].losses
-    assert torch.equal(losses, torch.full_like(losses, short_runs.LN2))
-    started = score(made.policy, pairs).sums.detach()
-    losses.mean().backward()
-    for name, value in made.policy.named_parameters():
-        assert (value.grad is not None and bool(value.grad.any())) == ("lora_B" in name), name
-    with torch.no_grad():
-        for value in made.policy.parameters():
-            if value.grad is not None:
-                value -= 1e-3 * value.grad.sign()
-    folder = tmp_path / "saved"
-    folder.mkdir()
-    save_model(made.policy, made.tokenizer, folder, str(root))
-    base = AutoModelForCausalLM.from_pretrained(root)
-    before = score(base, pairs).sums
-    plain = PeftModel.from_pretrained(base, str(folder)).eval()
-    there = dict(plain.named_parameters())
-    assert all(torch.equal(there[name], value) for name, value in made.policy.named_parameters() if value.requires_grad)
-    for ends, starts in ((score(made.policy, pairs).sums, started), (score(plain, pairs).sums, before)):
-        chosen, rejected = (ends - starts).chunk(2)
-        assert float((chosen - rejected).min()) > 1  # what was learnt below 4 bits holds on the whole base

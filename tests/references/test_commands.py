@@ -3,16 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.command_line import Bench, refused
+from support.command_line import refused
 
 SYNCED = ("--model.reference", "Synced", "--model.reference.every", "1", "--model.reference.alpha", "0.5")
 STARTS_AT_LN2 = "self-check: passed (starting loss 0.693147, margins 0, tokens sound)"
-
-
-@pytest.fixture
-def bench(tmp_path, tiny_llama, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.mark.parametrize("lora", [(), ("--model.policy.lora.r", "2", "--model.policy.lora.target_modules", "[q_proj]")])

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 from support import tiny_models, whole_runs
-from support.command_line import Bench, refused
+from support.command_line import refused
 
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.optimizers import without_fusing
@@ -53,12 +53,6 @@ def test_an_epoch_that_a_cap_ended_does_not_count():
     check_progress(progress(whole=False, places=[{"epoch": 0, "batches": 2}]), limits)
     with pytest.raises(UserError, match="the checkpoint has 1 of 1"):
         check_progress(progress(epochs=0, places=[{"epoch": 1, "batches": 0}]), limits)  # the last step's own
-
-
-@pytest.fixture
-def bench(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Bench(tmp_path, tiny_llama)
 
 
 @pytest.mark.parametrize("cap", ["-1", "2"])

@@ -41,6 +41,16 @@ def run(*args: object) -> Ran:
     return Ran(code, out.getvalue(), err.getvalue())
 
 
+def infer(model: object, *more: object) -> Ran:
+    """Ask a model for a few tokens."""
+    return run("infer", "--model", model, "--instruction", "hi", "--max_new_tokens", 2, *more)
+
+
+def exported(model: object, out: object, *more: object) -> Ran:
+    """Write a whole model."""
+    return run("export", "--model", model, "--out", out, *more)
+
+
 def refused(ran: Ran, code: int, *said: str) -> None:
     """The form of every refusal: an exit code, a few lines, the remedy; no traceback, no usage."""
     assert ran.code == code, ran

@@ -54,6 +54,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 EXPERTS = ("mixtral", "qwen2_moe", "olmoe")
 """Those of them that are mixtures of experts."""
 
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mamba": ("Mamba", {"state_size": 8, "num_key_value_heads": 4}, "mamba has linear_attention layers"),
+    "jamba": (
+        "Jamba",
+        {"use_mamba_kernels": False, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+        "jamba has linear_attention layers, which mix all tokens of a row",
+    ),
+    "gpt-oss": (
+        "GptOss",
+        {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "sliding_window": 4},
+        "its attention has s_aux",
+    ),
+    "llama 4": (
+        "Llama4",
+        {"head_dim": 8, "attention_chunk_size": 4, "intermediate_size_mlp": 48, "num_local_experts": 2},
+        "llama4_text has chunked_attention layers, which mix all tokens of a row",
+    ),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "bloom fails with the package's attention"),
+    "doge": ("Doge", {}, "doge fails with the package's attention: its attention has a mask of its own"),
+    "falcon": ("Falcon", {"num_kv_heads": 2}, "falcon does not use transformers' attention functions"),
+}
+"""Models whose rows stay padded: a name in `make`, its options, and the reason that `install` gives."""
+
 PAIRS = [
     pair([11, 12, 13, 14, 15, 16, 17], [21, 22, 23, 24, 0], [31, 32, 0]),
     pair([41], [42, 0], [43, 44, 45, 46, 47, 48, 49, 0]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,12 @@ def save(folder: Path, model: Any, tokenizer: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file, which is made where it is not there."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
 
 
 def _seeded(kind: Any, config: Any, seed: int) -> Any:
