@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev sft dpo kto infer tensorboard test lint lock clean
+.PHONY: help setup setup-dev sft dpo kto infer tensorboard test lint gpu-check lock clean
 MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
@@ -52,7 +52,7 @@ help: ## show this help
 ## LR: learning rate
 ## EPOCHS: number of epochs
 ## INSTRUCTION: what to ask (infer), in single quotes
-## ARGS: more flags for the command, for pytest (test) or for relock.sh (lock)
+## ARGS: more flags for the command, for pytest (test), for relock.sh (lock) or for the parts of gpu-check
 ## VENV: virtual environment (.venv)
 ## PYTHON: Python to make it with (python3)
 ## TORCH: build of torch: auto (CUDA where there is a GPU), cpu or cuda
@@ -102,6 +102,9 @@ lint: setup-dev ## check style, format and types
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m mypy
+
+gpu-check: setup-dev ## check this package on a GPU in ten minutes; ARGS=--cpu for a trial without one
+	"$(PY)" -m benchmarks gpu $(ARGS)
 
 lock: ## write the locks anew; ARGS=--upgrade takes the newest versions
 	requirements/relock.sh $(ARGS)

@@ -1,9 +1,13 @@
-"""`python -m benchmarks NAME`: one command for each figure; JSON and a chart go to `outputs/benchmarks`."""
+"""`python -m benchmarks NAME`: one command for each figure; JSON and a chart go to `outputs/benchmarks`.
+
+`python -m benchmarks gpu` is a command of its own: what this package does on a GPU, part by part.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,6 +91,10 @@ def count(text: str) -> int:
 
 def main() -> None:
     """Run what is named, write its figures, and draw them."""
+    if sys.argv[1:2] == ["gpu"]:
+        from benchmarks.gpu.runner import main as check_gpu
+
+        raise SystemExit(check_gpu(sys.argv[2:]))
     lines = [f"  {name:<8} {command.__doc__}" for name, command in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",

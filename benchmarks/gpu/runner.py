@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -17,8 +18,8 @@ from typing import Any
 
 from benchmarks.gpu.report import MEMORY, Row, read_rows
 
-OUT_OF_MEMORY = 3
-"""Exit status of a part that ran out of memory."""
+OUT_OF_MEMORY, NO_DEVICE = 3, 69
+"""Exit statuses of a part that ran out of memory, and of the check without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,26 @@ def format_table(cells: Sequence[tuple[str, ...]]) -> list[str]:
 def format_value(value: Any) -> str:
     """Format a number with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main(argv: list[str]) -> int:
+    """Run the parts; return 0 if all met their goals, 1 if not, 69 without a GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu", description=f"Check this package on a GPU. Parts: {', '.join(PARTS)}."
+    )
+    parser.add_argument("--cpu", action="store_true", help="run at toy size on the CPU, to try the check itself")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART", help="run these parts")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gpu"), help="folder for gpu.md, gpu.json and logs")
+    options = parser.parse_args(argv)
+    if not options.cpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            print(f"error: torch {torch.__version__} finds no CUDA device\nfix: --cpu for a trial", file=sys.stderr)
+            return NO_DEVICE
+    outcomes = run_parts({name: PARTS[name] for name in PARTS if name in options.only}, options.out, options.cpu)
+    short = [name for name, outcome in outcomes.items() if not outcome.passed]
+    print(
+        f"{options.out / 'gpu.md'}: " + (f"not all goals are met in {', '.join(short)}" if short else "all goals met")
+    )
+    return 1 if short else 0
