@@ -187,18 +187,13 @@ def test_the_kinds_that_an_annotation_names():
 
 class Base:
     def __init__(
-        self,
-        loss: "PreferenceLoss | Any",
-        *parts: int,
-        number: "int" = 3,
-        odd: "Nothing" = 1,
-        **options: int,  # noqa: F821
+        self, loss: "PreferenceLoss | Any", *parts: int, number: "int" = 3, odd: "Nothing" = 1, **options: int
     ):
         pass
 
 
 class Inner(Base):
-    def __init__(self, own: "1 + 'a'" = 0, **options):  # noqa: F821
+    def __init__(self, own: "1 + 'a'" = 0, **options):
         super().__init__(**options)
 
 
