@@ -209,9 +209,8 @@ class ChunkedLogps(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             for h, t, g, place in split_rows(ctx.rows, hidden, targets, gradient, in_hidden):
                 part = h.detach().requires_grad_()
-                logits = ctx.logits_of(
-                    part.view_as(part)
-                )  # a view: hooks of torch's FLOP counter fail on a leaf in `autograd.grad`
+                # A view: hooks of torch's FLOP counter fail on a leaf in `autograd.grad`.
+                logits = ctx.logits_of(part.view_as(part))
                 own, *others = torch.autograd.grad(logits, [part, *weights], logits_gradient(logits.detach(), t, g))
                 place.copy_(own)
                 if in_weights:

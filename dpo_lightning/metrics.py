@@ -99,6 +99,7 @@ class Means(Metric):
         self.weights += counted.sum(dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean of each name; names whose weights sum to 0 are left out."""
-        rows = zip(self.names, self.sums, self.weights, strict=True)
+        """Return the mean of each name, on the CPU; names whose weights sum to 0 are left out."""
+        table = torch.stack([self.sums, self.weights]).cpu()  # one copy, for which the host waits once
+        rows = zip(self.names, *table, strict=True)
         return {name: (total / weight).float() for name, total, weight in rows if weight > 0}

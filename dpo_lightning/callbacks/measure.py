@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -84,7 +85,8 @@ class MeasureCallback(Callback):
         # differently at an epoch's end.
         for name, value in self.logged.items():
             shown = name.removeprefix("train/") in self.shown
-            module.log(name, value, prog_bar=shown, logger=False, batch_size=1)
+            # A tensor on the CPU: of a number, Lightning would make one on the GPU, and wait for it to read it.
+            module.log(name, torch.tensor(value), prog_bar=shown, logger=False, batch_size=1)
         self._check_finite("train/loss", self.logged, trainer)
 
     @staticmethod
