@@ -16,7 +16,7 @@ from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.runs.resume import flatten, format_key
 
 README = "README.md"
-NAMES = "models references data layouts memory resuming devices logging"
+NAMES = "models references data layouts memory resuming devices gpu logging"
 PAGES = [README, *(f"docs/{name}.md" for name in NAMES.split())]
 """Pages with commands, in an order in which each finds what it needs."""
 
@@ -24,6 +24,7 @@ PROGRAM = ["python", "-m", "dpo_lightning"]
 NOT_RUN = {
     "make setup": "installs everything; tests/test_setup.py does that",
     "make test": "is what runs this test",
+    "make gpu-check": "is run part by part by tests/test_gpu_check.py",
     "make lint": "is a step of its own",
     "make lock": "resolves all packages anew, from their registry",
     "make clean": "removes what other tests are using",
