@@ -245,7 +245,7 @@ def collect_names(parser: Any) -> Known:
 
 
 def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI) -> int:
-    """MemoryEstimate the subcommand `args[0]` and return its exit code."""
+    """Run the subcommand `args[0]` and return its exit code."""
     silence_libraries()
     check_environment()
     args, packages = take_allowed(args)
