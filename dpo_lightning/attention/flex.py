@@ -58,17 +58,19 @@ def attend_by_blocks(
     softcap: float | None = None,
 ) -> Float[Tensor, "row position head value_dim"]:
     """Compute attention under a block mask by one fused kernel; padding gets values that mean nothing."""
-    out = compiled_kernel()(
-        query,
-        key,
-        value,
-        score_mod=None if softcap is None else softcap_rule(softcap),
-        block_mask=mask,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-        # The kernel for short queries, which is for generation, does not take every size of head.
-        kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
-    )
+    # Also where layers are made to run eagerly: an eager kernel computes all scores of a row at once.
+    with torch.compiler.set_stance("default"):
+        out = compiled_kernel()(
+            query,
+            key,
+            value,
+            score_mod=None if softcap is None else softcap_rule(softcap),
+            block_mask=mask,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+            # The kernel for short queries, which is for generation, does not take every size of head.
+            kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
+        )
     return out.transpose(1, 2).contiguous()
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from dpo_lightning.batches import Batch
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
+from dpo_lightning.models.probe import list_generators
 from dpo_lightning.types import PairLogps, PreferenceOutput, RankedLogps, RankedOutput, UnpairedLogps, UnpairedOutput
 
 LOSS_TOLERANCE = 1e-6
@@ -54,12 +55,11 @@ class SelfCheck(Callback):
         order = sorted(range(len(rows)), key=lambda index: rows[index].length)
         longest, shortest = order[-1], order[0]
         items = [(rows[index], index) for index in (longest, shortest)]
-        devices = [module.device] if module.device.type == "cuda" else []
         with (
             torch.no_grad(),
             trainer.precision_plugin.forward_context(),
             torch.compiler.set_stance("force_eager"),
-            torch.random.fork_rng(devices),
+            torch.random.fork_rng(list_generators(module)),
         ):
             output, logps = module.compare(data.collator(items).to(module.device))
         problems = list(self.check_start(output, logps, module.loss, module.reference.start_tolerance))

@@ -15,7 +15,7 @@ from dpo_lightning.attention.tree import AttentionParams, tree_attention
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
 from dpo_lightning.errors import lacks_memory
 from dpo_lightning.logps import token_logps
-from dpo_lightning.models.probe import evaluation_mode, probe_batch, rounding_tolerance
+from dpo_lightning.models.probe import exact_mode, probe_batch, rounding_tolerance
 
 ATTENTION_NAME = "dpo_lightning"
 """The name under which transformers knows it: `model.config._attn_implementation`."""
@@ -55,6 +55,8 @@ def attention(
         raise ValueError(f"its attention has {' and '.join(unsupported)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if trees is not None and query.device.type in BY_BLOCKS and not dropout and value.shape[-1] >= SMALLEST_HEAD:
+        if torch.is_autocast_enabled(query.device.type):  # 4-bit layers return float32, also under autocast
+            value = value.to(torch.get_autocast_dtype(query.device.type))
         query, key = query.to(value.dtype), key.to(value.dtype)
         mask = trees.block_mask(sliding_window, query.device)
         return attend_by_blocks(query, key, value, mask, scale, softcap), None
@@ -94,7 +96,7 @@ def install(model: Any) -> str:
     if recurrent:
         return f"{config.model_type} has {', '.join(sorted(recurrent))} layers, which mix all tokens of a row"
     batches = [probe_batch(model, layout) for layout in (Padded(), PackedSharedPrefix())]
-    with evaluation_mode(model), record_windows() as windows:
+    with exact_mode(model), record_windows() as windows:
         try:
             expected = token_logps(model, batches[0]).values
             # Padded rows now run through SDPA here, shared prefixes through trees.

@@ -20,7 +20,8 @@ from dpo_lightning.models.lm_head import causal_lm
 from dpo_lightning.models.probe import (
     FLOAT32_TOLERANCE,
     HALF_TOLERANCE,
-    evaluation_mode,
+    exact_mode,
+    list_generators,
     probe_batch,
     rounding_tolerance,
     trial,
@@ -49,7 +50,7 @@ def check_model(model: Any, path: str = "") -> None:
         UserError: the model is not causal, or padding changes its log-probabilities.
     """
     kind = model.config.model_type
-    with refuse_errors(kind, path), evaluation_mode(model):
+    with refuse_errors(kind, path), exact_mode(model):
         batch = plain_probe(model, Padded())
         row = shortest(batch)
         logits = plain_logits(model, row)
@@ -99,11 +100,10 @@ def check_training_mode(policy: nn.Module) -> None:
     if any(True for _ in active_dropouts(policy)):
         return
     model = causal_lm(policy)
-    devices = [model.device] if model.device.type == "cuda" else []
     with (
         refuse_errors(model.config.model_type, ""),
         trial(policy),
-        torch.random.fork_rng(devices),
+        torch.random.fork_rng(list_generators(model)),
     ):
         batch = plain_probe(model, Padded())
         expected = token_logps(policy, batch).values

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.models.probe import list_generators
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,8 @@ def answer(
     training = model.training
     model.eval()
     try:
-        devices = [model.device] if model.device.type == "cuda" else []
         # Layers compiled for training would be recompiled for every length of the key-value cache.
-        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+        with torch.random.fork_rng(list_generators(model)), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(sampling.seed)
             out = model.generate(
                 input_ids=ids.to(model.device),

@@ -18,6 +18,7 @@ from dpo_lightning.log import logger
 from dpo_lightning.models.folder_checks import call_loader, missing_weights_error, read_header, weights_digest
 from dpo_lightning.models.folder_files import ADAPTER_CONFIG, damaged_file_error, read_json
 from dpo_lightning.models.patterns import check_module_patterns
+from dpo_lightning.models.probe import list_generators
 from dpo_lightning.models.size import check_ranks
 
 LORA_KEY = "model.policy.lora"
@@ -114,13 +115,12 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
     whole = find_saved_modules(model, lora)
     # A trained copy of a tied embedding has to stay tied to the head, or one of the two is lost on saving.
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    tied = bool(getattr(model.config, "tie_word_embeddings", False)) and any(
-        part is end for part in whole for end in ends
-    )
+    trains_ends = any(part is end for part in whole for end in ends)
+    tied = trains_ends and bool(getattr(model.config, "tie_word_embeddings", False))
     layers, shared = list_linear_layers(model), find_shared_modules(model)
     check_module_patterns(options, [name for name, _ in model.named_modules()], ExitCode.CONFIG, LORA_KEY)
     try:
-        with torch.random.fork_rng(devices=[], enabled="niter" in str(lora.init_lora_weights)):
+        with torch.random.fork_rng(list_generators(model), enabled="niter" in str(lora.init_lora_weights)):
             if "niter" in str(lora.init_lora_weights):
                 torch.manual_seed(0)  # the decomposition is random: a resumed run has to subtract the same one
             policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", ensure_weight_tying=tied, **options))

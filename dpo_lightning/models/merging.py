@@ -16,7 +16,7 @@ from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.folder_checks import call_loader
 from dpo_lightning.models.lm_head import causal_lm
-from dpo_lightning.models.probe import draw_ids, evaluation_mode
+from dpo_lightning.models.probe import draw_ids, exact_mode
 from dpo_lightning.models.transformers4 import add_older_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -146,7 +146,7 @@ def probe_logits(model: Any) -> Float[Tensor, "row position vocab"]:
     if sum(value.numel() for value in model.parameters()) <= EXACT:
         model.double()
     try:
-        with evaluation_mode(causal_lm(model)):
+        with exact_mode(causal_lm(model)):
             logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
     finally:
         model.float()

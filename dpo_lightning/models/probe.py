@@ -29,6 +29,11 @@ def rounding_tolerance(model: Any) -> float:
     return FLOAT32_TOLERANCE if exact else HALF_TOLERANCE
 
 
+def list_generators(model: Any) -> list[torch.device]:
+    """List the devices, beside the CPU, whose random state a forward pass of the model may change."""
+    return [model.device] if model.device.type == "cuda" else []
+
+
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
     """Run a model in eval mode, without gradients and without autocast; its train mode is restored afterwards."""
@@ -42,9 +47,26 @@ def evaluation_mode(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def exact_mode(model: Any) -> Iterator[None]:
+    """`evaluation_mode` in which float32 products are exact, also after `torch.set_float32_matmul_precision("high")`.
+
+    The tolerances of the trials are those of float32: with TF32, a sound model would exceed them.
+    """
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def trial(model: Any) -> Iterator[None]:
-    """`evaluation_mode` in which compiled layers run eagerly: compiling a graph for a few tokens takes too long."""
-    with evaluation_mode(model), torch.compiler.set_stance("force_eager"):
+    """`exact_mode` in which compiled layers run eagerly: compiling a graph for a few tokens takes too long."""
+    with exact_mode(model), torch.compiler.set_stance("force_eager"):
         yield
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, draw_ids, evaluation_mode
+from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, draw_ids, exact_mode
 
 KEY = "model.policy.router_aux_loss_coef"
 
@@ -91,7 +91,7 @@ class RouterLoss:
         """Return how far this loss is from the model's own on a few tokens."""
         ids = draw_ids(self.model.config.get_text_config().vocab_size, 1, 8).to(self.model.device)
         inputs: dict[str, Any] = {"input_ids": ids, "output_router_logits": True, "use_cache": False}
-        with evaluation_mode(self.model):
+        with exact_mode(self.model):
             own = self.model(**inputs, attention_mask=torch.ones_like(ids)).aux_loss
             found = self.balance(self.model.get_decoder()(**inputs).router_logits, torch.ones_like(ids) > 0)
         return abs(float(found) - float(own))

@@ -144,3 +144,12 @@ def test_graphs_of_both_windows_and_data_types_are_all_kept(graphs):
     assert made > 8
     attend_by_blocks(query, key, value, mask, 0.25, softcap)
     assert graphs.frame_count == made
+
+
+def test_the_kernel_is_compiled_also_where_layers_run_eagerly(graphs):
+    """As in the self-check's trial of the longest rows: an eager kernel computes all scores at once."""
+    query, key, value = torch.randn(3, 1, 2, 300, 16)
+    mask = Forest((Tree(0, 0, 200, (50, 20), (0, 1)),), 1, 300).block_mask(None, CPU)
+    with torch.compiler.set_stance("force_eager"):
+        attend_by_blocks(query, key, value, mask, 0.25)
+    assert graphs.frame_count == 1

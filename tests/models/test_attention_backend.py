@@ -133,6 +133,16 @@ def test_blocks_are_the_same_attention(options, by_blocks):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_blocks_compute_in_the_precision_of_autocast(enabled, by_blocks):
+    """Layers in 4 bits return float32 also under autocast."""
+    trees = (Tree(0, 0, 6, (2, 3), (0, 1)),)
+    query, key, value = torch.randn(3, 1, 2, 11, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        found, _ = attention(torch.nn.Module(), query, key, value, None, trees=Forest(trees, 1, 11))
+    assert found.dtype == (torch.bfloat16 if enabled else torch.float32)
+
+
 @pytest.mark.parametrize(("size", "dropout"), [(8, 0.5), (4, 0.0)])
 def test_neither_dropout_nor_small_heads_are_computed_by_blocks(size, dropout, by_blocks):
     trees = (Tree(0, 0, 6, (2, 3), (0, 1)),)
