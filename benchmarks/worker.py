@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.report import is_memory_error
+from benchmarks.gpu.runner import OUT_OF_MEMORY
 from benchmarks.workers import TRAINER
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -214,7 +216,13 @@ def main() -> None:
 
     torch.set_num_threads(settings["threads"])
     with tempfile.TemporaryDirectory() as folder:
-        {"ours": ours, "trl": trl}[settings["side"]](settings | {"folder": folder})
+        try:
+            {"ours": ours, "trl": trl}[settings["side"]](settings | {"folder": folder})
+        except Exception as error:
+            if not is_memory_error(error):
+                raise
+            print(error, file=sys.stderr)
+            raise SystemExit(OUT_OF_MEMORY) from None
 
 
 if __name__ == "__main__":

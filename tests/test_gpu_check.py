@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from support.command_line import ROOT
@@ -48,7 +50,8 @@ BROKEN = {
     "is killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", MEMORY),
     "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
     "hangs": (
-        "import subprocess, time; report.add('process', subprocess.Popen(['sleep', '600']).pid); time.sleep(600)",
+        "import os, subprocess, tempfile, time; tempfile.mkdtemp(prefix=os.environ['DPO_LIGHTNING_SCRATCH']); "
+        "report.add('process', subprocess.Popen(['sleep', '600']).pid); time.sleep(600)",
         "stopped after 15 s",
     ),
 }
@@ -73,6 +76,7 @@ def test_a_part_that_does_not_end_well_costs_itself_alone(tmp_path, monkeypatch,
     assert [name for name, outcome in outcomes.items() if outcome.passed] == ["ends"]
     with pytest.raises(ProcessLookupError):
         until_gone(outcomes["hangs"].rows[1].value)
+    assert not list(Path(tempfile.gettempdir()).glob(f"dpo-lightning-{os.getpid()}-*"))
     table = (tmp_path / "out" / "gpu.md").read_text()
     assert all(f"## {name}: {state}" in table for name, (_, state) in BROKEN.items())
     assert "## hangs: stopped after 15 s" in capsys.readouterr().out

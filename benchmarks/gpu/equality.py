@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.models import FAMILIES, make_config, make_model, scratch_folder, write_folder
+from benchmarks.gpu.models import FAMILIES, make_config, make_model, write_folder
 from benchmarks.gpu.report import Report
+from benchmarks.gpu.scratch import scratch_folder
 
 FLOAT32, BF16 = 1e-5, 6e-2
 """Largest relative errors of losses and gradients; ten products in a row, of numbers with eight bits, give 1e-2."""
@@ -24,6 +25,10 @@ LENGTHS = ((150, 40, 25), (3, 9, 130), (70, 1, 60), (128, 128, 128))
 """Tokens of prompt, chosen and rejected answer: shorter than a window, longer than it, and whole blocks."""
 
 
+KERNELS = [(16, None, None), (64, 100, 2.0), (96, 100, None), (128, None, None), (256, None, None)]
+"""Size of a head, window and softcap: each is compiled, forward and backward, in each data type."""
+
+
 class Result(NamedTuple):
     """A loss and its gradient with respect to all weights, on the CPU in float64."""
 
@@ -32,14 +37,14 @@ class Result(NamedTuple):
 
 
 def measure(report: Report, device: str) -> None:
-    """Compare layouts, attention kernels, compiled layers, and the starts of runs."""
-    with report.attempt("attention by blocks"):
-        compare_attention(report, device)
+    """Compare the starts and the first steps of runs, layouts, compiled layers, and attention kernels."""
+    with report.attempt("runs"):
+        compare_runs(report, device)
     for name, (kind, options) in FAMILIES.items():
         with report.attempt(name):
             compare_layouts(report, device, name, make_config("toy", kind, **options))
-    with report.attempt("runs"):
-        compare_runs(report, device)
+    with report.attempt("attention by blocks"):
+        compare_attention(report, device)
 
 
 def make_pairs(vocabulary: int) -> list[Any]:
@@ -135,7 +140,7 @@ def compare_attention(report: Report, device: str) -> None:
     trees = (Tree(0, 0, 200, (70, 3), (0, 1)), Tree(0, 273, 5, (130, 0), (2, 3)), Tree(1, 0, 0, (300, 50), (4, 5)))
     rows, width, draw = 2, 430, torch.Generator().manual_seed(0)
     errors: dict[tuple[str, torch.dtype], dict[str, float]] = {}
-    for size, window, softcap in itertools.product((16, 64, 96, 128), (None, 100), (None, 2.0)):
+    for size, window, softcap in KERNELS:
         *parts, weights = (torch.randn(rows, heads, width, size, generator=draw) for heads in (6, 2, 2, 6))
         params = AttentionParams(size**-0.5, softcap=softcap, window=window)
         exact = attend_exactly(parts, weights, trees, params)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +107,14 @@ def write_pairs(path: Path, shapes: Sequence[tuple[int, int]], count: int, words
     return places
 
 
-@contextmanager
-def scratch_folder(needed: float = 0) -> Iterator[Path]:
-    """Make a folder for weights that is removed afterwards: in memory if the machine has room there.
+def count_values(config: Any) -> int:
+    """Count the values of all matrices of a Llama-shaped model."""
+    ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return ends + config.num_hidden_layers * layer_values(config)
 
-    Args:
-        needed: bytes.
-    """
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1.5 * needed + 2**30
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
-        yield Path(folder)
+
+def layer_values(config: Any) -> int:
+    """Count the values of a layer's matrices."""
+    heads = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    return config.hidden_size * (2 * heads + 2 * keys + 3 * config.intermediate_size)

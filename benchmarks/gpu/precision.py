@@ -8,9 +8,10 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.models import make_config, scratch_folder, write_folder
+from benchmarks.gpu.models import make_config, write_folder
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runs import make_run, make_trainer, record_losses, write_rows
+from benchmarks.gpu.scratch import scratch_folder
 
 FLOAT32 = 1e-6
 """Largest relative error of a float32 product; in TF32 it is 1e-4 and more."""

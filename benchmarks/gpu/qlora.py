@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.models import SHAPES, make_config, scratch_folder, write_folder, write_pairs
+from benchmarks.gpu.models import count_values, make_config, write_folder, write_pairs
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runs import make_trainer, record_losses
+from benchmarks.gpu.scratch import scratch_folder
 
 GIB = 2**30
 CARD = 24.0
@@ -28,9 +29,8 @@ def measure(report: Report, device: str) -> None:
     import bitsandbytes as bnb
 
     shape = "toy" if report.toy else "13B"
-    values = SHAPES[shape]["num_hidden_layers"] * 4 * SHAPES[shape]["hidden_size"] ** 2 * 4  # about, for the room
-    with scratch_folder(2 * values) as folder:
-        config = make_config(shape)
+    config = make_config(shape)
+    with scratch_folder(2 * count_values(config)) as folder:
         model = write_folder(folder / "model", config, device, torch.bfloat16)
         prompt, answer = (PROMPT // 16, ANSWER // 16) if report.toy else (PROMPT, ANSWER)
         rows = folder / "rows.jsonl"
@@ -71,5 +71,7 @@ def train(
     if device == "cuda":
         context = (torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()) / GIB
         peak = torch.cuda.max_memory_allocated() / GIB + context
-        report.at_most("QLoRA: peak memory with the context of the GPU, GiB", peak, CARD)
+        reserved = torch.cuda.max_memory_reserved() / GIB + context  # with what the allocator keeps between blocks
+        report.add("QLoRA: peak memory of tensors and the context of the GPU, GiB", peak)
+        report.at_most("QLoRA: peak memory that is reserved, GiB", reserved, CARD)
         report.at_most("QLoRA: error of the estimate", abs(estimate - peak) / peak, ESTIMATE)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.report import MEMORY, Row, read_rows
+from benchmarks.gpu.scratch import PREFIX, remove_scratch
 
 OUT_OF_MEMORY, NO_DEVICE = 3, 69
 """Exit statuses of a part that ran out of memory, and of the check without a GPU."""
@@ -32,12 +33,12 @@ class Part:
 
 
 PARTS = {
-    "equality": Part("benchmarks.gpu.equality", 110),
-    "speed": Part("benchmarks.gpu.speed", 250),
-    "qlora": Part("benchmarks.gpu.qlora", 90),
-    "profile": Part("benchmarks.gpu.step_profile", 50),
-    "resume": Part("benchmarks.gpu.resume", 60),
-    "precision": Part("benchmarks.gpu.precision", 40),
+    "equality": Part("benchmarks.gpu.equality", 120),
+    "speed": Part("benchmarks.gpu.speed", 200),
+    "qlora": Part("benchmarks.gpu.qlora", 110),
+    "profile": Part("benchmarks.gpu.step_profile", 70),
+    "resume": Part("benchmarks.gpu.resume", 70),
+    "precision": Part("benchmarks.gpu.precision", 30),
 }
 """In the order of what has to be known first. The limits add up to ten minutes."""
 
@@ -85,16 +86,23 @@ def run_part(name: str, part: Part, out: Path, toy: bool) -> Outcome:
     rows.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.part", part.module, str(rows), "cpu" if toy else "cuda"]
     limit = TOY_SECONDS if toy else part.seconds
+    prefix = f"dpo-lightning-{os.getpid()}-"
+    # TRL would divide every batch among all visible GPUs.
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {PREFIX: prefix} | ({} if toy else {"CUDA_VISIBLE_DEVICES": card})
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         # A session of its own, so that what the part has started is ended with it.
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
             state = describe_exit(process.wait(limit), log)
         except subprocess.TimeoutExpired:
             state = f"stopped after {limit:g} s"
         finally:
             end_session(process)
+            remove_scratch(prefix)
     return Outcome(state, time.monotonic() - start, read_rows(rows))
 
 

@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.models import make_config, scratch_folder, write_folder, write_pairs
+from benchmarks.gpu.models import count_values, layer_values, make_config, write_folder, write_pairs
 from benchmarks.gpu.report import Report
+from benchmarks.gpu.runner import OUT_OF_MEMORY
+from benchmarks.gpu.scratch import scratch_folder
 from benchmarks.workers import Settings, Worker
 
 SHAPES = [(128, 256), (512, 256), (2048, 256), (128, 1024), (512, 1024), (2048, 1024)]
 """Tokens of prompt and of each answer."""
 
-STEPS = 3
-"""Steps that count; one more before them warms up, and one before that compiles."""
+ROWS = "rows.jsonl"
+
+STEPS = 2
+"""Steps that count; one before them warms up."""
 
 AGAINST_TRL = 2.0
 """Goal: times the speed of TRL's best settings, for prompts of 512 tokens and more."""
@@ -43,12 +47,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, what is trained of it, and the sides."""
+    """A model, the pairs of a step, and what is trained."""
 
     shape: str
     batch: int
     common: Mapping[str, Any]
-    sides: Sequence[Side]
 
 
 OURS = Side("ours", "ours", ("", "Padded"))
@@ -56,10 +59,16 @@ COMPILED = Side("ours, compiled", "ours", options={"compiled": True})
 TRL = Side("TRL", "trl", options={"checkpointing": True})
 BEST = Side("TRL, precomputed", "trl", options={"precomputed": True})
 PLANS = {
-    "1B": Plan("1B", 4, {}, (OURS, BEST, COMPILED, TRL)),
-    "8B, LoRA": Plan("8B", 2, {"lora": 16, "dtype": "bfloat16", "checkpointing": True}, (OURS, BEST, COMPILED)),
+    "8B, LoRA": Plan("8B", 2, {"lora": 16, "dtype": "bfloat16", "checkpointing": True}),
+    "1B": Plan("1B", 2, {}),
 }
-"""Whole weights in float32 under bf16 autocast, and an adapter on bf16 weights with recomputed activations."""
+"""An adapter on bf16 weights with recomputed activations, and whole weights in float32 under bf16 autocast."""
+
+ORDER = [
+    ("8B, LoRA", OURS), ("8B, LoRA", BEST), ("1B", OURS), ("1B", BEST), ("1B", COMPILED), ("8B, LoRA", COMPILED),
+    ("1B", TRL),
+]  # fmt: skip
+"""What has goals first: the time limit may leave out the rest."""
 
 
 def measure(report: Report, device: str) -> None:
@@ -69,19 +78,22 @@ def measure(report: Report, device: str) -> None:
     has_trl = importlib.util.find_spec("trl") is not None
     if not has_trl:
         report.add("TRL", "not installed, not compared")
-    for name, plan in PLANS.items():
-        config = make_config("toy" if report.toy else plan.shape)
-        shapes = [(prompt // 16, answer // 16) for prompt, answer in SHAPES[:2]] if report.toy else SHAPES
-        with report.attempt(name), scratch_folder(2.2 * count_values(config)) as folder:
-            model = write_folder(folder / "model", config, device, torch.bfloat16)
-            if device == "cuda":
-                torch.cuda.empty_cache()  # for the processes that follow
-            places = write_pairs(folder / "rows.jsonl", shapes, plan.batch * (STEPS + 2), config.vocab_size)
-            speeds: dict[tuple[str, tuple[int, int]], float] = {}
-            for side in plan.sides[:2] if report.toy else plan.sides:
-                if side.side == "ours" or has_trl:
-                    run_side(report, device, f"{name}, {side.name}", side, plan, model, places, speeds)
-            compare(report, name, plan, config, speeds, peak)
+    configs = {name: make_config("toy" if report.toy else plan.shape) for name, plan in PLANS.items()}
+    shapes = [(prompt // 16, answer // 16) for prompt, answer in SHAPES[:2]] if report.toy else SHAPES
+    speeds: dict[str, dict[tuple[str, tuple[int, int]], float]] = {name: {} for name in PLANS}
+    with scratch_folder(2.2 * sum(map(count_values, configs.values()))) as folder:
+        for name, side in ORDER[:4] if report.toy else ORDER:
+            if side.side == "trl" and not has_trl:
+                continue
+            plan, config, model = PLANS[name], configs[name], folder / name
+            if not model.exists():
+                write_folder(model, config, device, torch.bfloat16)
+                write_pairs(model / ROWS, shapes, plan.batch * (STEPS + 1), config.vocab_size)
+                if device == "cuda":
+                    torch.cuda.empty_cache()  # for the processes that follow
+            run_side(report, device, f"{name}, {side.name}", side, plan, model, shapes, speeds[name])
+            if side in (OURS, BEST):
+                compare(report, name, plan, config, speeds[name], peak, side)
 
 
 def run_side(
@@ -91,27 +103,30 @@ def run_side(
     side: Side,
     plan: Plan,
     model: Path,
-    places: Mapping[tuple[int, int], range],
+    shapes: Sequence[tuple[int, int]],
     speeds: dict[tuple[str, tuple[int, int]], float],
 ) -> None:
     """Take the steps of one process, short rows first, and report each shape."""
-    longest = max(prompt + answer for prompt, answer in places)
+    longest = max(map(sum, shapes))
     options = {**plan.common, **side.options, "bf16": True, "accelerator": "gpu" if device == "cuda" else "cpu"}
-    settings = Settings(side.side, str(model), str(model.parent / "rows.jsonl"), plan.batch, longest, 2, **options)
+    settings = Settings(side.side, str(model), str(model / ROWS), plan.batch, longest, 2, **options)
     with report.attempt(name):
         worker = Worker(settings)
         try:
-            for shape, lines in sorted(places.items(), key=lambda item: sum(item[0])):
-                batches = [lines[k : k + plan.batch] for k in range(0, len(lines), plan.batch)]
+            for shape in sorted(shapes, key=sum):
+                first = 1 + shapes.index(shape) * plan.batch * (STEPS + 1)
+                batches = [range(first + k * plan.batch, first + (k + 1) * plan.batch) for k in range(STEPS + 1)]
                 for layout in side.layouts:
                     what = f"{name}{layout and f', {layout}'}, prompt {shape[0]}, answers {shape[1]}"
-                    steps = [worker.step(batch, layout) for batch in batches][-STEPS:]
+                    steps = [worker.step(batch, layout) for batch in batches][1:]
                     seconds = statistics.median(step["seconds"] for step in steps)
                     speeds[f"{side.name}{layout and f', {layout}'}", shape] = plan.batch / seconds
                     tokens = 2 * plan.batch * sum(shape) / seconds
                     memory = max(step["peak_mib"] for step in steps) / 1024
                     report.add(what, f"{tokens:,.0f} tokens/s, {plan.batch / seconds:.3g} pairs/s, {memory:.3g} GiB")
-        except SystemExit as error:  # the process has ended, for lack of memory for instance
+        except SystemExit as error:
+            if worker.process.returncode == OUT_OF_MEMORY:
+                raise MemoryError from None
             raise RuntimeError(str(error)) from None
         finally:
             worker.close()
@@ -124,34 +139,26 @@ def compare(
     config: Any,
     speeds: Mapping[tuple[str, tuple[int, int]], float],
     peak: float,
+    side: Side,
 ) -> None:
-    """Compare our best speed for each shape with TRL's, and with the speed of matrix products."""
+    """Compare our best speed for each shape with that of matrix products, or with TRL's best."""
     for shape in sorted({shape for _, shape in speeds}):
-        ours = {side: speed for (side, other), speed in speeds.items() if other == shape and side.startswith("ours")}
-        theirs = [speed for (side, other), speed in speeds.items() if other == shape and side.startswith("TRL")]
-        best = max(ours, key=lambda side: ours[side])
+        ours = {name: speed for (name, other), speed in speeds.items() if other == shape and name.startswith("ours")}
+        theirs = [speed for (name, other), speed in speeds.items() if other == shape and name.startswith("TRL")]
+        if not ours:
+            continue
+        best = max(ours, key=lambda name: ours[name])
         where = f"prompt {shape[0]}, answers {shape[1]}"
-        if theirs:
+        if side == OURS:
+            share = ours[best] * operations(config, shape, bool(plan.common.get("lora"))) / peak
+            what = f"{name}: {best}, share of matrix products, {where}"
+            if plan.shape == "8B":
+                report.at_least(what, share, SHARE)
+            else:
+                report.add(what, share)
+        elif theirs:
             goal = AGAINST_TRL if shape[0] >= 512 else 1.0
             report.at_least(f"{name}: {best}, times TRL's best, {where}", ours[best] / max(theirs), goal)
-        share = ours[best] * operations(config, shape, bool(plan.common.get("lora"))) / peak
-        if plan.shape == "8B":
-            report.at_least(f"{name}: {best}, share of matrix products, {where}", share, SHARE)
-        else:
-            report.add(f"{name}: {best}, share of matrix products, {where}", share)
-
-
-def count_values(config: Any) -> int:
-    """Count the values of all matrices of a Llama-shaped model."""
-    ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return ends + config.num_hidden_layers * layer_values(config)
-
-
-def layer_values(config: Any) -> int:
-    """Count the values of a layer's matrices."""
-    heads = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    return config.hidden_size * (2 * heads + 2 * keys + 3 * config.intermediate_size)
 
 
 def operations(config: Any, shape: tuple[int, int], adapter: bool) -> float:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.models import make_config, scratch_folder, write_folder, write_pairs
+from benchmarks.gpu.models import make_config, write_folder, write_pairs
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.runs import make_trainer
+from benchmarks.gpu.scratch import scratch_folder
 
-WARM, STEPS = 6, 6
+WARM, STEPS = 6, 4
 """Steps before the profile, in which kernels are compiled, and those that are profiled."""
 
 SHAPES = [(prompt, answer) for prompt in (100, 300, 700, 1100) for answer in (60, 170, 410)]
@@ -59,17 +60,18 @@ def profile_steps(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == WARM:
                 synchronize(device)
-                found["graphs"], found["start"] = counters["stats"]["unique_graphs"], time.perf_counter()
+                found["graphs"] = counters["stats"]["unique_graphs"]
                 if device == "cuda":
                     torch.cuda.set_sync_debug_mode("warn")
                 profiler.__enter__()
+                found["start"] = time.perf_counter()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
             synchronize(device)
-            profiler.__exit__(None, None, None)
             found["seconds"] = time.perf_counter() - found["start"]
+            profiler.__exit__(None, None, None)
 
     module = DPOModule(CausalLM(str(model), compile=compiled), learning_rate=1e-6)
     data = PreferenceDataModule(train=str(rows), batch_size=4, max_length=longest)
@@ -80,7 +82,9 @@ def profile_steps(
     graphs = counters["stats"]["unique_graphs"] - found["graphs"]
     report.add(f"{name}: graphs compiled in {STEPS} steps of new lengths", graphs, "0", graphs == 0)
     report.add(f"{name}: graph breaks", sum(counters["graph_break"].values()))
-    places = [f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits if "synchronizing" in str(wait.message)]
+    places = [
+        f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits if "called a synchronizing" in str(wait.message)
+    ]
     report.add(f"{name}: waits of the host per step", len(places) / STEPS)
     for place in sorted(set(places)):
         report.add(f"{name}: the host waits at", f"{place}, {places.count(place)} times")
