@@ -57,7 +57,11 @@ def check_weights(rows: Sequence[Encoded]) -> None:
     """
     if rows and not any(row.weight for row in rows):
         what = f"all {len(rows):,} training rows have a `weight` of 0: nothing would be trained"
-        raise UserError(ExitCode.DATA, Problem(what, str(rows[0].origin)), fix="a `weight` above 0, or no such column")
+        raise UserError(
+            ExitCode.DATA,
+            Problem(what, str(rows[0].origin)),
+            fix="give the rows a `weight` above 0, or remove the column",
+        )
 
 
 def _check_margins(loss: PolicyLoss, rows: Sequence[Encoded]) -> None:

@@ -90,13 +90,10 @@ class PreferenceModule(PolicyModule):
             reference, reason = default_reference(self.policy, self.spec, reference_free=self.loss.reference_free)
         reference.bind(self.policy, self.spec)
         if "kl" in self.loss.statistics and not reference.has_model:
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem(
-                    f"{type(self.loss).__name__} needs the reference's whole vocabulary, not its sums", REFERENCE_KEY
-                ),
-                fix=f"leave --{REFERENCE_KEY} out",
+            what = (
+                f"{type(self.loss).__name__} needs log-probabilities of the whole vocabulary; this reference has sums"
             )
+            raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY), fix=f"leave --{REFERENCE_KEY} out")
         self.reference = reference
         logger.info(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
 

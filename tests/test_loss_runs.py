@@ -239,7 +239,7 @@ def test_without_a_reference_no_second_model_is_held(tiny_llama, tmp_path, capsy
 @pytest.mark.parametrize("loss", [TDPO1Loss(), TDPO2Loss(), WeightedSum([DPOLoss(), TDPO2Loss()], [1.0, 1.0])])
 def test_a_loss_of_whole_distributions_refuses_sums(loss, tiny_llama, place):
     """By name, before anything is computed."""
-    with pytest.raises(UserError, match=f"{type(loss).__name__} needs the reference's whole vocabulary"):
+    with pytest.raises(UserError, match=f"{type(loss).__name__} needs log-probabilities of the whole vocabulary"):
         fit(tiny_llama, loss, whole_runs.preference_rows(2), place, Precomputed())
 
 

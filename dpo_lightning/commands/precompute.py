@@ -144,7 +144,7 @@ def share(text: str) -> tuple[int, int]:
     if not 1 <= number <= whole:
         raise UserError(
             ExitCode.CONFIG,
-            Problem("this is not I/N with I from 1 to N", "shard", text),
+            Problem("the share is not of the form I/N, I from 1 to N", "shard", text),
             fix="--shard 1/4, 2/4, 3/4 or 4/4",
         )
     return number - 1, whole

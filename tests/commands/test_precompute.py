@@ -122,7 +122,7 @@ def test_a_run_that_used_a_file_goes_on(bench):
     ("more", "code", "said"),
     [
         (["--ckpt_path", "run/checkpoints/last.ckpt"], 64, "a reference is where a run begins, not a checkpoint of it"),
-        (["--shard", "0/2"], 64, "this is not I/N with I from 1 to N at shard"),
+        (["--shard", "0/2"], 64, "the share is not of the form I/N, I from 1 to N at shard"),
         (["--shard", "3/2"], 64, "1/4, 2/4"),
         (["--shard", "half"], 64, "half"),
         (["--shard", "auto"], 64, "SLURM_ARRAY_TASK_ID"),
