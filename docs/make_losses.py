@@ -85,7 +85,10 @@ class Entry(NamedTuple):
     @property
     def section(self) -> str:
         """The heading below which the loss is described."""
-        return next(heading for heading, takes in SECTIONS.items() if takes(self.kind))
+        found = next((heading for heading, takes in SECTIONS.items() if takes(self.kind)), None)
+        if found is None:
+            raise SystemExit(f"{self.name} belongs to no section: add one for its base class to SECTIONS in {__file__}")
+        return found
 
     @property
     def check_numbers(self) -> list[float]:

@@ -15,6 +15,7 @@ from torch.optim import SGD
 from dpo_lightning.callbacks.measure import MeasureCallback
 from dpo_lightning.callbacks.prediction_writer import PredictionWriter
 from dpo_lightning.callbacks.self_check import SelfCheck
+from dpo_lightning.callbacks.summary import summarize
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.formats.fields import parse_number
 from dpo_lightning.data.formats.row_format import RowFormat
@@ -41,10 +42,8 @@ class EncodedGraded(Encoded):
 
 @dataclass(frozen=True, slots=True)
 class GradedExample(Example):
+    encoded = EncodedGraded
     grade: float = field(kw_only=True)
-
-    def encode(self, prompt_ids: Any, answers: Any) -> EncodedGraded:
-        return EncodedGraded(self.origin, prompt_ids, answers, self.weight, grade=self.grade)
 
 
 class GradedFormat(RowFormat):
@@ -60,9 +59,6 @@ class GradedFormat(RowFormat):
     def fit(self, row: Any, values: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
         prompt = self.context.add_turns(row, self.context.add_input(row, values["prompt"]))
         return prompt, (values["completion"],)
-
-    def parse_annotations(self, row: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"grade": values["grade"]}
 
 
 # data/datamodules.py
@@ -175,7 +171,7 @@ def test_a_new_kind_trains_predicts_and_may_be_precomputed(tiny_llama, tmp_path,
     curves = []
     for reference in (FrozenCopy(), Precomputed()):
         module, data = GradedModule(CausalLM(str(tiny_llama)), reference=reference), data_of(tmp_path)
-        memory, _ = whole_runs.fit(module, data, tmp_path, max_epochs=2, accumulate_grad_batches=4)
+        memory, trainer = whole_runs.fit(module, data, tmp_path, max_epochs=2, accumulate_grad_batches=4)
         curves.append(memory.curve("train/loss"))
     out = capsys.readouterr().out
     assert out.count("self-check: passed") == 2
@@ -184,6 +180,8 @@ def test_a_new_kind_trains_predicts_and_may_be_precomputed(tiny_llama, tmp_path,
     assert curves[0][0] == pytest.approx(sum(grade**2 for grade in grades) / 7, rel=1e-6)
     assert curves[0][1] < 0.99 * curves[0][0]
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    summarize(trainer)
+    assert json.loads((tmp_path / "metrics.json").read_text())["eval/rows"] == 3
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, callbacks=[PredictionWriter()])
     trainer.predict(module, datamodule=data, return_predictions=False)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]

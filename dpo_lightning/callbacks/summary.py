@@ -25,7 +25,7 @@ COUNTED: dict[type[MeasureCallback], str] = {
     TokenLoss: "eval/tokens",
     UnpairedRewards: "eval/answers",
 }
-"""Measures that count evaluated rows -> the name of the count in `metrics.json`."""
+"""Measures that count evaluated rows -> the name of the count in `metrics.json`; `eval/rows` for others."""
 
 
 def summarize(trainer: Trainer) -> None:
@@ -41,7 +41,8 @@ def summarize(trainer: Trainer) -> None:
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
     counted = [(name, c.evaluated) for c in callbacks for kind, name in COUNTED.items() if isinstance(c, kind)]
-    name, rows = max(counted, key=lambda one: one[1], default=("eval/pairs", 0))
+    others = [("eval/rows", c.evaluated) for c in callbacks if isinstance(c, MeasureCallback)]
+    name, rows = max(counted or others, key=lambda one: one[1], default=("eval/rows", 0))
     metrics[name] = rows
     lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
     if name == "eval/pairs" and "eval/rewards/accuracies" in metrics and rows:

@@ -36,7 +36,7 @@ class UnpairedRewards(MeasureCallback):
 
     def values(self, outputs: Mapping[str, Any], batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the values of each answer; `chosen` counts good answers only, `rejected` bad ones only."""
-        if not isinstance(outputs.get("output"), UnpairedOutput):
+        if not isinstance(outputs.get("output"), UnpairedOutput) or "good" not in batch.columns:
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("UnpairedRewards measures unpaired rows, which only KTOModule trains on", "trainer.callbacks"),

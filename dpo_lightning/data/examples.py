@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
@@ -76,6 +76,9 @@ class Example:
     and may begin with the turns that led to it.
     """
 
+    encoded: ClassVar[type[Encoded]] = Encoded
+    """Class of the same row as token ids; its own fields are fields of this class too."""
+
     origin: Origin
     prompt: Text
     answers: tuple[Text, ...]
@@ -84,6 +87,12 @@ class Example:
     weight: float = 1.0
     """Factor of the row in the loss."""
 
+    @classmethod
+    def annotations(cls) -> list[str]:
+        """Names of the fields that this kind adds to those of every row."""
+        return [field.name for field in fields(cls)[len(fields(Example)) :]]
+
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> Encoded:
-        """The same row as token ids; subclasses pass on their own fields."""
-        return Encoded(self.origin, prompt_ids, answers, self.weight)
+        """Return the same row as token ids, with its weight and the fields that its kind adds."""
+        own = {field.name: getattr(self, field.name) for field in fields(self.encoded)[len(fields(Encoded)) :]}
+        return self.encoded(self.origin, prompt_ids, answers, self.weight, **own)

@@ -48,6 +48,8 @@ class EncodedPair(Encoded):
 class PairExample(Example):
     """A pair as texts; `answers` are the chosen and the rejected one."""
 
+    encoded = EncodedPair
+
     margin: float | None = None
     """The column `margin`: by how much the chosen answer is better, in the unit of the data; None without it."""
 
@@ -60,10 +62,6 @@ class PairExample(Example):
     def rejected(self) -> Text:
         """The other answer, `answers[1]`, as a string or messages."""
         return self.answers[1]
-
-    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedPair:
-        """The pair as token ids, with the weight and margin of this row."""
-        return EncodedPair(self.origin, prompt_ids, answers, self.weight, self.margin)
 
 
 class PairFormat(RowFormat):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
+from dpo_lightning.data.examples import Encoded, Example, Text
 from dpo_lightning.data.formats.duplicates import check_order
 from dpo_lightning.data.formats.fields import check_answer, fit_answer, look_alike_texts, parse_number, parse_text
 from dpo_lightning.data.formats.row_format import RowFormat
@@ -31,9 +31,7 @@ class EncodedRanked(Encoded):
 class RankedExample(Example):
     """A ranked list as texts; the best answer is first."""
 
-    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedRanked:
-        """The list as token ids, with the weight of this row."""
-        return EncodedRanked(self.origin, prompt_ids, answers, self.weight)
+    encoded = EncodedRanked
 
 
 class RankedFormat(RowFormat):

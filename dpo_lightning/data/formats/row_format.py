@@ -110,9 +110,13 @@ class RowFormat(ABC):
     def parse(self, name: str, value: Any) -> Any:
         """Parse and check the value of one needed column: by default a prompt or an answer.
 
+        A column that is a field of the kind's example, such as a label, is returned unchanged: its kind checks it here.
+
         Raises:
             RowError: the value is invalid.
         """
+        if name in self.example.annotations():
+            return value
         text = parse_text(value, self.quote_name(name))
         if name in self.answers:
             check_answer(text, self.quote_name(name))
@@ -134,8 +138,8 @@ class RowFormat(ABC):
         """
 
     def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that the example of this kind has besides those of `Example`, such as a label or a margin."""
-        return {}
+        """Return the fields that the example adds to those of `Example`: by default, columns of their names."""
+        return {name: values[name] for name in self.example.annotations() if name in values}
 
     @classmethod
     def check(cls, examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:

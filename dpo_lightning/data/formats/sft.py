@@ -42,14 +42,12 @@ class SFTExample(Example):
     that follow. Every assistant turn of the completion is learned, except those that have `TRAIN` as False.
     """
 
+    encoded = EncodedSFT
+
     @property
     def completion(self) -> Text:
         """The only answer, `answers[0]`, as a string or messages."""
         return self.answers[0]
-
-    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedSFT:
-        """The row as token ids, with the weight of this row."""
-        return EncodedSFT(self.origin, prompt_ids, answers, self.weight)
 
 
 class SFTFormat(RowFormat):

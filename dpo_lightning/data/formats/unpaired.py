@@ -47,16 +47,14 @@ class EncodedUnpaired(Encoded):
 class UnpairedExample(Example):
     """An unpaired row as texts; `good` is its label."""
 
+    encoded = EncodedUnpaired
+
     good: bool = field(kw_only=True)
 
     @property
     def completion(self) -> Text:
         """The only answer, `answers[0]`, as a string or messages."""
         return self.answers[0]
-
-    def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> EncodedUnpaired:
-        """The row as token ids, with the weight and label of this row."""
-        return EncodedUnpaired(self.origin, prompt_ids, answers, self.weight, good=self.good)
 
 
 class UnpairedFormat(SFTFormat):
