@@ -78,7 +78,7 @@ def test_every_note_and_gap_names_a_remedy(report, versions):
     code, lines = report()
     assert code == ExitCode.DEVICE
     gaps = [i for i, line in enumerate(lines) if line.startswith("missing")]
-    assert [lines[i] for i in gaps] == ["missing  peft", "missing  torch<3,>=2.13: 2.5.1+cpu is here"]
+    assert [lines[i] for i in gaps] == ["missing  peft", "missing  torch<3,>=2.11: 2.5.1+cpu is here"]
     assert all(lines[i + 1].strip() == "fix: make setup" for i in gaps)
     assert lines[-1] == "2 missing"
 
