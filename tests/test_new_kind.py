@@ -17,8 +17,9 @@ from dpo_lightning.callbacks.prediction_writer import PredictionWriter
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.callbacks.summary import summarize
 from dpo_lightning.data.examples import Encoded, Example
-from dpo_lightning.data.formats.fields import parse_number
+from dpo_lightning.data.formats.fields import fit_answer, parse_number
 from dpo_lightning.data.formats.row_format import RowFormat
+from dpo_lightning.data.formats.turn_marks import check_no_mark
 from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.losses.base import PolicyLoss
@@ -58,7 +59,11 @@ class GradedFormat(RowFormat):
 
     def fit(self, row: Any, values: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
         prompt = self.context.add_turns(row, self.context.add_input(row, values["prompt"]))
-        return prompt, (values["completion"],)
+        answer, name = values["completion"], self.quote_name("completion")
+        if not (isinstance(prompt, str) and isinstance(answer, str)):
+            prompt, answer = fit_answer(prompt, answer, name)
+            check_no_mark(answer, len(answer), name)
+        return prompt, (answer,)
 
 
 # data/datamodules.py
@@ -68,7 +73,7 @@ class GradedDataModule(TextDataModule):
     format = GradedFormat
 
 
-# losses/graded.py
+# graded.py
 
 
 class GradedLogps(NamedTuple):
@@ -128,14 +133,16 @@ class GradedRewards(MeasureCallback):
         return values, {"loss": batch.weights, "rewards": batch.indices >= 0}
 
 
-# graded.py
+# graded.py again
 
 
 class GradedModule(PreferenceModule):
     data_module = GradedDataModule
 
-    def __init__(self, policy, loss=RegressionLoss(), reference=None, learning_rate=0.05, optimizer=SGD):
-        super().__init__(policy, loss, reference, learning_rate, optimizer, None)
+    def __init__(
+        self, policy, loss=RegressionLoss(), reference=None, learning_rate=0.05, optimizer=SGD, lr_scheduler=None
+    ):
+        super().__init__(policy, loss, reference, learning_rate, optimizer, lr_scheduler)
 
     def configure_callbacks(self):
         return self.exclude_given(GradedRewards(), SelfCheck())
@@ -201,3 +208,13 @@ def test_its_rows_are_checked_as_all_rows_are(tmp_path):
         *("no column 'prompt'", "no column 'completion'", "'grade' is not a finite number"),
     ]
     assert all(problem.where == f"{path}:2" for problem in told.value.problems)
+
+
+@pytest.mark.usefixtures("place")
+def test_an_answer_of_messages_loses_those_of_its_prompt(tmp_path):
+    from dpo_lightning.data.formats.load import load_examples
+
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    rows = [{"prompt": turns[:1], "completion": answer, "grade": 1} for answer in (turns, turns[1:])]
+    examples, _ = load_examples(GradedFormat, whole_runs.write_rows(tmp_path, "turns", rows))
+    assert [len(text) for example in examples for text in (example.prompt, *example.answers)] == [1, 1, 1, 1]
