@@ -218,3 +218,16 @@ def test_an_answer_of_messages_loses_those_of_its_prompt(tmp_path):
     rows = [{"prompt": turns[:1], "completion": answer, "grade": 1} for answer in (turns, turns[1:])]
     examples, _ = load_examples(GradedFormat, whole_runs.write_rows(tmp_path, "turns", rows))
     assert [len(text) for example in examples for text in (example.prompt, *example.answers)] == [1, 1, 1, 1]
+
+
+class UncheckedFormat(GradedFormat):
+    parse = RowFormat.parse
+
+
+@pytest.mark.usefixtures("place")
+def test_a_column_that_is_a_field_is_no_text_by_default(tmp_path):
+    from dpo_lightning.data.formats.load import load_examples
+
+    rows = [{"prompt": f"a{grade}", "completion": "b", "grade": grade} for grade in (1, 2.5)]
+    examples, _ = load_examples(UncheckedFormat, whole_runs.write_rows(tmp_path, "plain", rows))
+    assert [example.grade for example in examples] == [1, 2.5]
