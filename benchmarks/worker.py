@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.report import is_memory_error
-from benchmarks.gpu.runner import OUT_OF_MEMORY
+from benchmarks.gpu.report import exit_without_memory
 from benchmarks.workers import TRAINER
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -187,7 +186,6 @@ def trl(settings: dict[str, Any]) -> None:
     config = DPOConfig(
         output_dir=settings["folder"],
         use_cpu=settings["accelerator"] == "cpu",
-        use_liger_kernel=settings["liger"],
         model_init_kwargs={"dtype": settings["dtype"]},
         bf16=settings["bf16"],
         gradient_checkpointing=settings["checkpointing"],
@@ -215,14 +213,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(settings["threads"])
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            {"ours": ours, "trl": trl}[settings["side"]](settings | {"folder": folder})
-        except Exception as error:
-            if not is_memory_error(error):
-                raise
-            print(error, file=sys.stderr)
-            raise SystemExit(OUT_OF_MEMORY) from None
+    with tempfile.TemporaryDirectory() as folder, exit_without_memory():
+        {"ours": ours, "trl": trl}[settings["side"]](settings | {"folder": folder})
 
 
 if __name__ == "__main__":

@@ -53,8 +53,6 @@ class Settings:
     """Rank of an adapter; 0 trains all weights."""
     dtype: str = "float32"
     """Data type of the weights."""
-    liger: bool = False
-    """TRL's fused output layer and loss."""
 
 
 class Worker:

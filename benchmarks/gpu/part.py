@@ -7,8 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.report import Report, is_memory_error
-from benchmarks.gpu.runner import OUT_OF_MEMORY
+from benchmarks.gpu.report import Report, exit_without_memory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -17,13 +16,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 def main() -> None:
     """Measure, and turn a lack of memory into an exit status."""
     module, file, device = sys.argv[1:]
-    try:
+    with exit_without_memory():
         importlib.import_module(module).measure(Report(Path(file), device == "cpu"), device)
-    except Exception as error:
-        if not is_memory_error(error):
-            raise
-        print(error, file=sys.stderr)
-        raise SystemExit(OUT_OF_MEMORY) from None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from typing import Any
 
 MEMORY = "out of memory"
 
+OUT_OF_MEMORY = 3
+"""Exit status of a process that ran out of memory."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -77,6 +80,18 @@ def is_memory_error(error: BaseException) -> bool:
     from dpo_lightning.errors import lacks_memory
 
     return lacks_memory(error)
+
+
+@contextmanager
+def exit_without_memory() -> Iterator[None]:
+    """Turn a lack of memory in the block into an exit status of its own."""
+    try:
+        yield
+    except Exception as error:
+        if not is_memory_error(error):
+            raise
+        print(error, file=sys.stderr)
+        raise SystemExit(OUT_OF_MEMORY) from None
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.report import MEMORY, Row, read_rows
+from benchmarks.gpu.report import MEMORY, OUT_OF_MEMORY, Row, read_rows
 from benchmarks.gpu.scratch import PREFIX, remove_scratch
 
-OUT_OF_MEMORY, NO_DEVICE = 3, 69
-"""Exit statuses of a part that ran out of memory, and of the check without a GPU."""
+NO_DEVICE = 69
+"""Exit status of the check without a GPU."""
 
 
 @dataclass(frozen=True)

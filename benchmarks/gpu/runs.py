@@ -95,3 +95,9 @@ def train(
     module, data = make_run(kind, model, rows, collator)
     make_trainer(folder, device, precision, steps, callback).fit(module, datamodule=data)
     return losses
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()

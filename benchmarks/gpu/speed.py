@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.models import count_values, layer_values, make_config, write_folder, write_pairs
-from benchmarks.gpu.report import Report
-from benchmarks.gpu.runner import OUT_OF_MEMORY
+from benchmarks.gpu.report import OUT_OF_MEMORY, Report
+from benchmarks.gpu.runs import synchronize
 from benchmarks.gpu.scratch import scratch_folder
 from benchmarks.workers import Settings, Worker
 
@@ -187,9 +187,3 @@ def product_speed(device: str) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def synchronize(device: str) -> None:
-    """Wait for the GPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu.models import make_config, write_folder, write_pairs
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.runs import make_trainer
+from benchmarks.gpu.runs import make_trainer, synchronize
 from benchmarks.gpu.scratch import scratch_folder
 
 WARM, STEPS = 6, 4
@@ -89,12 +89,6 @@ def profile_steps(
     for place in sorted(set(places)):
         report.add(f"{name}: the host waits at", f"{place}, {places.count(place)} times")
     summarize(report, name, profiler, found["seconds"], folder, device)
-
-
-def synchronize(device: str) -> None:
-    """Wait for the GPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def summarize(report: Report, name: str, profiler: Any, seconds: float, folder: Path, device: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from dpo_lightning.attention.flex import eager_layers
 from dpo_lightning.batches import Batch
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
@@ -58,7 +59,7 @@ class SelfCheck(Callback):
         with (
             torch.no_grad(),
             trainer.precision_plugin.forward_context(),
-            torch.compiler.set_stance("force_eager"),
+            eager_layers(),
             torch.random.fork_rng(list_generators(module)),
         ):
             output, logps = module.compare(data.collator(items).to(module.device))

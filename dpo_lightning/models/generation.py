@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpo_lightning.attention.flex import eager_layers
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.probe import list_generators
 
@@ -102,7 +103,7 @@ def answer(
     model.eval()
     try:
         # Layers compiled for training would be recompiled for every length of the key-value cache.
-        with torch.random.fork_rng(list_generators(model)), torch.compiler.set_stance("force_eager"):
+        with torch.random.fork_rng(list_generators(model)), eager_layers():
             torch.manual_seed(sampling.seed)
             out = model.generate(
                 input_ids=ids.to(model.device),

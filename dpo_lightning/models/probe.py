@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dpo_lightning.attention.flex import eager_layers
 from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.data.examples import EncodedAnswer, Origin
@@ -66,7 +67,7 @@ def exact_mode(model: Any) -> Iterator[None]:
 @contextmanager
 def trial(model: Any) -> Iterator[None]:
     """`exact_mode` in which compiled layers run eagerly: compiling a graph for a few tokens takes too long."""
-    with exact_mode(model), torch.compiler.set_stance("force_eager"):
+    with exact_mode(model), eager_layers():
         yield
 
 

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from dpo_lightning.attention import flex
-from dpo_lightning.attention.flex import BLOCK, Forest, attend_by_blocks, block_mask, find_blocks
+from dpo_lightning.attention.flex import BLOCK, Forest, attend_by_blocks, block_mask, eager_layers, find_blocks
 from dpo_lightning.attention.masks import tree_rule
 from dpo_lightning.attention.tree import AttentionParams, tree_attention
 from dpo_lightning.batches import Tree
@@ -150,6 +150,6 @@ def test_the_kernel_is_compiled_also_where_layers_run_eagerly(graphs):
     """As in the self-check's trial of the longest rows: an eager kernel computes all scores at once."""
     query, key, value = torch.randn(3, 1, 2, 300, 16)
     mask = Forest((Tree(0, 0, 200, (50, 20), (0, 1)),), 1, 300).block_mask(None, CPU)
-    with torch.compiler.set_stance("force_eager"):
+    with eager_layers():
         attend_by_blocks(query, key, value, mask, 0.25)
     assert graphs.frame_count == 1
