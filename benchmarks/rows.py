@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lightning import DPOModule, PreferenceDataModule
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import EncodedPair, PairFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import EncodedPair, PairKind
 from dpo_lightning.errors import UserError
 from dpo_lightning.models.causal_lm import CausalLM
 
@@ -44,7 +44,7 @@ def raw_rows(source: str) -> list[Mapping[str, Any]]:
             rows = None  # the reader says what is wrong
         if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "conversations" in rows[0]:
             return rows
-    examples, _ = load_examples(PairFormat, source)
+    examples, _ = load_examples(PairKind, source)
     return [{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in examples]
 
 
@@ -105,7 +105,7 @@ def fitting_rows(model: str, source: str, target: Path, max_length: int, count: 
 def without_refused(path: Path) -> int:
     """Take out of a file what the reader refuses, and return how many rows that were."""
     try:
-        load_examples(PairFormat, str(path))
+        load_examples(PairKind, str(path))
     except UserError as error:
         bad = {int(problem.where.rpartition(":")[2]) for problem in error.problems}
     else:

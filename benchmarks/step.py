@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Collator, PackedSharedPrefix, Padded
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.kinds.pairs import EncodedPair
 from dpo_lightning.hardware import settle_memory
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import CausalLM

@@ -16,7 +16,7 @@ from dpo_lightning.batches import Batch
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
 from dpo_lightning.data.datamodules import UnpairedDataModule
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired
 from dpo_lightning.log import logger
 from dpo_lightning.logps import score
 from dpo_lightning.losses import ClassWeightedLoss, KTOLoss, UnpairedLoss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpo_lightning.data.examples import Encoded
-from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.kinds.pairs import EncodedPair
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.losses import PairwiseLoss

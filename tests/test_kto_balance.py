@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from support.kto_runs import kto
 
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired
 from dpo_lightning.kto import report_balance
 from dpo_lightning.losses import KTOLoss
 

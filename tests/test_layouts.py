@@ -11,7 +11,7 @@ from support.model_families import FAMILIES, PAIRS, make, with_adapter
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
 from dpo_lightning.data.examples import EncodedAnswer
-from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.kinds.pairs import EncodedPair
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score, token_logps
 from dpo_lightning.losses import DPOLoss, IPOLoss

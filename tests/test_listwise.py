@@ -16,7 +16,7 @@ from dpo_lightning.batches import Tree
 from dpo_lightning.callbacks import PredictionWriter, RewardMargins
 from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.data.collate import PackedSharedPrefix, Padded
-from dpo_lightning.data.formats.ranked import EncodedRanked
+from dpo_lightning.data.kinds.ranked import EncodedRanked
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import PlackettLuceLoss

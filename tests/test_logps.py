@@ -11,7 +11,7 @@ from support.batch_layouts import LAYOUTS, ORIGIN, answer, pair
 from torch import nn
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
-from dpo_lightning.data.formats.sft import EncodedSFT
+from dpo_lightning.data.kinds.sft import EncodedSFT
 from dpo_lightning.logps import logps_of, reduce_by_sequence, score
 from dpo_lightning.losses import IPOLoss
 from dpo_lightning.models.attention_backend import install

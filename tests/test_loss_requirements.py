@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.pairs import EncodedPair
-from dpo_lightning.data.formats.ranked import EncodedRanked
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired
+from dpo_lightning.data.kinds.pairs import EncodedPair
+from dpo_lightning.data.kinds.ranked import EncodedRanked
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.loss_requirements import check_columns, check_reference, report_columns
 from dpo_lightning.losses import (

@@ -17,9 +17,9 @@ from dpo_lightning.callbacks.prediction_writer import PredictionWriter
 from dpo_lightning.callbacks.self_check import SelfCheck
 from dpo_lightning.callbacks.summary import summarize
 from dpo_lightning.data.examples import Encoded, Example
-from dpo_lightning.data.formats.fields import fit_answer, parse_number
-from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.turn_marks import check_no_mark
+from dpo_lightning.data.kinds.fields import fit_answer, parse_number
+from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.kinds.turn_marks import check_no_mark
 from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.logps import score
 from dpo_lightning.losses.base import PolicyLoss
@@ -28,7 +28,7 @@ from dpo_lightning.preference_module import PreferenceModule
 from dpo_lightning.references import FrozenCopy
 from dpo_lightning.references.precomputed import Precomputed
 
-# data/formats/graded.py
+# data/kinds/graded.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class GradedExample(Example):
     grade: float = field(kw_only=True)
 
 
-class GradedFormat(RowFormat):
+class GradedKind(RowKind):
     """`prompt, completion, grade`."""
 
     example = GradedExample
@@ -70,7 +70,7 @@ class GradedFormat(RowFormat):
 
 
 class GradedDataModule(TextDataModule):
-    format = GradedFormat
+    kind = GradedKind
 
 
 # graded.py
@@ -198,12 +198,12 @@ def test_a_new_kind_trains_predicts_and_may_be_precomputed(tiny_llama, tmp_path,
 @pytest.mark.usefixtures("place")
 def test_its_rows_are_checked_as_all_rows_are(tmp_path):
     """Every fault of a row at once, by file and line."""
-    from dpo_lightning.data.formats.load import load_examples
+    from dpo_lightning.data.kinds.load import load_examples
     from dpo_lightning.errors import UserError
 
     path = whole_runs.write_rows(tmp_path, "bad", [{"prompt": "a", "completion": "b", "grade": 1}, {"grade": "good"}])
     with pytest.raises(UserError) as told:
-        load_examples(GradedFormat, path)
+        load_examples(GradedKind, path)
     assert [problem.what for problem in told.value.problems] == [
         *("no column 'prompt'", "no column 'completion'", "'grade' is not a finite number"),
     ]
@@ -212,22 +212,22 @@ def test_its_rows_are_checked_as_all_rows_are(tmp_path):
 
 @pytest.mark.usefixtures("place")
 def test_an_answer_of_messages_loses_those_of_its_prompt(tmp_path):
-    from dpo_lightning.data.formats.load import load_examples
+    from dpo_lightning.data.kinds.load import load_examples
 
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     rows = [{"prompt": turns[:1], "completion": answer, "grade": 1} for answer in (turns, turns[1:])]
-    examples, _ = load_examples(GradedFormat, whole_runs.write_rows(tmp_path, "turns", rows))
+    examples, _ = load_examples(GradedKind, whole_runs.write_rows(tmp_path, "turns", rows))
     assert [len(text) for example in examples for text in (example.prompt, *example.answers)] == [1, 1, 1, 1]
 
 
-class UncheckedFormat(GradedFormat):
-    parse = RowFormat.parse
+class UncheckedKind(GradedKind):
+    parse = RowKind.parse
 
 
 @pytest.mark.usefixtures("place")
 def test_a_column_that_is_a_field_is_no_text_by_default(tmp_path):
-    from dpo_lightning.data.formats.load import load_examples
+    from dpo_lightning.data.kinds.load import load_examples
 
     rows = [{"prompt": f"a{grade}", "completion": "b", "grade": grade} for grade in (1, 2.5)]
-    examples, _ = load_examples(UncheckedFormat, whole_runs.write_rows(tmp_path, "plain", rows))
+    examples, _ = load_examples(UncheckedKind, whole_runs.write_rows(tmp_path, "plain", rows))
     assert [example.grade for example in examples] == [1, 2.5]

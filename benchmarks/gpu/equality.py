@@ -50,7 +50,7 @@ def measure(report: Report, device: str) -> None:
 def make_pairs(vocabulary: int) -> list[Any]:
     """Make pairs of random tokens of `LENGTHS`."""
     from dpo_lightning.data.examples import EncodedAnswer, Origin
-    from dpo_lightning.data.formats.pairs import EncodedPair
+    from dpo_lightning.data.kinds.pairs import EncodedPair
 
     draw = torch.Generator().manual_seed(0)
 

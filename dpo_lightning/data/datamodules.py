@@ -7,11 +7,11 @@ from typing import Any
 
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Example
-from dpo_lightning.data.formats.duplicates import CONTRADICTIONS
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.ranked import RankedFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired, UnpairedFormat
+from dpo_lightning.data.kinds.duplicates import CONTRADICTIONS
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.ranked import RankedKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired, UnpairedKind
 from dpo_lightning.data.mismatches import add_mismatches
 from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -20,25 +20,25 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 class PreferenceDataModule(TextDataModule):
     """Preference pairs, for DPOModule: `prompt, chosen, rejected` as strings or messages, or without `prompt`."""
 
-    format = PairFormat
+    kind = PairKind
 
 
 class SFTDataModule(TextDataModule):
     """SFT rows, for SFTModule: `prompt, completion`, `messages`, or `instruction, input, output`."""
 
-    format = SFTFormat
+    kind = SFTKind
 
 
 class RankedDataModule(TextDataModule):
     """Ranked lists, for ListwiseDPOModule: `prompt, responses`, the best answer first or ranked by `scores`."""
 
-    format = RankedFormat
+    kind = RankedKind
 
 
 class UnpairedDataModule(TextDataModule):
     """Unpaired rows, for KTOModule: `prompt, completion, label`, or pairs, whose answers are split."""
 
-    format = UnpairedFormat
+    kind = UnpairedKind
     has_mismatched = False
     """Whether rows also get an answer to another prompt; KTOLoss needs it to estimate the KL divergence."""
 

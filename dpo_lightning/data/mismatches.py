@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dpo_lightning.data.examples import EncodedAnswer
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 LOOKED_AT = 100

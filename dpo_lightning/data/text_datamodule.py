@@ -19,9 +19,9 @@ from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
-from dpo_lightning.data.formats.duplicates import check_leak
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.row_format import RowFormat
+from dpo_lightning.data.kinds.duplicates import check_leak
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.resumable_loader import TrainingLoader
 from dpo_lightning.data.samplers import (
     BatchOrder,
@@ -110,8 +110,8 @@ class TextDataModule(LightningDataModule):
 
     @property
     @abstractmethod
-    def format(self) -> type[RowFormat]:
-        """The row format, a class attribute of the subclass."""
+    def kind(self) -> type[RowKind]:
+        """The kind of the rows, a class attribute of the subclass."""
 
     def encode(self, encoder: Encoder, examples: Sequence[Example]) -> list[Any]:
         """Encode examples as token ids; a subclass may add what depends on other rows."""
@@ -128,7 +128,7 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(f"{type(module).__name__} takes {data.__name__}", "data", type(self).__name__),
-                fix=f"--data {data.__name__} with rows of its format; configs/ has a complete recipe for each model",
+                fix=f"--data {data.__name__} with rows of its kind; configs/ has a complete recipe for each model",
             )
 
     def read_rows(self, names: Sequence[str]) -> None:
@@ -138,7 +138,7 @@ class TextDataModule(LightningDataModule):
             if name in self.examples or not paths:
                 continue
             self.examples[name], warnings = load_examples(
-                self.format,
+                self.kind,
                 paths,
                 columns=self.columns,
                 strict=self.strict,
@@ -148,7 +148,7 @@ class TextDataModule(LightningDataModule):
             )
             if name == "eval" and "train" in self.examples:
                 sets = self.examples["train"], self.examples["eval"]
-                warnings += check_leak(*sets, self.format.check, allow=self.allow)
+                warnings += check_leak(*sets, self.kind.check, allow=self.allow)
             for warning in warnings:
                 logger.info(f"note: {warning}")
 

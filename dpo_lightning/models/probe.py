@@ -14,7 +14,7 @@ from dpo_lightning.attention.flex import eager_layers
 from dpo_lightning.batches import Batch
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.kinds.pairs import EncodedPair
 
 FLOAT32_TOLERANCE = 1e-4
 """Float32 rounding: largest difference between two layouts, as a fraction of the largest absolute log-probability."""

@@ -11,11 +11,11 @@ from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.ranked import RankedFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.unpaired import UnpairedFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.ranked import RankedKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.errors import ExitCode
 
 HI, U, A, B = assistant("Welcome."), user("Hello."), assistant("Tea?"), assistant("What?")
@@ -30,7 +30,7 @@ USER_FIRST = (
 def test_a_greeting_is_context_and_later_turns_are_learned(tmp_path: Path) -> None:
     rows = [{"messages": [HI, U, A, user("Yes."), B]}, OTHER]
     path = jsonl(tmp_path, rows)
-    examples, warnings = load_examples(SFTFormat, path)
+    examples, warnings = load_examples(SFTKind, path)
     assert (examples[0].prompt, examples[0].completion) == ((HI, U), (A, user("Yes."), B))
     what = "conversations that the assistant begins: its first turn is context and not learned"
     assert warnings == [f"{what}: 1 ({path}:1)"]
@@ -39,30 +39,30 @@ def test_a_greeting_is_context_and_later_turns_are_learned(tmp_path: Path) -> No
     assert "Welcome.<|im_end|>" in tokenizer.decode(row.prompt_ids)
     learned = [id_ for id_, own in zip(row.completion.ids, row.completion.scored, strict=True) if own]
     assert tokenizer.decode(learned) == "Tea?<|im_end|>What?<|im_end|>"
-    refusal(lambda: load_examples(SFTFormat, path, strict=True), ExitCode.DATA, what, f"{path}:1")
+    refusal(lambda: load_examples(SFTKind, path, strict=True), ExitCode.DATA, what, f"{path}:1")
 
 
 def test_what_follows_a_system_message_is_learned(tmp_path: Path) -> None:
-    examples, warnings = load_examples(SFTFormat, jsonl(tmp_path, [{"messages": [S, HI, U, A]}, OTHER]))
+    examples, warnings = load_examples(SFTKind, jsonl(tmp_path, [{"messages": [S, HI, U, A]}, OTHER]))
     assert (examples[0].prompt, examples[0].completion) == ((S,), (HI, U, A))
     assert not warnings
 
 
 ALONE = [
-    (SFTFormat, OTHER, {"messages": [HI]}),
-    (SFTFormat, OTHER, {"messages": [{**HI, "train": True}, U, A]}),
-    (SFTFormat, {"prompt": [U], "completion": [A]}, {"prompt": [], "completion": [A]}),
-    (SFTFormat, {"prompt": [U], "completion": [A]}, {"prompt": "", "completion": [HI, U, A]}),
-    (PairFormat, {"chosen": [U, A], "rejected": [U, B]}, {"chosen": [A], "rejected": [B]}),
-    (PairFormat, {"chosen": [U, A], "rejected": [U, B]}, {"chosen": [HI, U, A], "rejected": [A, U, B]}),
+    (SFTKind, OTHER, {"messages": [HI]}),
+    (SFTKind, OTHER, {"messages": [{**HI, "train": True}, U, A]}),
+    (SFTKind, {"prompt": [U], "completion": [A]}, {"prompt": [], "completion": [A]}),
+    (SFTKind, {"prompt": [U], "completion": [A]}, {"prompt": "", "completion": [HI, U, A]}),
+    (PairKind, {"chosen": [U, A], "rejected": [U, B]}, {"chosen": [A], "rejected": [B]}),
+    (PairKind, {"chosen": [U, A], "rejected": [U, B]}, {"chosen": [HI, U, A], "rejected": [A, U, B]}),
     (
-        PairFormat,
+        PairKind,
         {"prompt": [U], "chosen": [A], "rejected": [B]},
         {"prompt": [], "chosen": [A], "rejected": [B]},
     ),
-    (RankedFormat, {"prompt": [U], "responses": [[A], [B]]}, {"prompt": [], "responses": [[A], [B]]}),
+    (RankedKind, {"prompt": [U], "responses": [[A], [B]]}, {"prompt": [], "responses": [[A], [B]]}),
     (
-        UnpairedFormat,
+        UnpairedKind,
         {"prompt": [U], "completion": [A], "label": 1},
         {"prompt": [], "completion": [B], "label": 0},
     ),
@@ -90,7 +90,7 @@ def test_an_answer_to_nothing_is_refused_before_a_template_is(tmp_path: Path, re
     ],
 )
 def test_pairs_whose_prompt_the_assistant_begins(tmp_path: Path, row: Any) -> None:
-    examples, _ = load_examples(PairFormat, jsonl(tmp_path, [row, row]))
+    examples, _ = load_examples(PairKind, jsonl(tmp_path, [row, row]))
     assert (examples[0].prompt, examples[0].chosen, examples[0].rejected) == ((HI, U), (A,), (B,))
     tokenizer = tiny_models.make_chat_tokenizer()
     pair = Encoder(Renderer(tokenizer), 400).encode(examples[:1])[0]
@@ -101,7 +101,7 @@ def test_pairs_whose_prompt_the_assistant_begins(tmp_path: Path, row: Any) -> No
 
 
 def test_a_template_that_needs_a_user_first(tmp_path: Path) -> None:
-    examples, _ = load_examples(SFTFormat, jsonl(tmp_path, [{"messages": [HI, U, A]}, OTHER]))
+    examples, _ = load_examples(SFTKind, jsonl(tmp_path, [{"messages": [HI, U, A]}, OTHER]))
     encoder = Encoder(Renderer(tiny_models.make_chat_tokenizer(template=USER_FIRST)), 400)
     refusal(
         lambda: encoder.encode(examples),

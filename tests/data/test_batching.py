@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.pairs import EncodedPair
-from dpo_lightning.data.formats.sft import EncodedSFT
+from dpo_lightning.data.kinds.pairs import EncodedPair
+from dpo_lightning.data.kinds.sft import EncodedSFT
 from dpo_lightning.data.samplers import (
     BUCKET_RATIO,
     FixedBatches,

@@ -11,10 +11,10 @@ from dpo_lightning.batches import Tree
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.formats.pairs import EncodedPair, PairExample
-from dpo_lightning.data.formats.ranked import EncodedRanked
-from dpo_lightning.data.formats.sft import EncodedSFT
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired
+from dpo_lightning.data.kinds.pairs import EncodedPair, PairExample
+from dpo_lightning.data.kinds.ranked import EncodedRanked
+from dpo_lightning.data.kinds.sft import EncodedSFT
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired
 from dpo_lightning.errors import ExitCode, UserError
 
 TWO = [pair([1, 2, 3], [4, 5], [6]), pair([7, 8], [9, 10], [11, 12, 13])]

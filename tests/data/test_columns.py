@@ -10,7 +10,7 @@ from support.row_files import OTHER, PAIR, jsonl, refusal
 
 from dpo_lightning import PreferenceDataModule
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.columns import (
+from dpo_lightning.data.kinds.columns import (
     check_same_columns,
     describe_unused,
     find_look_alike,

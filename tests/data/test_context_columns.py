@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.ranked import RankedFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.unpaired import UnpairedFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.ranked import RankedKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.errors import ExitCode
 
 READERS = {
-    "sft": (SFTFormat, {"completion": "Blue."}, {"completion": "A heron."}),
-    "pairs": (PairFormat, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "No."}),
-    "lists": (RankedFormat, {"responses": ["Blue.", "No."]}, {"responses": ["A heron.", "No."]}),
-    "unpaired": (UnpairedFormat, {"completion": "Blue.", "label": 1}, {"completion": "No.", "label": 0}),
-    "split": (UnpairedFormat, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "Go."}),
+    "sft": (SFTKind, {"completion": "Blue."}, {"completion": "A heron."}),
+    "pairs": (PairKind, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "No."}),
+    "lists": (RankedKind, {"responses": ["Blue.", "No."]}, {"responses": ["A heron.", "No."]}),
+    "unpaired": (UnpairedKind, {"completion": "Blue.", "label": 1}, {"completion": "No.", "label": 0}),
+    "split": (UnpairedKind, {"chosen": "Blue.", "rejected": "No."}, {"chosen": "A heron.", "rejected": "Go."}),
 }
 KINDS = list(READERS)
 S, Q = {"role": "system", "content": "Be brief."}, user("Name a colour.")
@@ -92,8 +92,8 @@ def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: 
         "system": "Be brief.",
     }
     path = jsonl(tmp_path, [row, {**row, "input": "Good night"}])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt instruction")
-    examples, _ = load_examples(PairFormat, path, columns={"prompt": "instruction"})
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt instruction")
+    examples, _ = load_examples(PairKind, path, columns={"prompt": "instruction"})
     assert [example.prompt for example in examples] == [
         (S, user("Translate.\n\nGood day")),
         (S, user("Translate.\n\nGood night")),
@@ -103,20 +103,20 @@ def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: 
 @pytest.mark.parametrize("column", ["input", "context"])
 def test_the_instruction_form_of_demonstrations(tmp_path: Path, column: str) -> None:
     row = {"instruction": "When?", column: "Built in 1900.", "output": "In 1900.", "system": "Be brief."}
-    examples, _ = load_examples(SFTFormat, jsonl(tmp_path, [{**row, "history": EARLIER}, {**row, "output": "x"}]))
+    examples, _ = load_examples(SFTKind, jsonl(tmp_path, [{**row, "history": EARLIER}, {**row, "output": "x"}]))
     assert examples[0].prompt == (S, *TURNS, user("When?\n\nBuilt in 1900."))
     assert examples[0].completion == (assistant("In 1900."),)
 
 
 def test_conversations_get_a_system_message(tmp_path: Path) -> None:
     rows = [{"messages": [Q, assistant("Blue.")], "system": "Be brief."}, {"messages": [S, Q, assistant("Red.")]}]
-    examples, _ = load_examples(SFTFormat, jsonl(tmp_path, [*rows, {**rows[1], "system": "Be brief. "}]))
+    examples, _ = load_examples(SFTKind, jsonl(tmp_path, [*rows, {**rows[1], "system": "Be brief. "}]))
     assert [example.prompt for example in examples] == [(S, Q)] * 3
     pairs = [
         {"chosen": [Q, assistant("Blue.")], "rejected": [Q, assistant("No.")], "system": "Be brief."},
         {"chosen": [S, Q, assistant("Red.")], "rejected": [S, Q, assistant("No.")]},
     ]
-    assert [example.prompt for example in load_examples(PairFormat, jsonl(tmp_path, pairs))[0]] == [(S, Q)] * 2
+    assert [example.prompt for example in load_examples(PairKind, jsonl(tmp_path, pairs))[0]] == [(S, Q)] * 2
 
 
 @pytest.mark.parametrize("turns", [[Q], [S, Q]])
@@ -157,7 +157,7 @@ def test_a_conversation_with_a_history_of_its_own(tmp_path: Path) -> None:
     rows = [{"messages": [Q, assistant("Blue.")]}] * 2
     path = jsonl(tmp_path, [rows[0], {**rows[1], "history": EARLIER}])
     refusal(
-        lambda: load_examples(SFTFormat, path), ExitCode.DATA, "the row has a 'history' and a conversation", f"{path}:2"
+        lambda: load_examples(SFTKind, path), ExitCode.DATA, "the row has a 'history' and a conversation", f"{path}:2"
     )
 
 
@@ -201,9 +201,9 @@ def test_text_that_is_read_elsewhere_is_no_loss(tmp_path: Path) -> None:
 def test_a_system_prompt_is_not_proposed_as_the_prompt(tmp_path: Path) -> None:
     row = {"system_prompt": "Be brief.", "question": "q", "chosen": "a", "rejected": "b"}
     path = jsonl(tmp_path, [row, {**row, "question": "r"}])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt question")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt question")
 
 
 def test_a_question_named_input_is_not_passed_over_for_an_implicit_prompt(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"input": "q", "chosen": "a", "rejected": "b"}] * 2)
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt input")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt input")

@@ -152,7 +152,7 @@ def test_a_row_beyond_the_budget_in_the_models_own_layout_is_refused_too(tiny_ll
 def test_what_a_layout_takes_is_the_least():
     """So that what is refused before the model is known would be refused in any layout."""
     from dpo_lightning.data.examples import EncodedAnswer, Origin
-    from dpo_lightning.data.formats.pairs import EncodedPair
+    from dpo_lightning.data.kinds.pairs import EncodedPair
 
     answers = [EncodedAnswer(ids, [True] * len(ids)) for ids in ([4, 5], [4, 6, 7])]
     row = EncodedPair(Origin("f", 1), [1, 2, 3], answers)

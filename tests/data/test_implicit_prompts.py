@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.row_files import assistant, user
 
-from dpo_lightning.data.formats.implicit_prompts import split_messages, split_strings
+from dpo_lightning.data.kinds.implicit_prompts import split_messages, split_strings
 from dpo_lightning.data.readers.bad_rows import RowError
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.ranked import RankedFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.unpaired import UnpairedFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.ranked import RankedKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.errors import ExitCode
 
 DIRECTION = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C]
@@ -21,7 +21,7 @@ MARKS, WIDTHLESS = "bidirectional control characters (such as U+202E)", "zero-wi
 
 
 def notes(folder: Path, **changed: Any) -> list[str]:
-    return load_examples(PairFormat, jsonl(folder, [OTHER, {**PAIR, **changed}]))[1]
+    return load_examples(PairKind, jsonl(folder, [OTHER, {**PAIR, **changed}]))[1]
 
 
 @pytest.mark.parametrize(("codes", "kind"), [(DIRECTION, MARKS), (HIDDEN, WIDTHLESS)])
@@ -34,20 +34,20 @@ def test_they_are_told_with_their_rows(tmp_path: Path, codes: list[int], kind: s
 
 def test_they_are_strictly_refused_and_no_matter_in_columns_that_nothing_reads(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [OTHER, {**PAIR, "prompt": "a\u202eb"}])
-    refusal(lambda: load_examples(PairFormat, path, strict=True), ExitCode.DATA, MARKS, f"{path}:2")
+    refusal(lambda: load_examples(PairKind, path, strict=True), ExitCode.DATA, MARKS, f"{path}:2")
     assert notes(tmp_path, score="a\u200bb") == ["columns that are not used: score"]
 
 
 @pytest.mark.parametrize(
     ("reader", "rows"),
     [
-        (SFTFormat, [{"messages": [user("a\u2066b"), assistant("c")]}, {"messages": [user("a"), assistant("b")]}]),
-        (RankedFormat, [{"prompt": "p", "responses": ["a\u2066", "b"]}, {"prompt": "q", "responses": ["a", "b"]}]),
+        (SFTKind, [{"messages": [user("a\u2066b"), assistant("c")]}, {"messages": [user("a"), assistant("b")]}]),
+        (RankedKind, [{"prompt": "p", "responses": ["a\u2066", "b"]}, {"prompt": "q", "responses": ["a", "b"]}]),
         (
-            UnpairedFormat,
+            UnpairedKind,
             [{"prompt": "p", "completion": f"a{c}", "label": i} for i, c in enumerate(("", "\u2066b"))],
         ),
-        (SFTFormat, [{"prompt": "p", "completion": "a", "system": "x\u2066"}, {"prompt": "q", "completion": "b"}]),
+        (SFTKind, [{"prompt": "p", "completion": "a", "system": "x\u2066"}, {"prompt": "q", "completion": "b"}]),
     ],
 )
 def test_every_format_is_looked_at(tmp_path: Path, reader: Any, rows: list[Any]) -> None:
@@ -84,20 +84,20 @@ def test_answers_that_differ_in_nothing_else(tmp_path: Path, code: int) -> None:
     assert f"{what}: 1 ({tmp_path}/rows.jsonl:2)" in notes(tmp_path, rejected=hidden)
     chats = {"prompt": [user("p")], "chosen": [assistant("ab")], "rejected": [assistant(f"a{chr(code)}b")]}
     path = jsonl(tmp_path, [{**chats, "chosen": [assistant("c")]}, chats])
-    assert f"{what}: 1 ({path}:2)" in load_examples(PairFormat, path)[1]
-    refusal(lambda: load_examples(PairFormat, path, strict=True), ExitCode.DATA, what, f"{path}:2")
+    assert f"{what}: 1 ({path}:2)" in load_examples(PairKind, path)[1]
+    refusal(lambda: load_examples(PairKind, path, strict=True), ExitCode.DATA, what, f"{path}:2")
     what = "lists with answers that differ only in invisible characters"
     answers = ["ab", f"a{chr(code)}b", "c"]
     for responses in (answers, [[assistant(text)] for text in answers]):
         rows = [{"prompt": "p", "responses": responses[1:]}, {"prompt": "q", "responses": responses}]
         path = jsonl(tmp_path, rows)
-        assert f"{what}: 1 ({path}:2)" in load_examples(RankedFormat, path)[1]
+        assert f"{what}: 1 ({path}:2)" in load_examples(RankedKind, path)[1]
 
 
 @pytest.mark.parametrize("text", ["\u200b", " \u202a\u202c ", "\ufeff\n", "\u3164"])
 def test_a_text_of_nothing_else_is_blank(tmp_path: Path, text: str) -> None:
     path = jsonl(tmp_path, [OTHER, {**PAIR, "prompt": text, "chosen": text}])
     what = [f"'{name}' is only white space at {path}:2" for name in ("prompt", "chosen")]
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, *what)
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, *what)
     path = jsonl(tmp_path, [{"messages": [user("a"), assistant("b")]}, {"messages": [user(text), assistant("b")]}])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, "only white space as content", f"{path}:2")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, "only white space as content", f"{path}:2")

@@ -9,10 +9,10 @@ from dpo_lightning.data.encoding.kept_texts import count_common_characters, find
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.pairs import PairExample
-from dpo_lightning.data.formats.ranked import RankedExample
-from dpo_lightning.data.formats.sft import SFTExample
-from dpo_lightning.data.formats.unpaired import UnpairedExample
+from dpo_lightning.data.kinds.pairs import PairExample
+from dpo_lightning.data.kinds.ranked import RankedExample
+from dpo_lightning.data.kinds.sft import SFTExample
+from dpo_lightning.data.kinds.unpaired import UnpairedExample
 from dpo_lightning.errors import ExitCode, UserError
 
 THOUGHT = "<think>\nhm, so\n</think>\n\n"

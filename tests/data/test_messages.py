@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.row_files import assistant, user
 
-from dpo_lightning.data.formats.fields import check_answer, parse_group, parse_text
-from dpo_lightning.data.formats.tool_calls import parse_tools
+from dpo_lightning.data.kinds.fields import check_answer, parse_group, parse_text
+from dpo_lightning.data.kinds.tool_calls import parse_tools
 from dpo_lightning.data.readers.bad_rows import RowError
 
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}

@@ -9,7 +9,7 @@ from support import kto_runs, whole_runs
 
 from dpo_lightning import UnpairedDataModule
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.unpaired import EncodedUnpaired
+from dpo_lightning.data.kinds.unpaired import EncodedUnpaired
 from dpo_lightning.data.mismatches import match_rows
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.losses import APOZeroUnpairedLoss

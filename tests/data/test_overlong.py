@@ -7,8 +7,8 @@ from support.tiny_models import BEGIN, turns
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder, drop_oldest_turn
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.pairs import PairExample
-from dpo_lightning.data.formats.sft import SFTExample
+from dpo_lightning.data.kinds.pairs import PairExample
+from dpo_lightning.data.kinds.sft import SFTExample
 from dpo_lightning.errors import ExitCode, UserError
 
 LONG = "water " * 60

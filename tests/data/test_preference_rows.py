@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairExample, PairFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairExample, PairKind
 from dpo_lightning.errors import ExitCode
 
 A, B = assistant("a"), assistant("b")
@@ -22,7 +22,7 @@ TOOL = {"name": "f", "parameters": {}}
 
 
 def first(folder: Path, row: dict[str, Any], other: dict[str, Any]) -> tuple[PairExample, list[str]]:
-    examples, warnings = load_examples(PairFormat, jsonl(folder, [row, other]))
+    examples, warnings = load_examples(PairKind, jsonl(folder, [row, other]))
     return examples[0], warnings
 
 
@@ -78,7 +78,7 @@ def test_implicit_prompts(tmp_path: Path) -> None:
     example, _ = first(tmp_path, *rows)
     assert (example.prompt, example.chosen, example.rejected) == ((U,), (A,), (B,))
     texts = [{"chosen": "Q: 1 A: Yes", "rejected": "Q: 1 A: No"}, {"chosen": "yes ", "rejected": "no"}]
-    examples, warnings = load_examples(PairFormat, jsonl(tmp_path, texts))
+    examples, warnings = load_examples(PairKind, jsonl(tmp_path, texts))
     assert [example.prompt for example in examples] == ["Q: 1 A:", ""]
     assert ["empty prompt" in warning for warning in warnings] == [True]
 
@@ -133,19 +133,19 @@ REFUSED = [
 def test_bad_rows_are_told_with_every_line(tmp_path: Path, change: dict[str, Any], what: str) -> None:
     bad = {**PAIR, **change}
     path = jsonl(tmp_path, [OTHER, bad, {**PAIR, "prompt": "p"}, bad])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, what, f"{path}:2", f"{path}:4")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, what, f"{path}:2", f"{path}:4")
 
 
 @pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
 def test_a_key_that_some_rows_lack(tmp_path: Path, name: str) -> None:
     bad = {key: value for key, value in PAIR.items() if key != name}
     path = jsonl(tmp_path, [OTHER, bad, bad])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, f"no column '{name}' at {path}:2", f"{path}:3")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"no column '{name}' at {path}:2", f"{path}:3")
 
 
 def test_all_faults_of_a_row_are_told_at_once(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [OTHER, {"prompt": 1, "chosen": "", "rejected": None}])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "'prompt' is", "'chosen' is", "'rejected' is")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "'prompt' is", "'chosen' is", "'rejected' is")
 
 
 @pytest.mark.parametrize(
@@ -159,21 +159,21 @@ def test_all_faults_of_a_row_are_told_at_once(tmp_path: Path) -> None:
 )
 def test_odd_rows_are_noted_and_strictly_refused(tmp_path: Path, changes: dict[str, str], what: str) -> None:
     path = jsonl(tmp_path, [OTHER, {**PAIR, **changes}])
-    examples, warnings = load_examples(PairFormat, path)
+    examples, warnings = load_examples(PairKind, path)
     assert len(examples) == 2
     assert len(warnings) == 1
     assert what in warnings[0]
     assert f"({path}:2)" in warnings[0]
-    refusal(lambda: load_examples(PairFormat, path, strict=True), ExitCode.DATA, what.partition(":")[0], f"{path}:2")
+    refusal(lambda: load_examples(PairKind, path, strict=True), ExitCode.DATA, what.partition(":")[0], f"{path}:2")
 
 
 def test_equal_decomposed_texts_are_equal(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [OTHER, {**PAIR, "chosen": "e\u0301", "rejected": "e\u0301"}])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "are equal", f"{path}:2")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "are equal", f"{path}:2")
 
 
 @pytest.mark.parametrize("pair", [("abc", "abc"), ("abc", "abc def")])
 def test_implicit_prompts_that_cannot_be_told(tmp_path: Path, pair: tuple[str, str]) -> None:
     rows = [{"chosen": "a b", "rejected": "a c"}, dict(zip(("chosen", "rejected"), pair, strict=True))]
     path = jsonl(tmp_path, rows)
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, f"{path}:2")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"{path}:2")

@@ -9,9 +9,9 @@ import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.datamodules import RankedDataModule
-from dpo_lightning.data.formats.duplicates import check_leak
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.ranked import RankedFormat
+from dpo_lightning.data.kinds.duplicates import check_leak
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.errors import ExitCode
 
 ROW = {"prompt": "Name a colour.", "responses": ["Blue, like the sea.", "Blue.", "No."]}
@@ -21,11 +21,11 @@ U, V = user("u"), user("v")
 
 
 def first(folder: Path, row: dict[str, Any], other: dict[str, Any] = OTHER) -> Any:
-    return load_examples(RankedFormat, jsonl(folder, [row, other]))[0][0]
+    return load_examples(RankedKind, jsonl(folder, [row, other]))[0][0]
 
 
 def test_the_order_of_a_row_is_the_ranking(tmp_path: Path) -> None:
-    examples, warnings = load_examples(RankedFormat, jsonl(tmp_path, [{**ROW, "weight": 0.5, "group": "g"}, OTHER]))
+    examples, warnings = load_examples(RankedKind, jsonl(tmp_path, [{**ROW, "weight": 0.5, "group": "g"}, OTHER]))
     assert [example.answers for example in examples] == [tuple(ROW["responses"]), tuple(OTHER["responses"])]
     assert [(example.prompt, example.weight, example.group) for example in examples] == [
         (ROW["prompt"], 0.5, "g"),
@@ -82,62 +82,60 @@ def test_conversations(tmp_path: Path, row: dict[str, Any], prompt: object, resp
 def test_bad_rows_are_told_with_every_line(tmp_path: Path, change: dict[str, Any], what: str) -> None:
     bad = {**ROW, **change}
     path = jsonl(tmp_path, [OTHER, bad, {**ROW, "prompt": "p"}, bad])
-    refusal(lambda: load_examples(RankedFormat, path), ExitCode.DATA, what, f"{path}:2", f"{path}:4")
+    refusal(lambda: load_examples(RankedKind, path), ExitCode.DATA, what, f"{path}:2", f"{path}:4")
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     pairs = jsonl(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2, "pairs.jsonl")
-    refusal(lambda: load_examples(RankedFormat, pairs), ExitCode.DATA, "no row has the column 'responses'")
+    refusal(lambda: load_examples(RankedKind, pairs), ExitCode.DATA, "no row has the column 'responses'")
     some = jsonl(tmp_path, [ROW, {"prompt": "p"}])
-    refusal(lambda: load_examples(RankedFormat, some), ExitCode.DATA, f"no column 'responses' at {some}:2")
+    refusal(lambda: load_examples(RankedKind, some), ExitCode.DATA, f"no column 'responses' at {some}:2")
 
 
 def test_columns_of_another_name(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"q": row["prompt"], "texts": row["responses"]} for row in (ROW, OTHER)])
     columns = {"prompt": "q", "responses": "texts"}
-    assert load_examples(RankedFormat, path, columns=columns)[0][0].answers == tuple(ROW["responses"])
+    assert load_examples(RankedKind, path, columns=columns)[0][0].answers == tuple(ROW["responses"])
 
 
 def test_odd_rows_are_noted_and_strictly_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [OTHER, {**ROW, "responses": ["Blue.", "Red.", "Blue. "]}, OTHER, {**ROW, "prompt": ""}])
-    examples, warnings = load_examples(RankedFormat, path)
+    examples, warnings = load_examples(RankedKind, path)
     assert len(examples) == 4
     parts = ("differ only in outer white space: 1", "repeated rows: 1", "empty prompt: 1")
     assert all(any(part in line for line in warnings) for part in parts), warnings
-    refusal(
-        lambda: load_examples(RankedFormat, path, strict=True), ExitCode.DATA, f"{path}:2", f"{path}:3", f"{path}:4"
-    )
+    refusal(lambda: load_examples(RankedKind, path, strict=True), ExitCode.DATA, f"{path}:2", f"{path}:3", f"{path}:4")
 
 
 def test_answers_that_two_lists_rank_both_ways_round(tmp_path: Path) -> None:
     """Also where the lists have other answers beside them."""
     path = jsonl(tmp_path, [ROW, OTHER, {**ROW, "responses": ["Red.", "No.", "Blue."]}])
     what = f"two answers are ranked the other way round than in {path}:1 at {path}:3"
-    refusal(lambda: load_examples(RankedFormat, path), ExitCode.DATA, what)
-    examples, warnings = load_examples(RankedFormat, path, allow=["contradictions"])
+    refusal(lambda: load_examples(RankedKind, path), ExitCode.DATA, what)
+    examples, warnings = load_examples(RankedKind, path, allow=["contradictions"])
     assert len(examples) == 3
     assert "rows that contradict another: 1" in warnings[0]
     agreeing = jsonl(tmp_path, [ROW, {**ROW, "responses": ["Red.", "Blue.", "No."]}])
-    assert load_examples(RankedFormat, agreeing)[1] == []
+    assert load_examples(RankedKind, agreeing)[1] == []
 
 
 def test_a_prompt_in_both_sets_is_a_leak(tmp_path: Path) -> None:
     train, held_out = (
-        load_examples(RankedFormat, jsonl(tmp_path, rows, name))[0]
+        load_examples(RankedKind, jsonl(tmp_path, rows, name))[0]
         for name, rows in (("t.jsonl", [ROW, OTHER]), ("e.jsonl", [OTHER, {**ROW, "prompt": "p"}]))
     )
     refusal(
-        lambda: check_leak(train, held_out, RankedFormat.check),
+        lambda: check_leak(train, held_out, RankedKind.check),
         ExitCode.DATA,
         "1 of 2 held-out rows",
         "e.jsonl:1",
         "t.jsonl:2",
     )
     turned = load_examples(
-        RankedFormat, jsonl(tmp_path, [{**OTHER, "responses": OTHER["responses"][::-1]}, ROW], "r.jsonl")
+        RankedKind, jsonl(tmp_path, [{**OTHER, "responses": OTHER["responses"][::-1]}, ROW], "r.jsonl")
     )[0]
     refusal(
-        lambda: check_leak(train, turned, RankedFormat.check, allow=["leak"]),
+        lambda: check_leak(train, turned, RankedKind.check, allow=["leak"]),
         ExitCode.DATA,
         "the other way round",
         "r.jsonl:1",

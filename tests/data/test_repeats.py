@@ -8,15 +8,15 @@ import pytest
 from support.row_files import assistant, refusal, user
 
 from dpo_lightning.data.examples import Origin, Text
-from dpo_lightning.data.formats.duplicates import (
+from dpo_lightning.data.kinds.duplicates import (
     check_leak,
     check_order,
     check_repeats,
     find_shared_prompts,
 )
-from dpo_lightning.data.formats.pairs import PairExample
-from dpo_lightning.data.formats.ranked import RankedExample
-from dpo_lightning.data.formats.sft import SFTExample
+from dpo_lightning.data.kinds.pairs import PairExample
+from dpo_lightning.data.kinds.ranked import RankedExample
+from dpo_lightning.data.kinds.sft import SFTExample
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes
 from dpo_lightning.errors import ExitCode
 

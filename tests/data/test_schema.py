@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.sft import SFTFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.errors import ExitCode
 
 THIRD = {"prompt": "c", "chosen": "d", "rejected": "e"}
@@ -26,7 +26,7 @@ def renamed(row: dict[str, Any], **names: str) -> dict[str, Any]:
 def test_a_key_that_all_rows_lack_shows_the_keys_found(tmp_path: Path, name: str) -> None:
     path = jsonl(tmp_path, [renamed(PAIR, **{name: "zzz"}), renamed(OTHER, **{name: "zzz"})])
     refusal(
-        lambda: load_examples(PairFormat, path),
+        lambda: load_examples(PairKind, path),
         ExitCode.DATA,
         f"no row has the column '{name}'",
         "zzz",
@@ -38,15 +38,15 @@ def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
     names = {"prompt": "question", "chosen": "response_chosen", "rejected": "response_rejected"}
     path = jsonl(tmp_path, [renamed(PAIR, **names), renamed(OTHER, **names)])
     fix = " ".join(f"--data.columns.{ours} {theirs}" for ours, theirs in names.items())
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, fix)
-    examples, warnings = load_examples(PairFormat, path, columns=names)
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, fix)
+    examples, warnings = load_examples(PairKind, path, columns=names)
     assert (examples[0].prompt, examples[1].rejected) == (PAIR["prompt"], OTHER["rejected"])
     assert warnings == []
 
 
 def test_a_question_is_not_passed_over_for_an_implicit_prompt(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [renamed(PAIR, prompt="question"), renamed(OTHER, prompt="question")])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "--data.columns.prompt question")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt question")
 
 
 def test_whole_conversations_need_no_prompt(tmp_path: Path) -> None:
@@ -54,23 +54,23 @@ def test_whole_conversations_need_no_prompt(tmp_path: Path) -> None:
         {"question": "x", "chosen": [user(word), assistant("a")], "rejected": [user(word), assistant("b")]}
         for word in "uv"
     ]
-    examples, warnings = load_examples(PairFormat, jsonl(tmp_path, rows))
+    examples, warnings = load_examples(PairKind, jsonl(tmp_path, rows))
     assert examples[0].prompt == (user("u"),)
     assert warnings == ["columns that are not used: question"]
 
 
 def test_a_mapping_to_a_column_that_is_not_there(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, OTHER])
-    refusal(lambda: load_examples(PairFormat, path, columns={"chosen": "best"}), ExitCode.DATA, "'best'", f"{path}:1")
+    refusal(lambda: load_examples(PairKind, path, columns={"chosen": "best"}), ExitCode.DATA, "'best'", f"{path}:1")
 
 
 @pytest.mark.parametrize("label", [True, False, 1, "x", None])
 def test_unpaired_rows(tmp_path: Path, label: object) -> None:
     path = jsonl(tmp_path, [{"prompt": "p", "completion": "c", "label": label}] * 2)
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "this is unpaired data", f"{path}:1")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "this is unpaired data", f"{path}:1")
 
 
-@pytest.mark.parametrize("read", [PairFormat, SFTFormat])
+@pytest.mark.parametrize("read", [PairKind, SFTKind])
 def test_one_row_is_not_enough(tmp_path: Path, read: Any) -> None:
     path = jsonl(tmp_path, [{**PAIR, "completion": "c"}])
     refusal(lambda: load_examples(read, path), ExitCode.DATA, "only 1 row", f"{path}:1")
@@ -78,7 +78,7 @@ def test_one_row_is_not_enough(tmp_path: Path, read: Any) -> None:
 
 def test_no_row_at_all(tmp_path: Path) -> None:
     path = written(tmp_path, "\n\n")
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "no rows", f"{path}:1")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "no rows", f"{path}:1")
 
 
 def test_unknown_columns_are_noted_once_and_known_ones_never(tmp_path: Path) -> None:
@@ -92,13 +92,13 @@ def test_unknown_columns_are_noted_once_and_known_ones_never(tmp_path: Path) -> 
         "group": "g",
         "tools": [],
     }
-    _, warnings = load_examples(PairFormat, jsonl(tmp_path, [{**PAIR, **extra}, {**OTHER, **extra}]))
+    _, warnings = load_examples(PairKind, jsonl(tmp_path, [{**PAIR, **extra}, {**OTHER, **extra}]))
     assert warnings == ["columns that are not used: score"]
 
 
 def test_files_of_one_format_are_chained(tmp_path: Path) -> None:
     packed = written(tmp_path, gzip.compress(json.dumps([OTHER]).encode()), "b.json.gz")
-    examples, _ = load_examples(PairFormat, [jsonl(tmp_path, [PAIR], "a.jsonl"), packed])
+    examples, _ = load_examples(PairKind, [jsonl(tmp_path, [PAIR], "a.jsonl"), packed])
     assert [str(example.origin) for example in examples] == [f"{tmp_path}/a.jsonl:1", f"{packed}:1"]
 
 
@@ -112,44 +112,44 @@ def test_files_of_one_format_are_chained(tmp_path: Path) -> None:
 )
 def test_files_of_two_formats(tmp_path: Path, row: dict[str, Any]) -> None:
     paths = [jsonl(tmp_path, [PAIR, OTHER], "a.jsonl"), jsonl(tmp_path, [row], "b.jsonl")]
-    refusal(lambda: load_examples(PairFormat, paths), ExitCode.DATA, f"{paths[0]}", f"{paths[1]}:1")
+    refusal(lambda: load_examples(PairKind, paths), ExitCode.DATA, f"{paths[0]}", f"{paths[1]}:1")
 
 
 def test_bad_lines_and_bad_rows_travel_together(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, "{", {**OTHER, "chosen": ""}, '{"prompt": NaN}'])
-    message = refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, f"{path}:2", f"{path}:3", f"{path}:4")
+    message = refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"{path}:2", f"{path}:3", f"{path}:4")
     assert message.index(f"{path}:2") < message.index(f"{path}:3") < message.index(f"{path}:4")
 
 
 def test_stops_after_a_thousand_bad_rows(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, *[{**OTHER, "chosen": ""}] * 9000])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, f"stopped after 1,000 bad rows at {path}:1002")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"stopped after 1,000 bad rows at {path}:1002")
 
 
 def test_contradictions_and_repeats_through_a_file(tmp_path: Path) -> None:
     turned = {**PAIR, "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}
     path = jsonl(tmp_path, [PAIR, OTHER, turned, OTHER])
     parts = [f"{path}:1 at {path}:3", "--data.allow contradictions"]
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, *parts)
-    examples, warnings = load_examples(PairFormat, path, allow=["contradictions"])
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, *parts)
+    examples, warnings = load_examples(PairKind, path, allow=["contradictions"])
     assert len(examples) == 4
     assert f"({path}:4 = {path}:2)" in warnings[0]
     assert f"({path}:3 = {path}:1)" in warnings[1]
-    refusal(lambda: load_examples(PairFormat, path, allow=["all"]), ExitCode.CONFIG, "data.allow")
+    refusal(lambda: load_examples(PairKind, path, allow=["all"]), ExitCode.CONFIG, "data.allow")
 
 
 def test_csv_rows_are_pairs(tmp_path: Path) -> None:
     path = written(tmp_path, 'prompt,chosen,rejected,tools\n"한 줄\n두 줄",b,c,\nd,e,f,\n', "rows.csv")
-    examples, _ = load_examples(PairFormat, path)
+    examples, _ = load_examples(PairKind, path)
     assert [str(example.origin) for example in examples] == [f"{path}:2", f"{path}:4"]
     assert examples[0].prompt == "한 줄\n두 줄"
 
 
 def test_a_csv_without_its_header_shows_what_it_took_for_one(tmp_path: Path) -> None:
     path = written(tmp_path, "Why?,Because.,No.\nWhat?,That.,This.\nWho?,Me.,You.\n", "rows.csv")
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, "the columns are Why?, Because., No.", path)
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "the columns are Why?, Because., No.", path)
 
 
 def test_text_and_messages_do_not_mix(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [PAIR, {**THIRD, "prompt": [user("u")]}])
-    refusal(lambda: load_examples(PairFormat, path), ExitCode.DATA, f"{path}:1 has text at {path}:2")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"{path}:1 has text at {path}:2")

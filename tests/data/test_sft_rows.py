@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.sft import SFTFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.errors import ExitCode
 
 A, B = assistant("a"), assistant("b")
@@ -38,13 +38,13 @@ TASK = {"instruction": "i", "output": "o"}
 def test_formats(
     tmp_path: Path, row: dict[str, Any], other: dict[str, Any], prompt: object, completion: object
 ) -> None:
-    examples, warnings = load_examples(SFTFormat, jsonl(tmp_path, [row, other]))
+    examples, warnings = load_examples(SFTKind, jsonl(tmp_path, [row, other]))
     assert (examples[0].prompt, examples[0].completion) == (prompt, completion)
     assert warnings == []
 
 
 def test_a_completion_that_repeats_the_prompt_is_read_once(tmp_path: Path) -> None:
-    examples, warnings = load_examples(SFTFormat, jsonl(tmp_path, [{"prompt": [U], "completion": [U, A]}] * 2))
+    examples, warnings = load_examples(SFTKind, jsonl(tmp_path, [{"prompt": [U], "completion": [U, A]}] * 2))
     assert (examples[0].prompt, examples[0].completion) == ((U,), (A,))
     assert len(warnings) == 2
 
@@ -69,7 +69,7 @@ def test_a_completion_that_repeats_the_prompt_is_read_once(tmp_path: Path) -> No
 )
 def test_bad_rows(tmp_path: Path, good: dict[str, Any], change: dict[str, Any], what: str) -> None:
     path = jsonl(tmp_path, [good, {**good, **change}, good])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, what, f"{path}:2")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, what, f"{path}:2")
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,18 @@ def test_bad_rows(tmp_path: Path, good: dict[str, Any], change: dict[str, Any], 
 )
 def test_other_columns(tmp_path: Path, row: dict[str, Any], parts: list[str]) -> None:
     path = jsonl(tmp_path, [row, row])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, f"{path}:1", *parts)
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, f"{path}:1", *parts)
 
 
 @pytest.mark.parametrize("label", [True, False, 1, "good"])
 def test_unpaired_rows_are_not_imitated(tmp_path: Path, label: object) -> None:
     path = jsonl(tmp_path, [{**ROW, "label": label}] * 2)
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, "this is unpaired data", f"{path}:1")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, "this is unpaired data", f"{path}:1")
 
 
 def test_a_label_that_is_a_kind_is_a_column_like_others(tmp_path: Path) -> None:
     _, warnings = load_examples(
-        SFTFormat, jsonl(tmp_path, [{**ROW, "label": "poem"}, {**ROW, "prompt": "q", "label": "prose"}])
+        SFTKind, jsonl(tmp_path, [{**ROW, "label": "poem"}, {**ROW, "prompt": "q", "label": "prose"}])
     )
     assert warnings == ["columns that are not used: label"]
 
@@ -111,16 +111,16 @@ def test_notes(tmp_path: Path) -> None:
         tmp_path,
         [ROW, ROW, {"prompt": "", "completion": "c"}, {"prompt": "x", "completion": '[{"role": 1}]'}],
     )
-    _, warnings = load_examples(SFTFormat, path)
+    _, warnings = load_examples(SFTKind, path)
     assert [warning.partition(":")[0] for warning in warnings] == [
         "rows with an empty prompt",
         "answers that look like messages in JSON, read as plain text",
         "repeated rows",
     ]
-    refusal(lambda: load_examples(SFTFormat, path, strict=True), ExitCode.DATA, f"{path}:2", f"{path}:3", f"{path}:4")
+    refusal(lambda: load_examples(SFTKind, path, strict=True), ExitCode.DATA, f"{path}:2", f"{path}:3", f"{path}:4")
 
 
 def test_columns_are_mapped(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"질문": "q", "답변": ""}, {"질문": "r", "답변": "b"}])
     columns = {"prompt": "질문", "completion": "답변"}
-    refusal(lambda: load_examples(SFTFormat, path, columns=columns), ExitCode.DATA, "'답변' is empty", f"{path}:1")
+    refusal(lambda: load_examples(SFTKind, path, columns=columns), ExitCode.DATA, "'답변' is empty", f"{path}:1")

@@ -25,9 +25,9 @@ CSV = "prompt,chosen,rejected\n" + "".join(
 )
 TORCHLESS = """
 import sys
-import dpo_lightning.data.formats.load as schema
-from dpo_lightning.data.formats.pairs import PairFormat
-schema.load_examples(PairFormat, sys.argv[1])
+import dpo_lightning.data.kinds.load as schema
+from dpo_lightning.data.kinds.pairs import PairKind
+schema.load_examples(PairKind, sys.argv[1])
 heavy = {"torch", "lightning", "transformers", "datasets", "pyarrow"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """

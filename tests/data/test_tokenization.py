@@ -12,8 +12,8 @@ from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.pairs import PairExample
-from dpo_lightning.data.formats.sft import SFTExample
+from dpo_lightning.data.kinds.pairs import PairExample
+from dpo_lightning.data.kinds.sft import SFTExample
 from dpo_lightning.errors import ExitCode, UserError
 
 NO_THOUGHT = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")

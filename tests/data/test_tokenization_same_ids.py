@@ -12,10 +12,10 @@ from dpo_lightning.data.datamodules import UnpairedDataModule
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairExample, PairFormat
-from dpo_lightning.data.formats.ranked import RankedExample
-from dpo_lightning.data.formats.unpaired import UnpairedExample
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairExample, PairKind
+from dpo_lightning.data.kinds.ranked import RankedExample
+from dpo_lightning.data.kinds.unpaired import UnpairedExample
 from dpo_lightning.errors import ExitCode, UserError
 
 
@@ -69,7 +69,7 @@ def test_composed_and_decomposed_letters_are_the_same_ids(tmp_path, chat_tokeniz
         file = tmp_path / f"{name}.jsonl"
         other = {"prompt": "Hello", "chosen": "Hi", "rejected": "No"}
         file.write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n", encoding="utf-8")
-        examples, _ = load_examples(PairFormat, str(file))
+        examples, _ = load_examples(PairKind, str(file))
         encoded.append(Encoder(Renderer(chat_tokenizer), 200).encode(examples)[0])
     assert encoded[0].prompt_ids == encoded[1].prompt_ids
     assert encoded[0].answers == encoded[1].answers

@@ -12,9 +12,9 @@ from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.sft import SFTFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.errors import ExitCode
 
 HEAD = (
@@ -53,7 +53,7 @@ def rendered(folder: Path, messages: list[Any], template: str = OBJECTS, **more:
     """The text of a demonstration, what of it is learned, and what was said."""
     tokenizer = tiny_models.make_chat_tokenizer(template=template)
     rows = [{"messages": messages, **more}, {"messages": [user("Hello"), LAST]}]
-    examples, warnings = load_examples(SFTFormat, jsonl(folder, rows))
+    examples, warnings = load_examples(SFTKind, jsonl(folder, rows))
     encoder = Encoder(Renderer(tokenizer), 1000)
     row = encoder.encode(examples)[0]
     learned = [id_ for id_, own in zip(row.completion.ids, row.completion.scored, strict=True) if own]
@@ -104,7 +104,7 @@ def test_tools_as_text(tmp_path: Path, form: Any, inner: Any) -> None:
     for wrap in (lambda tool: tool, lambda tool: {"type": "function", "function": tool}):
         tools = form([wrap({"name": "weather", "parameters": inner(schema)})])
         rows = [{"messages": [U, LAST], "tools": tools}, {"messages": [user("Hello"), LAST]}]
-        examples, _ = load_examples(SFTFormat, jsonl(tmp_path, rows))
+        examples, _ = load_examples(SFTKind, jsonl(tmp_path, rows))
         assert examples[0].tools == (wrap({"name": "weather", "parameters": schema}),)
 
 
@@ -124,7 +124,7 @@ def test_tools_as_text(tmp_path: Path, form: Any, inner: Any) -> None:
 )
 def test_calls_that_cannot_be_read(tmp_path: Path, message: Any, what: str) -> None:
     path = jsonl(tmp_path, [{"messages": [U, LAST]}, {"messages": [U, message, LAST]}])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, "'messages' message 2", what, f"{path}:2")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, "'messages' message 2", what, f"{path}:2")
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_calls_that_cannot_be_read(tmp_path: Path, message: Any, what: str) -> N
 )
 def test_tools_that_cannot_be_read(tmp_path: Path, more: Any) -> None:
     path = jsonl(tmp_path, [{"messages": [U, LAST]}, {"messages": [user("Hello"), LAST], **more}])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, f"{path}:2", "fix: ")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, f"{path}:2", "fix: ")
 
 
 def test_arguments_of_pairs_are_decoded_in_prompt_and_answers(tmp_path: Path) -> None:
     tokenizer = tiny_models.make_chat_tokenizer(template=OBJECTS)
     row = {"prompt": [U, call(JSON), TOOL], "chosen": [call(TIGHT)], "rejected": [LAST]}
-    examples, _ = load_examples(PairFormat, jsonl(tmp_path, [row, {**row, "chosen": [assistant("Sun.")]}]))
+    examples, _ = load_examples(PairKind, jsonl(tmp_path, [row, {**row, "chosen": [assistant("Sun.")]}]))
     encoder = Encoder(Renderer(tokenizer), 1000)
     pair = encoder.encode(examples)[0]
     assert f"weather{JSON}<|im_end|>" in tokenizer.decode(pair.prompt_ids)

@@ -12,11 +12,11 @@ from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.ranked import RankedFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.unpaired import UnpairedFormat
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.ranked import RankedKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.errors import ExitCode
 
 WRONG, RIGHT = assistant("It is five."), assistant("No, it is four.")
@@ -35,7 +35,7 @@ def runs(
 ) -> list[tuple[bool, str]]:
     """The runs of a demonstration's text, the prompt with the first, and whether each is learned."""
     tokenizer = tiny_models.make_chat_tokenizer(template=template)
-    examples, _ = load_examples(SFTFormat, jsonl(folder, [row, other]))
+    examples, _ = load_examples(SFTKind, jsonl(folder, [row, other]))
     encoded = Encoder(Renderer(tokenizer), 400).encode(examples)[0]
     ids = [*encoded.prompt_ids, *encoded.completion.ids]
     flags = [False] * len(encoded.prompt_ids) + list(encoded.completion.scored)
@@ -83,7 +83,7 @@ def test_a_turn_between_learned_ones_is_context(tmp_path: Path) -> None:
 )
 def test_marks_that_cannot_be_honoured(tmp_path: Path, message: dict[str, Any], what: str) -> None:
     path = jsonl(tmp_path, [OTHER, {"messages": [U, message, V, RIGHT]}])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, "'messages' message 2", what, f"{path}:2")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, "'messages' message 2", what, f"{path}:2")
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -92,8 +92,8 @@ def test_only_the_assistants_turns_are_learned(tmp_path: Path, key: str, role: s
     turn = {"role": role, "content": "x"}
     path = jsonl(tmp_path, [OTHER, {"messages": [{**turn, key: 1}, U, RIGHT]}])
     what = f"'messages' message 1 is a {role} message that is marked to be learned ({key})"
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, what, f"{path}:2")
-    examples, _ = load_examples(SFTFormat, jsonl(tmp_path, [OTHER, {"messages": [{**turn, key: False}, U, RIGHT]}]))
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, what, f"{path}:2")
+    examples, _ = load_examples(SFTKind, jsonl(tmp_path, [OTHER, {"messages": [{**turn, key: False}, U, RIGHT]}]))
     assert examples[1].prompt == (turn, U)
 
 
@@ -117,7 +117,7 @@ def test_only_the_assistants_turns_are_learned(tmp_path: Path, key: str, role: s
 )
 def test_rows_that_would_teach_nothing_or_too_little(tmp_path: Path, row: Any, other: Any, what: str) -> None:
     path = jsonl(tmp_path, [other, row])
-    refusal(lambda: load_examples(SFTFormat, path), ExitCode.DATA, what, f"{path}:2")
+    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, what, f"{path}:2")
 
 
 def test_a_template_that_rewrites_all_that_is_learned_is_refused(tmp_path: Path) -> None:
@@ -135,14 +135,14 @@ OUT = {**WRONG, "weight": 0}
 @pytest.mark.parametrize(
     ("read", "good", "row"),
     [
-        (PairFormat, PAIR, {**PAIR, "rejected": [OUT]}),
-        (PairFormat, PAIR, {**PAIR, "chosen": [{**RIGHT, "train": False}]}),
-        (PairFormat, PAIR, {**PAIR, "chosen": [{**RIGHT, "loss_mask": 0}, V, RIGHT]}),
-        (PairFormat, PAIR, {**PAIR, "chosen": [U, OUT, V, RIGHT], "rejected": [U, WRONG]}),
-        (RankedFormat, LIST, {**LIST, "responses": [[RIGHT], [OUT]]}),
-        (UnpairedFormat, GOOD, {**BAD, "completion": [OUT]}),
-        (UnpairedFormat, GOOD, {**BAD, "completion": [OUT, V, RIGHT]}),
-        (UnpairedFormat, PAIR, {**PAIR, "rejected": [OUT]}),
+        (PairKind, PAIR, {**PAIR, "rejected": [OUT]}),
+        (PairKind, PAIR, {**PAIR, "chosen": [{**RIGHT, "train": False}]}),
+        (PairKind, PAIR, {**PAIR, "chosen": [{**RIGHT, "loss_mask": 0}, V, RIGHT]}),
+        (PairKind, PAIR, {**PAIR, "chosen": [U, OUT, V, RIGHT], "rejected": [U, WRONG]}),
+        (RankedKind, LIST, {**LIST, "responses": [[RIGHT], [OUT]]}),
+        (UnpairedKind, GOOD, {**BAD, "completion": [OUT]}),
+        (UnpairedKind, GOOD, {**BAD, "completion": [OUT, V, RIGHT]}),
+        (UnpairedKind, PAIR, {**PAIR, "rejected": [OUT]}),
     ],
 )
 def test_an_answer_that_is_compared_is_scored_as_a_whole(tmp_path: Path, read: Any, good: Any, row: Any) -> None:
@@ -163,13 +163,13 @@ def test_marks_of_what_is_not_scored_anyway_change_nothing(tmp_path: Path) -> No
         ],
         [{"prompt": plain, "chosen": [*marked, RIGHT], "rejected": [*marked, WRONG]}, other],
     ):
-        example = load_examples(PairFormat, jsonl(tmp_path, rows))[0][0]
+        example = load_examples(PairKind, jsonl(tmp_path, rows))[0][0]
         assert (example.prompt, example.chosen, example.rejected) == (tuple(plain), (RIGHT,), (WRONG,))
 
 
 def test_keys_that_hold_nothing_are_no_matter(tmp_path: Path) -> None:
     """As chat APIs write them."""
     said = {**RIGHT, "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
-    examples, warnings = load_examples(SFTFormat, jsonl(tmp_path, [OTHER, {"messages": [U, said]}]))
+    examples, warnings = load_examples(SFTKind, jsonl(tmp_path, [OTHER, {"messages": [U, said]}]))
     assert examples[1].completion == (RIGHT,)
     assert not warnings

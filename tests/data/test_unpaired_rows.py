@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
-from dpo_lightning.data.formats.duplicates import check_leak
-from dpo_lightning.data.formats.load import load_examples
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.unpaired import VERDICTS, UnpairedFormat
+from dpo_lightning.data.kinds.duplicates import check_leak
+from dpo_lightning.data.kinds.load import load_examples
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import VERDICTS, UnpairedKind
 from dpo_lightning.errors import ExitCode
 
 
@@ -40,7 +40,7 @@ GOOD, BAD = thumb(True, "Name a colour.", "Blue."), thumb(False, "Name an animal
 )
 def test_labels(tmp_path: Path, good: object, bad: object) -> None:
     path = jsonl(tmp_path, [thumb(good, "a"), thumb(bad, "b"), thumb(good, "c")])
-    examples, warnings = load_examples(UnpairedFormat, path)
+    examples, warnings = load_examples(UnpairedKind, path)
     assert [example.good for example in examples] == [True, False, True]
     assert warnings == []
 
@@ -49,14 +49,14 @@ def test_labels(tmp_path: Path, good: object, bad: object) -> None:
 def test_every_verdict_is_read(tmp_path: Path, word: str) -> None:
     """Both ways, so that no word is read as its opposite by accident."""
     opposite = "bad" if VERDICTS[word] else "good"
-    examples, _ = load_examples(UnpairedFormat, jsonl(tmp_path, [thumb(word, "a"), thumb(opposite, "b")]))
+    examples, _ = load_examples(UnpairedKind, jsonl(tmp_path, [thumb(word, "a"), thumb(opposite, "b")]))
     assert [example.good for example in examples] == [VERDICTS[word], not VERDICTS[word]]
     assert VERDICTS[word] == (word in ("true", "1", "good", "yes"))
 
 
 def test_a_csv_file_has_labels_and_weights_as_text(tmp_path: Path) -> None:
     text = "prompt,completion,label,weight\na,b,true,2\nc,d,false,0\ne,f,1,0.5\n"
-    examples, warnings = load_examples(UnpairedFormat, written(tmp_path, text, "thumbs.csv"))
+    examples, warnings = load_examples(UnpairedKind, written(tmp_path, text, "thumbs.csv"))
     assert [(example.good, example.weight) for example in examples] == [(True, 2), (False, 0), (True, 0.5)]
     assert warnings == []
 
@@ -66,7 +66,7 @@ def test_messages_tools_and_groups(tmp_path: Path) -> None:
         thumb(True, [user("u")], [assistant("a")], tools=[{"name": "x"}], group="g"),
         thumb(False, [user("v")], [user("v"), assistant("b")]),
     ]
-    examples, warnings = load_examples(UnpairedFormat, jsonl(tmp_path, rows))
+    examples, warnings = load_examples(UnpairedKind, jsonl(tmp_path, rows))
     assert (examples[0].tools, examples[0].group) == (({"name": "x"},), "g")
     assert (examples[1].prompt, examples[1].completion) == ((user("v"),), (assistant("b"),))
     assert examples[0].weight == 1
@@ -74,7 +74,7 @@ def test_messages_tools_and_groups(tmp_path: Path) -> None:
 
 
 def test_pairs_are_two_judgements_each(tmp_path: Path) -> None:
-    examples, warnings = load_examples(UnpairedFormat, jsonl(tmp_path, [PAIR | {"weight": 0}, OTHER]))
+    examples, warnings = load_examples(UnpairedKind, jsonl(tmp_path, [PAIR | {"weight": 0}, OTHER]))
     told = [(example.prompt, example.completion, example.good, example.weight) for example in examples]
     assert told == [
         (PAIR["prompt"], PAIR["chosen"], True, 0),
@@ -105,12 +105,12 @@ def test_pairs_are_two_judgements_each(tmp_path: Path) -> None:
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
     path = jsonl(tmp_path, [GOOD, BAD, row])
-    refusal(lambda: load_examples(UnpairedFormat, path), ExitCode.DATA, said, f"{path}:3")
+    refusal(lambda: load_examples(UnpairedKind, path), ExitCode.DATA, said, f"{path}:3")
 
 
 def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [thumb("maybe"), GOOD, thumb(completion=""), BAD, thumb(2, completion=" ")])
-    message = refusal(lambda: load_examples(UnpairedFormat, path), ExitCode.DATA, f"{path}:1", f"{path}:3", f"{path}:5")
+    message = refusal(lambda: load_examples(UnpairedKind, path), ExitCode.DATA, f"{path}:1", f"{path}:3", f"{path}:5")
     assert message.count(f"{path}:5") == 2
     assert f"{path}:2" not in message
 
@@ -118,7 +118,7 @@ def test_every_bad_row_is_named_at_once(tmp_path: Path) -> None:
 def test_zero_beside_minus_one_may_be_neither(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [thumb(1, "a"), thumb(0, "b"), thumb(-1, "c")])
     refusal(
-        lambda: load_examples(UnpairedFormat, path),
+        lambda: load_examples(UnpairedKind, path),
         ExitCode.DATA,
         "the label is 0, but other rows have -1",
         f"{path}:2",
@@ -129,48 +129,48 @@ def test_zero_beside_minus_one_may_be_neither(tmp_path: Path) -> None:
 def test_one_kind_alone_teaches_nothing(tmp_path: Path, label: bool) -> None:
     path = jsonl(tmp_path, [thumb(label, "a"), thumb(label, "b")])
     kind = "good" if label else "bad"
-    refusal(lambda: load_examples(UnpairedFormat, path), ExitCode.DATA, f"all 2 answers are {kind}", f"{path}:1")
+    refusal(lambda: load_examples(UnpairedKind, path), ExitCode.DATA, f"all 2 answers are {kind}", f"{path}:1")
 
 
 def test_an_answer_with_both_labels(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [GOOD, BAD, GOOD | {"label": False}])
     refusal(
-        lambda: load_examples(UnpairedFormat, path),
+        lambda: load_examples(UnpairedKind, path),
         ExitCode.DATA,
         f"the other label in {path}:1",
         f"{path}:3",
     )
-    examples, warnings = load_examples(UnpairedFormat, path, allow=["contradictions"])
+    examples, warnings = load_examples(UnpairedKind, path, allow=["contradictions"])
     assert len(examples) == 3
     assert warnings == [f"rows that contradict another: 1 ({path}:3 = {path}:1)"]
 
 
 def test_a_repeated_judgement_is_noted(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [GOOD, BAD, GOOD])
-    _, warnings = load_examples(UnpairedFormat, path)
+    _, warnings = load_examples(UnpairedKind, path)
     assert warnings == [f"repeated rows: 1 ({path}:3 = {path}:1)"]
-    refusal(lambda: load_examples(UnpairedFormat, path, strict=True), ExitCode.DATA, "repeated rows", f"{path}:3")
+    refusal(lambda: load_examples(UnpairedKind, path, strict=True), ExitCode.DATA, "repeated rows", f"{path}:3")
 
 
 def test_a_prompt_in_both_sets(tmp_path: Path) -> None:
     """With a leak allowed, what the sets judge differently still counts."""
     rows = {"a.jsonl": [GOOD, BAD], "b.jsonl": [thumb(), BAD | {"label": 1}, thumb(0, "q")]}
     train, held_out = (jsonl(tmp_path, rows[name], name) for name in rows)
-    sets = [load_examples(UnpairedFormat, path)[0] for path in (train, held_out)]
+    sets = [load_examples(UnpairedKind, path)[0] for path in (train, held_out)]
     refusal(
-        lambda: check_leak(*sets, UnpairedFormat.check),
+        lambda: check_leak(*sets, UnpairedKind.check),
         ExitCode.DATA,
         "1 of 3 held-out rows",
         f"{held_out}:2",
         f"{train}:2",
     )
     refusal(
-        lambda: check_leak(*sets, UnpairedFormat.check, allow=["leak"]),
+        lambda: check_leak(*sets, UnpairedKind.check, allow=["leak"]),
         ExitCode.DATA,
         "the other label",
         f"{held_out}:2",
     )
-    assert len(check_leak(*sets, UnpairedFormat.check, allow=["leak", "contradictions"])) == 2
+    assert len(check_leak(*sets, UnpairedKind.check, allow=["leak", "contradictions"])) == 2
 
 
 def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
@@ -178,19 +178,19 @@ def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
     path = jsonl(tmp_path, rows)
     names = {"prompt": "question", "completion": "answer", "label": "thumb"}
     fix = " ".join(f"--data.columns.{ours} {theirs}" for ours, theirs in names.items())
-    refusal(lambda: load_examples(UnpairedFormat, path), ExitCode.DATA, fix)
-    examples, _ = load_examples(UnpairedFormat, path, columns=names)
+    refusal(lambda: load_examples(UnpairedKind, path), ExitCode.DATA, fix)
+    examples, _ = load_examples(UnpairedKind, path, columns=names)
     assert [example.good for example in examples] == [True, False]
     bad = jsonl(tmp_path, [*rows, rows[0] | {"thumb": "so-so"}], "bad.jsonl")
     refusal(
-        lambda: load_examples(UnpairedFormat, bad, columns=names),
+        lambda: load_examples(UnpairedKind, bad, columns=names),
         ExitCode.DATA,
         "'thumb' is neither good nor bad",
         f"{bad}:3",
     )
 
 
-@pytest.mark.parametrize("read", [PairFormat, SFTFormat])
+@pytest.mark.parametrize("read", [PairKind, SFTKind])
 def test_other_kinds_of_training_name_the_module(tmp_path: Path, read: Any) -> None:
     path = jsonl(tmp_path, [GOOD, BAD])
     refusal(
@@ -203,5 +203,5 @@ def test_other_kinds_of_training_name_the_module(tmp_path: Path, read: Any) -> N
 
 
 def test_unused_columns_are_told(tmp_path: Path) -> None:
-    _, warnings = load_examples(UnpairedFormat, jsonl(tmp_path, [GOOD | {"mood": 1, "chosen": "x"}, BAD]))
+    _, warnings = load_examples(UnpairedKind, jsonl(tmp_path, [GOOD | {"mood": 1, "chosen": "x"}, BAD]))
     assert warnings == ["columns that are not used: mood, chosen"]

@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from dpo_lightning.data.collate import PackedSharedPrefix
 from dpo_lightning.data.examples import EncodedAnswer, Origin
-from dpo_lightning.data.formats.pairs import EncodedPair
+from dpo_lightning.data.kinds.pairs import EncodedPair
 from dpo_lightning.errors import UserError
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import CausalLM, Lora

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.formats.pairs import PairExample
+from dpo_lightning.data.kinds.pairs import PairExample
 from support.batch_layouts import ORIGIN
 
 

@@ -13,7 +13,7 @@ from dpo_lightning.data.encoding.chat_templates import build_date_options, locat
 from dpo_lightning.data.encoding.kept_texts import check_rendering, get_tool_name, omission_error
 from dpo_lightning.data.encoding.template_limits import render_template, tokenize
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
-from dpo_lightning.data.formats.tool_calls import convert_arguments, takes_text
+from dpo_lightning.data.kinds.tool_calls import convert_arguments, takes_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Template = Literal["auto", "chat", "raw"]

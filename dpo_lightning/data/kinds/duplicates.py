@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from typing import Any, TypeAlias
 
 from dpo_lightning.data.examples import Example, Message, Origin, Text
-from dpo_lightning.data.formats.cycles import find_cycles
+from dpo_lightning.data.kinds.cycles import find_cycles
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
 

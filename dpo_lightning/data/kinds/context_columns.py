@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
-from dpo_lightning.data.formats.columns import NO_TEXT
-from dpo_lightning.data.formats.fields import SPOKEN, parse_text
-from dpo_lightning.data.formats.turn_marks import read_context
+from dpo_lightning.data.kinds.columns import NO_TEXT
+from dpo_lightning.data.kinds.fields import SPOKEN, parse_text
+from dpo_lightning.data.kinds.turn_marks import read_context
 from dpo_lightning.data.readers.bad_rows import Notes, RowError
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.data.readers.sources import Row, kind_of

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
-from dpo_lightning.data.formats.duplicates import check_labels
-from dpo_lightning.data.formats.fields import VERDICTS
-from dpo_lightning.data.formats.pairs import PairFormat
-from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.sft import SFTFormat
-from dpo_lightning.data.formats.turn_marks import check_no_mark
+from dpo_lightning.data.kinds.duplicates import check_labels
+from dpo_lightning.data.kinds.fields import VERDICTS
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.turn_marks import check_no_mark
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -57,17 +57,17 @@ class UnpairedExample(Example):
         return self.answers[0]
 
 
-class UnpairedFormat(SFTFormat):
-    """`prompt, completion, label` (strings or messages); or pairs, which `SplitPairFormat` reads."""
+class UnpairedKind(SFTKind):
+    """`prompt, completion, label` (strings or messages); or pairs, which `SplitPairKind` reads."""
 
     example = UnpairedExample
     columns = ("prompt", "completion", "label", "chosen", "rejected")
     optional = ()
 
     @classmethod
-    def choose(cls, present: Collection[str]) -> type[RowFormat]:
-        """Choose `SplitPairFormat` where the rows have both answers and no label."""
-        return SplitPairFormat if "label" not in present and {"chosen", "rejected"} <= set(present) else cls
+    def choose(cls, present: Collection[str]) -> type[RowKind]:
+        """Choose `SplitPairKind` where the rows have both answers and no label."""
+        return SplitPairKind if "label" not in present and {"chosen", "rejected"} <= set(present) else cls
 
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
         """Read prompt, completion and label; find out whether labels of -1 occur, beside which 0 is ambiguous."""
@@ -107,7 +107,7 @@ class UnpairedFormat(SFTFormat):
             raise UserError(ExitCode.DATA, Problem(what, str(examples[0].origin)), fix="give good and bad answers")
 
 
-class SplitPairFormat(PairFormat):
+class SplitPairKind(PairKind):
     """Splits each pair into two unpaired rows: the chosen answer is good, the rejected one bad."""
 
     optional = ()
@@ -122,7 +122,7 @@ class SplitPairFormat(PairFormat):
     @classmethod
     def check(cls, examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
         """Check the split rows as rows with a label are checked."""
-        UnpairedFormat.check(examples, allow, bad, notes)
+        UnpairedKind.check(examples, allow, bad, notes)
 
 
 def _normalize_label(value: Any) -> str:

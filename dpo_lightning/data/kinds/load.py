@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.data.examples import Example
-from dpo_lightning.data.formats.columns import check_same_columns, count_columns, describe_unused, rename
-from dpo_lightning.data.formats.context_columns import note_unread
-from dpo_lightning.data.formats.duplicates import check_allowances, excerpt_text
-from dpo_lightning.data.formats.row_format import RowFormat
+from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, describe_unused, rename
+from dpo_lightning.data.kinds.context_columns import note_unread
+from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
+from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.invisible_characters import find_invisible_kinds
 from dpo_lightning.data.readers.sources import Row, read_files
@@ -20,7 +20,7 @@ LEAST_ROWS = 2
 
 
 def load_examples(
-    kind: type[RowFormat],
+    kind: type[RowKind],
     paths: str | Sequence[str],
     *,
     columns: Mapping[str, str] | None = None,
@@ -31,8 +31,8 @@ def load_examples(
     """Read the rows of files as examples; also return the warnings about them, with counts and the first lines.
 
     Args:
-        kind: the format of the rows.
-        paths: a file or hub set, or several of one format.
+        kind: the kind of the rows.
+        paths: a file or hub set, or several of one kind.
         columns: our column name -> the file's.
         strict: treat warnings about rows as errors.
         columns_optional: see `columns.rename`.
@@ -52,7 +52,7 @@ def load_examples(
     return examples, _warnings(rows, reader, bad, notes)
 
 
-def _warnings(rows: Sequence[Row], reader: RowFormat, bad: BadRows, notes: Notes) -> list[str]:
+def _warnings(rows: Sequence[Row], reader: RowKind, bad: BadRows, notes: Notes) -> list[str]:
     """The warnings about a set of rows; raises the error about bad rows, if there are any."""
     used = reader.used
     for row in rows:
@@ -66,12 +66,12 @@ def _warnings(rows: Sequence[Row], reader: RowFormat, bad: BadRows, notes: Notes
 
 def _read_rows(
     paths: str | Sequence[str],
-    kind: type[RowFormat],
+    kind: type[RowKind],
     columns: Mapping[str, str] | None,
     bad: BadRows,
     columns_optional: bool,
 ) -> list[Row]:
-    """Read all rows with columns renamed to ours, and check the set as a whole: its size and format."""
+    """Read all rows with columns renamed to ours, and check the set as a whole: its size and columns."""
     found = list(read_files(paths, bad))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()

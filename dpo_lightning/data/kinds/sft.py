@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import TRAIN, Encoded, EncodedAnswer, Example, Message, Text
-from dpo_lightning.data.formats.columns import find_look_alike, refuse_unpaired
-from dpo_lightning.data.formats.context_columns import join_input
-from dpo_lightning.data.formats.fields import VERDICTS, check_has_prompt, fit_answer
-from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.turn_marks import read_completion
+from dpo_lightning.data.kinds.columns import find_look_alike, refuse_unpaired
+from dpo_lightning.data.kinds.context_columns import join_input
+from dpo_lightning.data.kinds.fields import VERDICTS, check_has_prompt, fit_answer
+from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.kinds.turn_marks import read_completion
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.sources import Row
 
@@ -50,7 +50,7 @@ class SFTExample(Example):
         return self.answers[0]
 
 
-class SFTFormat(RowFormat):
+class SFTKind(RowKind):
     """`prompt, completion` (strings or messages), `messages`, or `instruction, input, output`."""
 
     example: ClassVar[type[Example]] = SFTExample

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, Example, Text
-from dpo_lightning.data.formats.duplicates import check_order
-from dpo_lightning.data.formats.fields import check_answer, fit_answer, look_alike_texts, parse_number, parse_text
-from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.turn_marks import check_no_mark, remove_marks
+from dpo_lightning.data.kinds.duplicates import check_order
+from dpo_lightning.data.kinds.fields import check_answer, fit_answer, look_alike_texts, parse_number, parse_text
+from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.kinds.turn_marks import check_no_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
 
@@ -34,7 +34,7 @@ class RankedExample(Example):
     encoded = EncodedRanked
 
 
-class RankedFormat(RowFormat):
+class RankedKind(RowKind):
     """`prompt, responses`: a list of answers, the best first or in any order with a column `scores`."""
 
     example = RankedExample

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
-from dpo_lightning.data.formats.columns import find_look_alike, refuse_unpaired
-from dpo_lightning.data.formats.duplicates import check_order
-from dpo_lightning.data.formats.fields import fit_answer, look_alike_texts, parse_number, strip_text
-from dpo_lightning.data.formats.implicit_prompts import split_messages, split_strings
-from dpo_lightning.data.formats.row_format import RowFormat
-from dpo_lightning.data.formats.turn_marks import check_no_mark, remove_marks
+from dpo_lightning.data.kinds.columns import find_look_alike, refuse_unpaired
+from dpo_lightning.data.kinds.duplicates import check_order
+from dpo_lightning.data.kinds.fields import fit_answer, look_alike_texts, parse_number, strip_text
+from dpo_lightning.data.kinds.implicit_prompts import split_messages, split_strings
+from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.kinds.turn_marks import check_no_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 
@@ -64,7 +64,7 @@ class PairExample(Example):
         return self.answers[1]
 
 
-class PairFormat(RowFormat):
+class PairKind(RowKind):
     """`prompt, chosen, rejected` as strings or messages; without a column `prompt`, both answers begin with it."""
 
     example = PairExample

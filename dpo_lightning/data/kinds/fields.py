@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
-from dpo_lightning.data.formats.tool_calls import read_calls
-from dpo_lightning.data.formats.turn_marks import read_mark, remove_marks
+from dpo_lightning.data.kinds.tool_calls import read_calls
+from dpo_lightning.data.kinds.turn_marks import read_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.invisible_characters import remove_invisible
 from dpo_lightning.data.readers.sources import kind_of

@@ -1,4 +1,4 @@
-"""`RowFormat`, the base of all row formats: parses and checks rows, and turns them into examples."""
+"""`RowKind`, the base of all kinds of rows: parses and checks rows, and turns them into examples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Example, Text
-from dpo_lightning.data.formats.columns import missing_columns
-from dpo_lightning.data.formats.context_columns import READ, ContextColumns
-from dpo_lightning.data.formats.duplicates import check_repeats
-from dpo_lightning.data.formats.fields import (
+from dpo_lightning.data.kinds.columns import missing_columns
+from dpo_lightning.data.kinds.context_columns import READ, ContextColumns
+from dpo_lightning.data.kinds.duplicates import check_repeats
+from dpo_lightning.data.kinds.fields import (
     check_answer,
     check_has_prompt,
     check_not_blank,
@@ -18,8 +18,8 @@ from dpo_lightning.data.formats.fields import (
     parse_text,
     parse_weight,
 )
-from dpo_lightning.data.formats.tool_calls import parse_tools
-from dpo_lightning.data.formats.turn_marks import read_context
+from dpo_lightning.data.kinds.tool_calls import parse_tools
+from dpo_lightning.data.kinds.turn_marks import read_context
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 
@@ -31,12 +31,12 @@ JSON_TEXT = "answers that look like messages in JSON, read as plain text"
 MESSAGES_AS_TEXT = ('[{"role"', '[{"content"', "[{'role'", "[{'content'")
 
 
-class RowFormat(ABC):
+class RowKind(ABC):
     """Reads the rows of one set of files as examples of one kind; subclasses define columns, parsing and checks.
 
     Attributes:
         example: the class of the examples.
-        columns: the columns that define the format; every file of a set must have the same subset of them.
+        columns: the columns that define the kind; every file of a set must have the same subset of them.
         optional: further columns of this kind.
         needed: the columns that every row of this set must have; by default `columns`.
         answers: the columns among `needed` that contain answers.
@@ -69,13 +69,13 @@ class RowFormat(ABC):
             raise missing_columns(missing, rows, names)
 
     @classmethod
-    def choose(cls, present: Collection[str]) -> type[RowFormat]:
-        """The format for a set with these columns; a kind with several layouts may return another subclass."""
+    def choose(cls, present: Collection[str]) -> type[RowKind]:
+        """The kind for a set with these columns; one with several layouts may return another subclass."""
         return cls
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
-        """Every column that this format can read."""
+        """Every column that this kind can read."""
         return (*cls.columns, *cls.optional, *COMMON)
 
     @property

@@ -6,7 +6,7 @@ import difflib
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 
-from dpo_lightning.data.formats.turn_marks import MARKED, MARKS
+from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -87,7 +87,7 @@ def rename(
         if ours not in known:
             raise UserError(
                 ExitCode.CONFIG,
-                Problem(f"'{excerpt_name(ours)}' is not a column of this format", where=f"data.columns.{ours}"),
+                Problem(f"'{excerpt_name(ours)}' is not a column of these rows", where=f"data.columns.{ours}"),
                 fix="use one of " + ", ".join(known),
             )
     if len(set(columns.values())) < len(columns):
@@ -194,12 +194,12 @@ def describe_unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
     return lines
 
 
-def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
-    """Check that all files of one set have the same format.
+def check_same_columns(rows: Sequence[Row], defining: Collection[str]) -> None:
+    """Check that all files of one set have the same columns.
 
     Args:
         rows: the rows of all files.
-        formats: the columns that define the format; others may differ from file to file.
+        defining: the columns that define the kind; others may differ from file to file.
 
     Raises:
         UserError: 65, with the columns of both files.
@@ -207,7 +207,7 @@ def check_same_columns(rows: Sequence[Row], formats: Collection[str]) -> None:
     files: dict[str, tuple[Row, set[str]]] = {}
     for row in rows:
         _, names = files.setdefault(row.origin.file, (row, set()))
-        names.update(name for name in row.values if name in formats)
+        names.update(name for name in row.values if name in defining)
     (first, expected), *others = files.values()
     for row, names in others:
         if names != expected:

@@ -1,1 +1,0 @@
-"""Row formats: each checks the rows of a file and turns them into examples of one kind."""
