@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lightning import DPOModule, PreferenceDataModule
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import EncodedPair, PairKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import UserError
 from dpo_lightning.models.causal_lm import CausalLM
 

@@ -198,7 +198,7 @@ def test_a_new_kind_trains_predicts_and_may_be_precomputed(tiny_llama, tmp_path,
 @pytest.mark.usefixtures("place")
 def test_its_rows_are_checked_as_all_rows_are(tmp_path):
     """Every fault of a row at once, by file and line."""
-    from dpo_lightning.data.kinds.load import load_examples
+    from dpo_lightning.data.load import load_examples
     from dpo_lightning.errors import UserError
 
     path = whole_runs.write_rows(tmp_path, "bad", [{"prompt": "a", "completion": "b", "grade": 1}, {"grade": "good"}])
@@ -212,7 +212,7 @@ def test_its_rows_are_checked_as_all_rows_are(tmp_path):
 
 @pytest.mark.usefixtures("place")
 def test_an_answer_of_messages_loses_those_of_its_prompt(tmp_path):
-    from dpo_lightning.data.kinds.load import load_examples
+    from dpo_lightning.data.load import load_examples
 
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
     rows = [{"prompt": turns[:1], "completion": answer, "grade": 1} for answer in (turns, turns[1:])]
@@ -226,7 +226,7 @@ class UncheckedKind(GradedKind):
 
 @pytest.mark.usefixtures("place")
 def test_a_column_that_is_a_field_is_no_text_by_default(tmp_path):
-    from dpo_lightning.data.kinds.load import load_examples
+    from dpo_lightning.data.load import load_examples
 
     rows = [{"prompt": f"a{grade}", "completion": "b", "grade": grade} for grade in (1, 2.5)]
     examples, _ = load_examples(UncheckedKind, whole_runs.write_rows(tmp_path, "plain", rows))

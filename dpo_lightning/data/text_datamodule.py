@@ -20,8 +20,8 @@ from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Templ
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.kinds.duplicates import check_leak
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.data.resumable_loader import TrainingLoader
 from dpo_lightning.data.samplers import (
     BatchOrder,
@@ -56,7 +56,9 @@ class TextDataModule(LightningDataModule):
         chat_template: str | None = None,
         template_date: str | None = None,
         special_tokens: SpecialTokens = "refuse",
+        format: str = "auto",
         columns: dict[str, str] | None = None,
+        ignore_columns: list[str] | str | None = None,
         strict: bool = False,
         allow: list[Allow] | Allow | None = None,
         collator: Collator | None = None,
@@ -79,7 +81,9 @@ class TextDataModule(LightningDataModule):
             chat_template: a file with a Jinja chat template, used in place of the model's own.
             template_date: the date for chat templates that write one, as 2026-11-28; by default, the day of the start.
             special_tokens: `refuse` a control token inside a text, or `neutralize` it (encode it as plain text).
+            format: what the rows of the files look like; `auto` recognizes it (data/README.md lists the formats).
             columns: our column name -> the file's, where they differ.
+            ignore_columns: columns of the file that are left aside although an answer may depend on their text.
             strict: treat warnings about rows as errors.
             allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
@@ -98,6 +102,8 @@ class TextDataModule(LightningDataModule):
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
+        self.format = format
+        self.ignore_columns = [ignore_columns] if isinstance(ignore_columns, str) else ignore_columns or []
         self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
         self.given_collator, self.num_workers = collator, num_workers
@@ -145,6 +151,8 @@ class TextDataModule(LightningDataModule):
                 columns_optional=name == "eval"
                 and bool(self.files["train"]),  # columns may be those of the training rows
                 allow=self.allow,
+                format=self.format,
+                ignore_columns=self.ignore_columns,
             )
             if name == "eval" and "train" in self.examples:
                 sets = self.examples["train"], self.examples["eval"]

@@ -11,11 +11,11 @@ from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.kinds.unpaired import UnpairedKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 HI, U, A, B = assistant("Welcome."), user("Hello."), assistant("Tea?"), assistant("What?")

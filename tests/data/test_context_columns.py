@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.kinds.unpaired import UnpairedKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 READERS = {

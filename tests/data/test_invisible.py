@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.kinds.unpaired import UnpairedKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 DIRECTION = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairExample, PairKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 A, B = assistant("a"), assistant("b")

@@ -10,8 +10,8 @@ from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.datamodules import RankedDataModule
 from dpo_lightning.data.kinds.duplicates import check_leak
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.ranked import RankedKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 ROW = {"prompt": "Name a colour.", "responses": ["Blue, like the sea.", "Blue.", "No."]}

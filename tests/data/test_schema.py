@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 THIRD = {"prompt": "c", "chosen": "d", "rejected": "e"}

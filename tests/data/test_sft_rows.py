@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 A, B = assistant("a"), assistant("b")

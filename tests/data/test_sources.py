@@ -25,7 +25,7 @@ CSV = "prompt,chosen,rejected\n" + "".join(
 )
 TORCHLESS = """
 import sys
-import dpo_lightning.data.kinds.load as schema
+import dpo_lightning.data.load as schema
 from dpo_lightning.data.kinds.pairs import PairKind
 schema.load_examples(PairKind, sys.argv[1])
 heavy = {"torch", "lightning", "transformers", "datasets", "pyarrow"} & set(sys.modules)

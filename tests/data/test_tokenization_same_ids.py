@@ -12,10 +12,10 @@ from dpo_lightning.data.datamodules import UnpairedDataModule
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairExample, PairKind
 from dpo_lightning.data.kinds.ranked import RankedExample
 from dpo_lightning.data.kinds.unpaired import UnpairedExample
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode, UserError
 
 

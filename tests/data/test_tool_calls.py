@@ -12,9 +12,9 @@ from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 HEAD = (

@@ -9,10 +9,10 @@ import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
 from dpo_lightning.data.kinds.duplicates import check_leak
-from dpo_lightning.data.kinds.load import load_examples
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.kinds.unpaired import VERDICTS, UnpairedKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
 

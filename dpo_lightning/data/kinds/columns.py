@@ -6,7 +6,6 @@ import difflib
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 
-from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -52,12 +51,6 @@ NO_TEXT = ("_id", "_hash", "_len", "_length", "_score", "_tokens", "_model")
 
 WEIGHTS = frozenset(("weights", "loss_weight", "loss_weights", "sample_weight", "mask_history"))
 """Columns by which other tools select what is trained on, besides those named like the mark of a turn."""
-
-SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
-"""Columns that are common in data sets and need no warning when they are not used."""
-
-META = "meta"
-"""Prefix of names that need no such warning either."""
 
 MAX_NAMES = 20
 """Column names that one message lists at most."""
@@ -170,28 +163,6 @@ def find_look_alike(ours: str, found: Sequence[str], needed: Collection[str] = (
             if word in lower and not any(other in lower for other in longer):
                 return name
     return ""
-
-
-def describe_unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
-    """The warnings about columns: those that nothing reads, and those for which a file used its own name instead."""
-    names = [
-        name for name in count_columns(rows) if name not in used and name not in SILENT and not name.startswith(META)
-    ]
-    names += sorted(frozenset().union(*(row.displaced for row in rows)))
-    kept = {(row.origin.file, *pair): None for row in rows for pair in sorted(row.kept)}
-    lines = [
-        f"{file} has no column '{excerpt_name(named)}': its '{ours}' is read instead" for file, named, ours in kept
-    ]
-    if selecting := [name for name in names if name.lower() in WEIGHTS or name.lower() in MARKS]:
-        names = [name for name in names if name not in selecting]
-        lines.append(
-            f"columns that may select what is learned, and are not read: {', '.join(map(excerpt_name, selecting))} "
-            f"(for a turn, {MARKED} in the message; for a row, use the column 'weight')"
-        )
-    if names:
-        shown = ", ".join(excerpt_name(name) for name in names[:MAX_NAMES])
-        lines.append(f"columns that are not used: {shown}" + (", ..." if len(names) > MAX_NAMES else ""))
-    return lines
 
 
 def check_same_columns(rows: Sequence[Row], defining: Collection[str]) -> None:

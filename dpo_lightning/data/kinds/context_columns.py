@@ -1,20 +1,19 @@
-"""Columns that belong to the prompt (`system`, `history`, `input`), and warnings about text that is not read."""
+"""Columns that belong to the prompt: `system`, `history` and `input`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
-from dpo_lightning.data.kinds.columns import NO_TEXT
 from dpo_lightning.data.kinds.fields import SPOKEN, parse_text
 from dpo_lightning.data.kinds.turn_marks import read_context
-from dpo_lightning.data.readers.bad_rows import Notes, RowError
+from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.data.readers.sources import Row, kind_of
-from dpo_lightning.data.readers.text_cleaning import decode_json, excerpt_name, excerpt_value
+from dpo_lightning.data.readers.text_cleaning import decode_json, excerpt_value
 
 SYSTEM = ("system", "system_prompt", "system_message")
 """Names of the same column: the system message."""
@@ -169,50 +168,6 @@ class ContextColumns:
 def join_input(instruction: str, given: str) -> str:
     """Append the text that an instruction is about; without an instruction, that text is the prompt."""
     return instruction + JOINT + given if instruction else given
-
-
-def note_unread(rows: Sequence[Row], used: Collection[str], notes: Notes) -> set[str]:
-    """Note columns that are not read although a question may depend on their text; return their names.
-
-    A column is not noted in rows where a column that is read contains its text as well, such as the first question of a
-    conversation.
-    """
-    whole = not any(name in row.values for row in rows for name in ("prompt", "instruction"))
-    names: dict[str, str] = {}
-    for row in rows:
-        for name in row.values:
-            if name not in names:
-                names[name] = "" if name in used else _match_column(name, whole)
-    noted = set()
-    for row in rows if any(names.values()) else ():
-        for name, value in row.values.items():
-            ours = names[name]
-            texts = [text.strip() for text in iterate_texts(value) if text.strip()] if ours else []
-            if not texts:
-                continue
-            read = JOINT.join(text for other in used for text in iterate_texts(row.values.get(other)))
-            if all(text in read for text in texts):
-                continue
-            noted.add(name)
-            shown = excerpt_name(name)
-            fix = f"--data.columns.{ours} {shown}" if ours not in row.values else "write it into the prompt"
-            notes.add(
-                row.origin,
-                f"rows whose '{shown}' has text that is not used (if the answer depends on it: {fix})",
-                fix=f"{fix}, or remove the column '{shown}'",
-            )
-    return noted
-
-
-def _match_column(name: str, whole: bool) -> str:
-    """Our column for the first or last word of a name, or ""; with whole conversations (`whole`), never `prompt`."""
-    lower = name.lower()
-    if lower.endswith(NO_TEXT):
-        return ""
-    tokens = re.split(r"[\W_]+", lower)
-    word = next((word for word in WORDS if word in (tokens[0], tokens[-1])), "")
-    ours = WORDS.get(word, "")
-    return "" if whole and ours == "prompt" else ours
 
 
 def _has_turns(row: Row) -> bool:

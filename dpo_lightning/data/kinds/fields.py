@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
+from dpo_lightning.data.formats.turns import parse_messages_text, read_turn
 from dpo_lightning.data.kinds.tool_calls import read_calls
 from dpo_lightning.data.kinds.turn_marks import read_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import RowError
@@ -16,7 +17,6 @@ from dpo_lightning.data.readers.sources import kind_of
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-OLDER_ROLES = {"function": "tool"}
 SPOKEN = ("user", "assistant")
 """Roles whose messages must not be empty; a system prompt or the result of a tool may be."""
 
@@ -41,13 +41,18 @@ TURN = 'write each message as {"role": ..., "content": ...}'
 
 
 def parse_text(value: Any, name: str) -> Text:
-    """Return a string unchanged, or a list of messages as a checked tuple.
+    """Return a string unchanged, or a list of messages as a checked tuple; JSON text of messages is decoded.
 
     Raises:
         RowError: the value is of another type, or a message is malformed.
     """
     if isinstance(value, str):
-        return value
+        decoded = parse_messages_text(value, name)
+        if decoded is None:
+            return value
+        value = decoded
+    elif isinstance(value, dict) and ("role" in value or "from" in value):
+        value = [value]
     if isinstance(value, list):
         return tuple(_message(item, f"{name} message {number}") for number, item in enumerate(value, 1))
     if value is None:
@@ -176,15 +181,16 @@ def parse_number(value: Any, name: str) -> float:
 def _message(value: Any, place: str) -> Message:
     if not isinstance(value, dict):
         raise RowError(f"{place} is {kind_of(value)}, not an object", "", TURN)
-    if "role" not in value:
+    # Arrow writes null for an absent key, and some templates test only whether a key is present.
+    message = {key: item for key, item in value.items() if item is not None or key in ("role", "content")}
+    message = read_turn(message, place)
+    if "role" not in message:
         raise RowError(f"{place} has no role", "keys: " + ", ".join(map(str, value)), TURN)
-    role = OLDER_ROLES.get(value["role"], value["role"]) if isinstance(value["role"], str) else value["role"]
+    role = message["role"]
     if role not in ROLES:
         fix = "use one of " + ", ".join(ROLES)
         raise RowError(f"{place} has the unknown role {excerpt_name(json.dumps(role, default=str))}", "", fix)
-    # Arrow writes null for an absent key, and some templates test only whether a key is present.
-    message = {key: item for key, item in value.items() if item is not None or key == "content"}
-    message = read_mark(read_calls({**message, "role": role}, place), place)
+    message = read_mark(read_calls(message, place), place)
     _check_content(message, place, optional=bool(message.get("tool_calls")))
     return message
 

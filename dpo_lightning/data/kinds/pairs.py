@@ -68,6 +68,7 @@ class PairKind(RowKind):
     """`prompt, chosen, rejected` as strings or messages; without a column `prompt`, both answers begin with it."""
 
     example = PairExample
+    reads = "pairs"
     columns = ("prompt", "chosen", "rejected")
     optional: ClassVar[tuple[str, ...]] = ("margin",)
     answers = ("chosen", "rejected")

@@ -38,6 +38,7 @@ class RankedKind(RowKind):
     """`prompt, responses`: a list of answers, the best first or in any order with a column `scores`."""
 
     example = RankedExample
+    reads = "ranked"
     columns = ("prompt", "responses")
     optional = ("scores",)
     answers = ("responses",)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Example, Text
+from dpo_lightning.data.formats.base import KindName
 from dpo_lightning.data.kinds.columns import missing_columns
 from dpo_lightning.data.kinds.context_columns import READ, ContextColumns
 from dpo_lightning.data.kinds.duplicates import check_repeats
@@ -36,6 +37,7 @@ class RowKind(ABC):
 
     Attributes:
         example: the class of the examples.
+        reads: the kind under which formats of other tools are recognized; None reads this package's columns only.
         columns: the columns that define the kind; every file of a set must have the same subset of them.
         optional: further columns of this kind.
         needed: the columns that every row of this set must have; by default `columns`.
@@ -43,6 +45,7 @@ class RowKind(ABC):
     """
 
     example: ClassVar[type[Example]]
+    reads: ClassVar[KindName | None] = None
     columns: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
     needed: tuple[str, ...]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import TRAIN, Encoded, EncodedAnswer, Example, Message, Text
+from dpo_lightning.data.formats.base import KindName
 from dpo_lightning.data.kinds.columns import find_look_alike, refuse_unpaired
 from dpo_lightning.data.kinds.context_columns import join_input
 from dpo_lightning.data.kinds.fields import VERDICTS, check_has_prompt, fit_answer
@@ -54,6 +55,7 @@ class SFTKind(RowKind):
     """`prompt, completion` (strings or messages), `messages`, or `instruction, input, output`."""
 
     example: ClassVar[type[Example]] = SFTExample
+    reads: ClassVar[KindName | None] = "sft"
     columns = ("prompt", "completion", "messages", "instruction", "output")
     optional: ClassVar[tuple[str, ...]] = ("context",)
 

@@ -61,6 +61,7 @@ class UnpairedKind(SFTKind):
     """`prompt, completion, label` (strings or messages); or pairs, which `SplitPairKind` reads."""
 
     example = UnpairedExample
+    reads = "unpaired"
     columns = ("prompt", "completion", "label", "chosen", "rejected")
     optional = ()
 

@@ -1,0 +1,113 @@
+"""Column names: what a column has (question, preferred answer, ...) by the words of its name, in several languages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from dpo_lightning.data.formats.turns import is_messages
+
+
+def _split_names(names: str) -> frozenset[str]:
+    """The names in a text, separated by commas."""
+    return frozenset(name.strip() for name in names.replace("\n", ",").split(",") if name.strip())
+
+
+QUESTIONS = _split_names(
+    """prompt, prompts, question, questions, query, instruction, instructions, problem, request, user, human, input, q
+    user prompt, user input, user query, prompt text
+    질문, 문제, 질의, 지시, 지시문, 프롬프트, 명령, 명령어, 입력, 요청
+    質問, 問題, 指示, プロンプト, 入力, 问题, 指令, 提示, 提问, 提示词
+    câu hỏi, cau hoi, yêu cầu, soru, istem, talimat, pergunta, instrução, pregunta, frage, vraag"""
+)
+"""Names of the column that has the question."""
+
+ANSWERS = _split_names(
+    """response, responses, answer, answers, output, outputs, completion, completions, reply, assistant, solution
+    generation, generations, candidate, candidates, target
+    답변, 응답, 대답, 답, 출력, 정답, 해설, 回答, 答え, 応答, 出力, 答案, 回复, 输出
+    câu trả lời, trả lời, cau tra loi, cevap, yanıt, resposta, respuesta, antwort"""
+)
+"""Names of a column with answers; also the words that say nothing about which of two answers it has."""
+
+FILLERS = ANSWERS | _split_names("text, texts, message, messages, content, conversation, model, the, is, 내용")
+
+BETTER = _split_names(
+    """chosen, preferred, accepted, better, best, winner, winning, positive, pos, good, favored, favoured
+    선택, 선택된, 선호, 선호된, 선호하는, 채택, 채택된, 좋은, 긍정, 승자
+    優れた, 良い, 採用, 好, 优选, 优, 选中, 更好, được chọn, chọn, tercih, tercih edilen, seçilen
+    preferida, escolhida, escolhido, preferido"""
+)
+WORSE = _split_names(
+    """rejected, reject, dispreferred, unpreferred, nonpreferred, disfavored, worse, worst, loser, losing, negative, neg
+    bad, unchosen, 거절, 거절된, 거부, 거부된, 비선호, 비선호된, 나쁜, 부정, 기각, 기각된, 탈락, 패자
+    劣った, 悪い, 却下, 差, 拒绝, 落选, 更差, bị từ chối, từ chối, reddedilen, rejeitada, rejeitado"""
+)
+NEGATIONS = _split_names("non, not, un, less, least, dis, never, no, 미, 비, 안, không")
+"""Words that turn the meaning of the others round: `non_preferred_output` is the worse answer."""
+
+MEANINGS = {**dict.fromkeys(BETTER, "better"), **dict.fromkeys(WORSE, "worse"), **dict.fromkeys(NEGATIONS, "not")}
+
+VERDICTS = _split_names(
+    """winner, label, labels, preference, preferred, verdict, choice, better, chosen, winner model, chosen index, best
+    preferred index, preferred answer id, better response id, winner index, human preference, overall preference
+    preference strength, which is better, selected, result
+    선호, 선택, 승자, 판정, 선호도, 우승, 结果, 偏好, 勝者"""
+)
+"""Names of the column that says which of two answers is better."""
+
+SCORES = _split_names("scores, score, ratings, rating, rewards, reward, 점수, 평점, 得分, スコア")
+RANKS = _split_names("rank, ranks, ranking, rankings, 순위, 排名, 順位")
+LABELS = _split_names(
+    """label, labels, thumb, thumbs, thumbs up, kto tag, liked, like, is good, good, desirable, is desirable, feedback
+    upvoted, accepted, 평가, 좋아요, 라벨, 评价, 評価"""
+)
+"""Names of the column that judges one answer."""
+
+SPLIT = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """The words of a column name in lower case: `chosenResponse` and `chosen_response` give the same two."""
+    return tuple(word.lower() for word in SPLIT.split(name) if word)
+
+
+def normalize_name(name: str) -> str:
+    """The words of a column name in lower case, joined by spaces."""
+    return " ".join(split_name(name))
+
+
+def find_preference(name: str) -> str:
+    """`chosen` or `rejected` if the words of a name say that the column has this answer of a pair; otherwise "".
+
+    Words that name neither, such as `score` or `model`, describe something else than the answer.
+    """
+    words = [word for word in split_name(name) if word not in FILLERS]
+    whole = " ".join(words)
+    if whole in BETTER or whole in WORSE:
+        return "chosen" if whole in BETTER else "rejected"
+    kinds = {MEANINGS.get(word, "") for word in words}
+    if kinds in ({"better"}, {"not", "worse"}):
+        return "chosen"
+    return "rejected" if kinds in ({"worse"}, {"not", "better"}) else ""
+
+
+def match_names(values: Iterable[str], names: Collection[str]) -> list[str]:
+    """The columns whose name is one of `names`, which are normalized."""
+    return [name for name in values if normalize_name(name) in names]
+
+
+def has_words(value: Any) -> bool:
+    """Whether a value contains text to read, not a short token such as `b`, a number or the name of a model."""
+    if isinstance(value, str):
+        return len(value.split()) > 2 or sum(not char.isascii() and char.isalpha() for char in value) > 5
+    if isinstance(value, dict):
+        return any(map(has_words, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(has_words, value))
+
+
+def find_questions(values: Mapping[str, Any]) -> list[str]:
+    """The columns that by name and content may have the question of a row: text, or messages."""
+    named = [name for name in match_names(values, QUESTIONS) if isinstance(values[name], (str, list)) and values[name]]
+    return named or [name for name, value in values.items() if is_messages(value) and not find_preference(name)]

@@ -1,0 +1,72 @@
+"""This package's own formats, one for each kind of rows; TRL's rows have the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_lightning.data.formats.base import Format
+from dpo_lightning.data.formats.names import RANKS, SCORES, find_questions, match_names
+from dpo_lightning.data.formats.transcripts import is_transcript
+from dpo_lightning.data.formats.turns import is_messages
+
+
+class OwnFormat(Format):
+    """Base of the formats whose rows need no conversion."""
+
+    columns = ()
+
+    def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return no columns: all of them keep their names."""
+        return {}
+
+
+class Pairs(OwnFormat):
+    """`prompt, chosen, rejected` as strings or messages; without `prompt`, both answers begin with it."""
+
+    name, title, kind = "pairs", "preference pairs", "pairs"
+
+    @classmethod
+    def claims(cls, values: Mapping[str, Any]) -> bool:
+        """Whether a row has both answers, and its question in `prompt` or before the answers."""
+        if "chosen" not in values or "rejected" not in values or "completion" in values:
+            return False
+        if "prompt" in values:
+            return not is_transcript(values["prompt"]) and not is_transcript(values["chosen"])
+        if is_messages(values["chosen"]) and len(values["chosen"]) > 1:
+            return True
+        return not find_questions(values) and not is_transcript(values["chosen"])
+
+
+class Ranked(OwnFormat):
+    """`prompt, responses`: a list of answers, the best first, or ordered by `scores`."""
+
+    name, title, kind = "ranked", "ranked lists", "ranked"
+
+    @classmethod
+    def claims(cls, values: Mapping[str, Any]) -> bool:
+        """Whether a row has a prompt and answers, and no column that orders them under another name."""
+        return {"prompt", "responses"} <= values.keys() and not match_names(values, (SCORES | RANKS) - {"scores"})
+
+
+class Unpaired(OwnFormat):
+    """`prompt, completion, label` as strings or messages: each answer is good or bad."""
+
+    name, title, kind = "unpaired", "unpaired rows", "unpaired"
+
+    @classmethod
+    def claims(cls, values: Mapping[str, Any]) -> bool:
+        """Whether a row has all three columns."""
+        return all(name in values for name in ("prompt", "completion", "label"))
+
+
+class SFT(OwnFormat):
+    """`prompt, completion`, `messages`, or `instruction, input, output`."""
+
+    name, title, kind = "sft", "SFT rows", "sft"
+
+    @classmethod
+    def claims(cls, values: Mapping[str, Any]) -> bool:
+        """Whether a row has all columns of one of the three layouts."""
+        layouts = ({"prompt", "completion"}, {"messages"}, {"instruction", "output"})
+        return any(layout <= values.keys() for layout in layouts)

@@ -1,0 +1,104 @@
+"""The table of formats, and the recognition of the format of a set of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpo_lightning.data.formats import own
+from dpo_lightning.data.formats.base import Format, KindName
+from dpo_lightning.data.formats.conversations import (
+    ConversationAnswers,
+    ConversationLabels,
+    ConversationPairs,
+    ShareGPT,
+)
+from dpo_lightning.data.formats.named_columns import NamedPairs, NamedSFT, NamedUnpaired
+from dpo_lightning.data.formats.openai import OpenAIPreference
+from dpo_lightning.data.formats.transcripts import TranscriptPairs, TranscriptPrompts, TranscriptText
+from dpo_lightning.data.readers.sources import Row
+from dpo_lightning.errors import ExitCode, Problem, UserError
+
+OWN: dict[KindName, type[Format]] = {"pairs": own.Pairs, "ranked": own.Ranked, "unpaired": own.Unpaired, "sft": own.SFT}
+"""Kind of rows -> this package's own format."""
+
+FORMATS: tuple[type[Format], ...] = (
+    *OWN.values(),
+    OpenAIPreference,
+    ConversationPairs,
+    ConversationAnswers,
+    ConversationLabels,
+    ShareGPT,
+    TranscriptPairs,
+    TranscriptPrompts,
+    TranscriptText,
+    NamedPairs,
+    NamedUnpaired,
+    NamedSFT,
+)
+"""All formats; a new one is added here. No two of them claim the same row for the same kind."""
+
+AUTO = "auto"
+SAMPLE = 64
+"""Rows by which a format is recognized, taken at equal distances."""
+
+TAKEN: dict[KindName, tuple[KindName, ...]] = {
+    "pairs": ("pairs", "ranked"),
+    "ranked": ("ranked", "pairs"),
+    "unpaired": ("unpaired", "pairs"),
+    "sft": ("sft",),
+}
+"""Kind that a module trains on -> kinds of rows that it takes."""
+
+RECIPES: dict[KindName, str] = {
+    "pairs": "configs/dpo.yaml",
+    "ranked": "configs/dpo-listwise.yaml",
+    "unpaired": "configs/kto.yaml",
+    "sft": "configs/sft.yaml",
+}
+
+
+def find_format(name: str) -> type[Format] | None:
+    """The format of a name; None for `auto`.
+
+    Raises:
+        UserError: 64, no format has the name.
+    """
+    if name == AUTO:
+        return None
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    names = ", ".join([AUTO, *(known.name for known in FORMATS)])
+    raise UserError(
+        ExitCode.CONFIG, Problem(f"'{name}' is not a format", where="data.format"), fix=f"use one of {names}"
+    )
+
+
+def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
+    """Find the format of a set of rows that are to be read as one kind; our own if none claims them.
+
+    Args:
+        rows: the rows of a set.
+        kind: the kind that the module trains on.
+
+    Raises:
+        UserError: 65, several formats claim the rows, or only formats of other kinds do.
+    """
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    claimed = [known for known in FORMATS if 2 * sum(known.claims(row.values) for row in sample) >= len(sample)]
+    usable = [known for known in claimed if known.kind in TAKEN[kind]]
+    # Rows of the module's own kind are read as such, whatever else they have.
+    usable = [known for known in usable if known.kind == kind] or usable
+    where = str(rows[0].origin)
+    if len(usable) > 1:
+        names = " or ".join(f"'{known.name}' ({known.title})" for known in usable)
+        fix = " or ".join(f"--data.format {known.name}" for known in usable)
+        raise UserError(ExitCode.DATA, Problem(f"the rows may be read as {names}", where=where), fix=fix)
+    if not usable and claimed:
+        found = claimed[0]
+        raise UserError(
+            ExitCode.DATA,
+            Problem(f"the rows are {found.title}, which this module does not take", where=where),
+            fix=f"--config {RECIPES[found.kind]}, or write {OWN[kind].title}",
+        )
+    return usable[0] if usable else OWN[kind]
