@@ -12,6 +12,7 @@ from dpo_lightning.data.formats.own import OwnFormat
 from dpo_lightning.data.formats.recognition import AUTO, OWN, RECIPES, TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, rename
 from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
+from dpo_lightning.data.kinds.markup import note_markup
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.kinds.unread_columns import check_unread, describe_unused
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
@@ -64,6 +65,7 @@ def load_examples(
     check_unread(rows, reader.used, ignore_columns, examples, bad, guessed=guessed)
     reader.check(examples, allow, bad, notes)
     _note_invisible(rows, reader.used, notes)
+    note_markup(examples, notes)
     bad.raise_if_any()
     lines = [] if isinstance(converter, OwnFormat) else [f"read as: {converter.describe()}"]
     unused = describe_unused(rows, reader.used, ignore_columns)

@@ -12,11 +12,13 @@ from dpo_lightning import PreferenceDataModule
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.kinds.columns import (
     check_same_columns,
-    describe_unused,
     find_look_alike,
     missing_columns,
     rename,
 )
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.unread_columns import describe_unused
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.errors import ExitCode
 
@@ -92,11 +94,13 @@ def test_unknown_columns_are_named_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["loss_mask", "train", "weights", "sample_weight", "Loss_Weight"])
-def test_columns_that_say_what_is_learned_have_a_line_of_their_own(name: str) -> None:
-    first, second = describe_unused([row({**PAIR, name: 0, "score": 1})], KNOWN)
-    assert first.startswith(f"columns that may select what is learned, and are not read: {name} (")
-    assert "'weight'" in first
-    assert second == "columns that are not used: score"
+def test_columns_that_select_what_is_learned_are_refused(tmp_path: Path, name: str) -> None:
+    path = jsonl(tmp_path, [{**PAIR, name: 1, "score": 1}, {**OTHER, name: 0}])
+    parts = f"'{name}' may select what is learned, and is not read (2 rows)", f"--data.columns.weight {name}"
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, *parts)
+    assert [pair.weight for pair in load_examples(PairKind, path, columns={"weight": name})[0]] == [1, 0]
+    _, warnings = load_examples(PairKind, path, ignore_columns=[name])
+    assert warnings == ["columns that are not used: score"]
 
 
 def test_two_files_of_other_columns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_an_input_that_stands_in_the_prompt_is_not_joined_again(tmp_path: Path) 
     assert examples[0].prompt == "Name a colour.\n\nour"
 
 
-def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: Path) -> None:
+def test_the_instruction_form_of_pairs(tmp_path: Path) -> None:
     row = {
         "instruction": "Translate.",
         "input": "Good day",
@@ -92,8 +93,8 @@ def test_the_instruction_form_of_pairs_by_the_flags_that_are_proposed(tmp_path: 
         "system": "Be brief.",
     }
     path = jsonl(tmp_path, [row, {**row, "input": "Good night"}])
-    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt instruction")
-    examples, _ = load_examples(PairKind, path, columns={"prompt": "instruction"})
+    examples, _ = load_examples(PairKind, path)
+    assert load_examples(PairKind, path, columns={"prompt": "instruction"})[0] == examples
     assert [example.prompt for example in examples] == [
         (S, user("Translate.\n\nGood day")),
         (S, user("Translate.\n\nGood night")),
@@ -173,19 +174,14 @@ def test_a_conversation_with_a_history_of_its_own(tmp_path: Path) -> None:
         ("본문", "바다는 파랗다.", "input"),
     ],
 )
-def test_text_that_a_question_may_need_has_a_note_of_its_own(
-    tmp_path: Path, kind: str, name: str, value: Any, ours: str
-) -> None:
-    examples, warnings = read(tmp_path, kind, {name: value, "score": 1})
+def test_text_that_a_question_may_need_is_refused(tmp_path: Path, kind: str, name: str, value: Any, ours: str) -> None:
+    """The flag that is proposed reads it, where one can; the other leaves it aside."""
+    parts = [f"'{name}' has text that is not read", "rows.jsonl:1", f"--data.ignore_columns {shlex.quote(name)}"]
+    way = f"--data.columns.{ours} {shlex.quote(name)}" if ours != "prompt" else "write it into the prompt"
+    refusal(lambda: read(tmp_path, kind, {name: value, "score": 1}), ExitCode.DATA, *parts, way)
+    examples, warnings = read(tmp_path, kind, {name: value, "score": 1}, ignore_columns=[name])
     assert examples[0].prompt == "Name a colour."
-    named = [warning for warning in warnings if f"'{name}'" in warning]
-    assert len(named) == 1
-    assert named[0].endswith("rows.jsonl:1)")
-    assert "text that is not used" in named[0]
-    assert (f"--data.columns.{ours} {name}" in named[0]) == (ours != "prompt")
-    assert "columns that are not used: score" in warnings
-    fix = f"remove the column '{name}'"
-    refusal(lambda: read(tmp_path, kind, {name: value}, strict=True), ExitCode.DATA, "rows.jsonl:1", fix)
+    assert warnings == ["columns that are not used: score"]
     if ours != "prompt" and isinstance(value, str) and ours != "history":
         examples, warnings = read(tmp_path, kind, {name: value}, {name: ""}, columns={ours: name})
         assert not any(f"'{name}'" in warning for warning in warnings)
@@ -198,12 +194,12 @@ def test_text_that_is_read_elsewhere_is_no_loss(tmp_path: Path) -> None:
     assert warnings == ["columns that are not used: question, context_id, input_ids"]
 
 
-def test_a_system_prompt_is_not_proposed_as_the_prompt(tmp_path: Path) -> None:
+def test_a_system_prompt_is_not_the_prompt(tmp_path: Path) -> None:
     row = {"system_prompt": "Be brief.", "question": "q", "chosen": "a", "rejected": "b"}
     path = jsonl(tmp_path, [row, {**row, "question": "r"}])
-    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt question")
+    assert load_examples(PairKind, path)[0][0].prompt == ({"role": "system", "content": "Be brief."}, user("q"))
 
 
 def test_a_question_named_input_is_not_passed_over_for_an_implicit_prompt(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"input": "q", "chosen": "a", "rejected": "b"}] * 2)
-    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt input")
+    assert load_examples(PairKind, path)[0][0].prompt == "q"

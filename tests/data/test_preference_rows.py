@@ -80,7 +80,8 @@ def test_implicit_prompts(tmp_path: Path) -> None:
     texts = [{"chosen": "Q: 1 A: Yes", "rejected": "Q: 1 A: No"}, {"chosen": "yes ", "rejected": "no"}]
     examples, warnings = load_examples(PairKind, jsonl(tmp_path, texts))
     assert [example.prompt for example in examples] == ["Q: 1 A:", ""]
-    assert ["empty prompt" in warning for warning in warnings] == [True]
+    assert ["empty prompt" in warning for warning in warnings] == [True, False]
+    assert warnings[1] == "prompts that are the common beginning of both answers: 1"
 
 
 def test_tools_and_groups(tmp_path: Path) -> None:
@@ -107,9 +108,9 @@ REFUSED = [
     ({"rejected": [B]}, "'chosen' is text and 'rejected' is messages"),
     ({"chosen": [A]}, "'chosen' is messages and 'rejected' is text"),
     ({"chosen": [A, U], "rejected": [B]}, "'chosen' ends with a user message"),
-    ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [B]}, "unknown role"),
+    ({"chosen": [{"role": "wizard", "content": "a"}], "rejected": [B]}, "unknown role"),
     ({"chosen": [{"role": "assistant"}], "rejected": [B]}, "has no content"),
-    ({"chosen": [{"role": "assistant", "content": [{}]}], "rejected": [B]}, "a list as content"),
+    ({"chosen": [{"role": "assistant", "content": [{}]}], "rejected": [B]}, "a content part that is not text"),
     ({"chosen": [V, A], "rejected": [V, B]}, "begins with a user message that is not the prompt's"),
     (
         {"chosen": [user(PAIR["prompt"]), A], "rejected": [B]},

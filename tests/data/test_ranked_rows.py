@@ -64,7 +64,7 @@ def test_conversations(tmp_path: Path, row: dict[str, Any], prompt: object, resp
         ({"responses": ["Blue.", ""]}, "'responses' 2 is empty"),
         ({"responses": ["Blue.", "Red.", " \n"]}, "'responses' 3 is only white space"),
         ({"responses": ["Blue.", 3]}, "'responses' 2 is a number"),
-        ({"responses": [A, B]}, "'responses' 1 is an object"),
+        ({"responses": [{"text": "a"}, {"text": "b"}]}, "'responses' 1 is an object"),
         ({"responses": ["Blue.", [B]]}, "'responses' 1 is text and 'responses' 2 is messages"),
         ({"responses": ["Blue.", "Red.", "Blue."]}, "'responses' contains an answer twice"),
         ({"responses": [[A], [B, U]]}, "'responses' 2 ends with a user message"),
@@ -86,8 +86,10 @@ def test_bad_rows_are_told_with_every_line(tmp_path: Path, change: dict[str, Any
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
-    pairs = jsonl(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2, "pairs.jsonl")
-    refusal(lambda: load_examples(RankedKind, pairs), ExitCode.DATA, "no row has the column 'responses'")
+    pairs = jsonl(tmp_path, [{"prompt": "p", "completion": "a", "x": "b"}] * 2, "pairs.jsonl")
+    refusal(lambda: load_examples(RankedKind, pairs), ExitCode.DATA, "the rows are SFT rows")
+    neither = jsonl(tmp_path, [{"prompt": "p", "x": "b"}] * 2, "neither.jsonl")
+    refusal(lambda: load_examples(RankedKind, neither), ExitCode.DATA, "no row has the column 'responses'")
     some = jsonl(tmp_path, [ROW, {"prompt": "p"}])
     refusal(lambda: load_examples(RankedKind, some), ExitCode.DATA, f"no column 'responses' at {some}:2")
 

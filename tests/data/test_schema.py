@@ -34,19 +34,21 @@ def test_a_key_that_all_rows_lack_shows_the_keys_found(tmp_path: Path, name: str
     )
 
 
-def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
+def test_other_column_names_are_recognized_or_mapped(tmp_path: Path) -> None:
     names = {"prompt": "question", "chosen": "response_chosen", "rejected": "response_rejected"}
     path = jsonl(tmp_path, [renamed(PAIR, **names), renamed(OTHER, **names)])
-    fix = " ".join(f"--data.columns.{ours} {theirs}" for ours, theirs in names.items())
-    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, fix)
+    read, told = load_examples(PairKind, path)
+    assert told == [
+        "read as: pairs (format named-pairs: prompt = question, chosen = response_chosen, rejected = response_rejected)"
+    ]
     examples, warnings = load_examples(PairKind, path, columns=names)
     assert (examples[0].prompt, examples[1].rejected) == (PAIR["prompt"], OTHER["rejected"])
-    assert warnings == []
+    assert (read, warnings) == (examples, [])
 
 
 def test_a_question_is_not_passed_over_for_an_implicit_prompt(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [renamed(PAIR, prompt="question"), renamed(OTHER, prompt="question")])
-    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "--data.columns.prompt question")
+    assert [pair.prompt for pair in load_examples(PairKind, path)[0]] == [PAIR["prompt"], OTHER["prompt"]]
 
 
 def test_whole_conversations_need_no_prompt(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_mapping_to_a_column_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", [True, False, 1, "x", None])
 def test_unpaired_rows(tmp_path: Path, label: object) -> None:
     path = jsonl(tmp_path, [{"prompt": "p", "completion": "c", "label": label}] * 2)
-    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "this is unpaired data", f"{path}:1")
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "the rows are unpaired rows", f"{path}:1")
 
 
 @pytest.mark.parametrize("read", [PairKind, SFTKind])

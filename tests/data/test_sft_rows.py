@@ -75,16 +75,9 @@ def test_bad_rows(tmp_path: Path, good: dict[str, Any], change: dict[str, Any], 
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
-        ({"prompt": "p", "response": "r"}, ["'completion'", "--data.columns.completion response"]),
         ({"prompt": "p", "chosen": "r", "rejected": "x"}, ["--data.columns.completion chosen"]),
-        ({"completion": "p", "question": "r"}, ["'prompt'", "--data.columns.prompt question"]),
-        ({"instruction": "p", "response": "r"}, ["'output'", "--data.columns.output response"]),
-        ({"question": "p", "output": "r"}, ["'instruction'", "--data.columns.instruction question"]),
-        ({"conversations": [U, A]}, ["'messages'", "--data.columns.messages conversations"]),
-        (
-            {"question": "p", "answer": "r"},
-            ["--data.columns.prompt question", "--data.columns.completion answer"],
-        ),
+        ({"prompt": "p", "answer_x": "r"}, ["'completion'", "--data.columns.completion answer_x"]),
+        ({"completion": "p", "my_question": "r"}, ["'prompt'", "--data.columns.prompt my_question"]),
         ({"text": "p"}, ["'prompt', 'completion'", "the columns are text", "--data.columns.prompt NAME"]),
     ],
 )
@@ -93,10 +86,32 @@ def test_other_columns(tmp_path: Path, row: dict[str, Any], parts: list[str]) ->
     refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, f"{path}:1", *parts)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "response": "r"},
+        {"question": "p", "completion": "r"},
+        {"instruction": "p", "response": "r"},
+        {"question": "p", "output": "r"},
+        {"question": "p", "answer": "r"},
+        {"질문": "p", "답변": "r"},
+    ],
+)
+def test_columns_of_known_names_are_read(tmp_path: Path, row: dict[str, Any]) -> None:
+    examples, _ = load_examples(SFTKind, jsonl(tmp_path, [row, row]))
+    assert (examples[0].prompt, examples[0].completion) == ("p", "r")
+
+
 @pytest.mark.parametrize("label", [True, False, 1, "good"])
 def test_unpaired_rows_are_not_imitated(tmp_path: Path, label: object) -> None:
     path = jsonl(tmp_path, [{**ROW, "label": label}] * 2)
-    refusal(lambda: load_examples(SFTKind, path), ExitCode.DATA, "this is unpaired data", f"{path}:1")
+    refusal(
+        lambda: load_examples(SFTKind, path),
+        ExitCode.DATA,
+        "'label' may select what is learned",
+        "configs/kto.yaml",
+        f"{path}:1",
+    )
 
 
 def test_a_label_that_is_a_kind_is_a_column_like_others(tmp_path: Path) -> None:

@@ -173,13 +173,12 @@ def test_a_prompt_in_both_sets(tmp_path: Path) -> None:
     assert len(check_leak(*sets, UnpairedKind.check, allow=["leak", "contradictions"])) == 2
 
 
-def test_other_column_names_get_a_mapping_that_works(tmp_path: Path) -> None:
+def test_other_column_names_are_recognized_or_mapped(tmp_path: Path) -> None:
     rows = [{"question": row["prompt"], "answer": row["completion"], "thumb": row["label"]} for row in (GOOD, BAD)]
     path = jsonl(tmp_path, rows)
     names = {"prompt": "question", "completion": "answer", "label": "thumb"}
-    fix = " ".join(f"--data.columns.{ours} {theirs}" for ours, theirs in names.items())
-    refusal(lambda: load_examples(UnpairedKind, path), ExitCode.DATA, fix)
     examples, _ = load_examples(UnpairedKind, path, columns=names)
+    assert load_examples(UnpairedKind, path)[0] == examples
     assert [example.good for example in examples] == [True, False]
     bad = jsonl(tmp_path, [*rows, rows[0] | {"thumb": "so-so"}], "bad.jsonl")
     refusal(
@@ -196,8 +195,6 @@ def test_other_kinds_of_training_name_the_module(tmp_path: Path, read: Any) -> N
     refusal(
         lambda: load_examples(read, path),
         ExitCode.DATA,
-        "this is unpaired data",
-        "UnpairedDataModule",
         "configs/kto.yaml",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from dpo_lightning.data.formats import own
 from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.names import ANSWERS, LABELS, QUESTIONS, find_preference, has_words, match_names
 from dpo_lightning.data.formats.transcripts import is_transcript
@@ -16,8 +17,8 @@ class NamedColumns(Format):
     """Base of the formats that assign columns by name; subclasses return our column -> the file's of a row."""
 
     guesses = True
-    own: ClassVar[frozenset[str]]
-    """Our columns; rows that have all of them need no other names."""
+    own: ClassVar[type[Format]]
+    """This package's format of the same kind, which goes first."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Assign the columns by the first row that has this format."""
@@ -34,9 +35,8 @@ class NamedColumns(Format):
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
-        """Whether every needed column is found under one name, not all of them under our own."""
-        found = cls.assign(values)
-        return bool(found) and any(ours != name for ours, name in found.items())
+        """Whether every needed column is found under one name, and the row does not have this package's own format."""
+        return bool(cls.assign(values)) and not cls.own.claims(values)
 
     def describe(self) -> str:
         """The columns that were found."""
@@ -52,6 +52,7 @@ class NamedPairs(NamedColumns):
     """A question and two answers, such as `question, chosen_response, rejected_response` or `질문, 선택, 거절`."""
 
     name, title, kind = "named-pairs", "pairs", "pairs"
+    own = own.Pairs
 
     @classmethod
     def assign(cls, values: Mapping[str, Any]) -> dict[str, str]:
@@ -69,6 +70,7 @@ class NamedUnpaired(NamedColumns):
     """A question, an answer and a verdict on it, such as `question, answer, thumbs_up`."""
 
     name, title, kind = "named-unpaired", "answers with a label", "unpaired"
+    own = own.Unpaired
 
     @classmethod
     def assign(cls, values: Mapping[str, Any]) -> dict[str, str]:
@@ -83,6 +85,7 @@ class NamedSFT(NamedColumns):
     """A question and an answer, such as `question, answer` or `질문, 답변`."""
 
     name, title, kind = "named-sft", "questions with an answer", "sft"
+    own = own.SFT
 
     @classmethod
     def assign(cls, values: Mapping[str, Any]) -> dict[str, str]:

@@ -49,6 +49,14 @@ TAKEN: dict[KindName, tuple[KindName, ...]] = {
 }
 """Kind that a module trains on -> kinds of rows that it takes."""
 
+COLUMNS: dict[KindName, str] = {
+    "pairs": "prompt, chosen, rejected",
+    "ranked": "prompt, responses",
+    "unpaired": "prompt, completion, label",
+    "sft": "prompt, completion",
+}
+"""Kind of rows -> the columns that error messages name."""
+
 RECIPES: dict[KindName, str] = {
     "pairs": "configs/dpo.yaml",
     "ranked": "configs/dpo-listwise.yaml",
@@ -96,9 +104,8 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         raise UserError(ExitCode.DATA, Problem(f"the rows may be read as {names}", where=where), fix=fix)
     if not usable and claimed:
         found = claimed[0]
-        raise UserError(
-            ExitCode.DATA,
-            Problem(f"the rows are {found.title}, which this module does not take", where=where),
-            fix=f"--config {RECIPES[found.kind]}, or write {OWN[kind].title}",
-        )
+        what = f"the rows are {found.title}, and this module takes {OWN[kind].title} ({COLUMNS[kind]})"
+        way = "--data.columns.completion chosen to learn the chosen answers" if found is own.Pairs else ""
+        fix = f"--config {RECIPES[found.kind]}, or {way if kind == 'sft' and way else 'rewrite the rows'}"
+        raise UserError(ExitCode.DATA, Problem(what, where=where), fix=fix)
     return usable[0] if usable else OWN[kind]

@@ -23,10 +23,10 @@ ROLES = {
 TEXT_PARTS = frozenset(("text", "input_text", "output_text"))
 """Types of content parts that are text."""
 
-AS_JSON = ("[{", "[ {", "[\n")
+AS_JSON = ("[{", "[ {", "[\n", "[\r\n")
 """How a list of messages begins that was written as text."""
 
-EXPORT = "write messages as JSON, not as Python prints them (`json.dumps(value)`, or save as JSON lines or parquet)"
+EXPORT = "write the column as JSON (`json.dumps`), or the whole table as JSON lines or parquet"
 
 
 def find_role(message: Any) -> str:
@@ -79,11 +79,18 @@ def join_parts(parts: Sequence[Any], place: str) -> str:
         text = part.get("text") if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind not in TEXT_PARTS or not isinstance(text, str):
-            shown = kind if isinstance(kind, str) and kind not in TEXT_PARTS else "not text"
-            what = f"{place} has a content part of type {shown}"
+            what = f"{place} has a content part that is not text"
             raise RowError(what, excerpt_value(part), "keep the text parts only")
         texts.append(text)
     return "".join(texts)
+
+
+def is_messages_text(value: Any) -> bool:
+    """Whether a value is a string that is a list of messages, in JSON or as Python prints it."""
+    try:
+        return isinstance(value, str) and parse_messages_text(value, "") is not None
+    except RowError:
+        return True
 
 
 def parse_messages_text(text: str, place: str) -> list[Any] | None:
@@ -101,7 +108,7 @@ def parse_messages_text(text: str, place: str) -> list[Any] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         if any(f"{{'{key}': " in start[:40] for key in ("role", "content", "from", "value")):
-            raise RowError(f"{place} is a Python representation of messages", text, EXPORT) from None
+            raise RowError(f"{place} is a list of messages as Python prints it", text, EXPORT) from None
         return None
     return value if all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value) else None
 

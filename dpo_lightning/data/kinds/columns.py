@@ -190,27 +190,3 @@ def check_same_columns(rows: Sequence[Row], defining: Collection[str]) -> None:
                 ),
                 fix="give both files the same columns, or train on them one after the other",
             )
-
-
-def refuse_unpaired(rows: Sequence[Row], names: Collection[str], verdicts: Collection[str] = ()) -> None:
-    """Refuse unpaired rows where pairs or SFT rows are read: SFT would also train on the answers labelled bad.
-
-    Args:
-        rows: the rows.
-        names: their columns.
-        verdicts: labels that judge an answer; rows with other labels pass. If empty, every label judges one.
-
-    Raises:
-        UserError: 65, with the first such row.
-    """
-    if "label" not in names or "completion" not in names or "chosen" in names:
-        return
-    for row in rows:
-        label = row.values.get("label")
-        if not verdicts or str(label).strip().lower() in verdicts:
-            raise UserError(
-                ExitCode.DATA,
-                Problem("this is unpaired data (completion and label)", str(row.origin), f"label: {label}"),
-                fix="--config configs/kto.yaml (KTOModule with UnpairedDataModule); or give pairs (prompt, chosen, "
-                "rejected); for SFT keep the good rows without the label",
-            )

@@ -84,8 +84,8 @@ class ContextColumns:
                 what = f"{name} differs from the conversation's own {given['role']} message"
                 raise RowError(what, given.get("content") or "", "keep one of the two")
             system = ""
-        self._count(AS_SYSTEM, bool(system))
-        self._count(AS_TURNS, bool(history))
+        self.count(AS_SYSTEM, bool(system))
+        self.count(AS_TURNS, bool(history))
         before: tuple[Message, ...] = ({"role": "system", "content": system},) if system else ()
         return (*before, *history, *turns)
 
@@ -101,19 +101,20 @@ class ContextColumns:
         # As whole words only: the input "a" is not part of the prompt "Explain that".
         pattern = re.compile(rf"(?<!\w){re.escape(given.strip())}(?!\w)")
         if any(pattern.search(text) for text in iterate_texts(prompt)):
-            self._count(THERE)
+            self.count(THERE)
             return prompt
         if not isinstance(prompt, str):
             what = f"the row has an {self._quote_name(INPUT)} and a prompt of messages"
             raise RowError(what, given, "write its text into the message, and remove the column")
-        self._count(JOINED)
+        self.count(JOINED)
         return join_input(prompt, given)
 
     def lines(self) -> list[str]:
         """One line for each way in which a column was read, with the number of rows."""
         return [f"{what}: {count:,}" for what, count in self.read.items()]
 
-    def _count(self, what: str, happened: bool = True) -> None:
+    def count(self, what: str, happened: bool = True) -> None:
+        """Count a row whose columns were read in the way that `what` describes."""
         if happened:
             self.read[what] = self.read.get(what, 0) + 1
 

@@ -40,14 +40,19 @@ VERDICTS = {
 TURN = 'write each message as {"role": ..., "content": ...}'
 
 
-def parse_text(value: Any, name: str) -> Text:
-    """Return a string unchanged, or a list of messages as a checked tuple; JSON text of messages is decoded.
+def parse_text(value: Any, name: str, *, decode: bool = False) -> Text:
+    """Return a string unchanged, or a list of messages as a checked tuple.
+
+    Args:
+        value: the value of a column.
+        name: the column, for errors.
+        decode: convert a string that is a list of messages in JSON.
 
     Raises:
         RowError: the value is of another type, or a message is malformed.
     """
     if isinstance(value, str):
-        decoded = parse_messages_text(value, name)
+        decoded = parse_messages_text(value, name) if decode else None
         if decoded is None:
             return value
         value = decoded

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
-from dpo_lightning.data.kinds.columns import find_look_alike, refuse_unpaired
+from dpo_lightning.data.kinds.columns import find_look_alike
 from dpo_lightning.data.kinds.duplicates import check_order
 from dpo_lightning.data.kinds.fields import fit_answer, look_alike_texts, parse_number, strip_text
 from dpo_lightning.data.kinds.implicit_prompts import split_messages, split_strings
@@ -18,6 +18,7 @@ from dpo_lightning.data.readers.sources import Row
 
 NEARLY_EQUAL = "pairs that differ only in outer white space or Unicode form"
 INVISIBLY_EQUAL = "pairs that differ only in invisible characters"
+SPLIT_OFF = "prompts that are the common beginning of both answers"
 REPEATS_PROMPT = "pairs whose answers begin with the prompt's messages (read once)"
 
 
@@ -75,7 +76,6 @@ class PairKind(RowKind):
 
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
         """Read the prompt from the common beginning of the answers where no column has it."""
-        refuse_unpaired(rows, present)
         missing = [name for name in self.answers if name not in present]
         if "prompt" in present:
             return missing
@@ -126,6 +126,7 @@ class PairKind(RowKind):
         prompt: Text
         if isinstance(chosen, str) and isinstance(rejected, str):
             prompt, chosen, rejected = split_strings(chosen, rejected)
+            self.context.count(SPLIT_OFF, bool(prompt))
         else:
             prompt, chosen, rejected = split_messages(chosen, rejected)  # type: ignore[arg-type]
         prompt = self.context.add_turns(row, prompt)

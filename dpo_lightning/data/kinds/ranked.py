@@ -13,6 +13,7 @@ from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.kinds.turn_marks import check_no_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row, kind_of
+from dpo_lightning.data.readers.text_cleaning import decode_json
 
 LEAST = 2
 NEARLY_EQUAL = "lists with answers that differ only in outer white space"
@@ -48,6 +49,8 @@ class RankedKind(RowKind):
         if name != "responses":
             return super().parse(name, value)
         shown = self.quote_name(name)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = decode_json(value, shown, "write a list, the best answer first")
         if not isinstance(value, list):
             raise RowError(
                 f"{shown} is {kind_of(value)}, not a list of answers", fix="write a list, the best answer first"
@@ -101,6 +104,7 @@ class RankedKind(RowKind):
             RowError: the number of scores differs from that of answers, or two scores are equal.
         """
         name = self.quote_name("scores")
+        value = decode_json(value, name, "write a number for each answer")
         if not isinstance(value, list) or len(value) != len(responses):
             found = f"{len(value)} numbers" if isinstance(value, list) else kind_of(value)
             raise RowError(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Example, Text
 from dpo_lightning.data.formats.base import KindName
+from dpo_lightning.data.formats.turns import is_messages_text
 from dpo_lightning.data.kinds.columns import missing_columns
 from dpo_lightning.data.kinds.context_columns import READ, ContextColumns
 from dpo_lightning.data.kinds.duplicates import check_repeats
@@ -70,6 +71,12 @@ class RowKind(ABC):
         missing = self.choose_columns(rows, present)
         if missing:
             raise missing_columns(missing, rows, names)
+        # An answer that is a list of messages in JSON may be the text that was meant; a column of them never is.
+        texts = {name: [row.values.get(name) for row in rows] for name in self.answers}
+        self.decoded = {
+            *(name for name, column in texts.items() if all(map(is_messages_text, column))),
+            *(name for name in self.needed if name not in self.answers),
+        }
 
     @classmethod
     def choose(cls, present: Collection[str]) -> type[RowKind]:
@@ -120,7 +127,9 @@ class RowKind(ABC):
         """
         if name in self.example.annotations():
             return value
-        text = parse_text(value, self.quote_name(name))
+        text = parse_text(value, self.quote_name(name), decode=name in self.decoded)
+        if isinstance(value, str) and not isinstance(text, str):
+            self.context.count(f"values of {self.quote_name(name)} that are messages in JSON text")
         if name in self.answers:
             check_answer(text, self.quote_name(name))
             return text

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import TRAIN, Encoded, EncodedAnswer, Example, Message, Text
 from dpo_lightning.data.formats.base import KindName
-from dpo_lightning.data.kinds.columns import find_look_alike, refuse_unpaired
+from dpo_lightning.data.kinds.columns import find_look_alike
 from dpo_lightning.data.kinds.context_columns import join_input
-from dpo_lightning.data.kinds.fields import VERDICTS, check_has_prompt, fit_answer
+from dpo_lightning.data.kinds.fields import check_has_prompt, fit_answer
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.kinds.turn_marks import read_completion
 from dpo_lightning.data.readers.bad_rows import RowError
@@ -61,7 +61,6 @@ class SFTKind(RowKind):
 
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
         """Choose the first layout whose columns are all present; otherwise return what one that is begun lacks."""
-        refuse_unpaired(rows, present, VERDICTS)
         absent = [[name for name in names if name not in present] for names in COLUMN_SETS]
         if [] not in absent:
             begun = (found for found, names in zip(absent, COLUMN_SETS, strict=True) if len(found) < len(names))

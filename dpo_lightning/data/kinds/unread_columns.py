@@ -18,13 +18,13 @@ from dpo_lightning.data.formats.names import (
     split_name,
 )
 from dpo_lightning.data.kinds.columns import NO_TEXT, WEIGHTS, count_columns
-from dpo_lightning.data.kinds.context_columns import WORDS
+from dpo_lightning.data.kinds.context_columns import JOINT, WORDS
 from dpo_lightning.data.kinds.fields import VERDICTS
 from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.data.readers.sources import Row
-from dpo_lightning.data.readers.text_cleaning import excerpt_name
+from dpo_lightning.data.readers.text_cleaning import excerpt_name, excerpt_value
 
 SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
 """Columns that are common in data sets and need no warning when they are not used, unless they have the question."""
@@ -56,11 +56,10 @@ def check_unread(
     *,
     guessed: Mapping[str, str] | None = None,
 ) -> None:
-    """Report rows that have text in a column that is not read, although the answer may depend on it.
+    """Report columns that are not read although an answer may depend on them, each once, at the first such row.
 
-    That is a column whose name says so (`context`, `ratings`, `label`, ...), and any column with text where the prompt
-    is empty or was not a column of its own, or where columns were assigned by their names. A column is not reported in
-    rows whose other columns contain its text as well.
+    These are columns whose name says so (`context`, `ratings`, `label`, ...). Where the prompt of a row is empty, or
+    columns were assigned by their names, it is any column with text, unless the columns that are read contain it too.
 
     Args:
         rows: the rows with our columns.
@@ -70,42 +69,15 @@ def check_unread(
         bad: collects the errors.
         guessed: our column -> the file's, where columns were assigned by their names.
     """
-    names = [name for name in count_columns(rows) if name not in used and name not in ignored]
     empty = {example.origin for example in examples if not example.prompt}
-    for name in names:
-        reason = _find_reason(name, rows, used)
-        for row in rows:
-            value = row.values.get(name)
-            if value is None or not (reason or guessed or row.origin in empty):
-                continue
-            if reason in ("ranks", "weight") or (reason == "label" and is_verdict(value)):
-                found = is_numbers(value) if reason == "ranks" else True
-            else:
-                found = _holds_question(name, value, row, used, reason)
-            if found:
-                bad.add(row.origin, _describe(name, row, reason, used, guessed))
-
-
-def is_verdict(value: Any) -> bool:
-    """Whether a value judges an answer as good or bad."""
-    return str(value).strip().lower() in VERDICTS
-
-
-def is_numbers(value: Any) -> bool:
-    """Whether a value is a list of numbers."""
-    return isinstance(value, list) and bool(value) and all(isinstance(item, (int, float)) for item in value)
-
-
-def _find_reason(name: str, rows: Sequence[Row], used: Collection[str]) -> str:
-    """What the name of a column says: `ranks`, `label`, `weight`, our column for text of the question, or ""."""
-    word = normalize_name(name)
-    if word in SCORES | RANKS:
-        return "ranks" if "chosen" not in used else ""
-    if word in LABELS and "label" not in used:
-        return "label"
-    if name.lower() in WEIGHTS or name.lower() in MARKS:
-        return "weight"
-    return match_context(name, any(part in row.values for row in rows for part in ("prompt", "instruction")))
+    has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))
+    for name in count_columns(rows):
+        if name in used or name in ignored:
+            continue
+        ours = match_context(name, has_prompt)
+        found = [row for row in rows if _is_needed(name, row, used, ours, guessed is not None or row.origin in empty)]
+        if found:
+            bad.add(found[0].origin, _describe(name, found, used, ours, guessed))
 
 
 def match_context(name: str, has_prompt: bool) -> str:
@@ -117,42 +89,53 @@ def match_context(name: str, has_prompt: bool) -> str:
     return "" if ours == "prompt" and not has_prompt else ours
 
 
-def _holds_question(name: str, value: Any, row: Row, used: Collection[str], reason: str) -> bool:
-    """Whether a column has text that no column that is read contains."""
-    if reason == "label":
+def _is_needed(name: str, row: Row, used: Collection[str], ours: str, any_text: bool) -> bool:
+    """Whether the answer of a row may depend on a column that is not read."""
+    value = row.values.get(name)
+    if value is None or value == "":
         return False
-    if not reason:
-        words = {*split_name(name)}
-        if words & ABOUT_ANSWERS or name.startswith(META) or name.lower().endswith(NO_TEXT) or not has_words(value):
-            return False
-        if find_preference(name):
+    if _selects(name, value, used):
+        return True
+    if not ours:
+        about = {*split_name(name)} & ABOUT_ANSWERS or name.startswith(META) or find_preference(name)
+        if not any_text or about or name.lower().endswith(NO_TEXT) or not has_words(value):
             return False
     texts = [text.strip() for text in iterate_texts(value) if text.strip()]
-    read = "\n\n".join(text for other in used for text in iterate_texts(row.values.get(other)))
+    read = JOINT.join(text for other in used for text in iterate_texts(row.values.get(other)))
     return not all(text in read for text in texts)
 
 
-def _describe(name: str, row: Row, reason: str, used: Collection[str], guessed: Mapping[str, str] | None) -> RowError:
-    """The error for a row whose column `name` is not read."""
-    shown = shlex.quote(excerpt_name(name))
-    ignore = f"{IGNORE} [{shown}]"
-    text = str(row.values[name])
-    if reason == "ranks":
-        return RowError(
-            f"'{name}' orders the answers and is not read", text, f"--data.columns.scores {shown}, or {ignore}"
-        )
-    if reason == "label":
-        return RowError(f"'{name}' judges the answer and is not read", text, f"--config configs/kto.yaml, or {ignore}")
-    if reason == "weight":
-        way = f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}"
-        return RowError(f"'{name}' may select what is learned and is not read", text, way)
-    what = f"'{name}' has text that is not read, and the answer may depend on it"
-    if guessed:
-        flags = " ".join(f"--data.columns.{ours} {shlex.quote(theirs)}" for ours, theirs in guessed.items())
-        return RowError(what, text, f"{ignore}, or write it into the prompt; the columns that are read: {flags}")
-    ours = reason or "prompt"
-    way = f"--data.columns.{ours} {shown}" if ours not in row.values and ours in (*used, "prompt", "input") else ""
-    return RowError(what, text, f"{way or 'write it into the prompt'}, or {ignore}")
+def _selects(name: str, value: Any, used: Collection[str]) -> str:
+    """Our column for a value that orders answers, judges one or weights the row; "" for any other."""
+    word = normalize_name(name)
+    if word in SCORES | RANKS and "responses" in used:
+        return "scores" if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value) else ""
+    if word in LABELS and "completion" in used and "label" not in used:
+        return "label" if str(value).strip().lower() in VERDICTS else ""
+    return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
+
+
+def _describe(
+    name: str, found: Sequence[Row], used: Collection[str], ours: str, guessed: Mapping[str, str] | None
+) -> RowError:
+    """The error for rows that need the column `name`, which is not read."""
+    shown, values = excerpt_name(name), found[0].values
+    count = f" ({len(found):,} rows)" if len(found) > 1 else ""
+    ignore = f"{IGNORE} {shlex.quote(shown)}"
+    selects = _selects(name, values[name], used)
+    if selects:
+        what = f"'{shown}' may select what is learned, and is not read{count}"
+        ways = {
+            "scores": f"--data.columns.scores {shown} where the highest is the best",
+            "label": "--config configs/kto.yaml",
+            "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}",
+        }
+        return RowError(what, excerpt_value(values[name]), f"{ways[selects]}; or {ignore}")
+    what = f"'{shown}' has text that is not read, and the answer may depend on it{count}"
+    ours = ours or "prompt"
+    free = ours not in values and ours in (*used, "prompt", "input") and not guessed
+    way = f"--data.columns.{ours} {shlex.quote(shown)}" if free else "write it into the prompt"
+    return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 
 
 def describe_unused(rows: Sequence[Row], used: Collection[str], ignored: Collection[str] = ()) -> list[str]:

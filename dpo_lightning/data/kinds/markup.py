@@ -1,0 +1,92 @@
+"""Markup in texts that a chat template would write itself, and other remains of the way a data set was made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from dpo_lightning.data.examples import Example, Text
+from dpo_lightning.data.readers.bad_rows import Notes
+
+MARKUP: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
+    (shown, needles, re.compile(pattern))
+    for shown, needles, pattern in (
+        ("[INST]", ("INST]", "<SYS>>"), r"\[/?INST\]|<</?SYS>>"),
+        ("<|im_start|>", ("<|im_",), r"<\|im_(?:start|end|sep)\|>"),
+        (
+            "<|eot_id|>",
+            ("_id|>", "_text|>"),
+            r"<\|(?:begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id)\|>",
+        ),
+        ("<start_of_turn>", ("_of_turn>",), r"<(?:start|end)_of_turn>"),
+        ("<|user|>", ("<|",), r"<\|(?:user|assistant|system|end|endoftext|end_of_turn)\|>"),
+        ("<extra_id_1>", ("<extra_id_",), r"<extra_id_[01]>"),
+        ("</s>", ("s>",), r"</s>\s*\Z|\A\s*<s>|</?(?:eos|bos)>"),
+        (
+            "### Instruction:",
+            ("##",),
+            r"(?:\A|\n| )#{2,4} ?(?:Instruction|Response|Input|Question|Answer|Human|Assistant|User)s?:",
+        ),
+        ("Human: ... Assistant:", ("ssistant:", "SSISTANT:"), r"(?:\A|\n)\s*(?:Human|USER|User|Assistant|ASSISTANT):"),
+        ("{{name}}", ("{{",), r"\{\{ ?[A-Za-z_가-힣][\w가-힣]* ?\}\}"),
+    )
+)
+"""What a warning shows; strings of which each such text contains one, for speed; and the pattern of such texts."""
+
+CODE = "```"
+"""Texts with code may contain `{{name}}` and `</s>` as what they are about."""
+
+LINE_ENDS = "pairs in which only one answer has carriage returns"
+REPEATED_PROMPT = "rows whose answers begin with a copy of the prompt"
+LEAST_COPIED = 12
+"""Characters of a prompt below which an answer that begins with it is no copy: `Paris` may be both."""
+
+FIX = "remove it from the texts, or --data.template raw where it is meant"
+
+
+def note_markup(examples: Sequence[Example], notes: Notes) -> None:
+    """Note texts with markup of a chat template, which the model's own template would enclose once more.
+
+    Args:
+        examples: the rows.
+        notes: collects the warnings: one for each kind of markup, one for carriage returns in one answer only, and one
+            for answers that repeat the prompt.
+    """
+    for example in examples:
+        for shown in _find_markup(example):
+            notes.add(example.origin, f"rows with markup of a template ({shown})", fix=FIX)
+        returns = ["\r" in text for text in map(_join_texts, example.answers)]
+        if any(returns) and not all(returns):
+            notes.add(example.origin, LINE_ENDS, fix="write the same line ends in all answers")
+        if _repeats_prompt(example):
+            notes.add(example.origin, REPEATED_PROMPT, fix="remove the prompt from the answers")
+
+
+def _find_markup(example: Example) -> list[str]:
+    """The kinds of markup in the texts of a row."""
+    found: dict[str, None] = {}
+    for text in _iterate_contents(example.prompt, *example.answers):
+        for shown, needles, pattern in MARKUP:
+            if any(needle in text for needle in needles) and CODE not in text and pattern.search(text):
+                found[shown] = None
+    return list(found)
+
+
+def _repeats_prompt(example: Example) -> bool:
+    """Whether all answers begin with the text of the last turn of the prompt."""
+    question = next(reversed(list(_iterate_contents(example.prompt))), "").strip()
+    answers = [next(_iterate_contents(answer), "").lstrip() for answer in example.answers]
+    return len(question) >= LEAST_COPIED and all(answer.startswith(question) for answer in answers)
+
+
+def _iterate_contents(*texts: Text) -> Iterator[str]:
+    """The strings in texts: a string itself, or the contents of messages."""
+    for text in texts:
+        if isinstance(text, str):
+            yield text
+        else:
+            yield from (message.get("content") or "" for message in text)
+
+
+def _join_texts(text: Text) -> str:
+    return "\n".join(_iterate_contents(text))
