@@ -20,6 +20,7 @@ COMMANDS = {
     "test": ("dpo_lightning.cli:main", "as validate, with measures named test/..."),
     "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
     "precompute": ("dpo_lightning.commands.precompute:main", "the reference's log-probabilities, once for many runs"),
+    "convert": ("dpo_lightning.commands.convert:main", "rows of another format as rows of this package's own"),
     "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),
     "export": ("dpo_lightning.commands.export:main", "one whole model out of an adapter and its base"),
     "fetch-model": (

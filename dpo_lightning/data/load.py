@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.data.examples import Example
@@ -53,40 +53,112 @@ def load_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    found = _read_rows(paths, kind, columns, bad, columns_optional)
-    converter = _choose_format(found, kind, format)
-    rows = _convert_rows(found, converter, kind, bad, notes)
-    check_same_columns(rows, kind.columns)
-    names = {**converter.renames, **(columns or {})}
-    reader = kind.choose(count_columns(rows))(rows, names, bad, notes)
-    examples = [example for row in rows for example in reader.read(row)]
+    rows = read_set(paths, kind.known(), bad, columns, columns_optional=columns_optional)
+    found = RowSet(rows, kind, bad, notes, columns=columns, format=format, ignore_columns=ignore_columns)
+    examples = [example for row in found.rows for example in found.reader.read(row)]
     _check_kinds(examples, bad)
-    guessed = converter.renames if converter.guesses else None
-    check_unread(rows, reader.used, ignore_columns, examples, bad, guessed=guessed)
-    reader.check(examples, allow, bad, notes)
-    _note_invisible(rows, reader.used, notes)
+    found.check_unread(examples)
+    found.reader.check(examples, allow, bad, notes)
+    found.note_invisible()
     note_markup(examples, notes)
     bad.raise_if_any()
-    lines = [] if isinstance(converter, OwnFormat) else [f"read as: {converter.describe()}"]
-    unused = describe_unused(rows, reader.used, ignore_columns)
-    return examples, [*lines, *notes.format_lines(), *reader.context.lines(), *unused]
+    return examples, found.format_lines()
 
 
-def _read_rows(
+def read_set(
     paths: str | Sequence[str],
-    kind: type[RowKind],
-    columns: Mapping[str, str] | None,
+    known: Collection[str],
     bad: BadRows,
-    columns_optional: bool,
+    columns: Mapping[str, str] | None = None,
+    *,
+    columns_optional: bool = False,
 ) -> list[Row]:
-    """Read all rows with the columns that the user named renamed to ours, and check the size of the set."""
+    """Read all rows of a set with the columns that the user named renamed to ours, and check its size.
+
+    Args:
+        paths: a file or hub set, or several.
+        known: our names of columns.
+        bad: collects the errors.
+        columns: our column name -> the file's.
+        columns_optional: see `columns.rename`.
+
+    Raises:
+        UserError: as `load_examples`.
+    """
     found = list(read_files(paths, bad))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
         raise UserError(
             ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
         )
-    return rename(found, columns, kind.known(), columns_optional=columns_optional)
+    return rename(found, columns, known, columns_optional=columns_optional)
+
+
+class RowSet:
+    """The rows of a set in our columns, and what reads them as examples of a kind.
+
+    Attributes:
+        converter: the format that the rows had.
+        rows: the converted rows.
+        reader: reads the rows.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        kind: type[RowKind],
+        bad: BadRows,
+        notes: Notes,
+        *,
+        columns: Mapping[str, str] | None = None,
+        format: str = AUTO,
+        ignore_columns: Collection[str] = (),
+    ) -> None:
+        """Recognize the format of rows and convert them; arguments are those of `load_examples`.
+
+        Raises:
+            UserError: 64 for a format of another kind, 65 if no row is left or a column is missing.
+        """
+        self.bad, self.notes, self.ignored = bad, notes, ignore_columns
+        self.converter = _choose_format(rows, kind, format)
+        self.rows = list(self._convert(rows, kind))
+        if not self.rows:
+            bad.raise_if_any()
+            problem = Problem(f"no row is left: {'; '.join(notes.format_lines())}", where=str(rows[0].origin))
+            raise UserError(ExitCode.DATA, problem, fix="give rows that prefer one answer")
+        check_same_columns(self.rows, kind.columns)
+        names = {**self.converter.renames, **(columns or {})}
+        self.reader = kind.choose(count_columns(self.rows))(self.rows, names, bad, notes)
+
+    def check_unread(self, examples: Sequence[Example]) -> None:
+        """Report columns that are not read although an answer may depend on them (see `check_unread`)."""
+        guessed = self.converter.renames if self.converter.guesses else None
+        check_unread(self.rows, self.reader.used, self.ignored, examples, self.bad, guessed=guessed)
+
+    def note_invisible(self) -> None:
+        """Note rows that have invisible characters in a column that is read."""
+        used = self.reader.used
+        for row in self.rows:
+            kinds = set().union(*(find_invisible_kinds(value) for name, value in row.values.items() if name in used))
+            for kind in sorted(kinds):
+                self.notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
+
+    def format_lines(self) -> list[str]:
+        """The lines about the set: its format, the warnings, how columns were read, and those that were not."""
+        lines = [] if isinstance(self.converter, OwnFormat) else [f"read as: {self.converter.describe()}"]
+        unused = describe_unused(self.rows, self.reader.used, self.ignored)
+        return [*lines, *self.notes.format_lines(), *self.reader.context.lines(), *unused]
+
+    def _convert(self, rows: Sequence[Row], kind: type[RowKind]) -> Iterator[Row]:
+        """Convert rows to our columns of the kind that is read."""
+        if kind.reads is None or (isinstance(self.converter, OwnFormat) and kind.reads == self.converter.kind):
+            yield from rows
+            return
+        for row in self.converter.convert_rows(rows, self.bad, self.notes):
+            try:
+                yield row._replace(values=convert_kind(row.values, self.converter.kind, kind.reads))
+            except RowError as error:
+                self.bad.add(row.origin, error)
 
 
 def _choose_format(rows: Sequence[Row], kind: type[RowKind], name: str) -> Format:
@@ -97,40 +169,13 @@ def _choose_format(rows: Sequence[Row], kind: type[RowKind], name: str) -> Forma
     if chosen is None:
         return recognize(rows, kind.reads)(rows)
     if chosen.kind not in TAKEN[kind.reads]:
+        what = f"rows of the format {name} are {OWN[chosen.kind].title}, which this module does not take"
         raise UserError(
             ExitCode.CONFIG,
-            Problem(
-                f"rows of the format {name} are {OWN[chosen.kind].title}, which this module does not take",
-                "data.format",
-            ),
+            Problem(what, where="data.format"),
             fix=f"--config {RECIPES[chosen.kind]}",
         )
     return chosen(rows)
-
-
-def _convert_rows(rows: Sequence[Row], converter: Format, kind: type[RowKind], bad: BadRows, notes: Notes) -> list[Row]:
-    """Convert rows to our columns of the kind that is read."""
-    if kind.reads is None or (isinstance(converter, OwnFormat) and kind.reads == converter.kind):
-        return list(rows)
-    converted = []
-    for row in converter.convert_rows(rows, bad, notes):
-        try:
-            converted.append(row._replace(values=convert_kind(row.values, converter.kind, kind.reads)))
-        except RowError as error:
-            bad.add(row.origin, error)
-    if not converted:
-        bad.raise_if_any()
-        problem = Problem(f"no row is left: {'; '.join(notes.format_lines())}", where=str(rows[0].origin))
-        raise UserError(ExitCode.DATA, problem, fix="give rows that prefer one answer")
-    return converted
-
-
-def _note_invisible(rows: Sequence[Row], used: Collection[str], notes: Notes) -> None:
-    """Note rows that have invisible characters in a column that is read."""
-    for row in rows:
-        kinds = set().union(*(find_invisible_kinds(value) for name, value in row.values.items() if name in used))
-        for kind in sorted(kinds):
-            notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
 
 
 def _check_kinds(examples: Sequence[Example], bad: BadRows) -> None:

@@ -78,7 +78,7 @@ def test_look_alikes(names: list[str], expected: list[str]) -> None:
 
 def test_the_proposal_is_a_flag() -> None:
     def call() -> None:
-        raise missing_columns(["prompt", "chosen"], [row({"my question": 1, "zzz": 2})], None)
+        raise missing_columns(["prompt", "chosen"], [row({"my question": "q", "zzz": 2})], None)
 
     fix = "--data.columns.prompt 'my question' --data.columns.chosen NAME"
     refusal(call, ExitCode.DATA, "no row has the columns 'prompt', 'chosen'", "my question, zzz", "at f:1", fix)

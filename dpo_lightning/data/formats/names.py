@@ -93,6 +93,11 @@ def find_preference(name: str) -> str:
     return "rejected" if kinds in ({"worse"}, {"not", "better"}) else ""
 
 
+def has_negation(name: str) -> bool:
+    """Whether a word of a name turns the others round, as in `not_chosen`."""
+    return any(word in NEGATIONS for word in split_name(name))
+
+
 def match_names(values: Iterable[str], names: Collection[str]) -> list[str]:
     """The columns whose name is one of `names`, which are normalized."""
     return [name for name in values if normalize_name(name) in names]

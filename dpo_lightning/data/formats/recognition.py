@@ -16,6 +16,7 @@ from dpo_lightning.data.formats.named_columns import NamedPairs, NamedSFT, Named
 from dpo_lightning.data.formats.openai import OpenAIPreference
 from dpo_lightning.data.formats.transcripts import TranscriptPairs, TranscriptPrompts, TranscriptText
 from dpo_lightning.data.readers.sources import Row
+from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 OWN: dict[KindName, type[Format]] = {"pairs": own.Pairs, "ranked": own.Ranked, "unpaired": own.Unpaired, "sft": own.SFT}
@@ -82,6 +83,30 @@ def find_format(name: str) -> type[Format] | None:
     )
 
 
+def find_claims(rows: Sequence[Row]) -> list[type[Format]]:
+    """The formats that claim at least half of the rows."""
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    return [known for known in FORMATS if 2 * sum(known.claims(row.values) for row in sample) >= len(sample)]
+
+
+def recognize_kind(rows: Sequence[Row], wanted: KindName | None) -> KindName:
+    """The kind of rows of any format; of several, the one that becomes the `wanted` kind.
+
+    Raises:
+        UserError: 65, no format claims the rows, or several of different kinds do.
+    """
+    claimed = [known.kind for known in find_claims(rows)]
+    if wanted is not None:
+        claimed = [kind for kind in claimed if kind in TAKEN[wanted]] or [wanted]
+    kinds = list(dict.fromkeys(claimed))
+    if len(kinds) == 1:
+        return kinds[0]
+    names = ", ".join(excerpt_name(name) for name in rows[0].values)
+    what = "the rows may be read as " + " or ".join(kinds) if kinds else f"no format has these columns: {names}"
+    fix = " or ".join(f"--to {kind}" for kind in kinds or TAKEN)
+    raise UserError(ExitCode.DATA, Problem(what, where=str(rows[0].origin)), fix=fix)
+
+
 def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
     """Find the format of a set of rows that are to be read as one kind; our own if none claims them.
 
@@ -92,8 +117,7 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
     Raises:
         UserError: 65, several formats claim the rows, or only formats of other kinds do.
     """
-    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
-    claimed = [known for known in FORMATS if 2 * sum(known.claims(row.values) for row in sample) >= len(sample)]
+    claimed = find_claims(rows)
     usable = [known for known in claimed if known.kind in TAKEN[kind]]
     # Rows of the module's own kind are read as such, whatever else they have.
     usable = [known for known in usable if known.kind == kind] or usable

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+from dpo_lightning.data.formats.names import VERDICTS, find_preference, has_negation, has_words, normalize_name
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -51,6 +54,15 @@ NO_TEXT = ("_id", "_hash", "_len", "_length", "_score", "_tokens", "_model")
 
 WEIGHTS = frozenset(("weights", "loss_weight", "loss_weights", "sample_weight", "mask_history"))
 """Columns by which other tools select what is trained on, besides those named like the mark of a turn."""
+
+NO_TEXTS = frozenset(("label", "scores", "weight", "margin"))
+"""Our columns whose values are not texts."""
+
+ENDING = re.compile(r"(?<=.)[_\- ]?(?:\d+|[A-Ea-e]|[jk])$")
+"""The end of a name by which answers of a row are numbered."""
+
+MAX_LOOKED_AT = 100
+"""Rows whose values decide whether a column has texts."""
 
 MAX_NAMES = 20
 """Column names that one message lists at most."""
@@ -135,7 +147,11 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
     """The error for rows that all lack `needed`; it lists the columns that were found and suggests a mapping."""
     found = list(count_columns(rows))
     free = [name for name in found if name not in needed and name not in (columns or {}).values()]
-    proposed = {ours: name for ours in needed if (name := find_look_alike(ours, free, needed))}
+    free = [name for name in free if not _is_one_of_several(name, found)]
+    texts = [name for name in free if not _is_verdict(name, [row.values.get(name) for row in rows[:MAX_LOOKED_AT]])]
+    proposed = {
+        ours: name for ours in needed if (name := find_look_alike(ours, free if ours in NO_TEXTS else texts, needed))
+    }
     named = [f"'{excerpt_name((columns or {}).get(ours, ours))}'" for ours in needed]
     flags = [f"--data.columns.{ours} {shlex.quote(proposed.get(ours, 'NAME'))}" for ours in needed]
     what = f"no row has the column{'s' if len(named) > 1 else ''} {', '.join(named)}"
@@ -149,8 +165,11 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
 
 def find_look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) -> str:
     """Find the column that probably holds `ours` under another name; "" where there is none."""
+    other = {"chosen": "rejected", "rejected": "chosen"}.get(ours, "")
     texts = {
-        name.lower(): name for name in found if not name.lower().endswith(NO_TEXT) and "system" not in name.lower()
+        name.lower(): name
+        for name in found
+        if not name.lower().endswith(NO_TEXT) and "system" not in name.lower() and not _means(name, other)
     }
     close = difflib.get_close_matches(ours, texts, 1, 0.75)
     if close:
@@ -163,6 +182,24 @@ def find_look_alike(ours: str, found: Sequence[str], needed: Collection[str] = (
             if word in lower and not any(other in lower for other in longer):
                 return name
     return ""
+
+
+def _means(name: str, other: str) -> bool:
+    """Whether the words of a name say that the column has the `other` answer, or turn the meaning of a word round."""
+    return bool(other) and (find_preference(name) == other or (other == "rejected" and has_negation(name)))
+
+
+def _is_one_of_several(name: str, found: Sequence[str]) -> bool:
+    """Whether a column differs from another one in its last letter or digit only, as `response_1` and `response_2`."""
+    stem = ENDING.sub("", name)
+    return stem != name and any(ENDING.sub("", other) == stem for other in found if other != name)
+
+
+def _is_verdict(name: str, values: Sequence[Any]) -> bool:
+    """Whether a column has numbers, or by name and values points to another column, as `winner` with `b`."""
+    if not any(isinstance(value, (str, list, dict)) for value in values):
+        return any(value is not None for value in values)
+    return normalize_name(name) in VERDICTS and not any(map(has_words, values))
 
 
 def check_same_columns(rows: Sequence[Row], defining: Collection[str]) -> None:

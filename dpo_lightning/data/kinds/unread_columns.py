@@ -133,7 +133,7 @@ def _describe(
         return RowError(what, excerpt_value(values[name]), f"{ways[selects]}; or {ignore}")
     what = f"'{shown}' has text that is not read, and the answer may depend on it{count}"
     ours = ours or "prompt"
-    free = ours not in values and ours in (*used, "prompt", "input") and not guessed
+    free = ours not in values and ours in (*used, "prompt", "input") and (ours != "prompt" or not guessed)
     way = f"--data.columns.{ours} {shlex.quote(shown)}" if free else "write it into the prompt"
     return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 

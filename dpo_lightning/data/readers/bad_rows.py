@@ -32,7 +32,9 @@ class RowError(ValueError):
 class BadRows:
     """Collects the errors of all rows, so that one error lists every row that has to be corrected."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int | None = MAX_BAD_ROWS) -> None:
+        """Create an empty collection; reading stops after `most` bad rows, or never for None."""
+        self._most = most
         self._found: list[tuple[Origin, Problem]] = []
         # Files by the order in which their first bad row was added: errors are sorted by it.
         self._files: dict[str, int] = {}
@@ -46,15 +48,20 @@ class BadRows:
         """Add an error of the row at `origin`; consecutive errors of the same row count as one bad row.
 
         Raises:
-            UserError: 65 with all errors so far, if `MAX_BAD_ROWS` other rows are bad already.
+            UserError: 65 with all errors so far, if `most` other rows are bad already.
         """
         if origin != self._last:
-            if self._rows == MAX_BAD_ROWS:
-                raise self._error(Problem(f"stopped after {MAX_BAD_ROWS:,} bad rows", where=str(origin)))
+            if self._rows == self._most:
+                raise self._error(Problem(f"stopped after {self._most:,} bad rows", where=str(origin)))
             self._rows += 1
             self._last = origin
         self._files.setdefault(origin.file, len(self._files))
         self._found.append((origin, Problem(error.what, str(origin), error.text, error.fix)))
+
+    @property
+    def found(self) -> list[tuple[Origin, Problem]]:
+        """The errors in the order in which they were added, each with its row."""
+        return list(self._found)
 
     def raise_if_any(self) -> None:
         """Raise one error for all bad rows; does nothing if there are none.

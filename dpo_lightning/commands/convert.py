@@ -1,0 +1,120 @@
+"""`convert`: write the rows of a file of any known format in this package's own columns."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_lightning.console import RaisingArgumentParser
+from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
+
+if TYPE_CHECKING:
+    from dpo_lightning.data.convert import Conversion
+
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "responses", "scores", "messages", "system")
+MOST_REASONS = 10
+"""Reasons for which rows were left out that are printed, the most frequent first."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Create the parser of the command's options."""
+    options = RaisingArgumentParser("python -m dpo_lightning convert", description=__doc__)
+    options.add_argument("--input", nargs="+", metavar="FILE", help="files of one format, or hf://org/name")
+    options.add_argument("--output", metavar="FILE.jsonl", help="the new file; rows left out go into a file beside it")
+    options.add_argument("--from", dest="format", default="auto", metavar="NAME", help="the format, if not recognized")
+    options.add_argument("--to", choices=("pairs", "ranked", "unpaired", "sft"), help="the kind of the new rows")
+    for name in COLUMNS:
+        options.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of the file that has our `{name}`")
+    options.add_argument(
+        "--input_column", metavar="COLUMN", help="the column with the text that an instruction is about"
+    )
+    options.add_argument("--ignore_columns", nargs="+", default=[], metavar="COLUMN", help="columns to leave aside")
+    options.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    options.add_argument("--list", action="store_true", help="list the formats")
+    return options
+
+
+def main(argv: list[str]) -> int:
+    """Convert the rows, write them, log the counts, and return the exit code."""
+    args = make_parser().parse_args(argv)
+    if args.list:
+        print(list_formats())
+        return 0
+    for name in ("input", "output"):
+        if not getattr(args, name):
+            raise UserError(ExitCode.CONFIG, Problem("the option is missing", f"--{name}"), fix=f"--{name} FILE")
+    output = Path(args.output)
+    left_out = output.with_name(f"{output.stem}.left-out.jsonl")
+    check_output(output, left_out, overwrite=args.overwrite)
+
+    from dpo_lightning.data.convert import convert_rows
+
+    columns = {name: value for name in COLUMNS if (value := getattr(args, name))}
+    if args.input_column:
+        columns["input"] = args.input_column
+    result = convert_rows(
+        args.input, kind=args.to, format=args.format, columns=columns, ignore_columns=args.ignore_columns
+    )
+    write_rows(result, output, left_out)
+    report(result, output, left_out)
+    return 0
+
+
+def list_formats() -> str:
+    """The table of formats: name, kind of rows, columns."""
+    from dpo_lightning.data.formats.recognition import FORMATS
+
+    rows = [(known.name, known.kind, (known.__doc__ or "").partition("\n")[0]) for known in FORMATS]
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"{name:<{width}}  {kind:<8}  {columns}" for name, kind, columns in rows)
+
+
+def check_output(*paths: Path, overwrite: bool) -> None:
+    """Check that the files can be written.
+
+    Raises:
+        UserError: 73, a file exists, or its folder does not.
+    """
+    for path in paths:
+        if not path.parent.is_dir():
+            problem = Problem("the folder does not exist", where=str(path.parent))
+            raise UserError(ExitCode.OUTPUT, problem, fix=f"mkdir -p {path.parent}")
+        if path.is_dir() or (path.exists() and not overwrite):
+            fix = "name another file" if path.is_dir() else "--overwrite, or name another file"
+            raise UserError(ExitCode.OUTPUT, Problem("it exists already", where=str(path)), fix=fix)
+
+
+def write_rows(result: Conversion, output: Path, left_out: Path) -> None:
+    """Write the rows, and those that were left out if there are any, each file whole or not at all.
+
+    Raises:
+        UserError: 73, a file cannot be written.
+    """
+    from dpo_lightning.atomic_files import open_atomic
+    from dpo_lightning.data.convert import format_jsonl
+
+    try:
+        left_out.unlink(missing_ok=True)
+        for path, rows in ((left_out, result.left_out), (output, result.rows)):
+            if rows or path == output:
+                with open_atomic(path) as file:
+                    file.write(format_jsonl(rows))
+    except OSError as error:
+        problem = Problem(f"the file cannot be written: {error.strerror}", where=str(output))
+        raise UserError(ExitCode.OUTPUT, problem, fix="name a file in a folder that can be written") from None
+
+
+def report(result: Conversion, output: Path, left_out: Path) -> None:
+    """Log what was noticed, how many rows were written, and how many were left out for which reason."""
+    for line in result.lines:
+        logger.info(f"note: {line}")
+    logger.info(f"{output}: {len(result.rows):,} rows ({result.kind})")
+    if result.left_out:
+        logger.info(f"{left_out}: {len(result.left_out):,} rows left out")
+        reasons = sorted(result.reasons.items(), key=lambda item: -item[1])
+        for reason, count in reasons[:MOST_REASONS]:
+            logger.info(f"  {count:,}  {reason}")
+        if len(reasons) > MOST_REASONS:
+            logger.info(f"  and {len(reasons) - MOST_REASONS} more reasons, in the file")
