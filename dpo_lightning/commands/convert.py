@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from dpo_lightning.data.convert import Conversion
 
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "responses", "scores", "messages", "system")
+FLAGS = {
+    "--data.columns.input ": "--input_column ",
+    "--data.columns.": "--",
+    "--data.ignore_columns ": "--ignore_columns ",
+    "--data.format ": "--from ",
+}
+"""Options of `fit` that errors name -> this command's."""
+
 MOST_REASONS = 10
 """Reasons for which rows were left out that are printed, the most frequent first."""
 
@@ -54,12 +63,27 @@ def main(argv: list[str]) -> int:
     columns = {name: value for name in COLUMNS if (value := getattr(args, name))}
     if args.input_column:
         columns["input"] = args.input_column
-    result = convert_rows(
-        args.input, kind=args.to, format=args.format, columns=columns, ignore_columns=args.ignore_columns
-    )
+    try:
+        result = convert_rows(
+            args.input, kind=args.to, format=args.format, columns=columns, ignore_columns=args.ignore_columns
+        )
+    except UserError as error:
+        raise rename_flags(error) from None
     write_rows(result, output, left_out)
     report(result, output, left_out)
     return 0
+
+
+def rename_flags(error: UserError) -> UserError:
+    """The same error with this command's options in place of those of `fit`."""
+
+    def rename(fix: str) -> str:
+        for theirs, ours in FLAGS.items():
+            fix = fix.replace(theirs, ours)
+        return fix
+
+    problems = [dataclasses.replace(problem, fix=rename(problem.fix)) for problem in error.problems]
+    return UserError(error.code, problems, fix=rename(error.fix))
 
 
 def list_formats() -> str:

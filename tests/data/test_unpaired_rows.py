@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
+from dpo_lightning.data.formats.names import JUDGEMENTS
 from dpo_lightning.data.kinds.duplicates import check_leak
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.sft import SFTKind
-from dpo_lightning.data.kinds.unpaired import VERDICTS, UnpairedKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
 
@@ -45,13 +46,13 @@ def test_labels(tmp_path: Path, good: object, bad: object) -> None:
     assert warnings == []
 
 
-@pytest.mark.parametrize("word", VERDICTS)
+@pytest.mark.parametrize("word", JUDGEMENTS)
 def test_every_verdict_is_read(tmp_path: Path, word: str) -> None:
     """Both ways, so that no word is read as its opposite by accident."""
-    opposite = "bad" if VERDICTS[word] else "good"
+    opposite = "bad" if JUDGEMENTS[word] else "good"
     examples, _ = load_examples(UnpairedKind, jsonl(tmp_path, [thumb(word, "a"), thumb(opposite, "b")]))
-    assert [example.good for example in examples] == [VERDICTS[word], not VERDICTS[word]]
-    assert VERDICTS[word] == (word in ("true", "1", "good", "yes"))
+    assert [example.good for example in examples] == [JUDGEMENTS[word], not JUDGEMENTS[word]]
+    assert JUDGEMENTS[word] == (word in ("true", "1", "good", "yes"))
 
 
 def test_a_csv_file_has_labels_and_weights_as_text(tmp_path: Path) -> None:

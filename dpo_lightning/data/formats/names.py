@@ -65,6 +65,12 @@ LABELS = _split_names(
 )
 """Names of the column that judges one answer."""
 
+JUDGEMENTS = {
+    **dict.fromkeys(("true", "1", "good", "yes"), True),
+    **dict.fromkeys(("false", "0", "-1", "bad", "no"), False),
+}
+"""Values of a label that judge one answer -> whether it is good. Any other value is the name of a category."""
+
 SPLIT = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 
 
@@ -96,6 +102,12 @@ def find_preference(name: str) -> str:
 def has_negation(name: str) -> bool:
     """Whether a word of a name turns the others round, as in `not_chosen`."""
     return any(word in NEGATIONS for word in split_name(name))
+
+
+def normalize_label(value: Any) -> str:
+    """A label in the spelling of the keys of `JUDGEMENTS`: '+1', 1.0 and True become '1', '1' and 'true'."""
+    word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
+    return word.removeprefix("+").removesuffix(".0")
 
 
 def match_names(values: Iterable[str], names: Collection[str]) -> list[str]:

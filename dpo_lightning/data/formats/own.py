@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.formats.base import Format
-from dpo_lightning.data.formats.names import RANKS, SCORES, find_questions, match_names
+from dpo_lightning.data.formats.names import JUDGEMENTS, RANKS, SCORES, find_questions, match_names, normalize_label
 from dpo_lightning.data.formats.transcripts import is_transcript
 from dpo_lightning.data.formats.turns import is_messages
 
@@ -56,8 +56,8 @@ class Unpaired(OwnFormat):
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
-        """Whether a row has all three columns."""
-        return all(name in values for name in ("prompt", "completion", "label"))
+        """Whether a row has all three columns, and its label judges the answer."""
+        return {"prompt", "completion", "label"} <= values.keys() and normalize_label(values["label"]) in JUDGEMENTS
 
 
 class SFT(OwnFormat):

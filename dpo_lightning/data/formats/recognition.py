@@ -99,6 +99,8 @@ def recognize_kind(rows: Sequence[Row], wanted: KindName | None) -> KindName:
     if wanted is not None:
         claimed = [kind for kind in claimed if kind in TAKEN[wanted]] or [wanted]
     kinds = list(dict.fromkeys(claimed))
+    if set(kinds) == {"unpaired", "sft"}:  # a label beside the columns of SFT rows
+        return "unpaired"
     if len(kinds) == 1:
         return kinds[0]
     names = ", ".join(excerpt_name(name) for name in rows[0].values)

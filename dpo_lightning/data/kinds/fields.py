@@ -24,19 +24,6 @@ REMOVE = "remove the row, or fill in the text"
 LARGEST = (2 - 2**-23) * 2.0**127
 """The largest finite float32: weights, margins and scores are float32 in training."""
 
-VERDICTS = {
-    "true": True,
-    "false": False,
-    "0": False,
-    "1": True,
-    "-1": False,
-    "good": True,
-    "bad": False,
-    "yes": True,
-    "no": False,
-}
-"""Labels that judge a single answer -> whether it is good. Any other label is taken as the name of a category."""
-
 TURN = 'write each message as {"role": ..., "content": ...}'
 
 

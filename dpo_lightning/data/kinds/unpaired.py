@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
+from dpo_lightning.data.formats.names import JUDGEMENTS, normalize_label
 from dpo_lightning.data.kinds.duplicates import check_labels
-from dpo_lightning.data.kinds.fields import VERDICTS
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.kinds.sft import SFTKind
@@ -73,21 +73,21 @@ class UnpairedKind(SFTKind):
     def choose_columns(self, rows: Sequence[Row], present: Collection[str]) -> list[str]:
         """Read prompt, completion and label; find out whether labels of -1 occur, beside which 0 is ambiguous."""
         self.needed, self.answers = self.columns[:3], ("completion",)
-        self.has_three_labels = any(_normalize_label(row.values.get("label")) == "-1" for row in rows)
+        self.has_three_labels = any(normalize_label(row.values.get("label")) == "-1" for row in rows)
         return [name for name in self.needed if name not in present]
 
     def parse(self, name: str, value: Any) -> Any:
         """Parse a prompt, an answer, or a label as True for good."""
         if name != "label":
             return super().parse(name, value)
-        word = _normalize_label(value)
-        if value is None or word not in VERDICTS:
+        word = normalize_label(value)
+        if value is None or word not in JUDGEMENTS:
             found = value if isinstance(value, (str, int, float)) else kind_of(value)
             what = f"{self.quote_name('label')} is neither good nor bad"
             raise RowError(what, found, "write true or false (or 1 and 0, good and bad)")
         if word == "0" and self.has_three_labels:
             raise RowError(f"the label is {NEITHER}", fix="remove the rows that judge neither way")
-        return VERDICTS[word]
+        return JUDGEMENTS[word]
 
     def fit(self, row: Row, values: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
         """Combine prompt and completion; no turn of the completion may be excluded by a mark."""
@@ -124,9 +124,3 @@ class SplitPairKind(PairKind):
     def check(cls, examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
         """Check the split rows as rows with a label are checked."""
         UnpairedKind.check(examples, allow, bad, notes)
-
-
-def _normalize_label(value: Any) -> str:
-    """Normalize a label to the spelling of the keys of `VERDICTS`: '+1', 1.0 and True become '1', '1' and 'true'."""
-    word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip().lower()
-    return word.removeprefix("+").removesuffix(".0")

@@ -9,17 +9,18 @@ from typing import Any
 
 from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.names import (
+    JUDGEMENTS,
     LABELS,
     RANKS,
     SCORES,
     find_preference,
     has_words,
+    normalize_label,
     normalize_name,
     split_name,
 )
 from dpo_lightning.data.kinds.columns import NO_TEXT, WEIGHTS, count_columns
 from dpo_lightning.data.kinds.context_columns import JOINT, WORDS
-from dpo_lightning.data.kinds.fields import VERDICTS
 from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
@@ -111,7 +112,7 @@ def _selects(name: str, value: Any, used: Collection[str]) -> str:
     if word in SCORES | RANKS and "responses" in used:
         return "scores" if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value) else ""
     if word in LABELS and "completion" in used and "label" not in used:
-        return "label" if str(value).strip().lower() in VERDICTS else ""
+        return "label" if normalize_label(value) in JUDGEMENTS else ""
     return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
 
 
