@@ -16,7 +16,7 @@ from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.runs.resume import flatten, format_key
 
 README = "README.md"
-NAMES = "models references data layouts memory resuming devices gpu logging"
+NAMES = "models references data formats layouts memory resuming devices gpu logging"
 PAGES = [README, *(f"docs/{name}.md" for name in NAMES.split())]
 """Pages with commands, in an order in which each finds what it needs."""
 

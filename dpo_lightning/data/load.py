@@ -128,12 +128,13 @@ class RowSet:
             raise UserError(ExitCode.DATA, problem, fix="give rows that prefer one answer")
         check_same_columns(self.rows, kind.columns)
         names = {**self.converter.renames, **(columns or {})}
+        # Who names the column of the question may have overlooked one.
+        self.named = self.converter.guesses or "prompt" in (columns or {})
         self.reader = kind.choose(count_columns(self.rows))(self.rows, names, bad, notes)
 
     def check_unread(self, examples: Sequence[Example]) -> None:
         """Report columns that are not read although an answer may depend on them (see `check_unread`)."""
-        guessed = self.converter.renames if self.converter.guesses else None
-        check_unread(self.rows, self.reader.used, self.ignored, examples, self.bad, guessed=guessed)
+        check_unread(self.rows, self.reader.used, self.ignored, examples, self.bad, named=self.named)
 
     def note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""

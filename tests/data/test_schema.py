@@ -66,7 +66,7 @@ def test_a_mapping_to_a_column_that_is_not_there(tmp_path: Path) -> None:
     refusal(lambda: load_examples(PairKind, path, columns={"chosen": "best"}), ExitCode.DATA, "'best'", f"{path}:1")
 
 
-@pytest.mark.parametrize("label", [True, False, 1, "x", None])
+@pytest.mark.parametrize("label", [True, False, 1, "good"])
 def test_unpaired_rows(tmp_path: Path, label: object) -> None:
     path = jsonl(tmp_path, [{"prompt": "p", "completion": "c", "label": label}] * 2)
     refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "the rows are unpaired rows", f"{path}:1")

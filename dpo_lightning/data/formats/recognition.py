@@ -36,7 +36,7 @@ FORMATS: tuple[type[Format], ...] = (
     NamedUnpaired,
     NamedSFT,
 )
-"""All formats; a new one is added here. No two of them claim the same row for the same kind."""
+"""All formats. No two of them claim the same row for the same kind."""
 
 AUTO = "auto"
 SAMPLE = 64

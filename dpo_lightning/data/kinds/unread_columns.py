@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from dpo_lightning.data.examples import Example
@@ -55,12 +55,13 @@ def check_unread(
     examples: Sequence[Example],
     bad: BadRows,
     *,
-    guessed: Mapping[str, str] | None = None,
+    named: bool = False,
 ) -> None:
     """Report columns that are not read although an answer may depend on them, each once, at the first such row.
 
-    These are columns whose name says so (`context`, `ratings`, `label`, ...). Where the prompt of a row is empty, or
-    columns were assigned by their names, it is any column with text, unless the columns that are read contain it too.
+    These are columns whose name says so (`context`, `ratings`, `label`, ...), and any column with text where the prompt
+    of a row is empty or the common beginning of two strings, or where the column of the question was assigned by its
+    name. A column is not reported where the columns that are read contain its text too.
 
     Args:
         rows: the rows with our columns.
@@ -68,17 +69,18 @@ def check_unread(
         ignored: columns that the user leaves aside.
         examples: what was read of the rows.
         bad: collects the errors.
-        guessed: our column -> the file's, where columns were assigned by their names.
+        named: whether the column of the question was assigned by its name.
     """
-    empty = {example.origin for example in examples if not example.prompt}
+    unasked = {example.origin for example in examples if not example.prompt}
+    unasked |= {row.origin for row in rows if "prompt" not in row.values and isinstance(row.values.get("chosen"), str)}
     has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))
     for name in count_columns(rows):
         if name in used or name in ignored:
             continue
         ours = match_context(name, has_prompt)
-        found = [row for row in rows if _is_needed(name, row, used, ours, guessed is not None or row.origin in empty)]
+        found = [row for row in rows if _is_needed(name, row, used, ours, named or row.origin in unasked)]
         if found:
-            bad.add(found[0].origin, _describe(name, found, used, ours, guessed))
+            bad.add(found[0].origin, _describe(name, found, used, ours, named))
 
 
 def match_context(name: str, has_prompt: bool) -> str:
@@ -116,9 +118,7 @@ def _selects(name: str, value: Any, used: Collection[str]) -> str:
     return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
 
 
-def _describe(
-    name: str, found: Sequence[Row], used: Collection[str], ours: str, guessed: Mapping[str, str] | None
-) -> RowError:
+def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str, named: bool) -> RowError:
     """The error for rows that need the column `name`, which is not read."""
     shown, values = excerpt_name(name), found[0].values
     count = f" ({len(found):,} rows)" if len(found) > 1 else ""
@@ -128,13 +128,13 @@ def _describe(
         what = f"'{shown}' may select what is learned, and is not read{count}"
         ways = {
             "scores": f"--data.columns.scores {shown} where the highest is the best",
-            "label": "--config configs/kto.yaml",
-            "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}",
+            "label": "--config configs/kto.yaml, or keep the rows that are good, and remove the column",
+            "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}",
         }
-        return RowError(what, excerpt_value(values[name]), f"{ways[selects]}; or {ignore}")
+        return RowError(what, excerpt_value(values[name]), ways[selects])
     what = f"'{shown}' has text that is not read, and the answer may depend on it{count}"
     ours = ours or "prompt"
-    free = ours not in values and ours in (*used, "prompt", "input") and (ours != "prompt" or not guessed)
+    free = ours not in values and ours in (*used, "prompt", "input") and (ours != "prompt" or not named)
     way = f"--data.columns.{ours} {shlex.quote(shown)}" if free else "write it into the prompt"
     return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 
