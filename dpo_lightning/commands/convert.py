@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,8 @@ def rename_flags(error: UserError) -> UserError:
     def rename(fix: str) -> str:
         for theirs, ours in FLAGS.items():
             fix = fix.replace(theirs, ours)
-        return fix
+        # A list is written as in YAML there, and as several words here.
+        return re.sub(r"(?<=--ignore_columns )'\[(.*?)\]'", lambda found: found[1].replace(",", ""), fix)
 
     problems = [dataclasses.replace(problem, fix=rename(problem.fix)) for problem in error.problems]
     return UserError(error.code, problems, fix=rename(error.fix))

@@ -71,14 +71,14 @@ def convert_rows(
     bad = BadRows(most=None)
     notes = Notes(bad, strict=False)
     known = {name for one in KINDS.values() for name in one.known()}
-    rows = read_set(paths, known, bad, columns)
+    rows = read_set(paths, known, bad, columns, ignore_columns=ignore_columns)
     chosen = find_format(format)
     source = chosen.kind if chosen else recognize_kind(rows, kind)
     target = kind or source
     if source not in TAKEN[target]:
         what = f"{source} rows cannot be converted to {target} rows"
         raise UserError(ExitCode.CONFIG, Problem(what, where="--to"), fix=f"--to {source}")
-    found = RowSet(rows, KINDS[target], bad, notes, columns=columns, format=format, ignore_columns=ignore_columns)
+    found = RowSet(rows, KINDS[target], bad, notes, columns=columns, format=format)
     examples = [example for row in found.rows for example in found.reader.read(row)]
     if not examples:
         bad.raise_if_any()

@@ -10,7 +10,7 @@ from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.between_kinds import convert_kind
 from dpo_lightning.data.formats.own import OwnFormat
 from dpo_lightning.data.formats.recognition import AUTO, OWN, RECIPES, TAKEN, find_format, recognize
-from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, rename
+from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, remove_columns, rename
 from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
 from dpo_lightning.data.kinds.markup import note_markup
 from dpo_lightning.data.kinds.row_kind import RowKind
@@ -53,8 +53,8 @@ def load_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows = read_set(paths, kind.known(), bad, columns, columns_optional=columns_optional)
-    found = RowSet(rows, kind, bad, notes, columns=columns, format=format, ignore_columns=ignore_columns)
+    rows = read_set(paths, kind.known(), bad, columns, columns_optional=columns_optional, ignore_columns=ignore_columns)
+    found = RowSet(rows, kind, bad, notes, columns=columns, format=format)
     examples = [example for row in found.rows for example in found.reader.read(row)]
     _check_kinds(examples, bad)
     found.check_unread(examples)
@@ -72,6 +72,7 @@ def read_set(
     columns: Mapping[str, str] | None = None,
     *,
     columns_optional: bool = False,
+    ignore_columns: Collection[str] = (),
 ) -> list[Row]:
     """Read all rows of a set with the columns that the user named renamed to ours, and check its size.
 
@@ -81,6 +82,7 @@ def read_set(
         bad: collects the errors.
         columns: our column name -> the file's.
         columns_optional: see `columns.rename`.
+        ignore_columns: the file's columns that are removed.
 
     Raises:
         UserError: as `load_examples`.
@@ -91,7 +93,8 @@ def read_set(
         raise UserError(
             ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
         )
-    return rename(found, columns, known, columns_optional=columns_optional)
+    kept = remove_columns(found, ignore_columns, columns_optional=columns_optional)
+    return rename(kept, columns, known, columns_optional=columns_optional)
 
 
 class RowSet:
@@ -112,14 +115,13 @@ class RowSet:
         *,
         columns: Mapping[str, str] | None = None,
         format: str = AUTO,
-        ignore_columns: Collection[str] = (),
     ) -> None:
         """Recognize the format of rows and convert them; arguments are those of `load_examples`.
 
         Raises:
             UserError: 64 for a format of another kind, 65 if no row is left or a column is missing.
         """
-        self.bad, self.notes, self.ignored = bad, notes, ignore_columns
+        self.bad, self.notes = bad, notes
         self.converter = _choose_format(rows, kind, format)
         self.rows = list(self._convert(rows, kind))
         if not self.rows:
@@ -134,7 +136,7 @@ class RowSet:
 
     def check_unread(self, examples: Sequence[Example]) -> None:
         """Report columns that are not read although an answer may depend on them (see `check_unread`)."""
-        check_unread(self.rows, self.reader.used, self.ignored, examples, self.bad, named=self.named)
+        check_unread(self.rows, self.reader.used, examples, self.bad, named=self.named)
 
     def note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""
@@ -147,7 +149,7 @@ class RowSet:
     def format_lines(self) -> list[str]:
         """The lines about the set: its format, the warnings, how columns were read, and those that were not."""
         lines = [] if isinstance(self.converter, OwnFormat) else [f"read as: {self.converter.describe()}"]
-        unused = describe_unused(self.rows, self.reader.used, self.ignored)
+        unused = describe_unused(self.rows, self.reader.used)
         return [*lines, *self.notes.format_lines(), *self.reader.context.lines(), *unused]
 
     def _convert(self, rows: Sequence[Row], kind: type[RowKind]) -> Iterator[Row]:

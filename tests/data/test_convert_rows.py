@@ -108,7 +108,7 @@ def test_text_that_would_be_lost_stops_the_conversion(tmp_path: Path) -> None:
     path = jsonl(tmp_path, rows)
     refusal(lambda: convert_rows(path), ExitCode.DATA, "'context' has text that is not read", f"{path}:1")
     assert convert_rows(path, columns={"input": "context"}).rows[0]["prompt"] == "p\n\nThe sea is blue."
-    assert "context" in convert_rows(path, ignore_columns=["context"]).rows[0]["meta"]
+    assert convert_rows(path, ignore_columns=["context"]).rows[0]["prompt"] == "p"
 
 
 def test_rows_of_no_format(tmp_path: Path) -> None:

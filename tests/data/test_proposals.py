@@ -71,7 +71,7 @@ def find_flags(error: UserError) -> list[dict[str, Any]]:
                 if flag.startswith("--data.columns.") and value != "NAME":
                     options["columns"][flag.removeprefix("--data.columns.")] = value.rstrip(",")
                 elif flag == "--data.ignore_columns":
-                    options["ignore_columns"].append(value)
+                    options["ignore_columns"] += value.strip("[]").split(", ")
                 elif flag in ("--data.format", "--data.first_wins"):
                     options[flag.removeprefix("--data.")] = value
             found += [options] if options != {"columns": {}, "ignore_columns": []} else []

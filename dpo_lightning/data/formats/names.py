@@ -31,7 +31,7 @@ ANSWERS = _split_names(
 )
 """Names of a column with answers; also the words that say nothing about which of two answers it has."""
 
-FILLERS = ANSWERS | _split_names("text, texts, message, messages, content, conversation, model, the, is, 내용")
+FILLERS = ANSWERS | _split_names("text, texts, message, messages, content, conversation, resp, the, is, 내용")
 
 BETTER = _split_names(
     """chosen, preferred, accepted, better, best, winner, winning, positive, pos, good, favored, favoured
@@ -65,6 +65,11 @@ LABELS = _split_names(
 )
 """Names of the column that judges one answer."""
 
+TRAITS = _split_names(
+    "safe, is safe, correct, is correct, helpful, is helpful, harmful, is harmful, toxic, is toxic, valid"
+)
+"""Names of columns that judge an answer by one trait, so that it is not clear which value is good."""
+
 JUDGEMENTS = {
     **dict.fromkeys(("true", "1", "good", "yes"), True),
     **dict.fromkeys(("false", "0", "-1", "bad", "no"), False),
@@ -89,7 +94,7 @@ def find_preference(name: str) -> str:
 
     Words that name neither, such as `score` or `model`, describe something else than the answer.
     """
-    words = [word for word in split_name(name) if word not in FILLERS]
+    words = [_strip_filler(word) for word in split_name(name) if word not in FILLERS]
     whole = " ".join(words)
     if whole in BETTER or whole in WORSE:
         return "chosen" if whole in BETTER else "rejected"
@@ -97,6 +102,12 @@ def find_preference(name: str) -> str:
     if kinds in ({"better"}, {"not", "worse"}):
         return "chosen"
     return "rejected" if kinds in ({"worse"}, {"not", "better"}) else ""
+
+
+def _strip_filler(word: str) -> str:
+    """A word of a language without spaces, without the word for an answer at its end: `良い` of `良い回答`."""
+    ends = (filler for filler in FILLERS if not filler.isascii() and word.endswith(filler))
+    return word.removesuffix(max(ends, key=len, default=""))
 
 
 def has_negation(name: str) -> bool:

@@ -132,6 +132,9 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         found = claimed[0]
         what = f"the rows are {found.title}, and this module takes {OWN[kind].title} ({COLUMNS[kind]})"
         way = "--data.columns.completion chosen to learn the chosen answers" if found is own.Pairs else ""
-        fix = f"--config {RECIPES[found.kind]}, or {way if kind == 'sft' and way else 'rewrite the rows'}"
+        if (kind, found.kind) == ("unpaired", "sft"):
+            fix = "--data.columns.label NAME for the column that judges the answers, or rewrite the rows"
+        else:
+            fix = f"--config {RECIPES[found.kind]}, or {way if kind == 'sft' and way else 'rewrite the rows'}"
         raise UserError(ExitCode.DATA, Problem(what, where=where), fix=fix)
     return usable[0] if usable else OWN[kind]

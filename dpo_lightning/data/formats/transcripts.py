@@ -10,8 +10,8 @@ from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.readers.bad_rows import RowError
 
 MARKERS = {"human": "user", "user": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
-MARKER = re.compile(r"(?:\A|\n)\s*(?:### ?)?(Human|User|Assistant|AI|System):[ \t]*")
-"""The beginning of a turn: the name of a role at the start of a line."""
+MARKER = re.compile(r"(?:(?:\A|\n)\s*(?:### ?)?|### ?)(Human|User|Assistant|AI|System):[ \t]*")
+"""The beginning of a turn: the name of a role at the start of a line, or after ###."""
 
 FIX = "write the conversation as messages, or as `prompt` and answers"
 

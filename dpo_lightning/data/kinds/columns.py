@@ -115,6 +115,30 @@ def rename(
     return [_rename_row(row, found[row.origin.file], columns) for row in rows]
 
 
+def remove_columns(rows: Sequence[Row], names: Collection[str], *, columns_optional: bool = False) -> list[Row]:
+    """Remove columns from rows.
+
+    Args:
+        rows: the rows of a set.
+        names: the file's names of the columns.
+        columns_optional: accept a name that no row has.
+
+    Raises:
+        UserError: 65, no row has a column of a name, which may be misspelt.
+    """
+    if not names:
+        return list(rows)
+    found = count_columns(rows)
+    for name in names:
+        if name not in found and not columns_optional:
+            listed = ", ".join(excerpt_name(other) for other in list(found)[:MAX_NAMES])
+            problem = Problem(
+                f"no row has the column '{excerpt_name(name)}'; the columns are {listed}", "data.ignore_columns"
+            )
+            raise UserError(ExitCode.DATA, problem, fix="name columns of the file")
+    return [row._replace(values={name: row.values[name] for name in row.values if name not in names}) for row in rows]
+
+
 def _rename_row(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str]) -> Row:
     """Rename the columns of one row.
 

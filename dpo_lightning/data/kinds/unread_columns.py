@@ -13,6 +13,7 @@ from dpo_lightning.data.formats.names import (
     LABELS,
     RANKS,
     SCORES,
+    TRAITS,
     find_preference,
     has_words,
     normalize_label,
@@ -37,6 +38,7 @@ ABOUT_ANSWERS = frozenset(
     (
         *("rationale", "explanation", "reason", "reasons", "critique", "feedback", "comment", "comments", "judgement"),
         *("judgment", "statement", "analysis", "annotator", "annotators", "annotations", "model", "url", "generated"),
+        *("labelling", "labeling", "judge", "evaluation"),
         *("이유", "근거", "설명", "비고", "메모", "理由", "原因", "备注"),
     )
 )
@@ -45,17 +47,9 @@ ABOUT_ANSWERS = frozenset(
 MAX_NAMES = 20
 """Column names that one message lists at most."""
 
-IGNORE = "--data.ignore_columns"
-
 
 def check_unread(
-    rows: Sequence[Row],
-    used: Collection[str],
-    ignored: Collection[str],
-    examples: Sequence[Example],
-    bad: BadRows,
-    *,
-    named: bool = False,
+    rows: Sequence[Row], used: Collection[str], examples: Sequence[Example], bad: BadRows, *, named: bool = False
 ) -> None:
     """Report columns that are not read although an answer may depend on them, each once, at the first such row.
 
@@ -66,7 +60,6 @@ def check_unread(
     Args:
         rows: the rows with our columns.
         used: the columns that are read.
-        ignored: columns that the user leaves aside.
         examples: what was read of the rows.
         bad: collects the errors.
         named: whether the column of the question was assigned by its name.
@@ -74,13 +67,19 @@ def check_unread(
     unasked = {example.origin for example in examples if not example.prompt}
     unasked |= {row.origin for row in rows if "prompt" not in row.values and isinstance(row.values.get("chosen"), str)}
     has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))
+    reported: dict[str, list[Row]] = {}
     for name in count_columns(rows):
-        if name in used or name in ignored:
+        if name in used:
             continue
         ours = match_context(name, has_prompt)
         found = [row for row in rows if _is_needed(name, row, used, ours, named or row.origin in unasked)]
         if found:
-            bad.add(found[0].origin, _describe(name, found, used, ours, named))
+            reported[name] = found
+    names = ", ".join(reported)
+    ignore = f"--data.ignore_columns {shlex.quote(names if len(reported) == 1 else f'[{names}]')}"
+    for name, found in reported.items():
+        ours = match_context(name, has_prompt) or "prompt"
+        bad.add(found[0].origin, _describe(name, found, used, ours if ours != "prompt" or not named else "", ignore))
 
 
 def match_context(name: str, has_prompt: bool) -> str:
@@ -88,6 +87,8 @@ def match_context(name: str, has_prompt: bool) -> str:
     if name.lower().endswith(NO_TEXT):
         return ""
     words = re.split(r"[\W_]+", name.lower())
+    if ABOUT_ANSWERS.intersection(words):
+        return ""
     ours = WORDS.get(next((word for word in WORDS if word in (words[0], words[-1])), ""), "")
     return "" if ours == "prompt" and not has_prompt else ours
 
@@ -113,16 +114,15 @@ def _selects(name: str, value: Any, used: Collection[str]) -> str:
     word = normalize_name(name)
     if word in SCORES | RANKS and "responses" in used:
         return "scores" if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value) else ""
-    if word in LABELS and "completion" in used and "label" not in used:
+    if word in LABELS | TRAITS and {"completion", "output", "messages"} & {*used} and "label" not in used:
         return "label" if normalize_label(value) in JUDGEMENTS else ""
     return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
 
 
-def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str, named: bool) -> RowError:
-    """The error for rows that need the column `name`, which is not read."""
+def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str, ignore: str) -> RowError:
+    """The error for rows that need the column `name`: it may be read as `ours`, or left aside by the flag `ignore`."""
     shown, values = excerpt_name(name), found[0].values
     count = f" ({len(found):,} rows)" if len(found) > 1 else ""
-    ignore = f"{IGNORE} {shlex.quote(shown)}"
     selects = _selects(name, values[name], used)
     if selects:
         what = f"'{shown}' may select what is learned, and is not read{count}"
@@ -133,15 +133,13 @@ def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str,
         }
         return RowError(what, excerpt_value(values[name]), ways[selects])
     what = f"'{shown}' has text that is not read, and the answer may depend on it{count}"
-    ours = ours or "prompt"
-    free = ours not in values and ours in (*used, "prompt", "input") and (ours != "prompt" or not named)
-    way = f"--data.columns.{ours} {shlex.quote(shown)}" if free else "write it into the prompt"
+    way = f"--data.columns.{ours} {shlex.quote(shown)}" if ours and ours not in values else "write it into the prompt"
     return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 
 
-def describe_unused(rows: Sequence[Row], used: Collection[str], ignored: Collection[str] = ()) -> list[str]:
+def describe_unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
     """The warnings about columns: those that nothing reads, and those for which a file used its own name instead."""
-    names = [name for name in count_columns(rows) if name not in used and not _is_silent(name) and name not in ignored]
+    names = [name for name in count_columns(rows) if name not in used and not _is_silent(name)]
     names += sorted(frozenset().union(*(row.displaced for row in rows)))
     kept = {(row.origin.file, *pair): None for row in rows for pair in sorted(row.kept)}
     lines = [
