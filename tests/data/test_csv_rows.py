@@ -12,12 +12,13 @@ from support.row_files import refusal
 
 from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.data.readers.csv_rows import parse_csv_rows
+from dpo_lightning.data.readers.source import Source
 from dpo_lightning.errors import ExitCode
 
 
 def read(text: str) -> list[tuple[int, dict[str, str]]]:
     bad = BadRows()
-    rows = list(parse_csv_rows(text, "f", bad))
+    rows = list(parse_csv_rows(text, Source("f"), bad))
     bad.raise_if_any()
     return rows
 

@@ -124,6 +124,7 @@ def _rename_row(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str])
     return row._replace(
         values={theirs.get(name, name): value for name, value in row.values.items() if name not in displaced},
         recomposed=frozenset(theirs.get(name, name) for name in row.recomposed if name not in displaced),
+        faults={theirs.get(name, name): error for name, error in row.faults.items() if name not in displaced},
         displaced=frozenset(displaced),
         kept=frozenset((columns[name], name) for name in columns if name in row.values.keys() - mapped - theirs.keys()),
     )
