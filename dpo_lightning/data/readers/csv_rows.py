@@ -62,7 +62,7 @@ def parse_csv_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[in
     """
     declared = DECLARED.match(text)
     start = declared.end() if declared else 0
-    first_line = re.split("[\r\n]", text[start:].lstrip(), maxsplit=1)[0]
+    first_line = re.split("[\r\n]", text[start:].lstrip("\r\n"), maxsplit=1)[0]
     separator = declared[1] if declared else _choose_separator(text)
     if separator not in SEPARATORS:
         found = " and ".join(name for mark, name in SEPARATORS.items() if mark in first_line)
@@ -103,7 +103,7 @@ def _choose_separator(text: str) -> str:
 
     A header with commas is separated by them, unless another separator occurs more often.
     """
-    header = re.split("[\r\n]", QUOTES.sub("", text[:MAX_HEADER]).lstrip(), maxsplit=1)[0]
+    header = re.split("[\r\n]", QUOTES.sub("", text[:MAX_HEADER]).lstrip("\r\n"), maxsplit=1)[0]
     counts = {mark: header.count(mark) for mark in SEPARATORS}
     if counts[","] >= max(counts.values()):
         return ","

@@ -118,7 +118,7 @@ def _list_saved(folder: Path) -> list[str]:
         # `load_from_disk` of today ignores them.
         code = (
             "import pyarrow as pa; from pyarrow import parquet; "
-            "read = lambda names: pa.concat_tables(pa.ipc.open_stream(pa.memory_map(name)).read_all() for name in names); "
+            "read = lambda names: pa.concat_tables(pa.ipc.open_stream(pa.memory_map(n)).read_all() for n in names); "
             f"parquet.write_table(read({_join(folder, names)}).take(read({_join(folder, indices)}).column(0)), "
             "'rows.parquet')"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -73,9 +74,9 @@ def _several_lists_error(lists: list[str], source: Source, jq: str) -> RowError:
     first = lists[0]
     if not jq or not first.isprintable():
         return RowError(f"rows are in {named}", fix="write each list to a file of its own")
-    path = f".{first}" if WORD.fullmatch(first) else f'.["{first}"]'
-    mark = first if WORD.fullmatch(first) else "rows"
-    command = source.format_conversion(f"jq {shlex.quote(path) if path != f'.{first}' else path}", mark, ".json")
+    word = bool(WORD.fullmatch(first))
+    path = f".{first}" if word else shlex.quote(f".[{json.dumps(first, ensure_ascii=False)}]")
+    command = source.format_conversion(f"jq {path}", first if word else "rows", ".json")
     return RowError(f"rows are in {named}", fix=f"write each list to a file of its own: {command}")
 
 

@@ -35,6 +35,7 @@ HEAD = 8
 PYTHON = re.compile(r"\[?\s*\{\s*'")
 """The beginning of a row that was printed by Python."""
 
+LITERALS = "[ast.literal_eval(line) for line in {} if line.strip()]"
 LONGEST_START = 200
 """Characters of a text by which its format is recognized."""
 
@@ -232,10 +233,10 @@ def _parse_text(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, 
         )
     start = text.lstrip()[:LONGEST_START]
     if PYTHON.match(start):
-        lines = "[ast.literal_eval(x) for x in sys.stdin if x.strip()]"
-        whole = "ast.literal_eval(sys.stdin.read())"
-        code = f"import ast, json, sys; json.dump({whole if start.startswith('[') else lines}, sys.stdout)"
-        command = source.format_conversion(f"python -c {shlex.quote(code)} <", "converted", ".json")
+        read = "fileinput.input(encoding='utf-8')"
+        rows = f"ast.literal_eval(''.join({read}))" if start[0] == "[" else LITERALS.format(read)
+        code = shlex.quote(f"import ast, fileinput, json, sys; json.dump({rows}, sys.stdout)")
+        command = source.format_conversion(f"python -c {code}", "converted", ".json")
         raise UserError(
             ExitCode.DATA, Problem("rows are Python dicts, not JSON", where=f"{source.name}:1", text=start), fix=command
         )
