@@ -60,9 +60,9 @@ DAMAGES = (
     OSError,
     ValueError,
     OverflowError,
-    NotImplementedError,
+    RuntimeError,
 )
-"""What the decompressors raise for damaged data; OSError is bzip2's."""
+"""What the decompressors raise for damaged data; OSError is that of bzip2, and RuntimeError that of zip methods that are not supported."""
 
 
 def find_compression(data: bytes) -> str:
@@ -156,7 +156,7 @@ def read_member(archive: zipfile.ZipFile, size: int, path: str, name: str) -> tu
             return _read_limited(file, size, "zip", name), source
     except EOFError:
         raise file_error(source.name, "the zip archive ends early", AGAIN) from None
-    except (*DAMAGES, RuntimeError) as error:
+    except DAMAGES as error:
         raise file_error(source.name, f"the zip archive is damaged ({error})", AGAIN) from None
 
 

@@ -133,7 +133,9 @@ def _list_saved(folder: Path) -> list[str]:
 
 def _list_file_names(entries: Any) -> list[str]:
     """The names in a list of files of a saved data set."""
-    return _read_names([entry.get("filename") for entry in entries if isinstance(entry, dict)] if entries else [])
+    if not isinstance(entries, list):
+        return []
+    return _read_names([entry.get("filename") if isinstance(entry, dict) else None for entry in entries])
 
 
 def _read_names(names: Any) -> list[str]:

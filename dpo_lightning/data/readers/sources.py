@@ -36,6 +36,8 @@ PYTHON = re.compile(r"\[?\s*\{\s*'")
 """The beginning of a row that was printed by Python."""
 
 LITERALS = "[ast.literal_eval(line) for line in {} if line.strip()]"
+"""The Python expression that parses such rows, one on each line."""
+
 LONGEST_START = 200
 """Characters of a text by which its format is recognized."""
 

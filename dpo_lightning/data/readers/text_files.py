@@ -57,10 +57,11 @@ def read_content(path: str) -> Content:
             decompressed size, and for an archive with several data files.
     """
     name = format_path(path)
+    plain = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
     data = read_bytes(path)
     kind = find_compression(data)
     if not kind:
-        return Content(data, Source(name))
+        return Content(data, Source(name, plain))
     if kind == "zip":
         archive = open_archive(data, name)
         if is_workbook(archive, name):
@@ -69,7 +70,6 @@ def read_content(path: str) -> Content:
         content, source = read_member(archive, len(data), path, name)
     else:
         content = decompress(data, kind, name)
-        plain = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
         source = Source(name, plain, f"{PRINTERS[kind]} {shlex.quote(name)}")
     inner = find_compression(content)
     if inner:
