@@ -62,7 +62,7 @@ DAMAGES = (
     OverflowError,
     RuntimeError,
 )
-"""What the decompressors raise for damaged data; OSError is that of bzip2, and RuntimeError that of zip methods that are not supported."""
+"""What the decompressors raise for damaged data: bzip2 an OSError, zip a RuntimeError for a method it does not know."""
 
 
 def find_compression(data: bytes) -> str:
