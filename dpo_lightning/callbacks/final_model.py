@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dpo_lightning.data.readers.folders import list_files
+from dpo_lightning.errors import UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import save_model
 from dpo_lightning.models.transformers4 import supported_versions
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 FOLDER = "final_model"
+BLOCK = 1 << 20
+"""Bytes of a data file that are hashed at once."""
+
 VERSIONS = ("dpo-lightning", "torch", "lightning", "transformers", "peft")
 
 
@@ -145,12 +150,19 @@ def describe(options: Any) -> str:
 
 
 def file_hash(path: str) -> str:
-    """Return `sha256:...` of a local file, or an empty string for a hub dataset."""
-    file_path = Path(path)
-    if not file_path.is_file():
+    """Return `sha256:...` of a local file, or of the files of a folder or pattern one after the other.
+
+    Empty for a data set of the hub, and for files that are no longer there.
+    """
+    digest = hashlib.sha256()
+    try:
+        for file in list_files(path):
+            with Path(file).open("rb") as opened:
+                while block := opened.read(BLOCK):
+                    digest.update(block)
+    except (OSError, UserError):
         return ""
-    with file_path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return "sha256:" + digest.hexdigest()
 
 
 def package_version(name: str) -> str:

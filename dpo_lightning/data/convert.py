@@ -71,7 +71,7 @@ def convert_rows(
     bad = BadRows(most=None)
     notes = Notes(bad, strict=False)
     known = {name for one in KINDS.values() for name in one.known()}
-    rows = read_set(paths, known, bad, columns, ignore_columns=ignore_columns)
+    rows, lines = read_set(paths, known, bad, columns, ignore_columns=ignore_columns)
     chosen = find_format(format)
     source = chosen.kind if chosen else recognize_kind(rows, kind)
     target = kind or source
@@ -79,7 +79,7 @@ def convert_rows(
         what = f"{source} rows cannot be converted to {target} rows"
         raise UserError(ExitCode.CONFIG, Problem(what, where="--to"), fix=f"--to {source}")
     found = RowSet(rows, KINDS[target], bad, notes, columns=columns, format=format)
-    examples = [example for row in found.rows for example in found.reader.read(row)]
+    examples = found.read_examples()
     if not examples:
         bad.raise_if_any()
     unread = BadRows()
@@ -92,7 +92,7 @@ def convert_rows(
     }
     left_out, reasons = _describe_left_out(bad, {row.origin: row.values for row in rows})
     converted = [format_row(example, rest.get(example.origin, {})) for example in examples]
-    return Conversion(target, converted, left_out, reasons, found.format_lines())
+    return Conversion(target, converted, left_out, reasons, [*lines, *found.format_lines()])
 
 
 def format_row(example: Example, rest: Mapping[str, Any]) -> dict[str, Any]:

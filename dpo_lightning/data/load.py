@@ -53,16 +53,18 @@ def load_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows = read_set(paths, kind.known(), bad, columns, columns_optional=columns_optional, ignore_columns=ignore_columns)
+    rows, lines = read_set(
+        paths, kind.known(), bad, columns, columns_optional=columns_optional, ignore_columns=ignore_columns
+    )
     found = RowSet(rows, kind, bad, notes, columns=columns, format=format)
-    examples = [example for row in found.rows for example in found.reader.read(row)]
+    examples = found.read_examples()
     _check_kinds(examples, bad)
     found.check_unread(examples)
     found.reader.check(examples, allow, bad, notes)
     found.note_invisible()
     note_markup(examples, notes)
     bad.raise_if_any()
-    return examples, found.format_lines()
+    return examples, [*lines, *found.format_lines()]
 
 
 def read_set(
@@ -73,8 +75,10 @@ def read_set(
     *,
     columns_optional: bool = False,
     ignore_columns: Collection[str] = (),
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """Read all rows of a set with the columns that the user named renamed to ours, and check its size.
+
+    Also return the warnings about the files: what was guessed of their encoding or their layout.
 
     Args:
         paths: a file or hub set, or several.
@@ -87,14 +91,15 @@ def read_set(
     Raises:
         UserError: as `load_examples`.
     """
-    found = list(read_files(paths, bad))
+    lines: list[str] = []
+    found = list(read_files(paths, bad, lines))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
         raise UserError(
             ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
         )
     kept = remove_columns(found, ignore_columns, columns_optional=columns_optional)
-    return rename(kept, columns, known, columns_optional=columns_optional)
+    return rename(kept, columns, known, columns_optional=columns_optional), lines
 
 
 class RowSet:
@@ -133,6 +138,12 @@ class RowSet:
         # Who names the column of the question may have overlooked one.
         self.named = self.converter.guesses or "prompt" in (columns or {})
         self.reader = kind.choose(count_columns(self.rows))(self.rows, names, bad, notes)
+
+    def read_examples(self) -> list[Any]:
+        """Read the rows; those with a fault in a column that is read are bad."""
+        used = self.reader.used
+        rows = (row for row in self.rows if not row.add_faults(used, self.bad))
+        return [example for row in rows for example in self.reader.read(row)]
 
     def check_unread(self, examples: Sequence[Example]) -> None:
         """Report columns that are not read although an answer may depend on them (see `check_unread`)."""

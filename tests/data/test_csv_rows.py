@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from support.row_files import refusal
 
 from dpo_lightning.data.readers.bad_rows import BadRows
-from dpo_lightning.data.readers.csv_rows import parse_csv_rows
+from dpo_lightning.data.readers.csv_rows import SEPARATORS, parse_csv_rows
+from dpo_lightning.data.readers.source import Source
 from dpo_lightning.errors import ExitCode
 
 
-def read(text: str) -> list[tuple[int, dict[str, str]]]:
-    bad = BadRows()
-    rows = list(parse_csv_rows(text, "f", bad))
+def read(text: str, *notes: str) -> list[tuple[int, dict[str, str]]]:
+    bad, source = BadRows(), Source("f")
+    rows = list(parse_csv_rows(text, source, bad))
     bad.raise_if_any()
+    assert source.notes == list(notes)
     return rows
 
 
@@ -47,9 +49,11 @@ def test_no_rows(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("prompt;chosen;rejected\n1;2;3", ["semicolons", "f:1", "prompt;chosen;rejected", "commas"]),
-        ('"prompt";"chosen"\n"1";"2"', ["semicolons", "f:1"]),
-        ("prompt\tchosen\n1\t2", ["tabs", "f:1"]),
+        ("prompt;chosen, better;rejected\n1;2;3", ["commas and semicolons", "f:1", "prompt;chosen, better", "Excel"]),
+        ("prompt;chosen\trejected\n1;2;3", ["semicolons and tabs", "f:1"]),
+        ("sep=:\na:b\n1:2", ["separated by ':'", "f:1"]),
+        ("a;b\n1;2;3\n4;5", ["the row has 3 fields, but the header has 2 at f:2", "contains semicolons in quotes"]),
+        ('a;b\n1; "x"', ["a space before a quote at f:2", "semicolons separate the fields"]),
         ("a,,b\n1,2,3", ["empty or a repeated name", "a,,b"]),
         ("a,b,a\n1,2,3", ["empty or a repeated name", "a,b,a"]),
         (
@@ -75,3 +79,54 @@ def test_reads_what_the_csv_module_writes(rows: list[tuple[str, str]]) -> None:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
     assert [tuple(values.values()) for _, values in read(buffer.getvalue())] == rows
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_other_separators(separator: str, name: str, end: str) -> None:
+    lines = ['a|"b, c"', "1, one|2", "", '"x', 'y||z, """|', "7|8"]
+    text = end.join(line.replace("|", separator) for line in lines)
+    rows = [
+        (2, {"a": "1, one", "b, c": "2"}),
+        (4, {"a": f'x{end}y{separator}{separator}z, "', "b, c": ""}),
+        (6, {"a": "7", "b, c": "8"}),
+    ]
+    assert read(text, f"separated by {name}") == rows
+    assert read(text + end, f"separated by {name}") == rows
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b;c;d\n1,2", '"a;b;c",d\n1,2', "text\nx;y", "a,b;c\n1,2", "sep=,\na,b;c;d\n1,2", "a,b\n1;2;3,4;5;6"]
+)
+def test_what_is_separated_by_commas(text: str) -> None:
+    if text.startswith("a,b;c;d"):
+        refusal(lambda: read(text), ExitCode.DATA, "commas and semicolons")
+        return
+    (row,) = read(text)
+    assert len(row[1]) == (1 if text.startswith("text") else 2)
+
+
+def test_the_separator_that_excel_declares() -> None:
+    assert read("sep=;\r\na;b,c\r\n1,2;3\r\n", "separated by semicolons") == [(3, {"a": "1,2", "b,c": "3"})]
+
+
+def test_line_ends_of_old_macs() -> None:
+    assert read('a,b\r1,2\r\r"x\ny","z\rw"\r') == [(2, {"a": "1", "b": "2"}), (4, {"a": "x\ny", "b": "z\rw"})]
+
+
+def test_a_carriage_return_inside_a_field_of_a_file_with_line_feeds() -> None:
+    assert read("a,b\n1\r2,3\n") == [(2, {"a": "1\r2", "b": "3"})]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+@given(rows=st.lists(st.tuples(FIELDS, FIELDS), min_size=1, max_size=5))
+def test_reads_what_the_csv_module_writes_with_any_separator(
+    separator: str, end: str, rows: list[tuple[str, str]]
+) -> None:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, delimiter=separator, lineterminator=end)
+    writer.writerows([("a", "b"), *rows])
+    notes = [f"separated by {SEPARATORS[separator]}"] if separator != "," else []
+    text = buffer.getvalue()
+    assert [tuple(values.values()) for _, values in read(text, *notes)] == rows

@@ -7,12 +7,13 @@ from support.row_files import refusal
 
 from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.data.readers.json_rows import parse_json_rows
+from dpo_lightning.data.readers.source import Source
 from dpo_lightning.errors import ExitCode
 
 
 def read(text: str) -> list[tuple[int, object]]:
     bad = BadRows()
-    rows = list(parse_json_rows(text, "f", bad))
+    rows = list(parse_json_rows(text, Source("f"), bad))
     bad.raise_if_any()
     return rows
 
@@ -29,6 +30,9 @@ def read(text: str) -> list[tuple[int, object]]:
         (" [ \n ] ", []),
         ("", []),
         (" \n\n", []),
+        ('{"a": 1}\r{"a": 2}\r\r{"a": 3}', [1, 2, 4]),
+        ('[{"a": 1},\r{"a": 2}]', [1, 2]),
+        ('{\n"a": 1\n}\n', [1]),
         ('{"a": "\u2028 \u0085"}\n{"a": 2}', [1, 2]),
     ],
 )
@@ -57,10 +61,14 @@ def test_the_line_where_each_row_begins(text: str, lines: list[int]) -> None:
         ('[{"a": 1}\n{"a": 2}]', ["no comma between two rows of the array at f:2"]),
         ('[{"a": 1}]\n\n{"a": 2}\n', ["text after the end of the array at f:3"]),
         ('[{"a": NaN},\n{"a": 1, "a": 2},\n{"a": "\t"},\n{"a": 9}, 1]', ["f:1", "f:2", "f:3"]),
-        ('{\n "a": 1\n}\n{\n "a": 2\n}', ["an object over several lines at f:1", "jq -c ."]),
-        ('{"data": [{"a": 1}, {"a": 2}]}', ["contains all rows in 'data' at f:1"]),
-        ('{"data": [{"a": 1}, {"a": 2}]}\n', ["contains all rows in 'data' at f:1"]),
-        ('\n{\n"data": [{"a": 1},\n {"a": 2}]}\n', ["contains all rows in 'data' at f:2"]),
+        ('{\n "a": 1\n}\n{\n "a": 2\n}', ["an object over several lines at f:1", "jq -c . f > f.lines.jsonl"]),
+        ('{\n "a": 1,\n "b": \n', ["the object ends early at f:1", "cut off"]),
+        (
+            '{"data": [{"a": NaN},\n{"a": 1, "a": 2},\n{"a": 3}]}',
+            ["NaN is not JSON at f:1", "duplicate key 'a' at f:2"],
+        ),
+        ('{"data": [{"a": 1}],\n"data": [{"a": 2}]}', ["duplicate key 'data' at f:1"]),
+        ('{"a": [1, 2],\n"b": [NaN, 2]}', ["NaN is not JSON at f:1"]),
     ],
 )
 def test_what_is_not_rows_of_json(text: str, parts: list[str]) -> None:
@@ -68,7 +76,7 @@ def test_what_is_not_rows_of_json(text: str, parts: list[str]) -> None:
 
 
 def test_rows_after_a_bad_element_are_still_read() -> None:
-    rows = list(parse_json_rows('[{"a": NaN},\n{"a": 2}]', "f", BadRows()))
+    rows = list(parse_json_rows('[{"a": NaN},\n{"a": 2}]', Source("f"), BadRows()))
     assert rows == [(2, {"a": 2})]
 
 

@@ -1,5 +1,6 @@
 """Stage after stage, each from the last one's final model: ln 2 at each start, and a record of all that was done."""
 
+import hashlib
 import json
 import shutil
 
@@ -234,3 +235,16 @@ def test_a_base_that_went_away_is_told_with_the_file_that_names_it(tiny_llama, t
         CausalLM(str(tmp_path / "adapter")).build()
     assert raised.value.code == ExitCode.INPUT_MISSING
     assert "base_model_name_or_path" in raised.value.fix
+
+
+def test_the_hash_of_a_folder_is_that_of_its_files(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "rows-2.jsonl").write_text("b")
+    (tmp_path / "set" / "rows-10.jsonl").write_text("c")
+    (tmp_path / "whole.jsonl").write_text("bc")
+    whole = file_hash(str(tmp_path / "whole.jsonl"))
+    assert whole == "sha256:" + hashlib.sha256(b"bc").hexdigest()
+    assert file_hash(str(tmp_path / "set")) == file_hash(str(tmp_path / "set" / "rows-*.jsonl")) == whole
+    assert (
+        file_hash(str(tmp_path / "gone.jsonl")) == file_hash("hf://org/name") == file_hash(str(tmp_path / "no")) == ""
+    )

@@ -77,6 +77,8 @@ class Format(ABC):
         read = {*self.columns, *self.optional}
         theirs = {name: ours for ours, name in self.renames.items()}
         for row in rows:
+            if row.add_faults(read, bad):
+                continue
             try:
                 check_columns(row.values, self.columns)
                 converted = self.convert(row.values)

@@ -136,7 +136,12 @@ def remove_columns(rows: Sequence[Row], names: Collection[str], *, columns_optio
                 f"no row has the column '{excerpt_name(name)}'; the columns are {listed}", "data.ignore_columns"
             )
             raise UserError(ExitCode.DATA, problem, fix="name columns of the file")
-    return [row._replace(values={name: row.values[name] for name in row.values if name not in names}) for row in rows]
+    return [_remove_columns(row, names) for row in rows]
+
+
+def _remove_columns(row: Row, names: Collection[str]) -> Row:
+    values = {name: value for name, value in row.values.items() if name not in names}
+    return row._replace(values=values, faults={name: error for name, error in row.faults.items() if name in values})
 
 
 def _rename_row(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str]) -> Row:
@@ -153,6 +158,7 @@ def _rename_row(row: Row, theirs: Mapping[str, str], columns: Mapping[str, str])
     return row._replace(
         values={theirs.get(name, name): value for name, value in row.values.items() if name not in displaced},
         recomposed=frozenset(theirs.get(name, name) for name in row.recomposed if name not in displaced),
+        faults={theirs.get(name, name): error for name, error in row.faults.items() if name not in displaced},
         displaced=frozenset(displaced),
         kept=frozenset((columns[name], name) for name in columns if name in row.values.keys() - mapped - theirs.keys()),
     )

@@ -19,11 +19,11 @@ ROWS_AT_ONCE = 1024
 """Rows of a parquet file that are decoded together: more are faster, but need memory for all of them."""
 
 
-def read_parquet_rows(path: str, name: str) -> Iterator[tuple[int, Any]]:
+def read_parquet_rows(data: str | bytes, name: str) -> Iterator[tuple[int, Any]]:
     """Read the rows of a parquet file, with their numbers from 1 in place of lines.
 
     Args:
-        path: the file.
+        data: the path of the file, or its content.
         name: the file as messages print it.
 
     Raises:
@@ -34,11 +34,11 @@ def read_parquet_rows(path: str, name: str) -> Iterator[tuple[int, Any]]:
 
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(data if isinstance(data, str) else pyarrow.BufferReader(data)) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 for values in batch.to_pylist():
                     number += 1
-                    yield number, _drop_nulls(values)
+                    yield number, drop_nulls(values)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(
             ExitCode.DATA,
@@ -88,10 +88,10 @@ def read_hub_rows(path: str) -> Iterator[tuple[int, Any]]:
             fix="check the name, the split and the network; or download its files and name them",
         ) from None
     for number, values in enumerate(rows, 1):
-        yield number, _drop_nulls(values)
+        yield number, drop_nulls(values)
 
 
-def _drop_nulls(values: Any) -> Any:
+def drop_nulls(values: Any) -> Any:
     """Drop keys with null inside the columns of a row; a column that is null itself is kept.
 
     An Arrow struct has the same keys in every row: a message without `tool_calls` has `tool_calls: null` in a table

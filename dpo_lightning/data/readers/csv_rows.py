@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
+from dpo_lightning.data.readers.source import Source
 
-# The possessive quantifiers (`++`, `*+`) never backtrack: a long field without an end costs linear time.
-QUOTED = re.compile(r'"((?:[^"]++|"")*+)"(?=,|\r?\n|\r?\Z)')
-"""A quoted field up to its closing quote, which a comma, a line end or the end of the text follows."""
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What separates fields, with the names in messages."""
 
-PLAIN = re.compile(r"(?:[^,\r\n]++|\r(?!\n|\Z))*+")
-"""A field without quotes; a carriage return that ends no line belongs to it."""
+DECLARED = re.compile("sep=(.)(?:\\r?\\n|\\r)")
+"""The line before the header by which Excel writes the separator."""
 
-LINE_END = re.compile(r"\r?\n|\r?\Z")
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-"""Separators that other programs write instead of commas, which are refused, with their names in messages."""
+QUOTES = re.compile('"[^"]*+"')
+"""Quoted text, in which neither a separator nor a line end counts."""
 
 MAX_SHOWN = 200
 """Characters of a record that are passed to the error, which shortens them once more when it is printed."""
 
+MAX_HEADER = 1 << 20
+"""Characters of a text in which the end of the header is searched."""
+
 SAVE_WITH_COMMAS = "save the file with commas and a header ('CSV UTF-8 (comma delimited)' in Excel)"
 
 
-def parse_csv_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
+class _Syntax:
+    """The regular expressions for one separator and one kind of line end.
+
+    Attributes:
+        separator: the separator.
+        line_feed: the character by which lines are counted.
+        quoted: matches a quoted field up to its closing quote, which a separator, a line end or the end follows.
+        plain: matches a field without quotes; a carriage return that ends no line belongs to it.
+        ending: matches the end of a line.
+    """
+
+    def __init__(self, separator: str, *, returns: bool = False) -> None:
+        """Compile the expressions; `returns` if a carriage return alone ends a line."""
+        self.separator = separator
+        self.line_feed = "\r" if returns else "\n"
+        mark, end = re.escape(separator), r"\r|\Z" if returns else r"\r?\n|\r?\Z"
+        # The possessive quantifiers (`++`, `*+`) never backtrack: a long field without an end costs linear time.
+        self.quoted = re.compile(rf'"((?:[^"]++|"")*+)"(?={mark}|{end})')
+        self.plain = re.compile(rf"[^{mark}\r]*+" if returns else rf"(?:[^{mark}\r\n]++|\r(?!\n|\Z))*+")
+        self.ending = re.compile(end)
+
+
+def parse_csv_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
     """Parse CSV text into a line number and a dict from column to text for each row; empty lines are skipped.
 
     Python's csv module is not used: its field limit is global to the process, and it does not report the line in
@@ -33,57 +57,82 @@ def parse_csv_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, di
 
     Args:
         text: the file's content.
-        file: its name in messages.
+        source: its name; receives a note if other characters than commas separate the fields.
         bad: receives an error for each row that cannot be parsed.
     """
-    first_line = text.lstrip().partition("\n")[0].rstrip("\r")
-    for separator, name in SEPARATORS.items():
-        if first_line.count(separator) > first_line.count(","):
-            bad.add(
-                Origin(file, 1),
-                RowError(f"the header is separated by {name}, not commas", first_line, SAVE_WITH_COMMAS),
-            )
-            return
-    records = _split_records(text, file, bad)
+    declared = DECLARED.match(text)
+    start = declared.end() if declared else 0
+    first_line = re.split("[\r\n]", text[start:].lstrip("\r\n"), maxsplit=1)[0]
+    separator = declared[1] if declared else _choose_separator(text)
+    if separator not in SEPARATORS:
+        found = " and ".join(name for mark, name in SEPARATORS.items() if mark in first_line)
+        what = f"the header has {found}" if found else f"the fields are separated by '{separator}'"
+        bad.add(Origin(source.name, 1), RowError(what, first_line, SAVE_WITH_COMMAS))
+        return
+    if separator != ",":
+        source.notes.append(f"separated by {SEPARATORS[separator]}")
+    syntax = _Syntax(separator, returns="\r" in text and "\n" not in QUOTES.sub("", text))
+    records = _split_records(text, start, syntax, source.name, bad)
     header_line, header = next(records, (1, []))
-    # The first column may be without a name: pandas writes its index so, and it is left out below.
-    if any(not name for name in header[1:]) or len(set(header)) < len(header):
-        error = RowError("the header has an empty or a repeated name", first_line, "give each column a name of its own")
-        bad.add(Origin(file, header_line), error)
+    error = check_header(header, first_line)
+    if error:
+        bad.add(Origin(source.name, header_line), error)
         return
     for line, fields in records:
         if len(fields) != len(header):
             error = RowError(
                 f"the row has {len(fields)} field{'s' * (len(fields) != 1)}, but the header has {len(header)}",
-                ",".join(fields)[:MAX_SHOWN],
-                "put text that contains commas in quotes",
+                separator.join(fields)[:MAX_SHOWN],
+                f"put text that contains {SEPARATORS[separator]} in quotes",
             )
-            bad.add(Origin(file, line), error)
+            bad.add(Origin(source.name, line), error)
             continue
         yield line, {name: value for name, value in zip(header, fields, strict=True) if name}
 
 
-def _split_records(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+def check_header(header: Sequence[str], shown: str) -> RowError | None:
+    """Return the error for a header with an empty or repeated name, which `shown` quotes; None for a valid one."""
+    # The first column may be without a name: pandas writes its index so, and it is left out.
+    if any(not name for name in header[1:]) or len(set(header)) < len(header):
+        return RowError("the header has an empty or a repeated name", shown, "give each column a name of its own")
+    return None
+
+
+def _choose_separator(text: str) -> str:
+    """Choose the separator by the header outside quotes; "" where another one is as likely.
+
+    A header with commas is separated by them, unless another separator occurs more often.
+    """
+    header = re.split("[\r\n]", QUOTES.sub("", text[:MAX_HEADER]).lstrip("\r\n"), maxsplit=1)[0]
+    counts = {mark: header.count(mark) for mark in SEPARATORS}
+    if counts[","] >= max(counts.values()):
+        return ","
+    found = [mark for mark, count in counts.items() if count]
+    return found[0] if len(found) == 1 else ""
+
+
+def _split_records(text: str, place: int, syntax: _Syntax, file: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
     """Split the text into records with the line where each begins; white space round names of the header is removed.
 
     A field that cannot be parsed ends the records: after a wrong quote, no later line end is known to end a record.
     """
-    place, line, header = 0, 1, True
+    separator, line_feed = syntax.separator, syntax.line_feed
+    line, header = 1 + text.count(line_feed, 0, place), True
     while place < len(text):
         first, fields = line, []
         while True:
-            error, value, end = _parse_field(text, place)
+            error, value, end = _parse_field(text, place, syntax)
             if error:
                 bad.add(Origin(file, line), error)
                 return
             fields.append(value)
             # A quoted field may contain line ends.
-            line += text.count("\n", place, end)
+            line += text.count(line_feed, place, end)
             place = end
-            if not text.startswith(",", place):
+            if not text.startswith(separator, place):
                 break
             place += 1
-        ending = LINE_END.match(text, place)
+        ending = syntax.ending.match(text, place)
         place = ending.end() if ending else len(text)
         line += 1
         if fields != [""]:  # an empty line
@@ -91,21 +140,18 @@ def _split_records(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, li
             header = False
 
 
-def _parse_field(text: str, place: int) -> tuple[RowError | None, str, int]:
+def _parse_field(text: str, place: int, syntax: _Syntax) -> tuple[RowError | None, str, int]:
     """Parse the field that begins at `place`: return an error or None, its value, and where the field ends."""
     if text.startswith('"', place):
-        found = QUOTED.match(text, place)
+        found = syntax.quoted.match(text, place)
         if not found:
             fix = 'close the quote; write a quote inside a field as ""'
             return RowError("a quote is not closed", text[place : place + MAX_SHOWN], fix), "", place
         return None, found[1].replace('""', '"'), found.end()
-    found = PLAIN.match(text, place)
+    found = syntax.plain.match(text, place)
     value = found[0] if found else ""
     # `1, "x, y"` would be split at the comma inside the quotes without any error.
     if value.lstrip(" ").startswith('"'):
-        return (
-            RowError("a space before a quote", value[:MAX_SHOWN], "remove the space between the comma and the quote"),
-            "",
-            place,
-        )
+        fix = f"remove the space before the quote ({SEPARATORS[syntax.separator]} separate the fields)"
+        return RowError("a space before a quote", value[:MAX_SHOWN], fix), "", place
     return None, value, place + len(value)

@@ -1,4 +1,4 @@
-"""Rows of JSON text, an array or one object per line, each with the line where it begins."""
+"""Rows of JSON text (an array, one object per line, or one object that contains them), each with its line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
+from dpo_lightning.data.readers.json_objects import find_rows
+from dpo_lightning.data.readers.source import Source
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -55,24 +57,31 @@ LENIENT = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 """Finds the end of an element that `DECODER` refuses, so that the elements after it are checked as well."""
 
 
-def parse_json_rows(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
-    """Parse a JSON array or JSON lines into a line number and a value for each row.
+def parse_json_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, Any]]:
+    """Parse JSON into a line number and a value for each row.
 
-    A text that begins with `[` is an array, any other text is JSON lines.
+    A text that begins with `[` is an array, one that is a single object contains the rows or is the only one, and any
+    other text is JSON lines.
 
     Args:
         text: the file's content.
-        file: its name in messages.
+        source: its name; receives a note if the rows are in an object.
         bad: receives an error for each row that cannot be parsed.
     """
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # line ends of old Macs; inside a JSON string, a carriage return is escaped
     start = _skip_space(text, 0)
     if text.startswith("[", start):
-        return _parse_array(text, start, file, bad)
-    whole = _check_first_object(text, start)
-    if whole is not None:
-        bad.add(Origin(file, text.count("\n", 0, start) + 1), whole)
+        return _parse_array(text, start, source.name, bad)
+    line = text.count("\n", 0, start) + 1
+    try:
+        rows = _find_rows_in_object(text, start, source)
+    except RowError as error:
+        bad.add(Origin(source.name, line), error)
         return iter(())
-    return _parse_lines(text, file, bad)
+    if isinstance(rows, range):
+        return _parse_array(text[: rows.stop], rows.start, source.name, bad)
+    return _parse_lines(text, source.name, bad) if rows is None else ((line, values) for values in rows)
 
 
 def _parse_lines(text: str, file: str, bad: BadRows) -> Iterator[tuple[int, Any]]:
@@ -135,10 +144,12 @@ def _find_element_end(text: str, place: int) -> int:
         return -1
 
 
-def _check_first_object(text: str, start: int) -> RowError | None:
-    """Return the error for a text whose first object has several lines or contains all rows; None for JSON lines.
+def _find_rows_in_object(text: str, start: int, source: Source) -> range | list[Any] | None:
+    """Find the rows in a text that is one object: where their array is, or the rows; None for JSON lines.
 
-    Parsed as JSON lines, each of its lines would be one error.
+    Raises:
+        RowError: the object cannot be read as rows, or has several lines and others follow it: parsed as JSON lines,
+            each of its lines would be one error.
     """
     end_of_line = text.find("\n", start)
     first_line = text[start:] if end_of_line < 0 else text[start:end_of_line]
@@ -147,21 +158,47 @@ def _check_first_object(text: str, start: int) -> RowError | None:
     if first_line.rstrip(BLANK).endswith("}") and _skip_space(text, start + len(first_line)) < len(text):
         return None
     try:
-        value, end = DECODER.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return None
-    name, rows = next(iter(value.items())) if len(value) == 1 else ("", None)
-    alone = _skip_space(text, end) == len(text)
-    # `{"messages": [{"role": ...}]}` is a row: its list is a conversation.
-    if alone and isinstance(rows, list) and rows and isinstance(rows[0], dict) and "role" not in rows[0]:
-        return RowError(f"one object contains all rows in '{excerpt_name(name)}'", fix="write the array alone")
-    if end_of_line < 0 or end <= end_of_line:
-        return None
-    return RowError("an object over several lines", first_line, f"{ONE_PER_LINE} (`jq -c .` converts the file)")
+        value, end = LENIENT.raw_decode(text, start)
+    except (ValueError, RecursionError) as error:
+        if end_of_line < 0 or text.startswith("{", _skip_space(text, end_of_line)):
+            return None
+        raise _describe_error(error, text, "the object", cut=True) from None
+    if _skip_space(text, end) < len(text):
+        if end_of_line < 0 or end <= end_of_line:
+            return None
+        command = source.format_conversion("jq -c .", "lines", ".jsonl")
+        raise RowError("an object over several lines", first_line, command)
+    rows = find_rows(value, source)
+    if isinstance(rows, str):
+        return _find_array(text, start, rows)
+    try:
+        # Once more with the checks of numbers and keys.
+        return list(find_rows(DECODER.decode(text[start:end]), Source(source.name)))
+    except (ValueError, RecursionError) as error:
+        raise _describe_error(error, text, "the object", cut=True) from None
+
+
+def _find_array(text: str, start: int, name: str) -> range:
+    """Find where the value of a key of the object at `start` begins and ends.
+
+    Raises:
+        RowError: the object has a key twice.
+    """
+    found: dict[str, range] = {}
+    place = _skip_space(text, start + 1)
+    while not text.startswith("}", place):
+        key, end = LENIENT.raw_decode(text, place)
+        first = _skip_space(text, _skip_space(text, end) + 1)  # behind the colon
+        if key in found:
+            raise RowError(f"duplicate key '{excerpt_name(key)}'", fix="write each key once")
+        found[key] = range(first, LENIENT.raw_decode(text, first)[1])
+        place = _skip_space(text, found[key].stop)
+        place = _skip_space(text, place + 1) if text.startswith(",", place) else place
+    return found[name]
 
 
 def _describe_error(error: Exception, text: str, whole: str, *, cut: bool) -> RowError:
-    """Convert an error of the decoder into one with a remedy.
+    """Convert an error of the decoder into one with a remedy; a `RowError` is returned as it is.
 
     Args:
         error: what the decoder raised.

@@ -20,7 +20,23 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """`org/name`, as the hub writes the name of a data set."""
 
-DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz")
+FORMATS = (
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".yaml",
+    ".yml",
+    ".xlsx",
+    ".parquet",
+    ".arrow",
+    ".feather",
+)
+DATA_SUFFIXES = (*FORMATS, ".zip", *(f"{name}{packed}" for name in FORMATS for packed in (".gz", ".bz2", ".xz")))
+NO_DATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"))
+"""Files with the suffix of data that describe a data set."""
+
 MAX_LISTED = 10_000
 """Entries of a folder that are read for a suggestion; a folder of a data set may have millions."""
 
@@ -35,6 +51,11 @@ MAX_SHOWN = 200
 def format_path(path: str) -> str:
     """Format a path for a message: bytes that are not UTF-8 and control characters are escaped."""
     return quote(path)
+
+
+def is_data_name(name: str) -> bool:
+    """Whether a file of this name probably contains rows."""
+    return name.lower().endswith(DATA_SUFFIXES) and name not in NO_DATA and not name.startswith(".")
 
 
 def check_path(path: str) -> None:
@@ -54,11 +75,11 @@ def check_path(path: str) -> None:
     except OSError as error:
         raise _explain_failure(path, error) from None
     if stat.S_ISDIR(mode):
-        names = [name for name in _list_names(Path(path)) if name.endswith(DATA_SUFFIXES)]
-        raise _input_error(path, "expected a file, found a folder", f"name the files in it{_format_names(names)}")
+        names = list(filter(is_data_name, _list_names(Path(path))))
+        raise input_error(path, "expected a file, found a folder", f"name the files in it{_format_names(names)}")
     if not stat.S_ISREG(mode):
         kind = special_kind(path) or "a special file"
-        raise _input_error(path, f"expected a file, found {kind}", "write the rows to a file first")
+        raise input_error(path, f"expected a file, found {kind}", "write the rows to a file first")
 
 
 def read_bytes(path: str, size: int = -1) -> bytes:
@@ -72,7 +93,7 @@ def read_bytes(path: str, size: int = -1) -> bytes:
         with Path(path).open("rb") as file:
             return file.read(size)
     except PermissionError:
-        raise _permission_error(path) from None
+        raise permission_error(path) from None
     except OSError as error:
         raise UserError(
             ExitCode.IO,
@@ -81,29 +102,30 @@ def read_bytes(path: str, size: int = -1) -> bytes:
         ) from None
 
 
-def _input_error(path: str, what: str, fix: str) -> UserError:
+def input_error(path: str, what: str, fix: str) -> UserError:
+    """The error for a path that cannot be read."""
     return UserError(ExitCode.INPUT_MISSING, Problem(what, where=format_path(path) or "''"), fix=fix)
 
 
 def _explain_failure(path: str, error: OSError) -> UserError:
     """Convert the error of `stat` into one that names the reason and a remedy."""
     if isinstance(error, PermissionError):
-        return _permission_error(path)
+        return permission_error(path)
     if error.errno == errno.ELOOP:
-        return _input_error(path, "a symbolic link that points back to itself", "name the file instead of the link")
+        return input_error(path, "a symbolic link that points back to itself", "name the file instead of the link")
     if error.errno == errno.ENAMETOOLONG:
-        return _input_error(path[:MAX_SHOWN] + "…", "the path is too long", "name a file that exists")
+        return input_error(path[:MAX_SHOWN] + "…", "the path is too long", "name a file that exists")
     if Path(path).is_symlink():
         target = format_path(str(Path(path).readlink()))
-        return _input_error(
+        return input_error(
             path, f"a symbolic link to {target}, which does not exist", "name the file instead of the link"
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return _input_error(path, "no such file", _suggest_path(path))
-    return _input_error(path, f"the path cannot be read: {error.strerror}", "name a file that can be read")
+        return input_error(path, "no such file", _suggest_path(path))
+    return input_error(path, f"the path cannot be read: {error.strerror}", "name a file that can be read")
 
 
-def _permission_error(path: str) -> UserError:
+def permission_error(path: str) -> UserError:
     """Return the error for a file without permission, with the owner and mode of what is closed to this user.
 
     That is the first folder of the path that may not be entered, or else the file.
@@ -116,9 +138,9 @@ def _permission_error(path: str) -> UserError:
     try:
         status = closed.stat()
     except OSError:
-        return _input_error(path, "no permission to read the file", "make it readable (chmod, chown)")
+        return input_error(path, "no permission to read the file", "make it readable (chmod, chown)")
     user, owner, mode = _get_user_name(os.geteuid()), _get_user_name(status.st_uid), stat.S_IMODE(status.st_mode)
-    return _input_error(
+    return input_error(
         path,
         f"no permission for {user} to read the file: "
         f"the owner of {format_path(str(closed))} is {owner}, its mode is {mode:04o}",
@@ -146,7 +168,7 @@ def _suggest_path(path: str) -> str:
     if close:
         fix = "did you mean " + " or ".join(format_path(str(missing.parent / name)) for name in close) + "?"
     else:
-        files = [name for name in names if name.endswith(DATA_SUFFIXES)]
+        files = list(filter(is_data_name, names))
         content = _format_names(files) or " no data files"
         fix = f"name a file that exists; {format_path(str(missing.parent))} has{content}"
     if HUB_NAME.fullmatch(path) and not path.endswith(DATA_SUFFIXES):

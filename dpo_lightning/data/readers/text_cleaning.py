@@ -30,29 +30,36 @@ USUAL_KEYS = frozenset(("prompt", "chosen", "rejected", "completion", "messages"
 """Keys that are not checked, as they are plain ASCII: most keys of a file are these, and checking takes time."""
 
 
-def clean(values: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return a row with all its strings in NFC, and the names of the columns that were not in it.
+def clean(values: dict[str, Any]) -> tuple[dict[str, Any], frozenset[str], dict[str, RowError]]:
+    """Return a row with all its strings in NFC, the names of the columns that were not in it, and faults by column.
 
     The same word may be written by different code points: NFC makes duplicates equal, and gives the model one form.
+
+    A fault is a control character other than tab and line ends, a lone surrogate, more than `MAX_FIELD_BYTES`, nesting
+    deeper than `MAX_DEPTH`, or keys that are equal once they are in NFC. The value of a column with a fault is None.
 
     Args:
         values: the row by column.
 
     Raises:
-        RowError: a control character other than tab and line ends, a lone surrogate, a column with more than
-            `MAX_FIELD_BYTES` or nested deeper than `MAX_DEPTH`, or keys that are equal once they are in NFC.
+        RowError: a column's name has such a character, or equals another one in NFC.
     """
     cleaned: dict[str, Any] = {}
     recomposed: list[str] = []
+    faults: dict[str, RowError] = {}
     for name, value in values.items():
         column = _clean_key(name, name)
         field = _Field(column)
-        cleaned[column] = field.clean_value(value, 0)
+        try:
+            cleaned[column] = field.clean_value(value, 0)
+        except RowError as error:
+            cleaned[column], faults[column] = None, error
+            continue
         if field.changed:
             recomposed.append(column)
     if len(cleaned) < len(values):
         raise RowError("names of two columns differ only in Unicode form", fix="write each column once")
-    return cleaned, frozenset(recomposed)
+    return cleaned, frozenset(recomposed), faults
 
 
 def excerpt_name(name: str) -> str:
