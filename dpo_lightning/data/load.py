@@ -9,7 +9,7 @@ from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.between_kinds import convert_kind
 from dpo_lightning.data.formats.own import OwnFormat
-from dpo_lightning.data.formats.recognition import AUTO, OWN, RECIPES, TAKEN, find_format, recognize
+from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, OWN, RECIPES, TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, rename
 from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
 from dpo_lightning.data.kinds.row_kind import RowKind
@@ -33,6 +33,7 @@ def load_examples(
     allow: Collection[str] = (),
     format: str = AUTO,
     ignore_columns: Collection[str] = (),
+    first_wins: str | int | None = None,
 ) -> tuple[list[Any], list[str]]:
     """Read the rows of files as examples; also return the warnings about them, with counts and the first lines.
 
@@ -45,6 +46,7 @@ def load_examples(
         allow: `contradictions` accepts rows that contradict one another, with a warning.
         format: the name of the format of the rows, or `auto`, which recognizes it.
         ignore_columns: columns that are left aside although the answers may depend on them.
+        first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
 
     Raises:
         UserError: 64 for a wrong option, 65 for bad rows (all of them), 66 for a source that does not exist.
@@ -54,6 +56,7 @@ def load_examples(
     notes = Notes(bad, strict=strict)
     found = _read_rows(paths, kind, columns, bad, columns_optional)
     converter = _choose_format(found, kind, format)
+    converter.configure(columns, first_wins)
     rows = _convert_rows(found, converter, kind, bad, notes)
     check_same_columns(rows, kind.columns)
     names = {**converter.renames, **(columns or {})}
@@ -84,7 +87,8 @@ def _read_rows(
         raise UserError(
             ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
         )
-    return rename(found, columns, kind.known(), columns_optional=columns_optional)
+    known = kind.known() if kind.reads is None else (*kind.known(), *MAPPABLE)
+    return rename(found, columns, known, columns_optional=columns_optional)
 
 
 def _choose_format(rows: Sequence[Row], kind: type[RowKind], name: str) -> Format:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
+from dpo_lightning.errors import ExitCode, Problem, UserError
 
 KindName: TypeAlias = Literal["pairs", "ranked", "unpaired", "sft"]
 """What rows teach: preference pairs, ranked lists, answers with a label, or demonstrations."""
@@ -34,6 +35,10 @@ class Format(ABC):
         optional: further columns that are read; all others keep their names.
         renames: our column -> the file's column that it comes from, for error messages.
         guesses: whether columns are assigned by their names alone; other columns with text are then errors.
+        mappable: columns that only this format has and that `--data.columns` may map to a file's.
+        has_verdict: whether `--data.first_wins` applies.
+        mapped: our column -> the file's, as the user gave them.
+        first_wins: the value of a verdict with which the first answer wins; None if the user gave none.
     """
 
     name: ClassVar[str]
@@ -43,10 +48,31 @@ class Format(ABC):
     optional: tuple[str, ...] = ()
     renames: Mapping[str, str] = {}
     guesses: ClassVar[bool] = False
+    mappable: ClassVar[tuple[str, ...]] = ()
+    has_verdict: ClassVar[bool] = False
+    mapped: Mapping[str, str] = {}
+    first_wins: str | int | None = None
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Create the converter of a set of rows; formats whose columns or values depend on the whole set look at it."""
         self.first = rows[0].origin
+
+    def configure(self, columns: Mapping[str, str] | None, first_wins: str | int | None) -> None:
+        """Set the options of the user; formats that need them to choose columns extend this.
+
+        Args:
+            columns: our column -> the file's; the rows have our names already.
+            first_wins: the value of a verdict with which the first answer wins.
+
+        Raises:
+            UserError: 64, `first_wins` is given and the format has no verdict.
+        """
+        self.mapped, self.first_wins = columns or {}, first_wins
+        if first_wins is not None and not self.has_verdict:
+            what = f"rows of the format {self.name} have no verdict that says which of two answers wins"
+            raise UserError(
+                ExitCode.CONFIG, Problem(what, where="data.first_wins"), fix="remove the option, or --data.format NAME"
+            )
 
     def describe(self) -> str:
         """One line for the user: what the rows are read as."""
