@@ -11,6 +11,9 @@ from dpo_lightning.data.formats.transcripts import is_transcript
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
+DOLLY = frozenset(("instruction", "context", "response", "category"))
+"""Columns of Dolly's rows, which have a format of their own."""
+
 
 class NamedColumns(Format):
     """Base of the formats that assign columns by name; subclasses return our column -> the file's of a row."""
@@ -88,7 +91,7 @@ class NamedSFT(NamedColumns):
     def assign(cls, values: Mapping[str, Any]) -> dict[str, str]:
         """Find one question and one answer; rows with two answers or a verdict are no demonstrations."""
         answer, prompt = find_answer(values), find_question(values)
-        if not (answer and prompt) or any(map(find_preference, values)):
+        if not (answer and prompt) or any(map(find_preference, values)) or values.keys() >= DOLLY:
             return {}
         return {"prompt": prompt, "completion": answer}
 

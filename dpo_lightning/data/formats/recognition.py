@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpo_lightning.data.formats import own
+from dpo_lightning.data.formats.annotations import Argilla, LabelStudio
 from dpo_lightning.data.formats.arena import Arena, ArenaTexts
 from dpo_lightning.data.formats.base import Format, KindName
 from dpo_lightning.data.formats.comparisons import Comparisons
@@ -23,8 +24,20 @@ from dpo_lightning.data.formats.preference_sets import (
     StackExchange,
     SummaryComparisons,
 )
+from dpo_lightning.data.formats.rated_rows import HelpSteerRatings, KoChatGPT
+from dpo_lightning.data.formats.scored_lists import ScoredLists
+from dpo_lightning.data.formats.scored_objects import ScoredObjects, UltraFeedback
 from dpo_lightning.data.formats.scored_pairs import ScoredPairs, WebGPT
 from dpo_lightning.data.formats.transcripts import TranscriptPairs, TranscriptPrompts, TranscriptText
+from dpo_lightning.data.formats.vendors import (
+    AlpacaPairs,
+    Bedrock,
+    BedrockPreference,
+    Dolly,
+    NeMo,
+    VertexPreference,
+    VertexSFT,
+)
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -51,6 +64,20 @@ FORMATS: tuple[type[Format], ...] = (
     WebGPT,
     Comparisons,
     ScoredPairs,
+    KoChatGPT,
+    HelpSteerRatings,
+    ScoredLists,
+    ScoredObjects,
+    UltraFeedback,
+    VertexSFT,
+    VertexPreference,
+    Bedrock,
+    BedrockPreference,
+    NeMo,
+    AlpacaPairs,
+    Dolly,
+    LabelStudio,
+    Argilla,
     NamedPairs,
     NamedUnpaired,
     NamedSFT,

@@ -40,6 +40,16 @@ def is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(find_role, value))
 
 
+def has_candidates(messages: Any) -> bool:
+    """Whether the last of a list of messages has several answers, as in preference rows of Bedrock."""
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and isinstance(messages[-1], dict)
+        and "candidates" in messages[-1]
+    )
+
+
 def read_turn(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Return a raw message with `role` and `content` in place of other names, and with content parts joined.
 
