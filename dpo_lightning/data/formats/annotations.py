@@ -83,6 +83,7 @@ class LabelStudio(AnnotatedPairs):
 
     def find_verdicts(self, values: Mapping[str, Any]) -> Iterator[Any]:
         """The side that each annotator selected; cancelled annotations have none."""
+        data = read_object(values["data"], "data")
         for number, item in enumerate(read_list(values["annotations"], "annotations"), 1):
             place = f"annotations {number}"
             annotation = read_object(item, place, ("result",))
@@ -90,7 +91,7 @@ class LabelStudio(AnnotatedPairs):
                 read = read_object(result, f"{place}.result", ("value",))
                 value = read_object(read["value"], f"{place}.result.value")
                 if "selected" in value:
-                    yield _find_selected(value["selected"], read.get("to_name"), values["data"])
+                    yield _find_selected(value["selected"], read.get("to_name"), data)
 
 
 class Argilla(AnnotatedPairs):
@@ -133,6 +134,7 @@ def _read(reader: VerdictReader, fields: Mapping[str, Any], verdict: Any) -> int
 def _find_selected(side: Any, shown: Any, data: Mapping[str, Any]) -> Any:
     """The key of the selected answer, if the names of both that were shown are keys; otherwise the side."""
     names = shown.split(",") if isinstance(shown, str) else shown
-    if side not in SIDES or not isinstance(names, list) or len(names) != len(SIDES) or not {*names} <= data.keys():
+    if side not in SIDES or not isinstance(names, list) or len(names) != len(SIDES):
         return side
-    return names[SIDES.index(side)]
+    known = all(isinstance(name, str) and name in data for name in names)
+    return names[SIDES.index(side)] if known else side

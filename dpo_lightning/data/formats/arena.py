@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 from dpo_lightning.data.formats.base import Format, LeftOut, read_list
-from dpo_lightning.data.formats.turns import find_role, is_messages
+from dpo_lightning.data.formats.turns import count_common, find_role, is_messages
 from dpo_lightning.data.formats.twin_columns import order_answers
 from dpo_lightning.data.formats.verdicts import TIE, TIES
 from dpo_lightning.data.readers.bad_rows import RowError
@@ -39,10 +38,7 @@ class Arena(Format):
         if winner not in WINNERS:
             raise RowError("'winner' is neither model_a nor model_b nor a tie", values["winner"], "correct the value")
         both = [_cut_turns(values[name], values.get("turn"), name) for name in self.columns[:2]]
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=False))
-        cut = len(list(same))
-        while cut and find_role(both[0][cut - 1]) != "user":
-            cut -= 1
+        cut = count_common(*both)
         if not cut or any(len(turns) == cut for turns in both):
             what = "'conversation_a' and 'conversation_b' do not begin with one question and two different answers"
             raise RowError(what, fix="remove the row")

@@ -15,6 +15,10 @@ KindName: TypeAlias = Literal["pairs", "ranked", "unpaired", "sft"]
 """What rows teach: preference pairs, ranked lists, answers with a label, or demonstrations."""
 
 
+NEEDED = ("prompt", "chosen", "rejected", "completion", "messages")
+"""Our columns that are never null where a format converts to them."""
+
+
 class LeftOut(Exception):  # noqa: N818 - the row is valid
     """Raised by `Format.convert` for a valid row without a preference, such as a tie; it is counted and not read."""
 
@@ -106,6 +110,10 @@ class Format(ABC):
             try:
                 check_columns(row.values, self.columns)
                 converted = self.convert(row.values)
+                if converted.get("prompt", "") is None:
+                    raise RowError(
+                        f"'{self.renames.get('prompt', 'prompt')}' is null", fix="fill it in, or remove the row"
+                    )
                 rest = {name: value for name, value in row.values.items() if name not in read}
                 values = {name: value for name, value in converted.items() if value is not None or name in rest}
                 if both := values.keys() & rest.keys():
@@ -130,6 +138,16 @@ def check_columns(values: Mapping[str, Any], names: Iterable[str]) -> None:
         if name not in values:
             shown = "columns: " + ", ".join(map(excerpt_name, values))
             raise RowError(f"no column '{excerpt_name(name)}'", shown, "add it to the row")
+
+
+def check_not_null(value: Any, name: str) -> None:
+    """Check that a value is not null.
+
+    Raises:
+        RowError: it is.
+    """
+    if value is None:
+        raise RowError(f"'{excerpt_name(name)}' is null", fix="fill it in, or remove the row")
 
 
 def read_object(value: Any, name: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:

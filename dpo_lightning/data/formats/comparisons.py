@@ -61,8 +61,9 @@ class Comparisons(Format):
         self._check_one("pair of answers", choices, row)
         self.answers, self.verdict = answers[0], verdicts[0]
         self.prompt = find_prompt(row.values, self.answers)
-        self.columns = (*filter(None, [self.prompt]), *self.answers[:2], self.verdict)
-        self.renames = {"prompt": self.prompt} if self.prompt not in ("", "prompt") else {}
+        self._check_one("question", [self.prompt] if self.prompt else [], row)
+        self.columns = (self.prompt, *self.answers[:2], self.verdict)
+        self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
         given = {normalize_verdict(row.values.get(self.verdict)) for row in self.rows}
         self.reader = VerdictReader(self.verdict, self.answers, given, first_wins)
         if self.reader.unclear:
@@ -76,8 +77,7 @@ class Comparisons(Format):
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Order the answers by the verdict."""
         place, margin = self.reader.read(values)
-        prompt = values[self.prompt] if self.prompt else None
-        return {"prompt": prompt, **order_answers(values, self.answers[:2], place), "margin": margin}
+        return {"prompt": values[self.prompt], **order_answers(values, self.answers[:2], place), "margin": margin}
 
     def _name(self, ours: str) -> str:
         return excerpt_name(self.mapped.get(ours, ours))
@@ -90,7 +90,7 @@ class Comparisons(Format):
         """
         if len(choices) != 1:
             problem = Problem(f"the rows have {len(choices) or 'no'} columns that may be the {what}", str(row.origin))
-            fix = " or ".join(choices) or "--data.columns." + " NAME --data.columns.".join(OURS) + " NAME"
+            fix = " or ".join(choices) or " ".join(f"--data.columns.{name} NAME" for name in ("prompt", *OURS))
             raise UserError(ExitCode.DATA, problem, fix=fix)
 
     def _refuse(self, unclear: Sequence[str], row: Row) -> None:

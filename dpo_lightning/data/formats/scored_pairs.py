@@ -26,13 +26,13 @@ class ScoredPairs(Format):
         super().__init__(rows)
         values = next((row.values for row in rows if self.claims(row.values)), rows[0].values)
         answers, scores = find_answers(values), find_scores(values)
-        if not answers or not scores:
-            what = "the rows have no two answers with a score each, such as answer_1, answer_2, score_1, score_2"
+        if not (answers and scores and find_prompt(values, answers[0])):
+            what = "the rows have no question and two answers with a score each, such as prompt, answer_1, score_1, ..."
             raise UserError(ExitCode.DATA, Problem(what, str(rows[0].origin)), fix="rename the columns")
         self.answers, self.scores = answers[0], scores[0]
         self.prompt = find_prompt(values, self.answers)
-        self.columns = (*filter(None, [self.prompt]), *self.answers[:2], *self.scores[:2])
-        self.renames = {"prompt": self.prompt} if self.prompt not in ("", "prompt") else {}
+        self.columns = (self.prompt, *self.answers[:2], *self.scores[:2])
+        self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
@@ -43,8 +43,7 @@ class ScoredPairs(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Order the answers by their scores, higher first."""
-        prompt = values[self.prompt] if self.prompt else None
-        return {"prompt": prompt, **order_by_scores(values, self.answers[:2], self.scores[:2])}
+        return {"prompt": values[self.prompt], **order_by_scores(values, self.answers[:2], self.scores[:2])}
 
 
 class WebGPT(Format):

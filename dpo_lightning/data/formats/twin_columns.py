@@ -6,8 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dpo_lightning.data.formats.base import check_not_null
 from dpo_lightning.data.formats.names import ANSWERS, FILLERS, SCORES
 from dpo_lightning.data.formats.turns import is_messages
+from dpo_lightning.data.readers.bad_rows import RowError
+from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
 ENDS = (("1", "2"), ("0", "1"), ("a", "b"), ("left", "right"), ("first", "second"), ("one", "two"))
 """Words in which the names of the first and of the second column differ."""
@@ -78,7 +81,15 @@ def find_scores(values: Mapping[str, Any]) -> list[Twins]:
 
 
 def order_answers(values: Mapping[str, Any], answers: Sequence[str], place: int) -> dict[str, Any]:
-    """`chosen` and `rejected`, where the answer at `place` wins."""
+    """`chosen` and `rejected`, where the answer at `place` wins.
+
+    Raises:
+        RowError: an answer is neither text nor messages.
+    """
+    for name in answers:
+        check_not_null(values[name], name)
+        if not isinstance(values[name], (str, dict, list)):
+            raise RowError(f"'{excerpt_name(name)}' is not text", values[name], "write it as text, or remove the row")
     return {"chosen": values[answers[place]], "rejected": values[answers[1 - place]]}
 
 
