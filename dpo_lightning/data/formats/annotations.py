@@ -111,6 +111,9 @@ class Argilla(AnnotatedPairs):
         """The submitted answers to the only question, or to the only one whose name is that of a verdict."""
         by_question: dict[str, list[Any]] = {}
         given = values["responses"]
+        if not isinstance(given, (list, dict)):
+            what = "'responses' is neither a list nor an object"
+            raise RowError(what, given, "write the answers of annotators, or remove the row")
         if isinstance(given, dict):
             by_question = {name: read_list(value, f"responses.{name}") for name, value in given.items()}
         for number, item in enumerate(given if isinstance(given, list) else (), 1):

@@ -110,10 +110,8 @@ class Format(ABC):
             try:
                 check_columns(row.values, self.columns)
                 converted = self.convert(row.values)
-                if converted.get("prompt", "") is None:
-                    raise RowError(
-                        f"'{self.renames.get('prompt', 'prompt')}' is null", fix="fill it in, or remove the row"
-                    )
+                for name in NEEDED:
+                    check_not_null(converted.get(name, ""), self.renames.get(name, name))
                 rest = {name: value for name, value in row.values.items() if name not in read}
                 values = {name: value for name, value in converted.items() if value is not None or name in rest}
                 if both := values.keys() & rest.keys():
