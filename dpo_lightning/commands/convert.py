@@ -15,12 +15,16 @@ from dpo_lightning.log import logger
 if TYPE_CHECKING:
     from dpo_lightning.data.convert import Conversion
 
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "responses", "scores", "messages", "system")
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "completion", "label", "responses", "scores", "messages", "system"),
+    *("verdict", "answer_1", "answer_2"),
+)
 FLAGS = {
     "--data.columns.input ": "--input_column ",
     "--data.columns.": "--",
     "--data.ignore_columns ": "--ignore_columns ",
     "--data.format ": "--from ",
+    "--data.first_wins ": "--first_wins ",
 }
 """Options of `fit` that errors name -> this command's."""
 
@@ -41,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--input_column", metavar="COLUMN", help="the column with the text that an instruction is about"
     )
     options.add_argument("--ignore_columns", nargs="+", default=[], metavar="COLUMN", help="columns to leave aside")
+    options.add_argument("--first_wins", metavar="VALUE", help="the verdict with which the first of two answers wins")
     options.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options.add_argument("--list", action="store_true", help="list the formats")
     return options
@@ -66,7 +71,12 @@ def main(argv: list[str]) -> int:
         columns["input"] = args.input_column
     try:
         result = convert_rows(
-            args.input, kind=args.to, format=args.format, columns=columns, ignore_columns=args.ignore_columns
+            args.input,
+            kind=args.to,
+            format=args.format,
+            columns=columns,
+            ignore_columns=args.ignore_columns,
+            first_wins=args.first_wins,
         )
     except UserError as error:
         raise rename_flags(error) from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpo_lightning.data.examples import Example, Origin, Text
 from dpo_lightning.data.formats.base import KindName
-from dpo_lightning.data.formats.recognition import AUTO, TAKEN, find_format, recognize_kind
+from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, TAKEN, find_format, recognize_kind
 from dpo_lightning.data.kinds.pairs import PairExample, PairKind
 from dpo_lightning.data.kinds.ranked import RankedExample, RankedKind
 from dpo_lightning.data.kinds.row_kind import RowKind
@@ -54,6 +54,7 @@ def convert_rows(
     format: str = AUTO,
     columns: Mapping[str, str] | None = None,
     ignore_columns: Collection[str] = (),
+    first_wins: str | int | None = None,
 ) -> Conversion:
     """Convert the rows of files; rows that `fit` would refuse by themselves are left out.
 
@@ -63,6 +64,7 @@ def convert_rows(
         format: the name of the format, or `auto`, which recognizes it.
         columns: our column name -> the file's.
         ignore_columns: columns that are left aside although the answers may depend on them.
+        first_wins: the value of a verdict with which the first answer wins.
 
     Raises:
         UserError: 64 for a wrong option; 65 if no row can be converted, or a column is not read on which answers may
@@ -70,7 +72,7 @@ def convert_rows(
     """
     bad = BadRows(most=None)
     notes = Notes(bad, strict=False)
-    known = {name for one in KINDS.values() for name in one.known()}
+    known = {*MAPPABLE, *(name for one in KINDS.values() for name in one.known())}
     rows, lines = read_set(paths, known, bad, columns, ignore_columns=ignore_columns)
     chosen = find_format(format)
     source = chosen.kind if chosen else recognize_kind(rows, kind)
@@ -78,7 +80,7 @@ def convert_rows(
     if source not in TAKEN[target]:
         what = f"{source} rows cannot be converted to {target} rows"
         raise UserError(ExitCode.CONFIG, Problem(what, where="--to"), fix=f"--to {source}")
-    found = RowSet(rows, KINDS[target], bad, notes, columns=columns, format=format)
+    found = RowSet(rows, KINDS[target], bad, notes, columns=columns, format=format, first_wins=first_wins)
     examples = found.read_examples()
     if not examples:
         bad.raise_if_any()

@@ -9,7 +9,7 @@ from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.between_kinds import convert_kind
 from dpo_lightning.data.formats.own import OwnFormat
-from dpo_lightning.data.formats.recognition import AUTO, OWN, RECIPES, TAKEN, find_format, recognize
+from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, OWN, RECIPES, TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, remove_columns, rename
 from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
 from dpo_lightning.data.kinds.markup import note_markup
@@ -34,6 +34,7 @@ def load_examples(
     allow: Collection[str] = (),
     format: str = AUTO,
     ignore_columns: Collection[str] = (),
+    first_wins: str | int | None = None,
 ) -> tuple[list[Any], list[str]]:
     """Read the rows of files as examples; also return the warnings about them, with counts and the first lines.
 
@@ -46,6 +47,7 @@ def load_examples(
         allow: `contradictions` accepts rows that contradict one another, with a warning.
         format: the name of the format of the rows, or `auto`, which recognizes it.
         ignore_columns: columns that are left aside although the answers may depend on them.
+        first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
 
     Raises:
         UserError: 64 for a wrong option, 65 for bad rows (all of them), 66 for a source that does not exist.
@@ -53,10 +55,9 @@ def load_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    rows, lines = read_set(
-        paths, kind.known(), bad, columns, columns_optional=columns_optional, ignore_columns=ignore_columns
-    )
-    found = RowSet(rows, kind, bad, notes, columns=columns, format=format)
+    known = kind.known() if kind.reads is None else (*kind.known(), *MAPPABLE)
+    rows, lines = read_set(paths, known, bad, columns, columns_optional=columns_optional, ignore_columns=ignore_columns)
+    found = RowSet(rows, kind, bad, notes, columns=columns, format=format, first_wins=first_wins)
     examples = found.read_examples()
     _check_kinds(examples, bad)
     found.check_unread(examples)
@@ -120,6 +121,7 @@ class RowSet:
         *,
         columns: Mapping[str, str] | None = None,
         format: str = AUTO,
+        first_wins: str | int | None = None,
     ) -> None:
         """Recognize the format of rows and convert them; arguments are those of `load_examples`.
 
@@ -128,6 +130,7 @@ class RowSet:
         """
         self.bad, self.notes = bad, notes
         self.converter = _choose_format(rows, kind, format)
+        self.converter.configure(columns, first_wins)
         self.rows = list(self._convert(rows, kind))
         if not self.rows:
             bad.raise_if_any()

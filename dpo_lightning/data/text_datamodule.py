@@ -59,6 +59,7 @@ class TextDataModule(LightningDataModule):
         format: str = "auto",
         columns: dict[str, str] | None = None,
         ignore_columns: list[str] | str | None = None,
+        first_wins: str | int | None = None,
         strict: bool = False,
         allow: list[Allow] | Allow | None = None,
         collator: Collator | None = None,
@@ -84,6 +85,7 @@ class TextDataModule(LightningDataModule):
             format: what the rows of the files look like; `auto` recognizes it (data/README.md lists the formats).
             columns: our column name -> the file's, where they differ.
             ignore_columns: columns of the file that are left aside although an answer may depend on their text.
+            first_wins: for rows of two answers and a verdict, the value of the verdict with which the first wins.
             strict: treat warnings about rows as errors.
             allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
@@ -102,7 +104,7 @@ class TextDataModule(LightningDataModule):
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
-        self.format = format
+        self.format, self.first_wins = format, first_wins
         self.ignore_columns = [ignore_columns] if isinstance(ignore_columns, str) else ignore_columns or []
         self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
@@ -153,6 +155,7 @@ class TextDataModule(LightningDataModule):
                 allow=self.allow,
                 format=self.format,
                 ignore_columns=self.ignore_columns,
+                first_wins=self.first_wins,
             )
             if name == "eval" and "train" in self.examples:
                 sets = self.examples["train"], self.examples["eval"]

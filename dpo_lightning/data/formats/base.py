@@ -9,9 +9,14 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
+from dpo_lightning.errors import ExitCode, Problem, UserError
 
 KindName: TypeAlias = Literal["pairs", "ranked", "unpaired", "sft"]
 """What rows teach: preference pairs, ranked lists, answers with a label, or demonstrations."""
+
+
+NEEDED = ("prompt", "chosen", "rejected", "completion", "messages")
+"""Our columns that are never null where a format converts to them."""
 
 
 class LeftOut(Exception):  # noqa: N818 - the row is valid
@@ -34,6 +39,10 @@ class Format(ABC):
         optional: further columns that are read; all others keep their names.
         renames: our column -> the file's column that it comes from, for error messages.
         guesses: whether columns are assigned by their names alone; other columns with text are then errors.
+        mappable: columns that only this format has and that `--data.columns` may map to a file's.
+        has_verdict: whether `--data.first_wins` applies.
+        mapped: our column -> the file's, as the user gave them.
+        first_wins: the value of a verdict with which the first answer wins; None if the user gave none.
     """
 
     name: ClassVar[str]
@@ -43,10 +52,31 @@ class Format(ABC):
     optional: tuple[str, ...] = ()
     renames: Mapping[str, str] = {}
     guesses: ClassVar[bool] = False
+    mappable: ClassVar[tuple[str, ...]] = ()
+    has_verdict: ClassVar[bool] = False
+    mapped: Mapping[str, str] = {}
+    first_wins: str | int | None = None
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Create the converter of a set of rows; formats whose columns or values depend on the whole set look at it."""
         self.first = rows[0].origin
+
+    def configure(self, columns: Mapping[str, str] | None, first_wins: str | int | None) -> None:
+        """Set the options of the user; formats that need them to choose columns extend this.
+
+        Args:
+            columns: our column -> the file's; the rows have our names already.
+            first_wins: the value of a verdict with which the first answer wins.
+
+        Raises:
+            UserError: 64, `first_wins` is given and the format has no verdict.
+        """
+        self.mapped, self.first_wins = columns or {}, first_wins
+        if first_wins is not None and not self.has_verdict:
+            what = f"rows of the format {self.name} have no verdict that says which of two answers wins"
+            raise UserError(
+                ExitCode.CONFIG, Problem(what, where="data.first_wins"), fix="remove the option, or --data.format NAME"
+            )
 
     def describe(self) -> str:
         """One line for the user: what the rows are read as."""
@@ -82,6 +112,8 @@ class Format(ABC):
             try:
                 check_columns(row.values, self.columns)
                 converted = self.convert(row.values)
+                for name in NEEDED:
+                    check_not_null(converted.get(name, ""), self.renames.get(name, name))
                 rest = {name: value for name, value in row.values.items() if name not in read}
                 values = {name: value for name, value in converted.items() if value is not None or name in rest}
                 if both := values.keys() & rest.keys():
@@ -106,6 +138,16 @@ def check_columns(values: Mapping[str, Any], names: Iterable[str]) -> None:
         if name not in values:
             shown = "columns: " + ", ".join(map(excerpt_name, values))
             raise RowError(f"no column '{excerpt_name(name)}'", shown, "add it to the row")
+
+
+def check_not_null(value: Any, name: str) -> None:
+    """Check that a value is not null.
+
+    Raises:
+        RowError: it is.
+    """
+    if value is None:
+        raise RowError(f"'{excerpt_name(name)}' is null", fix="fill it in, or remove the row")
 
 
 def read_object(value: Any, name: str, keys: Sequence[str] = ()) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.formats.base import KindName
+from dpo_lightning.data.formats.turns import count_common
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.text_cleaning import decode_json
 
@@ -20,7 +21,11 @@ def convert_kind(values: Mapping[str, Any], source: KindName, target: KindName) 
     """
     if (source, target) == ("pairs", "ranked"):
         rest = {name: value for name, value in values.items() if name not in ("chosen", "rejected")}
-        return {**rest, "responses": [values.get("chosen"), values.get("rejected")]}
+        chosen, rejected = values.get("chosen"), values.get("rejected")
+        if "prompt" not in values and isinstance(chosen, list) and isinstance(rejected, list):
+            cut = count_common(chosen, rejected)
+            rest["prompt"], chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
+        return {**rest, "responses": [chosen, rejected]}
     if (source, target) != ("ranked", "pairs"):
         return dict(values)
     answers, scores = (decode_json(values.get(name), f"'{name}'", "write a list") for name in ("responses", "scores"))

@@ -102,7 +102,7 @@ class ShareGPT(Format):
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
         """Whether a row has a conversation under another name than `messages`, and no answers or label beside it."""
-        beside = {"messages", "prompt", "chosen", "rejected", "completion", *LABELS, *OTHERS}
+        beside = {"messages", "prompt", "chosen", "rejected", "completion", "mask", *LABELS, *OTHERS}
         return bool(find_conversation(values)) and not values.keys() & beside
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:

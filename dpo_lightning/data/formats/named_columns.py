@@ -7,10 +7,13 @@ from typing import Any, ClassVar
 
 from dpo_lightning.data.formats import own
 from dpo_lightning.data.formats.base import Format
-from dpo_lightning.data.formats.names import ANSWERS, LABELS, QUESTIONS, find_preference, has_words, match_names
+from dpo_lightning.data.formats.names import LABELS, find_answer, find_preference, find_question, has_words, match_names
 from dpo_lightning.data.formats.transcripts import is_transcript
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
+
+DOLLY = frozenset(("instruction", "context", "response", "category"))
+"""Columns of Dolly's rows, which have a format of their own."""
 
 
 class NamedColumns(Format):
@@ -91,25 +94,9 @@ class NamedSFT(NamedColumns):
     def assign(cls, values: Mapping[str, Any]) -> dict[str, str]:
         """Find one question and one answer; rows with two answers or a verdict are no demonstrations."""
         answer, prompt = find_answer(values), find_question(values)
-        if not (answer and prompt) or any(map(find_preference, values)):
+        if not (answer and prompt) or any(map(find_preference, values)) or values.keys() >= DOLLY:
             return {}
         return {"prompt": prompt, "completion": answer}
-
-
-def find_question(values: Mapping[str, Any]) -> str:
-    """The column with the question; beside an instruction, `input` belongs to it. "" for none or several."""
-    found = [name for name in match_names(values, QUESTIONS) if isinstance(values[name], (str, list))]
-    if "prompt" in found:
-        return "prompt"
-    if len(found) > 1:
-        found = [name for name in found if name != "input"]
-    return found[0] if len(found) == 1 else ""
-
-
-def find_answer(values: Mapping[str, Any]) -> str:
-    """The column with the only answer, a string or a message; "" for none or several."""
-    found = [name for name in match_names(values, ANSWERS) if isinstance(values[name], (str, dict))]
-    return found[0] if len(found) == 1 else ""
 
 
 def _find_answer(values: Mapping[str, Any], names: list[str], ours: str) -> str:

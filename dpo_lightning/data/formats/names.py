@@ -139,3 +139,19 @@ def find_questions(values: Mapping[str, Any]) -> list[str]:
     """The columns that by name and content may have the question of a row: text, or messages."""
     named = [name for name in match_names(values, QUESTIONS) if isinstance(values[name], (str, list)) and values[name]]
     return named or [name for name, value in values.items() if is_messages(value) and not find_preference(name)]
+
+
+def find_question(values: Mapping[str, Any]) -> str:
+    """The column with the question; beside an instruction, `input` belongs to it. "" for none or several."""
+    found = [name for name in match_names(values, QUESTIONS) if isinstance(values[name], (str, list))]
+    if "prompt" in found:
+        return "prompt"
+    if len(found) > 1:
+        found = [name for name in found if name != "input"]
+    return found[0] if len(found) == 1 else ""
+
+
+def find_answer(values: Mapping[str, Any]) -> str:
+    """The column with the only answer, a string or a message; "" for none or several."""
+    found = [name for name in match_names(values, ANSWERS) if isinstance(values[name], (str, dict))]
+    return found[0] if len(found) == 1 else ""

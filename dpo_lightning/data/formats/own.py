@@ -7,8 +7,10 @@ from typing import Any
 
 from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.names import JUDGEMENTS, RANKS, SCORES, find_questions, match_names, normalize_label
+from dpo_lightning.data.formats.scored_lists import ORDER
+from dpo_lightning.data.formats.scored_objects import SCORE_KEYS, find_objects
 from dpo_lightning.data.formats.transcripts import is_transcript
-from dpo_lightning.data.formats.turns import is_messages
+from dpo_lightning.data.formats.turns import has_candidates, is_messages
 
 
 class OwnFormat(Format):
@@ -46,7 +48,13 @@ class Ranked(OwnFormat):
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
         """Whether a row has a prompt and answers, and no column that orders them under another name."""
-        return {"prompt", "responses"} <= values.keys() and not match_names(values, (SCORES | RANKS) - {"scores"})
+        if (
+            not {"prompt", "responses"} <= values.keys()
+            or find_objects(values, SCORE_KEYS)
+            or isinstance(values.get(ORDER), list)
+        ):
+            return False
+        return not match_names(values, (SCORES | RANKS) - {"scores"})
 
 
 class Unpaired(OwnFormat):
@@ -67,6 +75,8 @@ class SFT(OwnFormat):
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
-        """Whether a row has all columns of one of the three layouts."""
+        """Whether a row has all columns of one of the three layouts, and Bedrock's messages have none."""
+        if isinstance(values.get("system"), list) or has_candidates(values.get("messages")):
+            return False
         layouts = ({"prompt", "completion"}, {"messages"}, {"instruction", "output"})
         return any(layout <= values.keys() for layout in layouts)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dpo_lightning.data.formats import own
+from dpo_lightning.data.formats.annotations import Argilla, LabelStudio
+from dpo_lightning.data.formats.arena import Arena, ArenaTexts
 from dpo_lightning.data.formats.base import Format, KindName
+from dpo_lightning.data.formats.comparisons import Comparisons
 from dpo_lightning.data.formats.conversations import (
     ConversationAnswers,
     ConversationLabels,
@@ -14,7 +17,27 @@ from dpo_lightning.data.formats.conversations import (
 )
 from dpo_lightning.data.formats.named_columns import NamedPairs, NamedSFT, NamedUnpaired
 from dpo_lightning.data.formats.openai import OpenAIPreference
+from dpo_lightning.data.formats.preference_sets import (
+    SHP,
+    HelpSteer2Preference,
+    HelpSteer3,
+    StackExchange,
+    SummaryComparisons,
+)
+from dpo_lightning.data.formats.rated_rows import HelpSteerRatings, KoChatGPT
+from dpo_lightning.data.formats.scored_lists import ScoredLists
+from dpo_lightning.data.formats.scored_objects import ScoredObjects, UltraFeedback
+from dpo_lightning.data.formats.scored_pairs import ScoredPairs, WebGPT
 from dpo_lightning.data.formats.transcripts import TranscriptPairs, TranscriptPrompts, TranscriptText
+from dpo_lightning.data.formats.vendors import (
+    AlpacaPairs,
+    Bedrock,
+    BedrockPreference,
+    Dolly,
+    NeMo,
+    VertexPreference,
+    VertexSFT,
+)
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -32,11 +55,38 @@ FORMATS: tuple[type[Format], ...] = (
     TranscriptPairs,
     TranscriptPrompts,
     TranscriptText,
+    Arena,
+    ArenaTexts,
+    HelpSteer2Preference,
+    HelpSteer3,
+    SHP,
+    StackExchange,
+    SummaryComparisons,
+    WebGPT,
+    Comparisons,
+    ScoredPairs,
+    KoChatGPT,
+    HelpSteerRatings,
+    ScoredLists,
+    ScoredObjects,
+    UltraFeedback,
+    VertexSFT,
+    VertexPreference,
+    Bedrock,
+    BedrockPreference,
+    NeMo,
+    AlpacaPairs,
+    Dolly,
+    LabelStudio,
+    Argilla,
     NamedPairs,
     NamedUnpaired,
     NamedSFT,
 )
 """All formats. No two of them claim the same row for the same kind."""
+
+MAPPABLE = tuple(dict.fromkeys(name for known in FORMATS for name in known.mappable))
+"""Columns of formats, besides those of kinds, that `--data.columns` may map."""
 
 AUTO = "auto"
 SAMPLE = 64

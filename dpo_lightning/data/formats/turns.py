@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from dpo_lightning.data.readers.bad_rows import RowError
@@ -38,6 +39,24 @@ def find_role(message: Any) -> str:
 def is_messages(value: Any) -> bool:
     """Whether a value is a non-empty list of raw messages of known roles."""
     return isinstance(value, list) and bool(value) and all(map(find_role, value))
+
+
+def count_common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """The number of messages with which two conversations begin alike, up to the last of the user."""
+    count = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))))
+    while count and find_role(first[count - 1]) not in ("user", "tool"):
+        count -= 1
+    return count
+
+
+def has_candidates(messages: Any) -> bool:
+    """Whether the last of a list of messages has several answers, as in preference rows of Bedrock."""
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and isinstance(messages[-1], dict)
+        and "candidates" in messages[-1]
+    )
 
 
 def read_turn(message: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -98,7 +98,11 @@ def fit_answer(prompt: Text, answer: Text, name: str) -> tuple[tuple[Message, ..
             return context, answer[len(turns) :]
     if context and answer[0]["role"] != "assistant":
         what = f"{name} begins with a {answer[0]['role']} message that is not the prompt's"
-        raise RowError(what, answer[0].get("content") or "", "begin answers with the assistant, or remove the prompt")
+        raise RowError(
+            what,
+            answer[0].get("content") or "",
+            "begin answers with the assistant; or, if they are whole conversations, --data.ignore_columns prompt",
+        )
     return context, answer
 
 
