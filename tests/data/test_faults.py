@@ -44,7 +44,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 
 def test_a_column_that_only_other_rows_of_the_kind_read(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completion": "b", "context": "\x07"}, {"prompt": "c", "completion": "d", "context": "x"}]
+    rows = [{"prompt": "a", "completion": "b", "context": "\x07"}, {"prompt": "c", "completion": "d", "context": "c"}]
     assert len(load_examples(SFTKind, jsonl(tmp_path, rows))[0]) == 2
 
 

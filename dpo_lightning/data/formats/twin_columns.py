@@ -19,7 +19,7 @@ NUMBERED = re.compile(r"\d+|[a-d]|left|right|first|second|third|one|two|three")
 """Words by which columns are numbered; a third column beside a pair makes it a list."""
 
 WORDS = re.compile(r"\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+")
-TEXTS = ANSWERS | FILLERS | {"assistant", "option", "summary", "translation", "sample", "chat"}
+TEXTS = ANSWERS | FILLERS | {"assistant", "model", "option", "summary", "translation", "sample", "chat"}
 NO_ANSWER = frozenset(("model", "the", "is"))
 
 
