@@ -95,12 +95,8 @@ def test_candidates_are_never_demonstrations(kind: Any, tmp_path: Path) -> None:
 
 def test_names_of_roles_of_other_vendors(tmp_path: Path) -> None:
     rows = [
-        {
-            "messages": [
-                {"role": role, "content": text} for role, text in (("System", SYSTEM), ("User", q), ("Chatbot", a))
-            ]
-        }
-        for q, a in ((Q, GOOD), (Q2, GOOD2))
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, (SYSTEM, *texts), strict=True)]}
+        for texts in ((Q, GOOD), (Q2, GOOD2))
     ]
     example = load(tmp_path, rows, "sft")[0][0]
     assert show(example.prompt) == [("system", SYSTEM), ("user", Q)]
