@@ -115,7 +115,7 @@ def _choose_separator(text: str) -> str:
 
 
 def _ends_with_returns(text: str, start: int) -> bool:
-    """Whether lines end with a carriage return alone, as those of old Macs; the rest is searched only if the first does."""
+    """Whether lines end with a carriage return alone, as on old Macs; only searched if the first one does."""
     header = HEADER.match(text, start)
     end = header.end() if header else start
     return text.startswith("\r", end) and not text.startswith("\n", end + 1) and "\n" not in QUOTES.sub("", text)
