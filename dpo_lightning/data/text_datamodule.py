@@ -68,7 +68,7 @@ class TextDataModule(LightningDataModule):
         """Store the options; nothing is read before `setup`.
 
         Args:
-            train: training rows: a file, several files, or a hub set (`hf://org/name`).
+            train: training rows: a file, several files, a folder of them, or a hub set (`hf://org/name`).
             eval: held-out rows, used by validation, `validate`, `test` and `predict`.
             batch_size: rows per step and device (pairs, for preferences).
             max_tokens: in place of `batch_size`, tokens per step and device: batches of rows of about the same length,

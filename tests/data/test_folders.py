@@ -109,6 +109,13 @@ def test_several_sets_are_named_and_each_name_is_read(tmp_path: Path, names: lis
     assert sum(counts) == len(names)
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard(tmp_path / "rows.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    refusal(lambda: values(""), ExitCode.INPUT_MISSING)
+    assert values(".") == ROWS
+
+
 def test_a_missing_part(tmp_path: Path) -> None:
     for number in (0, 2):
         shard(tmp_path / f"data-0000{number}-of-00003.jsonl", ROWS[:2])

@@ -74,6 +74,26 @@ def test_what_is_one_row(tmp_path: Path, value: Any, indent: int | None) -> None
     assert not notes
 
 
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('{"a": NaN, "b": "x"}', "NaN is not JSON"),
+        ('{"a": [1, 1e999], "b": [2, 3]}', "too large"),
+        ('{"a": [1], "a": [2]}', "duplicate key 'a'"),
+        ('{"a": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"data": [{"a": 1}, 7]}', "the row is a number, not an object"),
+    ],
+)
+def test_the_checks_of_json_hold_inside_one_object(tmp_path: Path, text: str, what: str) -> None:
+    path = written(tmp_path, text, "rows.json")
+    refusal(lambda: list(read_rows(path)), ExitCode.DATA, what, f"{path}:1")
+
+
+def test_a_number_beside_the_list(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"prompt": 5, "data": [{"a": 1}]}', "rows.json")
+    assert [row.values for row in read_rows(path)] == [{"a": 1}]
+
+
 def test_columns_of_different_lengths(tmp_path: Path) -> None:
     path = written(tmp_path, json.dumps({"a": [1, 2], "b": [3]}), "rows.json")
     refusal(lambda: list(read_rows(path)), ExitCode.DATA, "different lengths: 'a' 2, 'b' 1", f"{path}:1")

@@ -21,6 +21,9 @@ QUOTES = re.compile('"[^"]*+"')
 MAX_SHOWN = 200
 """Characters of a record that are passed to the error, which shortens them once more when it is printed."""
 
+HEADER = re.compile(r'(?:[^"\r\n]++|"[^"]*+"?+)*+')
+"""Text up to the first line end outside quotes."""
+
 MAX_HEADER = 1 << 20
 """Characters of a text in which the end of the header is searched."""
 
@@ -71,7 +74,7 @@ def parse_csv_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[in
         return
     if separator != ",":
         source.notes.append(f"separated by {SEPARATORS[separator]}")
-    syntax = _Syntax(separator, returns="\r" in text and "\n" not in QUOTES.sub("", text))
+    syntax = _Syntax(separator, returns=_ends_with_returns(text, start))
     records = _split_records(text, start, syntax, source.name, bad)
     header_line, header = next(records, (1, []))
     error = check_header(header, first_line)
@@ -109,6 +112,13 @@ def _choose_separator(text: str) -> str:
         return ","
     found = [mark for mark, count in counts.items() if count]
     return found[0] if len(found) == 1 else ""
+
+
+def _ends_with_returns(text: str, start: int) -> bool:
+    """Whether lines end with a carriage return alone, as on old Macs; only searched if the first one does."""
+    header = HEADER.match(text, start)
+    end = header.end() if header else start
+    return text.startswith("\r", end) and not text.startswith("\n", end + 1) and "\n" not in QUOTES.sub("", text)
 
 
 def _split_records(text: str, place: int, syntax: _Syntax, file: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:

@@ -48,7 +48,7 @@ def list_files(path: str, notes: list[str] | None = None) -> list[str]:
         UserError: 66 if a folder has no data files, several sets of them, or a part is missing.
     """
     given = Path(path)
-    if not _is_folder(given):
+    if not path or not _is_folder(given):
         if os.path.lexists(path) or not has_magic(path) or "\0" in path:
             return [path]
         files = sorted(filter(os.path.isfile, _match(path)), key=_sort_key)

@@ -59,12 +59,7 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _is_list_of_objects(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(item, dict) for item in value)
-        and not _is_conversation(value)
-    )
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and not _is_conversation(value)
 
 
 def _several_lists_error(lists: list[str], source: Source, jq: str) -> RowError:

@@ -56,6 +56,9 @@ DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_constant=_refu
 LENIENT = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
 """Finds the end of an element that `DECODER` refuses, so that the elements after it are checked as well."""
 
+UNCHECKED = json.JSONDecoder(strict=False)
+"""Decodes an object that contains all rows, whose elements `DECODER` checks one by one afterwards."""
+
 
 def parse_json_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, Any]]:
     """Parse JSON into a line number and a value for each row.
@@ -68,11 +71,11 @@ def parse_json_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[i
         source: its name; receives a note if the rows are in an object.
         bad: receives an error for each row that cannot be parsed.
     """
-    if "\n" not in text:
-        text = text.replace("\r", "\n")  # line ends of old Macs; inside a JSON string, a carriage return is escaped
     start = _skip_space(text, 0)
     if text.startswith("[", start):
         return _parse_array(text, start, source.name, bad)
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # line ends of old Macs; inside a JSON string, a carriage return is escaped
     line = text.count("\n", 0, start) + 1
     try:
         rows = _find_rows_in_object(text, start, source)
@@ -158,7 +161,7 @@ def _find_rows_in_object(text: str, start: int, source: Source) -> range | list[
     if first_line.rstrip(BLANK).endswith("}") and _skip_space(text, start + len(first_line)) < len(text):
         return None
     try:
-        value, end = LENIENT.raw_decode(text, start)
+        value, end = UNCHECKED.raw_decode(text, start)
     except (ValueError, RecursionError) as error:
         if end_of_line < 0 or text.startswith("{", _skip_space(text, end_of_line)):
             return None
@@ -172,10 +175,10 @@ def _find_rows_in_object(text: str, start: int, source: Source) -> range | list[
     if isinstance(rows, str):
         return _find_array(text, start, rows)
     try:
-        # Once more with the checks of numbers and keys.
-        return list(find_rows(DECODER.decode(text[start:end]), Source(source.name)))
+        DECODER.raw_decode(text, start)  # once more for its checks of numbers and keys
     except (ValueError, RecursionError) as error:
         raise _describe_error(error, text, "the object", cut=True) from None
+    return rows
 
 
 def _find_array(text: str, start: int, name: str) -> range:
@@ -187,11 +190,11 @@ def _find_array(text: str, start: int, name: str) -> range:
     found: dict[str, range] = {}
     place = _skip_space(text, start + 1)
     while not text.startswith("}", place):
-        key, end = LENIENT.raw_decode(text, place)
+        key, end = UNCHECKED.raw_decode(text, place)
         first = _skip_space(text, _skip_space(text, end) + 1)  # behind the colon
         if key in found:
             raise RowError(f"duplicate key '{excerpt_name(key)}'", fix="write each key once")
-        found[key] = range(first, LENIENT.raw_decode(text, first)[1])
+        found[key] = range(first, UNCHECKED.raw_decode(text, first)[1])
         place = _skip_space(text, found[key].stop)
         place = _skip_space(text, place + 1) if text.startswith(",", place) else place
     return found[name]
