@@ -1,0 +1,215 @@
+"""Near-duplicates among many texts: MinHash signatures find candidates, which are then compared word by word."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+
+SHINGLE = 3
+"""Characters of a shingle."""
+
+BANDS, ROWS = 21, 3
+"""A candidate shares all `ROWS` minima of one of `BANDS` bands: at a similarity of 0.7, 99.98 % of pairs do."""
+
+MOST_IN_BUCKET = 16
+"""Texts of a bucket that are all compared with one another; in a larger one, only neighbours in sorted order are."""
+
+NEIGHBOURS = 3
+
+LONGEST = 4000
+"""Characters that a signature covers: half from the beginning and half from the end."""
+
+CHUNK = 1 << 16
+"""Shingles that are hashed at a time: small enough for the processor's cache."""
+
+SIMILAR = 0.7
+"""Least Jaccard similarity of near-duplicates, over shingles."""
+
+MARGIN = 0.15
+"""By how much the estimate of a similarity may be too low: about 2.5 standard deviations."""
+
+TEMPLATE_SIZE = 3
+"""Relatives above which a text is taken as one of many made from a template, whose slots hold different words."""
+
+REPLACED = 0.1
+"""Share of words that may be replaced in two near-duplicates that are not made from a template."""
+
+ALIKE = 0.75
+"""Least `SequenceMatcher.ratio` of a word and its misspelling or inflection."""
+
+WORD = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u1000-\u109f"
+    r"\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+"
+)
+"""A word; in scripts without spaces between words, a single character."""
+
+HAS_DIGIT = re.compile(r"\d")
+
+
+def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None) -> list[tuple[int, int]]:
+    """Find pairs of near-duplicates among different normalized texts; the same texts give the same pairs.
+
+    Two texts are near-duplicates if the Jaccard similarity of their shingles is at least `SIMILAR`, they have the same
+    numbers, and either one only adds words to the other or replaced words are spelled alike. In a text that is not one
+    of many from a template, a share of `REPLACED` of the words may be others.
+
+    Args:
+        texts: different texts; the cost is linear in their total length.
+        contexts: what must be equal in both besides; nothing if None.
+
+    Returns:
+        Pairs of indices, the smaller one first, in order.
+    """
+    signatures = sign(texts)
+    first, second, crowded = find_candidates(texts, signatures)
+    likely = estimate(signatures, first, second) >= SIMILAR - MARGIN
+    first, second = first[likely], second[likely]
+    relatives = np.bincount(np.concatenate((first, second)), minlength=len(texts))
+    templated = crowded | (relatives > TEMPLATE_SIZE)
+    words = list(map(count_words, texts))
+    groups: dict[Any, int] = {}
+    keys = ((list_numbers(counted), contexts[i] if contexts else "") for i, counted in enumerate(words))
+    group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.int64)
+    equal = group[first] == group[second]
+    found = (
+        (i, j)
+        for i, j in zip(first[equal].tolist(), second[equal].tolist(), strict=True)
+        if differ_little(words[i], words[j], templated=bool(templated[i] or templated[j]))
+        and jaccard(texts[i], texts[j]) >= SIMILAR
+    )
+    return sorted(found)
+
+
+def sign(texts: Sequence[str]) -> Any:
+    """Return the MinHash signatures of texts, an array of (texts, BANDS * ROWS) 32-bit minima."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    salts = generator.integers(0, 1 << 32, BANDS * ROWS, dtype=np.uint32)
+    factors = generator.integers(0, 1 << 32, BANDS * ROWS, dtype=np.uint32) | np.uint32(1)
+    signatures = np.empty((len(texts), BANDS * ROWS), np.uint32)
+    start = 0
+    while start < len(texts):
+        stop, size = start, 0
+        while stop < len(texts) and size < CHUNK:
+            size += min(len(texts[stop]), LONGEST)
+            stop += 1
+        hashes, offsets = hash_shingles(texts[start:stop])
+        for k in range(BANDS * ROWS):
+            signatures[start:stop, k] = np.minimum.reduceat((hashes ^ salts[k]) * factors[k], offsets)
+        start = stop
+    return signatures
+
+
+def hash_shingles(texts: Sequence[str]) -> tuple[Any, Any]:
+    """Hash all shingles of texts; return the hashes, and the index of each text's first one."""
+    padding = " " * (SHINGLE - 1)  # a text shorter than a shingle has at least one, too
+    parts = [padding + shorten(text) + padding for text in texts]
+    codes = np.frombuffer("".join([*parts, padding]).encode("utf-32-le", "surrogatepass"), np.uint32)
+    ends = np.cumsum([len(part) for part in parts])
+    hashes = np.zeros(len(codes) - SHINGLE + 1, np.uint32)
+    for k in range(SHINGLE):
+        hashes = hashes * np.uint32(0x01000193) + codes[k : len(hashes) + k]
+    hashes ^= hashes >> np.uint32(16)
+    hashes *= np.uint32(0x7FEB352D)
+    hashes ^= hashes >> np.uint32(15)
+    hashes *= np.uint32(0x846CA68B)
+    hashes ^= hashes >> np.uint32(16)
+    return hashes, np.concatenate(([0], ends[:-1]))
+
+
+def shorten(text: str) -> str:
+    """Return a text, or the beginning and the end of a long one."""
+    return text if len(text) <= LONGEST else text[: LONGEST // 2] + text[-LONGEST // 2 :]
+
+
+def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, Any]:
+    """Find pairs of texts that share a bucket; also return which texts are in a bucket that is too large to compare."""
+    crowded = np.zeros(len(texts), bool)
+    pairs = [np.empty(0, np.int64)]
+    for band in range(BANDS):
+        columns = signatures[:, band * ROWS : (band + 1) * ROWS].astype(np.uint64)
+        keys = columns[:, 0] << np.uint64(32) ^ columns[:, 1] << np.uint64(16) ^ columns[:, 2]
+        order = np.argsort(keys, kind="stable")
+        borders = np.flatnonzero(np.diff(keys[order])) + 1
+        starts, stops = np.concatenate(([0], borders)), np.concatenate((borders, [len(order)]))
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True) if len(order) else ():
+            if stop - start == 1:
+                continue
+            members = order[start:stop]
+            reach = stop - start
+            if reach > MOST_IN_BUCKET:
+                crowded[members] = True
+                members = np.array(sorted(members.tolist(), key=texts.__getitem__))
+                reach = NEIGHBOURS + 1
+            for step in range(1, reach):
+                one, other = members[:-step], members[step:]
+                pairs.append(np.minimum(one, other) * len(texts) + np.maximum(one, other))
+    found = np.unique(np.concatenate(pairs))
+    return found // max(len(texts), 1), found % max(len(texts), 1), crowded
+
+
+def estimate(signatures: Any, first: Any, second: Any) -> Any:
+    """Estimate the Jaccard similarities of pairs of texts from their signatures."""
+    shares = [
+        (signatures[first[i : i + CHUNK]] == signatures[second[i : i + CHUNK]]).mean(axis=1)
+        for i in range(0, len(first), CHUNK)
+    ]
+    return np.concatenate(shares) if shares else np.empty(0)
+
+
+def count_words(text: str) -> Counter[str]:
+    """Count the words of a normalized text."""
+    return Counter(WORD.findall(text))
+
+
+def list_numbers(words: Counter[str]) -> tuple[str, ...]:
+    """List the words with digits: texts with other numbers are other questions."""
+    return tuple(sorted(word for word in words.elements() if HAS_DIGIT.search(word)))
+
+
+def differ_little(words: Counter[str], others: Counter[str], *, templated: bool) -> bool:
+    """Whether one text only adds words to the other, or its replaced words are few or spelled alike.
+
+    Args:
+        words: the words of a text.
+        others: those of another one.
+        templated: whether either of them is one of many from a template, so that no word may be replaced.
+    """
+    removed, added = list((words - others).elements()), list((others - words).elements())
+    replaced = min(len(removed), len(added))
+    limit = 0 if templated else REPLACED * min(words.total(), others.total())
+    return replaced <= limit or replaced - count_alike(removed, added) <= limit
+
+
+def count_alike(removed: Sequence[str], added: Sequence[str]) -> int:
+    """Count the words of one text that the other has in another spelling; each word is matched once."""
+    left, count = list(added), 0
+    for word in removed:
+        match = next((other for other in left if is_alike(word, other)), None)
+        if match is not None:
+            left.remove(match)
+            count += 1
+    return count
+
+
+def is_alike(word: str, other: str) -> bool:
+    """Whether two different words may be spellings of one: they share an end and most of their letters."""
+    if min(len(word), len(other)) < 2 or (word[0] != other[0] and word[-1] != other[-1]):
+        return False
+    return SequenceMatcher(None, word, other, autojunk=False).ratio() >= ALIKE
+
+
+def jaccard(one: str, other: str) -> float:
+    """Return the Jaccard similarity of the shingles of two texts."""
+    left, right = set(iterate_shingles(one)), set(iterate_shingles(other))
+    return len(left & right) / len(left | right)
+
+
+def iterate_shingles(text: str) -> Iterator[str]:
+    """Iterate over the shingles of a text, padded as for its signature."""
+    padded = f"{' ' * (SHINGLE - 1)}{shorten(text)}{' ' * (SHINGLE - 1)}"
+    return (padded[i : i + SHINGLE] for i in range(len(padded) - SHINGLE + 1))
