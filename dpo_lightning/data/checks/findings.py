@@ -12,11 +12,14 @@ from dpo_lightning.data.examples import Example, Text
 from dpo_lightning.data.kinds.fields import look_alike_texts
 from dpo_lightning.data.readers.bad_rows import format_places
 
-HEAD = 200
+HEAD = 40
 """Characters of two answers that are compared before the whole of them is."""
 
-LEAST_COPY = 12
-"""Characters of a normalized prompt below which an answer may begin with it by chance."""
+LENGTH_SHARE = 0.2
+"""Share of its length, besides `HEAD`, that a text may lose by normalization."""
+
+LEAST_COPY = 8
+"""Characters of a prompt below which an answer may begin with it by chance."""
 
 
 @dataclass
@@ -60,7 +63,9 @@ def find_equal_answers(examples: Sequence[Example]) -> Finding:
 
 
 def hardly_differ(one: str, other: str) -> bool:
-    """Whether two texts are equal once they are normalized; their beginnings are compared first, which is faster."""
+    """Whether two texts are equal once they are normalized; what is cheap to compare is compared first."""
+    if abs(len(one) - len(other)) > LENGTH_SHARE * max(len(one), len(other)) + HEAD:
+        return False
     heads = normalize(one[:HEAD]), normalize(other[:HEAD])
     common = min(map(len, heads)) // 2  # the ends of the heads may be cut differently
     return heads[0][:common] == heads[1][:common] and normalize(one) == normalize(other)
@@ -81,12 +86,13 @@ def find_copied_prompts(examples: Sequence[Example]) -> Finding:
 
 
 def begins_with(answer: str, prompt: str) -> bool:
-    """Whether an answer begins with a prompt, apart from case, white space and punctuation."""
-    if len(answer) < len(prompt) // 2 or normalize(prompt[:20])[:10] != normalize(answer[:20])[:10]:
+    """Whether an answer begins with a prompt, apart from white space; a title in another case is not a copy."""
+    answer, prompt = answer.lstrip(), prompt.strip()
+    if answer[:4] != prompt[:4]:
         return False
-    wanted = normalize(prompt)
-    start = normalize(answer[: 2 * len(prompt) + HEAD])
-    return len(wanted) >= LEAST_COPY and (start == wanted or start.startswith(wanted + " "))
+    wanted, start = " ".join(prompt.split()), " ".join(answer[: 2 * len(prompt) + HEAD].split())
+    follows = start[len(wanted) : len(wanted) + 1]
+    return start.startswith(wanted) and not (follows.isalnum() and wanted[-1:].isalnum())
 
 
 def read_last(text: Text) -> str:

@@ -71,15 +71,14 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
     first, second = first[likely], second[likely]
     relatives = np.bincount(np.concatenate((first, second)), minlength=len(texts))
     templated = crowded | (relatives > TEMPLATE_SIZE)
-    words = list(map(count_words, texts))
     groups: dict[Any, int] = {}
-    keys = ((list_numbers(counted), contexts[i] if contexts else "") for i, counted in enumerate(words))
+    keys = ((list_numbers(text), contexts[i] if contexts else "") for i, text in enumerate(texts))
     group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.int64)
     equal = group[first] == group[second]
     found = (
         (i, j)
         for i, j in zip(first[equal].tolist(), second[equal].tolist(), strict=True)
-        if differ_little(words[i], words[j], templated=bool(templated[i] or templated[j]))
+        if differ_little(count_words(texts[i]), count_words(texts[j]), templated=bool(templated[i] or templated[j]))
         and jaccard(texts[i], texts[j]) >= SIMILAR
     )
     return sorted(found)
@@ -129,6 +128,8 @@ def shorten(text: str) -> str:
 def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, Any]:
     """Find pairs of texts that share a bucket; also return which texts are in a bucket that is too large to compare."""
     crowded = np.zeros(len(texts), bool)
+    ranks = np.empty(len(texts), np.int64)
+    ranks[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
     pairs = [np.empty(0, np.int64)]
     for band in range(BANDS):
         columns = signatures[:, band * ROWS : (band + 1) * ROWS].astype(np.uint64)
@@ -143,7 +144,7 @@ def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, An
             reach = stop - start
             if reach > MOST_IN_BUCKET:
                 crowded[members] = True
-                members = np.array(sorted(members.tolist(), key=texts.__getitem__))
+                members = members[np.argsort(ranks[members])]
                 reach = NEIGHBOURS + 1
             for step in range(1, reach):
                 one, other = members[:-step], members[step:]
@@ -166,9 +167,11 @@ def count_words(text: str) -> Counter[str]:
     return Counter(WORD.findall(text))
 
 
-def list_numbers(words: Counter[str]) -> tuple[str, ...]:
+def list_numbers(text: str) -> tuple[str, ...]:
     """List the words with digits: texts with other numbers are other questions."""
-    return tuple(sorted(word for word in words.elements() if HAS_DIGIT.search(word)))
+    if not HAS_DIGIT.search(text):
+        return ()
+    return tuple(sorted(word for word in text.split() if not word.isalpha() and HAS_DIGIT.search(word)))
 
 
 def differ_little(words: Counter[str], others: Counter[str], *, templated: bool) -> bool:

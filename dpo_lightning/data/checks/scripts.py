@@ -15,7 +15,7 @@ RANGES = {
     "Kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff\uff66-\uff9d",
     "Cyrillic": "\u0400-\u052f\u1c80-\u1c8f\u2de0-\u2dff\ua640-\ua69f",
     "Greek": "\u0370-\u0373\u0376-\u037d\u037f-\u03ff\u1f00-\u1fff",
-    "Arabic": "\u0620-\u064a\u066e-\u06d3\u06d5-\u06ef\u06fa-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufefe",
+    "Arabic": "\u0620-\u064a\u066e-\u06ef\u06fa-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdff\ufe70-\ufefe",
     "Hebrew": "\u05d0-\u05f2\ufb1d-\ufb4f",
     "Devanagari": "\u0900-\u0963\u0971-\u097f\ua8e0-\ua8ff",
     "Bengali": "\u0980-\u09e5\u09f0-\u09ff",
@@ -31,11 +31,11 @@ RANGES = {
 """Name of a script -> its letters and marks, as parts of a character class."""
 
 RUNS = re.compile("|".join(f"(?P<{name}>[{ranges}]+)" for name, ranges in RANGES.items()))
-LATIN = re.compile("[A-Za-z]+")
+OTHER_ASCII = bytes(code for code in range(128) if not chr(code).isalpha())
 CODE = re.compile(r"```.*?(```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]+\$", re.DOTALL)
 """Code, addresses and formulas, which are Latin in every language."""
 
-LONGEST = 1000
+LONGEST = 500
 """Characters of a text that are looked at: its beginning."""
 
 LEAST_LETTERS = 6
@@ -53,7 +53,7 @@ def count_scripts(text: str) -> Counter[str]:
     text = text[:LONGEST]
     counts: Counter[str] = Counter()
     if text.isascii():
-        if letters := sum(map(len, LATIN.findall(text))):
+        if letters := len(text.encode().translate(None, OTHER_ASCII)):
             counts["Latin"] = letters
         return counts
     for run in RUNS.finditer(remove_invisible(text)):

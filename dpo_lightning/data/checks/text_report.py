@@ -41,8 +41,14 @@ class Layout:
 
     def fill(self, text: str, first: str = "  ", later: str = "    ") -> Iterator[str]:
         """Wrap a text of one paragraph."""
-        options = {"initial_indent": first, "subsequent_indent": later, "break_on_hyphens": False}
-        yield from textwrap.wrap(one_line(text), self.width, break_long_words=False, **options)
+        yield from textwrap.wrap(
+            one_line(text),
+            self.width,
+            initial_indent=first,
+            subsequent_indent=later,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
 
 
 def use_colour() -> bool:
