@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -36,6 +36,12 @@ MARGIN = 0.15
 TEMPLATE_SIZE = 3
 """Relatives above which a text is taken as one of many made from a template, whose slots hold different words."""
 
+RARE = 0.01
+"""Share of the texts with relatives in which a word may occur that is taken as a slip, and not as what fills a slot."""
+
+RARE_COUNT = 5
+"""Number of texts in which such a word may occur in any case."""
+
 REPLACED = 0.1
 """Share of words that may be replaced in two near-duplicates that are not made from a template."""
 
@@ -43,10 +49,10 @@ ALIKE = 0.75
 """Least `SequenceMatcher.ratio` of a word and its misspelling or inflection."""
 
 WORD = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u1000-\u109f"
-    r"\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+"
+    "[\u3005\u3007\u3400-\u9fff\uf900-\ufaff]+|[\u3041-\u309f]+|[\u30a1-\u30ff]+|[\u0e00-\u0eff]+|[\u1000-\u109f]+"
+    r"|[\u1780-\u17ff]+|[^\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
 )
-"""A word; in scripts without spaces between words, a single character."""
+"""A word; in scripts without spaces between words, a run of characters of one script."""
 
 HAS_DIGIT = re.compile(r"\d")
 
@@ -55,8 +61,9 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
     """Find pairs of near-duplicates among different normalized texts; the same texts give the same pairs.
 
     Two texts are near-duplicates if the Jaccard similarity of their shingles is at least `SIMILAR`, they have the same
-    numbers, and either one only adds words to the other or replaced words are spelled alike. In a text that is not one
-    of many from a template, a share of `REPLACED` of the words may be others.
+    numbers, and either one only adds words to the other or replaced words are spelled alike. A share of `REPLACED` of
+    the words may be others. Of two texts that are among many made from a template, however, only words that are rare in
+    these may differ, as slots hold the same words again and again.
 
     Args:
         texts: different texts; the cost is linear in their total length.
@@ -75,10 +82,11 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
     keys = ((list_numbers(text), contexts[i] if contexts else "") for i, text in enumerate(texts))
     group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.int64)
     equal = group[first] == group[second]
+    common = list_common_words([texts[i] for i in np.flatnonzero(templated & (relatives > 0))])
     found = (
         (i, j)
         for i, j in zip(first[equal].tolist(), second[equal].tolist(), strict=True)
-        if differ_little(count_words(texts[i]), count_words(texts[j]), templated=bool(templated[i] or templated[j]))
+        if differ_little(count_words(texts[i]), count_words(texts[j]), common if templated[i] or templated[j] else None)
         and jaccard(texts[i], texts[j]) >= SIMILAR
     )
     return sorted(found)
@@ -149,7 +157,8 @@ def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, An
             for step in range(1, reach):
                 one, other = members[:-step], members[step:]
                 pairs.append(np.minimum(one, other) * len(texts) + np.maximum(one, other))
-    found = np.unique(np.concatenate(pairs))
+    found = np.sort(np.concatenate(pairs))
+    found = found[np.append(True, np.diff(found) != 0)[: len(found)]]  # several times as fast as np.unique
     return found // max(len(texts), 1), found % max(len(texts), 1), crowded
 
 
@@ -174,25 +183,36 @@ def list_numbers(text: str) -> tuple[str, ...]:
     return tuple(sorted(word for word in text.split() if not word.isalpha() and HAS_DIGIT.search(word)))
 
 
-def differ_little(words: Counter[str], others: Counter[str], *, templated: bool) -> bool:
+def list_common_words(texts: Sequence[str]) -> frozenset[str]:
+    """List the words that are too frequent in texts to be slips."""
+    counts = Counter(word for text in texts for word in set(WORD.findall(text)))
+    return frozenset(word for word, count in counts.items() if count > max(RARE_COUNT, RARE * len(texts)))
+
+
+def differ_little(words: Counter[str], others: Counter[str], common: Collection[str] | None) -> bool:
     """Whether one text only adds words to the other, or its replaced words are few or spelled alike.
 
     Args:
         words: the words of a text.
         others: those of another one.
-        templated: whether either of them is one of many from a template, so that no word may be replaced.
+        common: words that fill slots, where one of the texts is made from a template; they may not differ.
     """
     removed, added = list((words - others).elements()), list((others - words).elements())
     replaced = min(len(removed), len(added))
-    limit = 0 if templated else REPLACED * min(words.total(), others.total())
-    return replaced <= limit or replaced - count_alike(removed, added) <= limit
+    if common is None:
+        limit = REPLACED * min(words.total(), others.total())
+        return replaced <= limit or replaced - count_matches(removed, added, is_alike) <= limit
+    if replaced > count_matches(removed, added, lambda one, other: is_slip(one, other, common)):
+        return False
+    longer = added if len(added) > len(removed) else removed
+    return len(added) == len(removed) or not any(word in common for word in longer)
 
 
-def count_alike(removed: Sequence[str], added: Sequence[str]) -> int:
-    """Count the words of one text that the other has in another spelling; each word is matched once."""
+def count_matches(removed: Sequence[str], added: Sequence[str], matches: Callable[[str, str], bool]) -> int:
+    """Count the words of one text that match one of the other; each word is matched once."""
     left, count = list(added), 0
     for word in removed:
-        match = next((other for other in left if is_alike(word, other)), None)
+        match = next((other for other in left if matches(word, other)), None)
         if match is not None:
             left.remove(match)
             count += 1
@@ -204,6 +224,21 @@ def is_alike(word: str, other: str) -> bool:
     if min(len(word), len(other)) < 2 or (word[0] != other[0] and word[-1] != other[-1]):
         return False
     return SequenceMatcher(None, word, other, autojunk=False).ratio() >= ALIKE
+
+
+def is_slip(word: str, other: str, common: Collection[str]) -> bool:
+    """Whether one of two different words is a rare one that a single slip makes of the other.
+
+    A slip adds, omits or replaces a letter, or exchanges two neighbours.
+    """
+    if word in common and other in common:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    for left, right in ((1, 0), (0, 1), (1, 1)):
+        if word[start + left :] == other[start + right :]:
+            return True
+    pair = word[start : start + 2]
+    return len(pair) == 2 and pair[::-1] + word[start + 2 :] == other[start:]
 
 
 def jaccard(one: str, other: str) -> float:
