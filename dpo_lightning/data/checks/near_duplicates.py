@@ -19,7 +19,11 @@ BANDS, ROWS = 21, 3
 MOST_IN_BUCKET = 16
 """Texts of a bucket that are all compared with one another; in a larger one, only neighbours in sorted order are."""
 
+CROWDED = 3
+"""Number of such larger buckets from which a text is taken as one of many made from a template."""
+
 NEIGHBOURS = 3
+"""Texts before and after a text of a larger bucket with which it is compared."""
 
 LONGEST = 4000
 """Characters that a signature covers: half from the beginning and half from the end."""
@@ -36,23 +40,27 @@ MARGIN = 0.15
 TEMPLATE_SIZE = 3
 """Relatives above which a text is taken as one of many made from a template, whose slots hold different words."""
 
-RARE = 0.01
+RARE = 0.005
 """Share of the texts with relatives in which a word may occur that is taken as a slip, and not as what fills a slot."""
 
 RARE_COUNT = 5
 """Number of texts in which such a word may occur in any case."""
 
-REPLACED = 0.1
+REPLACED = 0.05
 """Share of words that may be replaced in two near-duplicates that are not made from a template."""
+
+LEAST_LETTERS = 4
+"""Letters of a word below which another one with one other letter is another word."""
 
 ALIKE = 0.75
 """Least `SequenceMatcher.ratio` of a word and its misspelling or inflection."""
 
+HAN, KANA = "\u3005\u3007\u3400-\u9fff\uf900-\ufaff", "\u3041-\u309f\u30a1-\u30ff"
+SPACELESS = f"{HAN}{KANA}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 WORD = re.compile(
-    "[\u3005\u3007\u3400-\u9fff\uf900-\ufaff]+|[\u3041-\u309f]+|[\u30a1-\u30ff]+|[\u0e00-\u0eff]+|[\u1000-\u109f]+"
-    r"|[\u1780-\u17ff]+|[^\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
+    f"[{HAN}]+(?=[{KANA}])|(?<=[{KANA}])[{HAN}]+|[\u3041-\u309f]+|[\u30a1-\u30ff]+|[{SPACELESS}]|[^\\s{SPACELESS}]+"
 )
-"""A word; in scripts without spaces between words, a run of characters of one script."""
+"""A word. Without spaces between words, it is a run of one script in Japanese, otherwise a single character."""
 
 HAS_DIGIT = re.compile(r"\d")
 
@@ -82,7 +90,7 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
     keys = ((list_numbers(text), contexts[i] if contexts else "") for i, text in enumerate(texts))
     group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.int64)
     equal = group[first] == group[second]
-    common = list_common_words([texts[i] for i in np.flatnonzero(templated & (relatives > 0))])
+    common = list_common_words([texts[i] for i in np.flatnonzero(templated & (relatives > 0)).tolist()])
     found = (
         (i, j)
         for i, j in zip(first[equal].tolist(), second[equal].tolist(), strict=True)
@@ -134,8 +142,8 @@ def shorten(text: str) -> str:
 
 
 def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, Any]:
-    """Find pairs of texts that share a bucket; also return which texts are in a bucket that is too large to compare."""
-    crowded = np.zeros(len(texts), bool)
+    """Find pairs of texts that share a bucket; also return which texts are in several buckets too large to compare."""
+    crowded = np.zeros(len(texts), np.int64)
     ranks = np.empty(len(texts), np.int64)
     ranks[sorted(range(len(texts)), key=texts.__getitem__)] = np.arange(len(texts))
     pairs = [np.empty(0, np.int64)]
@@ -151,7 +159,7 @@ def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, An
             members = order[start:stop]
             reach = stop - start
             if reach > MOST_IN_BUCKET:
-                crowded[members] = True
+                crowded[members] += 1
                 members = members[np.argsort(ranks[members])]
                 reach = NEIGHBOURS + 1
             for step in range(1, reach):
@@ -159,7 +167,7 @@ def find_candidates(texts: Sequence[str], signatures: Any) -> tuple[Any, Any, An
                 pairs.append(np.minimum(one, other) * len(texts) + np.maximum(one, other))
     found = np.sort(np.concatenate(pairs))
     found = found[np.append(True, np.diff(found) != 0)[: len(found)]]  # several times as fast as np.unique
-    return found // max(len(texts), 1), found % max(len(texts), 1), crowded
+    return found // max(len(texts), 1), found % max(len(texts), 1), crowded >= CROWDED
 
 
 def estimate(signatures: Any, first: Any, second: Any) -> Any:
@@ -231,7 +239,7 @@ def is_slip(word: str, other: str, common: Collection[str]) -> bool:
 
     A slip adds, omits or replaces a letter, or exchanges two neighbours.
     """
-    if word in common and other in common:
+    if max(len(word), len(other)) < LEAST_LETTERS or (word in common and other in common):
         return False
     start = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
     for left, right in ((1, 0), (0, 1), (1, 1)):
