@@ -52,7 +52,7 @@ REPLACED = 0.05
 LEAST_LETTERS = 4
 """Letters of a word below which another one with one other letter is another word."""
 
-ALIKE = 0.75
+ALIKE = 0.8
 """Least `SequenceMatcher.ratio` of a word and its misspelling or inflection."""
 
 HAN, KANA = "\u3005\u3007\u3400-\u9fff\uf900-\ufaff", "\u3041-\u309f\u30a1-\u30ff"
@@ -91,13 +91,24 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
     group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.int64)
     equal = group[first] == group[second]
     common = list_common_words([texts[i] for i in np.flatnonzero(templated & (relatives > 0)).tolist()])
-    found = (
-        (i, j)
-        for i, j in zip(first[equal].tolist(), second[equal].tolist(), strict=True)
-        if differ_little(count_words(texts[i]), count_words(texts[j]), common if templated[i] or templated[j] else None)
-        and jaccard(texts[i], texts[j]) >= SIMILAR
-    )
-    return sorted(found)
+    slotted = templated[first] | templated[second]
+    first, second, slotted = first[equal].tolist(), second[equal].tolist(), slotted[equal].tolist()
+    words = {i: count_words(texts[i]) for i in {*first, *second}}
+    slots = {i: frozenset(common.intersection(counts)) for i, counts in words.items()}
+    found = []
+    for i, j, by_template in zip(first, second, slotted, strict=True):
+        # A word of a slot that only one text has needs a rare word of the other, of which it may be the right spelling.
+        if by_template and (
+            len(slots[i] - slots[j]) > len(words[j]) - len(slots[j])
+            or len(slots[j] - slots[i]) > len(words[i]) - len(slots[i])
+        ):
+            continue
+        if (
+            differ_little(words[i], words[j], common if by_template else None)
+            and jaccard(texts[i], texts[j]) >= SIMILAR
+        ):
+            found.append((i, j))
+    return found
 
 
 def sign(texts: Sequence[str]) -> Any:
@@ -205,7 +216,7 @@ def differ_little(words: Counter[str], others: Counter[str], common: Collection[
         others: those of another one.
         common: words that fill slots, where one of the texts is made from a template; they may not differ.
     """
-    removed, added = list((words - others).elements()), list((others - words).elements())
+    removed, added = subtract(words, others), subtract(others, words)
     replaced = min(len(removed), len(added))
     if common is None:
         limit = REPLACED * min(words.total(), others.total())
@@ -214,6 +225,15 @@ def differ_little(words: Counter[str], others: Counter[str], common: Collection[
         return False
     longer = added if len(added) > len(removed) else removed
     return len(added) == len(removed) or not any(word in common for word in longer)
+
+
+def subtract(words: Counter[str], others: Counter[str]) -> list[str]:
+    """List the words of one text that another one lacks."""
+    found: list[str] = []
+    for word, count in words.items():
+        if (surplus := count - others.get(word, 0)) > 0:
+            found += [word] * surplus
+    return found
 
 
 def count_matches(removed: Sequence[str], added: Sequence[str], matches: Callable[[str, str], bool]) -> int:
