@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_lightning.data.checks.normalization import normalize, read_content, read_plain
-from dpo_lightning.data.checks.scripts import count_scripts, differ_in_script
+from dpo_lightning.data.checks.scripts import NAMED_LANGUAGE, count_scripts, differ_in_script
 from dpo_lightning.data.examples import Example, Text
 from dpo_lightning.data.kinds.fields import look_alike_texts
 from dpo_lightning.data.readers.bad_rows import format_places
@@ -79,7 +79,7 @@ def find_copied_prompts(examples: Sequence[Example]) -> Finding:
         "remove the prompt from the answers",
     )
     for example in examples:
-        prompt = example.prompt if isinstance(example.prompt, str) else read_last(example.prompt)
+        prompt = read_question(example.prompt)
         if len(prompt) >= LEAST_COPY and any(begins_with(read_first(text), prompt) for text in example.answers):
             finding.places.append(str(example.origin))
     return finding
@@ -95,9 +95,12 @@ def begins_with(answer: str, prompt: str) -> bool:
     return start.startswith(wanted) and not (follows.isalnum() and wanted[-1:].isalnum())
 
 
-def read_last(text: Text) -> str:
-    """The last message of a prompt as text."""
-    return read_content(text[-1]) if text and not isinstance(text, str) else str(text or "")
+def read_question(text: Text) -> str:
+    """The last message of the user in a prompt as text, or the last message where the user has none."""
+    if isinstance(text, str):
+        return text
+    asked = [message for message in text if message["role"] == "user"] or text
+    return read_content(asked[-1]) if asked else ""
 
 
 def read_first(text: Text) -> str:
@@ -115,11 +118,13 @@ def find_other_scripts(examples: Sequence[Example], scripts: Sequence[Any]) -> F
     finding = Finding(
         "other_scripts",
         "rows whose prompt and best answer are in different scripts",
-        "look at them: right for translations, otherwise an answer in the wrong language",
+        "the answer may be in the wrong language; prompts that name a language are not among them",
     )
     for example, counts in zip(examples, scripts, strict=True):
+        if getattr(example, "good", True) is False:
+            continue  # the label of an unpaired row says already that the answer is bad
         answer = count_scripts(read_plain(example.answers[0]))
-        if counts and answer and differ_in_script(counts, answer):
+        if differ_in_script(counts, answer) and not NAMED_LANGUAGE.search(read_plain(example.prompt)):
             finding.places.append(str(example.origin))
     return finding
 

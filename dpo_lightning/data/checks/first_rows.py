@@ -64,9 +64,9 @@ def _show_answer(answer: Text) -> Iterator[Piece]:
     if isinstance(answer, str):
         yield Piece(answer, scored=True)
         return
-    for message in answer:
+    for i, message in enumerate(answer):
         scored = message["role"] == "assistant" and bool(message.get(TRAIN, True))
-        named = "" if len(answer) == 1 else f"[{message['role']}] "
+        named = "" if len(answer) == 1 else f"{' ' if i else ''}[{message['role']}] "
         yield Piece(named + read_content(message), scored)
 
 

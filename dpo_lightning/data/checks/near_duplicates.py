@@ -34,6 +34,9 @@ CHUNK = 1 << 16
 SIMILAR = 0.7
 """Least Jaccard similarity of near-duplicates, over shingles."""
 
+SHORTEST = 8
+"""Characters below which a text has no near-duplicates."""
+
 MARGIN = 0.15
 """By how much the estimate of a similarity may be too low: about 2.5 standard deviations."""
 
@@ -97,6 +100,8 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
     slots = {i: frozenset(common.intersection(counts)) for i, counts in words.items()}
     found = []
     for i, j, by_template in zip(first, second, slotted, strict=True):
+        if min(len(texts[i]), len(texts[j])) < SHORTEST:
+            continue
         # A word of a slot that only one text has needs a rare word of the other, of which it may be the right spelling.
         if by_template and (
             len(slots[i] - slots[j]) > len(words[j]) - len(slots[j])

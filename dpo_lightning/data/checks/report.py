@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dpo_lightning.data.checks.findings import Finding, find_row_faults
+from dpo_lightning.data.checks.findings import Finding, find_row_faults, read_question
 from dpo_lightning.data.checks.first_rows import SHOWN, ShownRow, show_texts
 from dpo_lightning.data.checks.lengths import Lengths, LongerWins, compare_lengths, measure_characters, summarize
-from dpo_lightning.data.checks.normalization import read_plain
 from dpo_lightning.data.checks.prompts import PromptIndex, find_near_leaks, find_near_prompts, find_near_rows
 from dpo_lightning.data.checks.reading import KINDS, RowSet
 from dpo_lightning.data.checks.scripts import choose_script, count_scripts
@@ -126,7 +125,7 @@ def build_report(files: Sequence[str], kind: str, rows: RowSet, encoded: Encoded
     else:
         report.first_rows = encoded.first_rows
         report.lengths = summarize("tokens", encoded.measured, encoded.max_length) if encoded.measured else None
-    scripts = [count_scripts(read_plain(example.prompt)) for example in examples]
+    scripts = [count_scripts(read_question(example.prompt)) for example in examples]
     report.scripts = share_scripts(scripts)
     index = PromptIndex.build(examples)
     report.prompts = len(index.rows)

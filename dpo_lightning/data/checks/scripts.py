@@ -35,6 +35,14 @@ OTHER_ASCII = bytes(code for code in range(128) if not chr(code).isalpha())
 CODE = re.compile(r"```.*?(```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]+\$", re.DOTALL)
 """Code, addresses and formulas, which are Latin in every language."""
 
+NAMED_LANGUAGE = re.compile(
+    "translat|english|korean|japanese|chinese|russian|arabic|hindi|greek|hebrew|thai|영어|영문|한국어|한글|우리말|일본어|"
+    "중국어|번역|옮겨|英語|英文|英语|韓国語|韩语|日语|日本語|中文|汉语|中国語|翻訳|翻译|訳して|ロシア語|английск|русск|корейск|"
+    "китайск|японск|арабск|перевед|перевест|перевод|ترجم|إنجليزي|الإنجليز|العربية|अनुवाद|अंग्रेज",
+    re.IGNORECASE,
+)
+"""Words of a prompt that asks for another language, or may do so."""
+
 LONGEST = 500
 """Characters of a text that are looked at: its beginning."""
 

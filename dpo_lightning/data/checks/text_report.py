@@ -25,7 +25,7 @@ TEXT_LINES = 2
 LABEL = 24
 """Columns of the names of figures."""
 
-NAME = 10
+NAME = 12
 """Columns of the names of texts."""
 
 SCRIPTS = 6
@@ -88,7 +88,7 @@ def format_head(report: Report, layout: Layout) -> Iterator[str]:
     how = " (recognized by the columns)" if report.recognized else ""
     yield from layout.fill(", ".join(report.files), "files    ", "         ")
     yield f"kind     {kind}{how}"
-    yield f"rows     {report.rows:,}" + (" sound ones" if report.errors else "")
+    yield f"rows     {report.rows:,}" + (" (without those that have errors)" if report.errors else "")
 
 
 def describe_marks(report: Report, layout: Layout) -> str:
@@ -125,7 +125,7 @@ def format_text(text: ShownText, layout: Layout) -> Iterator[str]:
         room = max(LEAST_ROOM, (TEXT_LINES * width - 4 * len(text.pieces)) * len(piece.text) // max(total, 1))
         head, tail = quote_ends(piece.text, room)
         style = BRIGHT if piece.scored else "" if scored else DIM
-        shown = f"{head} … {tail}" if tail else head
+        shown = f"{head}…{tail}" if tail else head
         parts.append((f"{SCORED[0]}{shown}{SCORED[1]}" if marked and piece.scored else shown, style))
     if len(text.pieces) > MOST_PIECES:
         parts.append((" …", ""))
