@@ -122,7 +122,7 @@ def format_text(text: ShownText, layout: Layout) -> Iterator[str]:
     total = sum(len(piece.text) for piece in text.pieces)
     parts: list[tuple[str, str]] = []
     for piece in text.pieces[:MOST_PIECES]:
-        room = max(LEAST_ROOM, (TEXT_LINES * width - 4 * len(text.pieces)) * len(piece.text) // max(total, 1))
+        room = max(LEAST_ROOM, (TEXT_LINES * width - 2 * len(text.pieces)) * len(piece.text) // max(total, 1))
         head, tail = quote_ends(piece.text, room)
         style = BRIGHT if piece.scored else "" if scored else DIM
         shown = f"{head}…{tail}" if tail else head
