@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.kinds.pairs import PairExample
+
 Pair = dict[str, str]
 
 
@@ -200,3 +203,11 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
 }
 """Name of a fault -> how it is made of a row, and the row that it replaces."""
+
+
+def make_examples(texts: list[tuple[str, str, str]]) -> list[PairExample]:
+    """Make an example of each prompt with its chosen and rejected answer, on lines counted from 1."""
+    return [
+        PairExample(Origin("rows", line), prompt, (chosen, rejected))
+        for line, (prompt, chosen, rejected) in enumerate(texts, 1)
+    ]
