@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": ("dpo_lightning.cli:main", "measure a model on the eval rows"),
     "test": ("dpo_lightning.cli:main", "as validate, with measures named test/..."),
     "predict": ("dpo_lightning.cli:main", "rewards and log-probabilities of each pair to predictions.jsonl"),
+    "check-data": ("dpo_lightning.commands.check_data:main", "what fit says of rows, and what is doubtful in them"),
     "precompute": ("dpo_lightning.commands.precompute:main", "the reference's log-probabilities, once for many runs"),
     "convert": ("dpo_lightning.commands.convert:main", "rows of another format as rows of this package's own"),
     "infer": ("dpo_lightning.commands.infer:main", "answer an instruction with a trained model"),

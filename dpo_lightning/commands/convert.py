@@ -65,19 +65,14 @@ def main(argv: list[str]) -> int:
     check_output(output, left_out, overwrite=args.overwrite)
 
     from dpo_lightning.data.convert import convert_rows
+    from dpo_lightning.data.load import ReadOptions
 
     columns = {name: value for name in COLUMNS if (value := getattr(args, name))}
     if args.input_column:
         columns["input"] = args.input_column
+    options = ReadOptions(columns, False, args.format, args.ignore_columns, args.first_wins)
     try:
-        result = convert_rows(
-            args.input,
-            kind=args.to,
-            format=args.format,
-            columns=columns,
-            ignore_columns=args.ignore_columns,
-            first_wins=args.first_wins,
-        )
+        result = convert_rows(args.input, kind=args.to, options=options)
     except UserError as error:
         raise rename_flags(error) from None
     write_rows(result, output, left_out)

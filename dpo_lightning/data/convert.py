@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_lightning.data.examples import Example, Origin, Text
 from dpo_lightning.data.formats.base import KindName
-from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, TAKEN, find_format, recognize_kind
-from dpo_lightning.data.kinds.pairs import PairExample, PairKind
-from dpo_lightning.data.kinds.ranked import RankedExample, RankedKind
-from dpo_lightning.data.kinds.row_kind import RowKind
-from dpo_lightning.data.kinds.sft import SFTKind
-from dpo_lightning.data.kinds.unpaired import UnpairedExample, UnpairedKind
-from dpo_lightning.data.load import RowSet, read_set
+from dpo_lightning.data.formats.recognition import TAKEN, find_format, recognize_kind
+from dpo_lightning.data.kinds.pairs import PairExample
+from dpo_lightning.data.kinds.ranked import RankedExample
+from dpo_lightning.data.kinds.unpaired import UnpairedExample
+from dpo_lightning.data.load import KINDS, ReadOptions, RowSet, known_columns, read_set
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
-KINDS: dict[KindName, type[RowKind]] = {
-    "pairs": PairKind,
-    "ranked": RankedKind,
-    "unpaired": UnpairedKind,
-    "sft": SFTKind,
-}
+AS_THEY_ARE = ReadOptions()
+"""Columns have our names or those of a format."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +42,14 @@ class Conversion:
 
 
 def convert_rows(
-    paths: str | Sequence[str],
-    *,
-    kind: KindName | None = None,
-    format: str = AUTO,
-    columns: Mapping[str, str] | None = None,
-    ignore_columns: Collection[str] = (),
-    first_wins: str | int | None = None,
+    paths: str | Sequence[str], *, kind: KindName | None = None, options: ReadOptions = AS_THEY_ARE
 ) -> Conversion:
     """Convert the rows of files; rows that `fit` would refuse by themselves are left out.
 
     Args:
         paths: a file or hub set, or several of one format.
         kind: the kind of the new rows; by default, the format's.
-        format: the name of the format, or `auto`, which recognizes it.
-        columns: our column name -> the file's.
-        ignore_columns: columns that are left aside although the answers may depend on them.
-        first_wins: the value of a verdict with which the first answer wins.
+        options: how the columns of the files are read.
 
     Raises:
         UserError: 64 for a wrong option; 65 if no row can be converted, or a column is not read on which answers may
@@ -72,15 +57,14 @@ def convert_rows(
     """
     bad = BadRows(most=None)
     notes = Notes(bad, strict=False)
-    known = {*MAPPABLE, *(name for one in KINDS.values() for name in one.known())}
-    rows, lines = read_set(paths, known, bad, columns, ignore_columns=ignore_columns)
-    chosen = find_format(format)
-    source = chosen.kind if chosen else recognize_kind(rows, kind)
+    read = read_set(paths, known_columns(*KINDS.values()), bad, options)
+    chosen = find_format(options.format)
+    source = chosen.kind if chosen else recognize_kind(read.rows, kind, "--to")
     target = kind or source
     if source not in TAKEN[target]:
         what = f"{source} rows cannot be converted to {target} rows"
         raise UserError(ExitCode.CONFIG, Problem(what, where="--to"), fix=f"--to {source}")
-    found = RowSet(rows, KINDS[target], bad, notes, columns=columns, format=format, first_wins=first_wins)
+    found = RowSet(read, KINDS[target], bad, notes, options)
     examples = found.read_examples()
     if not examples:
         bad.raise_if_any()
@@ -92,9 +76,9 @@ def convert_rows(
         row.origin: {name: value for name, value in row.values.items() if name not in found.reader.used}
         for row in found.rows
     }
-    left_out, reasons = _describe_left_out(bad, {row.origin: row.values for row in rows})
+    left_out, reasons = _describe_left_out(bad, {row.origin: row.values for row in read.rows})
     converted = [format_row(example, rest.get(example.origin, {})) for example in examples]
-    return Conversion(target, converted, left_out, reasons, [*lines, *found.format_lines()])
+    return Conversion(target, converted, left_out, reasons, found.format_lines())
 
 
 def format_row(example: Example, rest: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from dpo_lightning.data.examples import Example
-from dpo_lightning.data.formats.base import Format
+from dpo_lightning.data.formats.base import Format, KindName
 from dpo_lightning.data.formats.between_kinds import convert_kind
 from dpo_lightning.data.formats.own import OwnFormat
 from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, OWN, RECIPES, TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, remove_columns, rename
 from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
 from dpo_lightning.data.kinds.markup import note_markup
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.row_kind import RowKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.data.kinds.unread_columns import check_unread, describe_unused
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.invisible_characters import find_invisible_kinds
 from dpo_lightning.data.readers.sources import Row, read_files
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
+KINDS: dict[KindName, type[RowKind]] = {
+    "pairs": PairKind,
+    "ranked": RankedKind,
+    "unpaired": UnpairedKind,
+    "sft": SFTKind,
+}
+
 LEAST_ROWS = 2
 """Rows that a set needs; a single one is more likely a wrong file than a data set."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the columns of files are read.
+
+    Attributes:
+        columns: our column name -> the file's.
+        columns_optional: see `columns.rename`.
+        format: the name of the format of the rows, or `auto`, which recognizes it.
+        ignore_columns: columns that are removed although the answers may depend on them.
+        first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
+    """
+
+    columns: Mapping[str, str] | None = None
+    columns_optional: bool = False
+    format: str = AUTO
+    ignore_columns: Collection[str] = ()
+    first_wins: str | int | None = None
 
 
 def load_examples(
@@ -54,43 +85,39 @@ def load_examples(
     """
     check_allowances(allow)
     bad = BadRows()
-    notes = Notes(bad, strict=strict)
-    known = kind.known() if kind.reads is None else (*kind.known(), *MAPPABLE)
-    rows, lines = read_set(paths, known, bad, columns, columns_optional=columns_optional, ignore_columns=ignore_columns)
-    found = RowSet(rows, kind, bad, notes, columns=columns, format=format, first_wins=first_wins)
+    options = ReadOptions(columns, columns_optional, format, ignore_columns, first_wins)
+    rows = read_set(paths, known_columns(kind), bad, options)
+    found = RowSet(rows, kind, bad, Notes(bad, strict=strict), options)
     examples = found.read_examples()
-    _check_kinds(examples, bad)
-    found.check_unread(examples)
-    found.reader.check(examples, allow, bad, notes)
-    found.note_invisible()
-    note_markup(examples, notes)
+    found.check(examples, allow)
     bad.raise_if_any()
-    return examples, [*lines, *found.format_lines()]
+    return examples, found.format_lines()
 
 
-def read_set(
-    paths: str | Sequence[str],
-    known: Collection[str],
-    bad: BadRows,
-    columns: Mapping[str, str] | None = None,
-    *,
-    columns_optional: bool = False,
-    ignore_columns: Collection[str] = (),
-) -> tuple[list[Row], list[str]]:
+def known_columns(*kinds: type[RowKind]) -> set[str]:
+    """The names of columns that `--data.columns` may map for rows of these kinds, those of formats included."""
+    names = {name for kind in kinds for name in kind.known()}
+    return names | set(MAPPABLE) if any(kind.reads for kind in kinds) else names
+
+
+class ReadRows(NamedTuple):
+    """The rows of files, and the warnings about the files: what was guessed of their encoding or layout."""
+
+    rows: list[Row]
+    lines: list[str]
+
+
+def read_set(paths: str | Sequence[str], known: Collection[str], bad: BadRows, options: ReadOptions) -> ReadRows:
     """Read all rows of a set with the columns that the user named renamed to ours, and check its size.
-
-    Also return the warnings about the files: what was guessed of their encoding or their layout.
 
     Args:
         paths: a file or hub set, or several.
         known: our names of columns.
         bad: collects the errors.
-        columns: our column name -> the file's.
-        columns_optional: see `columns.rename`.
-        ignore_columns: the file's columns that are removed.
+        options: how columns are read.
 
     Raises:
-        UserError: as `load_examples`.
+        UserError: as in `load_examples`, but not for single bad rows.
     """
     lines: list[str] = []
     found = list(read_files(paths, bad, lines))
@@ -99,8 +126,8 @@ def read_set(
         raise UserError(
             ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
         )
-    kept = remove_columns(found, ignore_columns, columns_optional=columns_optional)
-    return rename(kept, columns, known, columns_optional=columns_optional), lines
+    kept = remove_columns(found, options.ignore_columns, columns_optional=options.columns_optional)
+    return ReadRows(rename(kept, options.columns, known, columns_optional=options.columns_optional), lines)
 
 
 class RowSet:
@@ -112,34 +139,33 @@ class RowSet:
         reader: reads the rows.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        kind: type[RowKind],
-        bad: BadRows,
-        notes: Notes,
-        *,
-        columns: Mapping[str, str] | None = None,
-        format: str = AUTO,
-        first_wins: str | int | None = None,
-    ) -> None:
-        """Recognize the format of rows and convert them; arguments are those of `load_examples`.
+    def __init__(self, read: ReadRows, kind: type[RowKind], bad: BadRows, notes: Notes, options: ReadOptions) -> None:
+        """Recognize the format of rows and convert them.
+
+        Args:
+            read: the rows of files.
+            kind: the kind of the examples.
+            bad: collects the errors of rows.
+            notes: collects the warnings about rows.
+            options: how columns are read.
 
         Raises:
             UserError: 64 for a format of another kind, 65 if no row is left or a column is missing.
         """
-        self.bad, self.notes = bad, notes
-        self.converter = _choose_format(rows, kind, format)
-        self.converter.configure(columns, first_wins)
-        self.rows = list(self._convert(rows, kind))
+        self.bad, self.notes, self.lines = bad, notes, read.lines
+        columns = options.columns or {}
+        self.converter = _choose_format(read.rows, kind, options.format)
+        self.converter.configure(columns, options.first_wins)
+        self.rows = list(self._convert(read.rows, kind))
         if not self.rows:
             bad.raise_if_any()
-            problem = Problem(f"no row is left: {'; '.join(notes.format_lines())}", where=str(rows[0].origin))
+            what = f"no row is left: {'; '.join(notes.format_lines())}"
+            problem = Problem(what, where=str(read.rows[0].origin))
             raise UserError(ExitCode.DATA, problem, fix="give rows that prefer one answer")
         check_same_columns(self.rows, kind.columns)
-        names = {**self.converter.renames, **(columns or {})}
         # Who names the column of the question may have overlooked one.
-        self.named = self.converter.guesses or "prompt" in (columns or {})
+        self.named = self.converter.guesses or "prompt" in columns
+        names = {**self.converter.renames, **columns}
         self.reader = kind.choose(count_columns(self.rows))(self.rows, names, bad, notes)
 
     def read_examples(self) -> list[Any]:
@@ -148,11 +174,19 @@ class RowSet:
         rows = (row for row in self.rows if not row.add_faults(used, self.bad))
         return [example for row in rows for example in self.reader.read(row)]
 
+    def check(self, examples: Sequence[Example], allow: Collection[str]) -> None:
+        """Compare the rows, and look for columns and texts that were probably not meant; see `load_examples`."""
+        _check_kinds(examples, self.bad)
+        self.check_unread(examples)
+        self.reader.check(examples, allow, self.bad, self.notes)
+        self._note_invisible()
+        note_markup(examples, self.notes)
+
     def check_unread(self, examples: Sequence[Example]) -> None:
         """Report columns that are not read although an answer may depend on them (see `check_unread`)."""
         check_unread(self.rows, self.reader.used, examples, self.bad, named=self.named)
 
-    def note_invisible(self) -> None:
+    def _note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""
         used = self.reader.used
         for row in self.rows:
@@ -161,8 +195,9 @@ class RowSet:
                 self.notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
 
     def format_lines(self) -> list[str]:
-        """The lines about the set: its format, the warnings, how columns were read, and those that were not."""
-        lines = [] if isinstance(self.converter, OwnFormat) else [f"read as: {self.converter.describe()}"]
+        """The lines about the set: its files and format, the warnings, how columns were read, and which were not."""
+        own = isinstance(self.converter, OwnFormat)
+        lines = [*self.lines, *([] if own else [f"read as: {self.converter.describe()}"])]
         unused = describe_unused(self.rows, self.reader.used)
         return [*lines, *self.notes.format_lines(), *self.reader.context.lines(), *unused]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.row_files import assistant, jsonl, refusal, user, written
 
-from dpo_lightning.data.convert import KINDS, convert_rows, format_jsonl
+from dpo_lightning.data.convert import convert_rows, format_jsonl
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.load import load_examples
+from dpo_lightning.data.load import KINDS, ReadOptions, load_examples
 from dpo_lightning.errors import ExitCode
 
 Q, A, B = user("Why is the sky blue?"), assistant("Light scatters."), assistant("It is painted.")
@@ -107,12 +107,17 @@ def test_text_that_would_be_lost_stops_the_conversion(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "context": "The sea is blue.", "chosen": "a", "rejected": f"b{i}"} for i in "12"]
     path = jsonl(tmp_path, rows)
     refusal(lambda: convert_rows(path), ExitCode.DATA, "'context' has text that is not read", f"{path}:1")
-    assert convert_rows(path, columns={"input": "context"}).rows[0]["prompt"] == "p\n\nThe sea is blue."
-    assert convert_rows(path, ignore_columns=["context"]).rows[0]["prompt"] == "p"
+    assert (
+        convert_rows(path, options=ReadOptions(columns={"input": "context"})).rows[0]["prompt"]
+        == "p\n\nThe sea is blue."
+    )
+    assert convert_rows(path, options=ReadOptions(ignore_columns=["context"])).rows[0]["prompt"] == "p"
 
 
 def test_rows_of_no_format(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{"a": "x", "b": "y"}] * 2)
     refusal(lambda: convert_rows(path), ExitCode.DATA, "no format has these columns: a, b", f"{path}:1")
     columns = {"prompt": "a", "completion": "b"}
-    assert json.loads(format_jsonl(convert_rows(path, columns=columns).rows[:1]))["completion"] == "y"
+    assert (
+        json.loads(format_jsonl(convert_rows(path, options=ReadOptions(columns=columns)).rows[:1]))["completion"] == "y"
+    )

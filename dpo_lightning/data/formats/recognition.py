@@ -139,8 +139,13 @@ def find_claims(rows: Sequence[Row]) -> list[type[Format]]:
     return [known for known in FORMATS if 2 * sum(known.claims(row.values) for row in sample) >= len(sample)]
 
 
-def recognize_kind(rows: Sequence[Row], wanted: KindName | None) -> KindName:
+def recognize_kind(rows: Sequence[Row], wanted: KindName | None, option: str) -> KindName:
     """The kind of rows of any format; of several, the one that becomes the `wanted` kind.
+
+    Args:
+        rows: the rows.
+        wanted: the kind that they are to become.
+        option: the option of the command that names a kind, for errors.
 
     Raises:
         UserError: 65, no format claims the rows, or several of different kinds do.
@@ -155,7 +160,7 @@ def recognize_kind(rows: Sequence[Row], wanted: KindName | None) -> KindName:
         return kinds[0]
     names = ", ".join(excerpt_name(name) for name in rows[0].values)
     what = "the rows may be read as " + " or ".join(kinds) if kinds else f"no format has these columns: {names}"
-    fix = " or ".join(f"--to {kind}" for kind in kinds or TAKEN)
+    fix = " or ".join(f"{option} {kind}" for kind in kinds or TAKEN)
     raise UserError(ExitCode.DATA, Problem(what, where=str(rows[0].origin)), fix=fix)
 
 

@@ -81,6 +81,9 @@ class Notes:
     """Collects rows that are unusual but valid: one warning for each kind, with a count and the first rows.
 
     With `strict` such a row is a bad row instead.
+
+    Attributes:
+        places: kind of warning -> its rows as printed, in the order in which the kinds were added first.
     """
 
     def __init__(self, bad: BadRows, *, strict: bool) -> None:
@@ -92,7 +95,7 @@ class Notes:
         """
         self._bad = bad
         self._strict = strict
-        self._places: dict[str, list[str]] = {}
+        self.places: dict[str, list[str]] = {}
 
     def add(self, origin: Origin, kind: str, *, other: Origin | None = None, fix: str = "") -> None:
         """Add the row at `origin`.
@@ -107,11 +110,11 @@ class Notes:
             what = f"{kind}, see {other}" if other else kind
             self._bad.add(origin, RowError(what, fix=fix or "correct the row, or leave out --data.strict"))
             return
-        self._places.setdefault(kind, []).append(f"{origin} = {other}" if other else str(origin))
+        self.places.setdefault(kind, []).append(f"{origin} = {other}" if other else str(origin))
 
     def format_lines(self) -> list[str]:
         """Format one line for each kind, in the order in which the kinds were added first."""
-        return [f"{kind}: {len(places):,} ({format_places(places)})" for kind, places in self._places.items()]
+        return [f"{kind}: {len(places):,} ({format_places(places)})" for kind, places in self.places.items()]
 
 
 def format_places(places: list[str]) -> str:

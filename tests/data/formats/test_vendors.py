@@ -94,6 +94,7 @@ def test_candidates_are_never_demonstrations(kind: Any, tmp_path: Path) -> None:
 
 
 def test_names_of_roles_of_other_vendors(tmp_path: Path) -> None:
+    roles = ("System", "User", "Chatbot")
     rows = [
         {"messages": [{"role": role, "content": text} for role, text in zip(roles, (SYSTEM, *texts), strict=True)]}
         for texts in ((Q, GOOD), (Q2, GOOD2))
