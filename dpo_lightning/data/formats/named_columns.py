@@ -7,7 +7,16 @@ from typing import Any, ClassVar
 
 from dpo_lightning.data.formats import own
 from dpo_lightning.data.formats.base import Format
-from dpo_lightning.data.formats.names import LABELS, find_answer, find_preference, find_question, has_words, match_names
+from dpo_lightning.data.formats.names import (
+    JUDGEMENTS,
+    LABELS,
+    find_answer,
+    find_preference,
+    find_question,
+    has_words,
+    match_names,
+    normalize_label,
+)
 from dpo_lightning.data.formats.transcripts import is_transcript
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
@@ -79,7 +88,7 @@ class NamedUnpaired(NamedColumns):
     def assign(cls, values: Mapping[str, Any]) -> dict[str, str]:
         """Find one question, one answer and one label."""
         labels, answer, prompt = match_names(values, LABELS), find_answer(values), find_question(values)
-        if not (len(labels) == 1 and answer and prompt) or isinstance(values[labels[0]], (list, dict)):
+        if not (len(labels) == 1 and answer and prompt) or normalize_label(values[labels[0]]) not in JUDGEMENTS:
             return {}
         return {"prompt": prompt, "completion": answer, "label": labels[0]}
 
