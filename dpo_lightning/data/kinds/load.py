@@ -44,14 +44,14 @@ def load_examples(
     check_allowances(allow)
     bad = BadRows()
     notes = Notes(bad, strict=strict)
-    told: list[str] = []
-    rows = _read_rows(paths, kind, columns, bad, columns_optional, told)
+    file_notes: list[str] = []
+    rows = _read_rows(paths, kind, columns, bad, columns_optional, file_notes)
     reader = kind.choose(count_columns(rows))(rows, columns or {}, bad, notes)
     used = reader.used
     examples = [example for row in rows if not row.add_faults(used, bad) for example in reader.read(row)]
     _check_kinds(examples, bad)
     reader.check(examples, allow, bad, notes)
-    return examples, [*told, *_warnings(rows, reader, bad, notes)]
+    return examples, [*file_notes, *_warnings(rows, reader, bad, notes)]
 
 
 def _warnings(rows: Sequence[Row], reader: RowKind, bad: BadRows, notes: Notes) -> list[str]:
@@ -72,10 +72,10 @@ def _read_rows(
     columns: Mapping[str, str] | None,
     bad: BadRows,
     columns_optional: bool,
-    told: list[str],
+    file_notes: list[str],
 ) -> list[Row]:
     """Read all rows with columns renamed to ours, and check the set as a whole: its size and columns."""
-    found = list(read_files(paths, bad, told))
+    found = list(read_files(paths, bad, file_notes))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
         raise UserError(
