@@ -128,7 +128,10 @@ def test_a_conversation_shows_which_turns_are_scored(place, wide):
 
 def test_tools_and_control_characters_are_shown_escaped(place, wide):
     rows = [{"prompt": f"Say {i}\u202e.", "chosen": "a\tb", "rejected": "\u200bno", "tools": [TOOL]} for i in range(2)]
-    out = run("check-data", json_lines(place / "rows.jsonl", rows)).out
+    file = json_lines(place / "rows.jsonl", rows)
+    out = run("check-data", file).out
+    assert "\u202e" not in run("check-data", file, "--json").out
+    assert report(file)["first_rows"][0]["texts"][1]["pieces"][0]["text"] == rows[0]["prompt"]
     assert "look_up" in out
     assert r"Say 0\u202e." in out
     assert r"a\tb" in out

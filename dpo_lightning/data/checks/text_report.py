@@ -93,13 +93,13 @@ def format_head(report: Report, layout: Layout) -> Iterator[str]:
 
 def describe_marks(report: Report, layout: Layout) -> str:
     """Explain how scored parts are marked."""
-    unscored = any(not piece.scored for row in report.first_rows for text in answers_of(row) for piece in text.pieces)
+    unscored = any(not piece.scored for row in report.first_rows for text in list_scored(row) for piece in text.pieces)
     if layout.colour:
         return "bright: scored"
     return "«scored»" if unscored else "answers are scored"
 
 
-def answers_of(row: ShownRow) -> list[ShownText]:
+def list_scored(row: ShownRow) -> list[ShownText]:
     """The texts of a row that have a scored part."""
     return [text for text in row.texts if any(piece.scored for piece in text.pieces)]
 
