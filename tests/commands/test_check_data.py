@@ -230,3 +230,13 @@ def test_a_closed_pipe_ends_it_quietly(place):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env)
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_two_places_stay_on_a_line_and_many_problems_are_referred_to_json(place, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = json_lines(place / "rows.jsonl", [*pairs(6), *pairs(6), *([{**pairs(1)[0], "chosen": ""}] * 12)])
+    ran = run("check-data", "rows.jsonl")
+    assert ran.code == 65
+    assert f"({rows.name}:7 = {rows.name}:1, " in ran.out
+    assert not any(line.endswith((" =", "=")) or line.lstrip().startswith("=") for line in ran.out.splitlines())
+    assert ran.out.endswith("would refuse these rows: 12 problems, the first 10 below, all with --json\n")
