@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.terminal import CONTROL
 
 if TYPE_CHECKING:
     from dpo_lightning.data.checks.report import Report
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         )
     report = check(args, columns)
     if args.json:
-        print(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
+        print(format_json(report))
         return report.exit_code
 
     from dpo_lightning.data.checks.text_report import Layout, format_report, use_colour
@@ -70,6 +71,12 @@ def main(argv: list[str]) -> int:
     for error in report.all_errors:
         print(error, file=sys.stderr)
     return report.exit_code
+
+
+def format_json(report: Report) -> str:
+    """Format a report as JSON, in which control characters and text direction marks are escaped as well."""
+    text = json.dumps(report.to_json(), ensure_ascii=False, indent=2)
+    return CONTROL.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 
 def take_columns(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

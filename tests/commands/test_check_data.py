@@ -128,7 +128,10 @@ def test_a_conversation_shows_which_turns_are_scored(place, wide):
 
 def test_tools_and_control_characters_are_shown_escaped(place, wide):
     rows = [{"prompt": f"Say {i}\u202e.", "chosen": "a\tb", "rejected": "\u200bno", "tools": [TOOL]} for i in range(2)]
-    out = run("check-data", json_lines(place / "rows.jsonl", rows)).out
+    file = json_lines(place / "rows.jsonl", rows)
+    out = run("check-data", file).out
+    assert "\u202e" not in run("check-data", file, "--json").out
+    assert report(file)["first_rows"][0]["texts"][1]["pieces"][0]["text"] == rows[0]["prompt"]
     assert "look_up" in out
     assert r"Say 0\u202e." in out
     assert r"a\tb" in out
@@ -227,3 +230,13 @@ def test_a_closed_pipe_ends_it_quietly(place):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env)
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_two_places_stay_on_a_line_and_many_problems_are_referred_to_json(place, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = json_lines(place / "rows.jsonl", [*pairs(6), *pairs(6), *([{**pairs(1)[0], "chosen": ""}] * 12)])
+    ran = run("check-data", "rows.jsonl")
+    assert ran.code == 65
+    assert f"({rows.name}:7 = {rows.name}:1, " in ran.out
+    assert not any(line.endswith((" =", "=")) or line.lstrip().startswith("=") for line in ran.out.splitlines())
+    assert ran.out.endswith("would refuse these rows: 12 problems, the first 10 below, all with --json\n")

@@ -110,7 +110,7 @@ def find_near_pairs(texts: Sequence[str], contexts: Sequence[str] | None = None)
             continue
         if (
             differ_little(words[i], words[j], common if by_template else None)
-            and jaccard(texts[i], texts[j]) >= SIMILAR
+            and compute_jaccard(texts[i], texts[j]) >= SIMILAR
         ):
             found.append((i, j))
     return found
@@ -274,7 +274,7 @@ def is_slip(word: str, other: str, common: Collection[str]) -> bool:
     return len(pair) == 2 and pair[::-1] + word[start + 2 :] == other[start:]
 
 
-def jaccard(one: str, other: str) -> float:
+def compute_jaccard(one: str, other: str) -> float:
     """Return the Jaccard similarity of the shingles of two texts."""
     left, right = set(iterate_shingles(one)), set(iterate_shingles(other))
     return len(left & right) / len(left | right)

@@ -42,7 +42,7 @@ class PromptIndex:
         index.near = [(questions[i], questions[j]) for i, j in pairs]
         return index
 
-    def spellings(self) -> Iterator[tuple[Example, Example]]:
+    def iterate_spellings(self) -> Iterator[tuple[Example, Example]]:
         """Yield for each spelling of a prompt after the first one its first row, and that of the first spelling."""
         for rows in self.rows.values():
             if len(rows) > 1:
@@ -60,7 +60,7 @@ def find_near_prompts(index: PromptIndex) -> Iterator[Finding]:
         "prompts that differ from another only in case, white space or punctuation",
         "remove one of the two, and keep both on the same side of a split",
     )
-    spelled.places = [format_pair(later, first) for later, first in index.spellings()]
+    spelled.places = [format_pair(later, first) for later, first in index.iterate_spellings()]
     near = Finding(
         "near_duplicate_prompts",
         "prompts that differ from another in a few words or letters",
@@ -93,7 +93,7 @@ def find_near_rows(index: PromptIndex) -> Iterator[Finding]:
             same = seen.get((answers, verdict))
             if same is not None and not is_exact(example, same):
                 repeated.places.append(format_pair(example, same))
-            other = None if len(set(answers)) == 1 < len(answers) else seen.get(turn(answers, verdict))
+            other = None if len(set(answers)) == 1 < len(answers) else seen.get(turn_key(answers, verdict))
             if other is not None and not is_exact(example, other, turned=True):
                 swapped.places.append(format_pair(example, other))
             seen.setdefault((answers, verdict), example)
@@ -114,7 +114,7 @@ def read_key(example: Example) -> tuple[tuple[str, ...], Any]:
     return tuple(normalize(read_plain(text)) for text in example.answers), getattr(example, "good", None)
 
 
-def turn(answers: tuple[str, ...], verdict: Any) -> tuple[tuple[str, ...], Any]:
+def turn_key(answers: tuple[str, ...], verdict: Any) -> tuple[tuple[str, ...], Any]:
     """The key of a row that contradicts one with this key: the answers in opposite order, or the other label."""
     return (answers, not verdict) if verdict is not None else (answers[::-1] if len(answers) > 1 else (), None)
 

@@ -13,11 +13,15 @@ from dpo_lightning.data.checks.first_rows import ShownRow, ShownText
 from dpo_lightning.data.checks.lengths import LongerWins
 from dpo_lightning.data.checks.report import Report
 from dpo_lightning.data.readers.bad_rows import format_places
+from dpo_lightning.errors import MAX_SHOWN
 from dpo_lightning.terminal import one_line
 
 DIM, BRIGHT, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 SCORED = "«", "»"
 """Mark a scored part where there are no colours and not everything is scored."""
+
+NO_BREAK = "\u00a0=\u00a0"
+"""An equals sign between spaces at which no line ends."""
 
 TEXT_LINES = 2
 """Lines that a text of a row takes at most."""
@@ -40,15 +44,16 @@ class Layout:
     colour: bool
 
     def fill(self, text: str, first: str = "  ", later: str = "    ") -> Iterator[str]:
-        """Wrap a text of one paragraph."""
-        yield from textwrap.wrap(
-            one_line(text),
+        """Wrap a text of one paragraph; two places with an equals sign between them stay on one line."""
+        lines = textwrap.wrap(
+            one_line(text).replace(" = ", NO_BREAK),
             self.width,
             initial_indent=first,
             subsequent_indent=later,
             break_on_hyphens=False,
             break_long_words=False,
         )
+        yield from (line.replace(NO_BREAK, " = ") for line in lines)
 
 
 def use_colour() -> bool:
@@ -78,8 +83,9 @@ def format_report(report: Report, layout: Layout) -> Iterator[str]:
         yield from format_findings(report.held_out, layout)
     yield ""
     problems = sum(len(error.problems) for error in report.all_errors)
-    verdict = f"would refuse these rows: {count(problems, 'problem')}, below" if problems else "would take these rows"
-    yield f"result: `fit` {verdict}"
+    where = "below" if problems <= MAX_SHOWN else f"the first {MAX_SHOWN} below, all with --json"
+    refused = f"would refuse these rows: {count(problems, 'problem')}, {where}"
+    yield f"result: `fit` {refused if problems else 'would take these rows'}"
 
 
 def format_head(report: Report, layout: Layout) -> Iterator[str]:
@@ -93,13 +99,13 @@ def format_head(report: Report, layout: Layout) -> Iterator[str]:
 
 def describe_marks(report: Report, layout: Layout) -> str:
     """Explain how scored parts are marked."""
-    unscored = any(not piece.scored for row in report.first_rows for text in answers_of(row) for piece in text.pieces)
+    unscored = any(not piece.scored for row in report.first_rows for text in list_scored(row) for piece in text.pieces)
     if layout.colour:
         return "bright: scored"
     return "«scored»" if unscored else "answers are scored"
 
 
-def answers_of(row: ShownRow) -> list[ShownText]:
+def list_scored(row: ShownRow) -> list[ShownText]:
     """The texts of a row that have a scored part."""
     return [text for text in row.texts if any(piece.scored for piece in text.pieces)]
 

@@ -70,7 +70,7 @@ def test_the_order_of_texts_does_not_change_what_is_found():
 def test_the_estimate_is_close_to_the_similarity():
     texts = [BASE, BASE + " please"]
     (share,) = near_duplicates.estimate(sign(texts), [0], [1])
-    assert abs(share - near_duplicates.jaccard(*texts)) < 0.15
+    assert abs(share - near_duplicates.compute_jaccard(*texts)) < 0.15
 
 
 def test_no_text_and_one_text():
