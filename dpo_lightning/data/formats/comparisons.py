@@ -22,6 +22,9 @@ SETS: tuple[type[Format], ...] = (Arena, ArenaTexts, HelpSteer2Preference, HelpS
 """Formats whose rows have two answers and a verdict too, which they read in their own way."""
 
 JUDGES = frozenset(("better", "safer", "preferred", "winner", "winning", "chosen", "best"))
+OTHERS = {"1": "0", "0": "1", "2": "1", "true": "false", "false": "true"}
+"""A verdict that is the only one of a set -> the one that would prefer the other answer."""
+
 POINTERS = frozenset(("id", "index", "idx", "model", "response", "answer"))
 LONGEST = 3
 """Words of the longest text by which both `chosen` and `rejected` may point to answers."""
@@ -64,7 +67,8 @@ class Comparisons(Format):
         self.columns = (self.prompt, *self.answers[:2], self.verdict)
         self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
         given = {normalize_verdict(row.values.get(self.verdict)) for row in self.rows}
-        self.reader = VerdictReader(self.verdict, self.answers, given, first_wins)
+        shown = self.mapped.get(self.verdict, self.verdict)
+        self.reader = VerdictReader(self.verdict, self.answers, given, first_wins, shown)
         if self.reader.unclear:
             self._refuse(self.reader.unclear, row)
 
@@ -103,7 +107,7 @@ class Comparisons(Format):
         what = f"'{self._name(self.verdict)}' is {shown}, and it is not known with which value '{first}' wins"
         values = SIGNS if any(code.startswith("-") for code in unclear) else unclear
         if len(values) == 1:
-            values = [*unclear, {"1": "0", "0": "1", "true": "false", "false": "true"}.get(unclear[0], "VALUE")]
+            values = [*unclear, OTHERS.get(unclear[0], "VALUE")]
         ways = [f"--data.first_wins {value}" for value in values[:2]]
         fix = f"{' or '.join(ways)}: the value with which '{first}' is better than '{second}'"
         raise UserError(ExitCode.DATA, Problem(what, str(row.origin)), fix=fix)

@@ -34,6 +34,11 @@ class ScoredPairs(Format):
         self.columns = (self.prompt, *self.answers[:2], *self.scores[:2])
         self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
 
+    def describe(self) -> str:
+        """The columns that were found."""
+        names = [", ".join(map(excerpt_name, twins[:2])) for twins in (self.answers, self.scores)]
+        return f"{self.title} (format {self.name}: {names[0]} by {names[1]}, the highest is best)"
+
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
         """Whether there is one pair of answers and one of scores, and no verdict."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.formats.base import check_not_null
@@ -44,20 +45,25 @@ def split_words(name: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in WORDS.findall(name))
 
 
-def find_twins(names: Iterable[str]) -> list[Twins]:
+def find_twins(values: Iterable[str]) -> tuple[Twins, ...]:
     """All pairs of columns whose names differ in one word of `ENDS`, and no third column belongs to them."""
+    return _find_twins(tuple(values))
+
+
+@lru_cache(64)  # all rows of a set have nearly the same columns
+def _find_twins(names: tuple[str, ...]) -> tuple[Twins, ...]:
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
         words = split_words(name)
         for place, word in enumerate(words):
             if NUMBERED.fullmatch(word):
                 groups.setdefault((*words[:place], "", *words[place + 1 :]), {})[word] = name
-    return [
+    return tuple(
         Twins(found[ends[0]], found[ends[1]], ends, tuple(filter(None, key)))
         for key, found in groups.items()
         for ends in ENDS
         if found.keys() == {*ends}
-    ]
+    )
 
 
 def find_answers(values: Mapping[str, Any]) -> list[Twins]:

@@ -28,6 +28,10 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 COMPLEMENTS = ({"0", "1"}, {"1", "2"}, {"-1", "1"}, {"true", "false"})
 """Pairs of verdicts of which a set may have one only."""
 
+POINTERS = frozenset(("id", "idx", "index"))
+GRADES = frozenset(("strength", "overall", "degree", "margin"))
+"""Words of columns whose numbers are grades, even where a set has no others than 1 and 2."""
+
 SIGNS = ("negative", "positive")
 BOOLEANS = ("true", "false")
 
@@ -49,7 +53,9 @@ class VerdictReader:
         unclear: numbers or booleans of which it is unknown which answer they prefer; None if there are none.
     """
 
-    def __init__(self, name: str, answers: Twins, given: Collection[str], first_wins: str | int | None) -> None:
+    def __init__(
+        self, name: str, answers: Twins, given: Collection[str], first_wins: str | int | None, shown: str = ""
+    ) -> None:
         """Find out by all verdicts of the set how they are to be read.
 
         Args:
@@ -57,8 +63,9 @@ class VerdictReader:
             answers: the columns of the answers.
             given: the normalized verdicts of all rows.
             first_wins: the verdict with which the first answer wins, `negative` or `positive`; None if not given.
+            shown: the file's name of the column; `name` where it is empty.
         """
-        self.name, self.answers = name, answers
+        self.name, self.answers, self.shown = name, answers, shown or name
         self.first_wins = None if first_wins is None else normalize_verdict(first_wins)
         self.given = {*given} - TIES - {""}
         self.codes = {code for code in self.given if NUMBER.fullmatch(code) or code in BOOLEANS}
@@ -75,7 +82,7 @@ class VerdictReader:
             LeftOut: it is a tie.
         """
         verdict = normalize_verdict(values.get(self.name))
-        shown, raw = f"'{excerpt_name(self.name)}'", values.get(self.name)
+        shown, raw = f"'{excerpt_name(self.shown)}'", values.get(self.name)
         if not verdict:
             raise RowError(f"{shown} has no verdict", "null" if raw is None else raw, "write one, or remove the row")
         if self.first_wins in SIGNS and NUMBER.fullmatch(verdict):
@@ -114,8 +121,13 @@ class VerdictReader:
     def _find_numbers(self) -> dict[str, int]:
         """Number -> answer, where all numbers of the set have one meaning only."""
         numbers = {code for code in self.codes if code not in BOOLEANS}
+        words = split_words(self.shown)
+        if GRADES & {*words}:
+            return {}
         if self.answers.ends == ("0", "1"):
-            return {"0": 0, "1": 1} if numbers <= {"0", "1"} else {}
+            # One number in all rows may be a label such as "correct"; an id or an index points to a column.
+            clear = numbers == {"0", "1"} or (numbers <= {"0", "1"} and words[-1] in POINTERS)
+            return {"0": 0, "1": 1} if clear else {}
         # Without a 2, a 1 may be the number of the first answer, or the index of the second.
         return {"1": 0, "2": 1} if "2" in numbers and numbers <= {"1", "2"} else {}
 

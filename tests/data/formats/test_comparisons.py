@@ -117,12 +117,27 @@ def test_numbers_of_two_meanings(names: tuple[str, str], values: tuple[Any, Any]
     assert [*orders.values()] == [(BAD, GOOD)]
 
 
+@pytest.mark.parametrize("names", [("response_1", "response_2"), ("response_0", "response_1"), (A, B)])
 @pytest.mark.parametrize("value", [0, 1, True])
-def test_sets_with_one_number_are_unclear_too(value: Any, tmp_path: Path) -> None:
-    rows = rows_of(("response_1", "response_2"), "label", value, value)
+def test_sets_with_one_number_are_unclear_too(names: tuple[str, str], value: Any, tmp_path: Path) -> None:
+    rows = rows_of(names, "label", value, value)
     message = refusal(lambda: load(tmp_path, rows, "pairs"), ExitCode.DATA, "'label'")
     orders = [load(tmp_path, rows, "pairs", **way)[0][0].answers for way in read_ways(message)[:2]]
     assert sorted(orders) == sorted([(GOOD, BAD), (BAD, GOOD)])
+
+
+def test_an_index_may_be_the_same_in_all_rows(tmp_path: Path) -> None:
+    rows = rows_of(("response_0", "response_1"), "better_response_id", 0, 0)
+    assert [example.answers for example in load(tmp_path, rows, "pairs")[0]] == [(GOOD, BAD), (BAD, GOOD)]
+
+
+def test_grades_are_not_read_as_numbers_of_columns(tmp_path: Path) -> None:
+    """A 2 of `overall_preference` may be on a scale from 1 to 7."""
+    rows = rows_of(("response_1", "response_2"), "overall_preference", 2, 1)
+    refusal(lambda: load(tmp_path, rows, "pairs"), ExitCode.DATA, "'overall_preference' is 1 or 2", "first_wins 1")
+    assert load(tmp_path, rows, "pairs", first_wins=2)[0][0].answers == (GOOD, BAD)
+    options: dict[str, Any] = {"columns": {"verdict": "overall_preference"}}
+    refusal(lambda: load(tmp_path, rows, "pairs", **options), ExitCode.DATA, "'overall_preference' is 1 or 2")
 
 
 def test_a_graded_verdict_gives_margins(tmp_path: Path) -> None:
