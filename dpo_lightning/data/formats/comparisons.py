@@ -108,8 +108,10 @@ class Comparisons(Format):
         values = SIGNS if any(code.startswith("-") for code in unclear) else unclear
         if len(values) == 1:
             values = [*unclear, OTHERS.get(unclear[0], "VALUE")]
-        ways = [f"--data.first_wins {value}" for value in values[:2]]
-        fix = f"{' or '.join(ways)}: the value with which '{first}' is better than '{second}'"
+        fix = (
+            f"--data.first_wins VALUE, the value with which '{first}' is better than '{second}': "
+            f"{' or '.join(values[:2])}"
+        )
         raise UserError(ExitCode.DATA, Problem(what, str(row.origin)), fix=fix)
 
 

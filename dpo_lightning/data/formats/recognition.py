@@ -29,6 +29,7 @@ from dpo_lightning.data.formats.scored_lists import ScoredLists
 from dpo_lightning.data.formats.scored_objects import ScoredObjects, UltraFeedback
 from dpo_lightning.data.formats.scored_pairs import ScoredPairs, WebGPT
 from dpo_lightning.data.formats.transcripts import TranscriptPairs, TranscriptPrompts, TranscriptText
+from dpo_lightning.data.formats.twin_columns import find_answers
 from dpo_lightning.data.formats.vendors import (
     AlpacaPairs,
     Bedrock,
@@ -192,4 +193,11 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         else:
             fix = f"--config {RECIPES[found.kind]}, or {way if kind == 'sft' and way else 'rewrite the rows'}"
         raise UserError(ExitCode.DATA, Problem(what, where=where), fix=fix)
-    return usable[0] if usable else OWN[kind]
+    if usable:
+        return usable[0]
+    answers = find_answers(rows[0].values) if kind != "sft" else []
+    if answers:
+        first, second = map(excerpt_name, answers[0][:2])
+        what = f"the rows have two answers, '{first}' and '{second}', and no known column says which is better"
+        raise UserError(ExitCode.DATA, Problem(what, where=where), fix="--data.columns.verdict NAME")
+    return OWN[kind]

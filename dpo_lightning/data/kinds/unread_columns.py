@@ -127,7 +127,7 @@ def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str,
     if selects:
         what = f"'{shown}' may select what is learned, and is not read{count}"
         ways = {
-            "scores": f"--data.columns.scores {shown} where the highest is the best",
+            "scores": "keep one column that orders the answers, and remove the others",
             "label": "--config configs/kto.yaml, or keep the rows that are good, and remove the column",
             "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}",
         }

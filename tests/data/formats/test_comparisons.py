@@ -32,7 +32,8 @@ def rows_of(names: tuple[str, str], verdict: str, first: Any, second: Any) -> li
 def read_ways(message: str) -> list[dict[str, str]]:
     """The options of the ways out that a message names."""
     fix = message.rpartition("\nfix: ")[2]
-    return [{"first_wins": value} for value in re.findall(r"--data\.first_wins (-?\w+)", fix)] or [
+    values = fix.rpartition(": ")[2].split(" or ") if "--data.first_wins VALUE, " in fix else []
+    return [{"first_wins": value} for value in values] or [
         dict(re.findall(r"--data\.columns\.(\w+) (\w+)", way)) for way in fix.split(" or ")
     ]
 
@@ -134,7 +135,7 @@ def test_an_index_may_be_the_same_in_all_rows(tmp_path: Path) -> None:
 def test_grades_are_not_read_as_numbers_of_columns(tmp_path: Path) -> None:
     """A 2 of `overall_preference` may be on a scale from 1 to 7."""
     rows = rows_of(("response_1", "response_2"), "overall_preference", 2, 1)
-    refusal(lambda: load(tmp_path, rows, "pairs"), ExitCode.DATA, "'overall_preference' is 1 or 2", "first_wins 1")
+    refusal(lambda: load(tmp_path, rows, "pairs"), ExitCode.DATA, "'overall_preference' is 1 or 2", ": 1 or 2")
     assert load(tmp_path, rows, "pairs", first_wins=2)[0][0].answers == (GOOD, BAD)
     options: dict[str, Any] = {"columns": {"verdict": "overall_preference"}}
     refusal(lambda: load(tmp_path, rows, "pairs", **options), ExitCode.DATA, "'overall_preference' is 1 or 2")
