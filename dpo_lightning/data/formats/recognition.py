@@ -90,7 +90,7 @@ MAPPABLE = tuple(dict.fromkeys(name for known in FORMATS for name in known.mappa
 """Columns of formats, besides those of kinds, that `--data.columns` may map."""
 
 AUTO = "auto"
-SAMPLE = 64
+SAMPLE = 32
 """Rows by which a format is recognized, taken at equal distances."""
 
 TAKEN: dict[KindName, tuple[KindName, ...]] = {
