@@ -6,10 +6,10 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dpo_lightning.commands.row_options import add_row_options, make_read_options, take_columns
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.terminal import CONTROL
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dpo_lightning.data.checks.tokens import EncodedSet
     from dpo_lightning.data.encoding.rendering import Renderer
 
-COLUMNS, DATA = "--columns.", "--data."
 ALLOWED = ("contradictions", "leak")
 
 
@@ -28,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     options = RaisingArgumentParser(
         "python -m dpo_lightning check-data",
         description=__doc__,
-        epilog=f"{COLUMNS}prompt question reads the column `question` as `prompt`, and so on for other columns",
+        epilog="--columns.prompt question reads the column `question` as `prompt`, and so on for other columns",
         allow_abbrev=False,
     )
     options.add_argument("files", nargs="+", metavar="FILE", help="files of rows, or hf://org/name")
@@ -42,9 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument("--special_tokens", choices=("refuse", "neutralize"), default="refuse", help="as for fit")
     options.add_argument("--strict", action="store_true", help="treat warnings about rows as errors, as for fit")
     options.add_argument("--allow", action="append", choices=ALLOWED, default=[], help="as for fit")
-    options.add_argument("--format", default="auto", metavar="NAME", help="as for fit; docs/formats.md lists them")
-    options.add_argument("--ignore_columns", nargs="+", default=[], metavar="COLUMN", help="as for fit")
-    options.add_argument("--first_wins", metavar="VALUE", help="as for fit")
+    add_row_options(options)
     options.add_argument("--json", action="store_true", help="print one JSON object, with all places")
     return options
 
@@ -79,36 +76,12 @@ def format_json(report: Report) -> str:
     return CONTROL.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 
-def take_columns(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split the options `--columns.X NAME` off; options with the prefix of `fit`, `--data.`, are read as well.
-
-    Raises:
-        UserError: 64, an option has no name of a column.
-    """
-    rest: list[str] = []
-    columns: dict[str, str] = {}
-    words = iter(argv)
-    for word in words:
-        if word.startswith(DATA):
-            word = "--" + word.removeprefix(DATA)
-        if not word.startswith(COLUMNS):
-            rest.append(word)
-            continue
-        ours, equals, theirs = word.removeprefix(COLUMNS).partition("=")
-        theirs = theirs if equals else next(words, "")
-        if not theirs:
-            raise UserError(ExitCode.CONFIG, f"{word} names no column", fix=f"{word} NAME, the file's name of it")
-        columns[ours] = theirs
-    return rest, columns
-
-
 def check(args: argparse.Namespace, columns: dict[str, str]) -> Report:
     """Read the rows, encode them where a model is given, and analyse them."""
     from dpo_lightning.data.checks.reading import check_rows, recognize_kind
     from dpo_lightning.data.checks.report import build_report, compare_sets
-    from dpo_lightning.data.load import ReadOptions
 
-    options = ReadOptions(columns or None, False, args.format, args.ignore_columns, args.first_wins)
+    options = make_read_options(args, columns)
     kind = args.kind or recognize_kind(args.files, options)
     train = check_rows(kind, args.files, options, strict=args.strict, allow=args.allow)
     held_out = None

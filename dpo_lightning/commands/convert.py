@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpo_lightning.commands.row_options import add_row_options, make_read_options, take_columns
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
@@ -19,33 +20,27 @@ COLUMNS = (
     *("prompt", "chosen", "rejected", "completion", "label", "responses", "scores", "messages", "system"),
     *("verdict", "answer_1", "answer_2"),
 )
-FLAGS = {
-    "--data.columns.input ": "--input_column ",
-    "--data.columns.": "--",
-    "--data.ignore_columns ": "--ignore_columns ",
-    "--data.format ": "--from ",
-    "--data.first_wins ": "--first_wins ",
-}
-"""Options of `fit` that errors name -> this command's."""
-
 MOST_REASONS = 10
 """Reasons for which rows were left out that are printed, the most frequent first."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Create the parser of the command's options."""
-    options = RaisingArgumentParser("python -m dpo_lightning convert", description=__doc__)
+    options = RaisingArgumentParser(
+        "python -m dpo_lightning convert",
+        description=__doc__,
+        epilog="--columns.input context reads the column `context` as `input`, and so on for other columns",
+        allow_abbrev=False,
+    )
     options.add_argument("--input", nargs="+", metavar="FILE", help="files of one format, or hf://org/name")
     options.add_argument("--output", metavar="FILE.jsonl", help="the new file; rows left out go into a file beside it")
-    options.add_argument("--from", dest="format", default="auto", metavar="NAME", help="the format, if not recognized")
     options.add_argument("--to", choices=("pairs", "ranked", "unpaired", "sft"), help="the kind of the new rows")
     for name in COLUMNS:
         options.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of the file that has our `{name}`")
     options.add_argument(
         "--input_column", metavar="COLUMN", help="the column with the text that an instruction is about"
     )
-    options.add_argument("--ignore_columns", nargs="+", default=[], metavar="COLUMN", help="columns to leave aside")
-    options.add_argument("--first_wins", metavar="VALUE", help="the verdict with which the first of two answers wins")
+    add_row_options(options)
     options.add_argument("--overwrite", action="store_true", help="replace files that exist")
     options.add_argument("--list", action="store_true", help="list the formats")
     return options
@@ -53,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Convert the rows, write them, log the counts, and return the exit code."""
-    args = make_parser().parse_args(argv)
+    rest, columns = take_columns(argv)
+    args = make_parser().parse_args(rest)
     if args.list:
         print(list_formats())
         return 0
@@ -62,35 +58,15 @@ def main(argv: list[str]) -> int:
             raise UserError(ExitCode.CONFIG, Problem("the option is missing", f"--{name}"), fix=f"--{name} FILE")
     output = Path(args.output)
     left_out = output.with_name(f"{output.stem}.left-out.jsonl")
-    check_output(output, left_out, overwrite=args.overwrite)
+    check_output(output, left_out, overwrite=args.overwrite, sources=args.input)
 
     from dpo_lightning.data.convert import convert_rows
-    from dpo_lightning.data.load import ReadOptions
 
-    columns = {name: value for name in COLUMNS if (value := getattr(args, name))}
-    if args.input_column:
-        columns["input"] = args.input_column
-    options = ReadOptions(columns, False, args.format, args.ignore_columns, args.first_wins)
-    try:
-        result = convert_rows(args.input, kind=args.to, options=options)
-    except UserError as error:
-        raise rename_flags(error) from None
+    columns |= {name: value for name in COLUMNS if (value := getattr(args, name))}
+    result = convert_rows(args.input, kind=args.to, options=make_read_options(args, columns))
     write_rows(result, output, left_out)
     report(result, output, left_out)
     return 0
-
-
-def rename_flags(error: UserError) -> UserError:
-    """The same error with this command's options in place of those of `fit`."""
-
-    def rename(fix: str) -> str:
-        for theirs, ours in FLAGS.items():
-            fix = fix.replace(theirs, ours)
-        # A list is written as in YAML there, and as several words here.
-        return re.sub(r"(?<=--ignore_columns )'\[(.*?)\]'", lambda found: found[1].replace(",", ""), fix)
-
-    problems = [dataclasses.replace(problem, fix=rename(problem.fix)) for problem in error.problems]
-    return UserError(error.code, problems, fix=rename(error.fix))
 
 
 def list_formats() -> str:
@@ -102,16 +78,19 @@ def list_formats() -> str:
     return "\n".join(f"{name:<{width}}  {kind:<8}  {columns}" for name, kind, columns in rows)
 
 
-def check_output(*paths: Path, overwrite: bool) -> None:
+def check_output(*paths: Path, overwrite: bool, sources: Sequence[str]) -> None:
     """Check that the files can be written.
 
     Raises:
-        UserError: 73, a file exists, or its folder does not.
+        UserError: 73, a file exists or is one of the sources, or its folder does not exist.
     """
     for path in paths:
+        if path.exists() and any(Path(source).exists() and path.samefile(source) for source in sources):
+            problem = Problem("the new file would replace one that is read", where=str(path))
+            raise UserError(ExitCode.OUTPUT, problem, fix="name another file")
         if not path.parent.is_dir():
             problem = Problem("the folder does not exist", where=str(path.parent))
-            raise UserError(ExitCode.OUTPUT, problem, fix=f"mkdir -p {path.parent}")
+            raise UserError(ExitCode.OUTPUT, problem, fix=f"mkdir -p {shlex.quote(str(path.parent))}")
         if path.is_dir() or (path.exists() and not overwrite):
             fix = "name another file" if path.is_dir() else "--overwrite, or name another file"
             raise UserError(ExitCode.OUTPUT, Problem("it exists already", where=str(path)), fix=fix)
@@ -127,11 +106,12 @@ def write_rows(result: Conversion, output: Path, left_out: Path) -> None:
     from dpo_lightning.data.convert import format_jsonl
 
     try:
-        left_out.unlink(missing_ok=True)
-        for path, rows in ((left_out, result.left_out), (output, result.rows)):
-            if rows or path == output:
+        for path, rows in ((output, result.rows), (left_out, result.left_out)):
+            if rows:
                 with open_atomic(path) as file:
                     file.write(format_jsonl(rows))
+        if not result.left_out:
+            left_out.unlink(missing_ok=True)  # that of an earlier conversion
     except OSError as error:
         problem = Problem(f"the file cannot be written: {error.strerror}", where=str(output))
         raise UserError(ExitCode.OUTPUT, problem, fix="name a file in a folder that can be written") from None

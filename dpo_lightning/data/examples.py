@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, TypeAlias
 
 Message: TypeAlias = Mapping[str, Any]
@@ -88,11 +89,16 @@ class Example:
     """Factor of the row in the loss."""
 
     @classmethod
-    def annotations(cls) -> list[str]:
+    def annotations(cls) -> tuple[str, ...]:
         """Names of the fields that this kind adds to those of every row."""
-        return [field.name for field in fields(cls)[len(fields(Example)) :]]
+        return _list_annotations(cls)  # type: ignore[arg-type]
 
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> Encoded:
         """Return the same row as token ids, with its weight and the fields that its kind adds."""
         own = {field.name: getattr(self, field.name) for field in fields(self.encoded)[len(fields(Encoded)) :]}
         return self.encoded(self.origin, prompt_ids, answers, self.weight, **own)
+
+
+@cache  # each row needs them several times
+def _list_annotations(kind: type[Example]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)[len(fields(Example)) :])

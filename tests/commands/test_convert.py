@@ -44,12 +44,12 @@ def test_two_named_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert convert.main([*argv, "--overwrite"]) == 0
 
 
-def test_errors_name_the_options_of_this_command(tmp_path: Path) -> None:
+def test_options_that_errors_name_are_taken(tmp_path: Path) -> None:
     rows = [{**ROW, "context": "It was built in 1900."}] * 2
     argv = ["--input", jsonl(tmp_path, rows), "--output", str(tmp_path / "new.jsonl")]
     names = ["--prompt", "question", "--chosen", "gpt4_response", "--rejected", "my_model_response"]
-    refuse([*argv, *names], ExitCode.DATA, "fix: --input_column context, or --ignore_columns context")
-    assert convert.main([*argv, *names, "--input_column", "context"]) == 0
+    refuse([*argv, *names], ExitCode.DATA, "fix: --data.columns.input context, or --data.ignore_columns context")
+    assert convert.main([*argv, *names, "--data.columns.input", "context"]) == 0
     assert "1900" in json.loads((tmp_path / "new.jsonl").read_text().splitlines()[0])["prompt"]
 
 
@@ -72,7 +72,8 @@ def test_options_that_are_wrong(tmp_path: Path) -> None:
     argv = ["--input", source, "--output", str(tmp_path / "new.jsonl")]
     refuse([*argv, "--from", "opnai"], ExitCode.CONFIG, "'opnai' is not a format", "openai-preference")
     refuse([*argv, "--from", "pairs", "--to", "sft"], ExitCode.CONFIG, "pairs rows cannot be converted to sft rows")
-    refuse([*argv, "--to", "sft"], ExitCode.DATA, "the rows are preference pairs", "--completion chosen")
+    refuse([*argv, "--to", "sft"], ExitCode.DATA, "the rows are preference pairs", "--data.columns.completion chosen")
+    refuse(["--input", source, "--output", source, "--overwrite"], ExitCode.OUTPUT, "would replace one that is read")
     assert not (tmp_path / "new.jsonl").exists()
     assert convert.main([*argv, "--to", "sft", "--completion", "chosen"]) == 0
 
@@ -81,3 +82,11 @@ def test_the_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert convert.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["openai-preference", "pairs"] for line in lines)
+
+
+def test_several_columns_are_left_aside_as_errors_name_them(tmp_path: Path) -> None:
+    rows = [{**ROW, "context": "It was built in 1900.", "passage": "It is a tower now."}] * 2
+    argv = ["--input", jsonl(tmp_path, rows), "--output", str(tmp_path / "new.jsonl")]
+    argv += ["--prompt", "question", "--chosen", "gpt4_response", "--rejected", "my_model_response"]
+    refuse(argv, ExitCode.DATA, "--data.ignore_columns '[context, passage]'")
+    assert convert.main([*argv, "--data.ignore_columns", "[context, passage]"]) == 0

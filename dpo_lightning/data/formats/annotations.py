@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dpo_lightning.data.formats.base import Format, LeftOut, read_list, read_object
@@ -12,7 +12,6 @@ from dpo_lightning.data.formats.names import VERDICTS, match_names
 from dpo_lightning.data.formats.twin_columns import find_answers, order_answers
 from dpo_lightning.data.formats.verdicts import VerdictReader, normalize_verdict
 from dpo_lightning.data.readers.bad_rows import RowError
-from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
 NOT_JUDGED = "rows without a verdict"
@@ -26,11 +25,6 @@ class AnnotatedPairs(Format):
 
     kind = "pairs"
     has_verdict = True
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Keep the rows: how verdicts are read depends on all of them."""
-        super().__init__(rows)
-        self.rows = rows
 
     def configure(self, columns: Mapping[str, str] | None, first_wins: str | int | None) -> None:
         """Collect the verdicts of all rows."""
@@ -67,7 +61,9 @@ class AnnotatedPairs(Format):
         places = {_read(reader, fields, verdict) for verdict in verdicts}
         if len(places) > 1:
             raise LeftOut(DISAGREE)
-        return {"prompt": fields[prompt], **order_answers(fields, found[0][:2], places.pop())}
+        read = (prompt, *found[0][:2])
+        rest = {name: value for name, value in fields.items() if name not in read}
+        return {**rest, "prompt": fields[prompt], **order_answers(fields, found[0][:2], places.pop())}
 
 
 class LabelStudio(AnnotatedPairs):

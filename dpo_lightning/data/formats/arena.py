@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_lightning.data.formats.base import Format, LeftOut, read_list
+from dpo_lightning.data.formats.base import Format, LeftOut, read_index, read_list
 from dpo_lightning.data.formats.turns import count_common, find_role, is_messages
 from dpo_lightning.data.formats.twin_columns import order_answers
 from dpo_lightning.data.formats.verdicts import TIE, TIES
@@ -73,8 +73,10 @@ def _cut_turns(turns: Any, count: Any, name: str) -> list[Any]:
     if not is_messages(turns):
         raise RowError(f"'{name}' is not a list of messages", turns, "remove the row")
     questions = [place for place, turn in enumerate(turns) if find_role(turn) == "user"]
-    later = isinstance(count, int) and not isinstance(count, bool) and 0 < count < len(questions)
-    return list(turns[: questions[count]] if later else turns)
+    if count is None:
+        return list(turns)
+    number = read_index(count, "turn", len(questions) + 1)
+    return list(turns[: questions[number]] if 0 < number < len(questions) else turns)
 
 
 def _join_turns(prompts: Sequence[str], texts: Sequence[str]) -> list[dict[str, str]]:

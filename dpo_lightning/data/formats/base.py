@@ -38,6 +38,7 @@ class Format(ABC):
         columns: the columns that every row has.
         optional: further columns that are read; all others keep their names.
         renames: our column -> the file's column that it comes from, for error messages.
+        rows: the rows of the set.
         guesses: whether columns are assigned by their names alone; other columns with text are then errors.
         mappable: columns that only this format has and that `--data.columns` may map to a file's.
         has_verdict: whether `--data.first_wins` applies.
@@ -59,7 +60,7 @@ class Format(ABC):
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Create the converter of a set of rows; formats whose columns or values depend on the whole set look at it."""
-        self.first = rows[0].origin
+        self.rows = rows
 
     def configure(self, columns: Mapping[str, str] | None, first_wins: str | int | None) -> None:
         """Set the options of the user; formats that need them to choose columns extend this.
@@ -115,7 +116,7 @@ class Format(ABC):
                 for name in NEEDED:
                     check_not_null(converted.get(name, ""), self.renames.get(name, name))
                 rest = {name: value for name, value in row.values.items() if name not in read}
-                values = {name: value for name, value in converted.items() if value is not None or name in rest}
+                values = {name: value for name, value in converted.items() if value is not None}
                 if both := values.keys() & rest.keys():
                     what = f"the column '{excerpt_name(min(both))}' is also given by the format {self.name}"
                     raise RowError(what, fix="remove one of the two")
@@ -162,6 +163,23 @@ def read_object(value: Any, name: str, keys: Sequence[str] = ()) -> Mapping[str,
         if key not in value:
             raise RowError(f"'{name}' has no '{key}'", "keys: " + ", ".join(map(str, value)), "add it to the object")
     return value
+
+
+def read_index(value: Any, name: str, count: int) -> int:
+    """Return a number from 0 to `count` - 1, which may be a whole float or the text of a number.
+
+    Raises:
+        RowError: the value is something else.
+    """
+    try:
+        number = -1 if isinstance(value, bool) or float(value) != int(float(value)) else int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if not 0 <= number < count:
+        raise RowError(
+            f"'{excerpt_name(name)}' is not a number from 0 to {count - 1}", str(value), "correct the number"
+        )
+    return number
 
 
 def read_list(value: Any, name: str) -> list[Any]:

@@ -36,11 +36,6 @@ class Comparisons(Format):
     name, title, kind = "comparisons", "comparisons of two answers", "pairs"
     guesses, has_verdict, mappable = True, True, OURS
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Keep the rows: columns are chosen once the user's options are known."""
-        super().__init__(rows)
-        self.rows = rows
-
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
         """Whether a row has two answers, a verdict and a question, and no pair of answers to read as such."""

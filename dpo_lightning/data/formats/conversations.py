@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.turns import find_role, is_messages
 from dpo_lightning.data.readers.bad_rows import RowError
+from dpo_lightning.data.readers.sources import Row
 
 CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "turns", "chat")
 """Columns that have a whole conversation."""
@@ -21,13 +22,44 @@ def find_conversation(values: Mapping[str, Any]) -> str:
     return next((name for name in CONVERSATIONS if is_messages(values.get(name))), "")
 
 
-class ConversationPairs(Format):
+class ConversationFormat(Format):
+    """Base of the formats whose rows have one conversation, in any of several columns.
+
+    Attributes:
+        from_conversation: our columns that come out of the conversation.
+    """
+
+    from_conversation: ClassVar[tuple[str, ...]]
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Find the column of the conversation, for error messages."""
+        super().__init__(rows)
+        name = next(filter(None, (find_conversation(row.values) for row in rows)), CONVERSATIONS[0])
+        self.renames = {**self.renames, **dict.fromkeys(self.from_conversation, name)}
+
+    def read_conversation(self, values: Mapping[str, Any]) -> list[Any]:
+        """The conversation of a row.
+
+        Raises:
+            RowError: the row has none, or several.
+        """
+        found = [name for name in CONVERSATIONS if values.get(name)]
+        if len(found) != 1:
+            what = "the row has several conversations" if found else "the row has no conversation"
+            raise RowError(what, "columns: " + ", ".join(found or values), "write one, in 'messages'")
+        if not is_messages(values[found[0]]):
+            fix = 'write each message as {"role": ..., "content": ...}'
+            raise RowError(f"'{found[0]}' is not a list of messages", str(values[found[0]]), fix)
+        return list(values[found[0]])
+
+
+class ConversationPairs(ConversationFormat):
     """`conversations` or `messages` that end with the user, and `chosen, rejected`: ShareGPT's ranking form."""
 
     name, title, kind = "sharegpt-pairs", "conversations with two answers (ShareGPT ranking)", "pairs"
     columns = ("chosen", "rejected")
     optional = CONVERSATIONS
-    renames = {"prompt": "conversations"}  # noqa: RUF012
+    from_conversation = ("prompt",)
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
@@ -37,19 +69,18 @@ class ConversationPairs(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Read the conversation as the prompt."""
-        name = find_conversation(values)
-        if not _ends_with_user(values.get(name)):
-            what = "the row has no conversation that ends with the user"
-            raise RowError(what, "columns: " + ", ".join(values), "end it with the question that both answer")
-        return {"prompt": values[name], "chosen": values["chosen"], "rejected": values["rejected"]}
+        turns = self.read_conversation(values)
+        if not _ends_with_user(turns):
+            raise RowError("the conversation does not end with the user", fix="cut the turns after the question")
+        return {"prompt": turns, "chosen": values["chosen"], "rejected": values["rejected"]}
 
 
-class ConversationLabels(Format):
+class ConversationLabels(ConversationFormat):
     """`messages` or `conversations` whose last turn is judged by `label` or `kto_tag`."""
 
     name, title, kind = "messages-label", "conversations with a label", "unpaired"
     optional = (*CONVERSATIONS, *LABELS)
-    renames = {"prompt": "messages", "completion": "messages"}  # noqa: RUF012
+    from_conversation = ("prompt", "completion")
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
@@ -59,19 +90,20 @@ class ConversationLabels(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Split off the last turn as the answer."""
-        prompt, answer = split_last_answer(values.get(find_conversation(values)))
-        labels = [name for name in LABELS if name in values]
+        prompt, answer = split_last_answer(self.read_conversation(values))
+        labels = [name for name in LABELS if values.get(name) is not None]
         if len(labels) != 1:
             raise RowError("the row has no single label", "columns: " + ", ".join(values), "write one column 'label'")
         return {"prompt": prompt, "completion": answer, "label": values[labels[0]]}
 
 
-class ConversationAnswers(Format):
+class ConversationAnswers(ConversationFormat):
     """`messages` that end with the preferred answer, and the other in `rejected_response` or `rejected_messages`."""
 
     name, title, kind = "messages-rejected", "conversations with a rejected answer", "pairs"
     optional = (*CONVERSATIONS, *OTHERS)
-    renames = {"prompt": "messages", "chosen": "messages", "rejected": "rejected_response"}  # noqa: RUF012
+    from_conversation = ("prompt", "chosen")
+    renames = {"rejected": "rejected_response"}  # noqa: RUF012
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
@@ -80,7 +112,7 @@ class ConversationAnswers(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Split off the last turn as the preferred answer."""
-        prompt, chosen = split_last_answer(values.get(find_conversation(values)))
+        prompt, chosen = split_last_answer(self.read_conversation(values))
         others = [values[name] for name in OTHERS if values.get(name)]
         if len(others) != 1:
             raise RowError("the row has no single rejected answer", fix="write one of " + ", ".join(OTHERS))
@@ -88,16 +120,18 @@ class ConversationAnswers(Format):
         if isinstance(other, str):
             other = [{"role": "assistant", "content": other}]
         elif is_messages(other) and find_role(other[0]) != "assistant":
-            _, other = split_last_answer(other)
+            before, other = split_last_answer(other)
+            if [*map(_turn_key, before)] != [*map(_turn_key, prompt)]:
+                raise RowError("both conversations differ before the last answer", fix="give both the same turns")
         return {"prompt": prompt, "chosen": chosen, "rejected": other}
 
 
-class ShareGPT(Format):
+class ShareGPT(ConversationFormat):
     """`conversations`: turns of `from` and `value`, or of `role` and `content`, for SFT."""
 
     name, title, kind = "sharegpt", "ShareGPT conversations", "sft"
     optional = CONVERSATIONS
-    renames = {"messages": "conversations"}  # noqa: RUF012
+    from_conversation = ("messages",)
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
@@ -107,10 +141,7 @@ class ShareGPT(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Read the conversation."""
-        name = find_conversation(values)
-        if not name:
-            raise RowError("the row has no conversation", "columns: " + ", ".join(values), "add 'conversations'")
-        return {"messages": values[name]}
+        return {"messages": self.read_conversation(values)}
 
 
 def split_last_answer(turns: Any) -> tuple[list[Any], list[Any]]:
@@ -130,3 +161,8 @@ def split_last_answer(turns: Any) -> tuple[list[Any], list[Any]]:
 
 def _ends_with_user(turns: Any) -> bool:
     return is_messages(turns) and find_role(turns[-1]) in ("user", "tool")
+
+
+def _turn_key(turn: Any) -> tuple[str, Any]:
+    """Role and text of a raw message, equal for equal turns under other names."""
+    return find_role(turn), turn.get("content", turn.get("value"))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dpo_lightning.data.formats.base import Format, LeftOut, read_list, read_object
+from dpo_lightning.data.formats.base import Format, LeftOut, read_index, read_list, read_object
 from dpo_lightning.data.formats.twin_columns import is_number, order_answers
 from dpo_lightning.data.formats.verdicts import TIE
 from dpo_lightning.data.readers.bad_rows import RowError
@@ -67,10 +67,8 @@ class SHP(Format):
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Order the answers by the label."""
-        label = values["labels"]
-        if isinstance(label, bool) or label not in (0, 1):
-            raise RowError("'labels' is neither 0 nor 1", label, "write 1 where A is better and 0 where B is")
-        return {"prompt": values["history"], **order_answers(values, ("human_ref_B", "human_ref_A"), int(label))}
+        label = read_index(values["labels"], "labels", 2)
+        return {"prompt": values["history"], **order_answers(values, ("human_ref_B", "human_ref_A"), label)}
 
 
 class StackExchange(Format):
@@ -103,9 +101,7 @@ class SummaryComparisons(Format):
         if len(given) != PAIR:
             raise RowError(f"'summaries' has {len(given)} items, and a comparison has two", fix="remove the row")
         texts = [read_object(item, f"summaries {number}", ("text",))["text"] for number, item in enumerate(given, 1)]
-        choice = values["choice"]
-        if isinstance(choice, bool) or choice not in (0, 1):
-            raise RowError("'choice' is neither 0 nor 1", choice, "write the index of the better summary")
+        choice = read_index(values["choice"], "choice", PAIR)
         text = info.get("post") or info.get("article")
         if not isinstance(text, str) or not text.strip():
             raise RowError("'info' has neither a post nor an article", str(info), "add one, or remove the row")

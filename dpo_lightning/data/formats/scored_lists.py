@@ -47,11 +47,6 @@ class ScoredLists(OrderedLists):
     name, title = "scored-lists", "lists of answers with scores or ranks"
     guesses, mappable = True, (RANK, ORDER)
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Keep the rows: columns are chosen once the user's options are known."""
-        super().__init__(rows)
-        self.rows = rows
-
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
         """Whether a row has all three columns, not all under our names."""
@@ -111,7 +106,10 @@ class ScoredLists(OrderedLists):
             if places is None or any(places[place] != i for i, place in enumerate(places)):
                 shown = excerpt_name(self.numbers)
                 what = f"'{shown}' may have the rank of each answer, or the numbers of the answers in order"
-                fix = f"--data.columns.{RANK} {shown} (ranks, the least is best) or --data.columns.{ORDER} {shown}"
+                fix = (
+                    f"--data.columns.NAME {shown}, where NAME is {RANK} (the rank of each answer, the least is best) "
+                    f"or {ORDER} (the numbers of the answers, the best first)"
+                )
                 raise UserError(ExitCode.DATA, Problem(what, str(row.origin), str(value)), fix=fix)
 
 
@@ -193,5 +191,5 @@ def read_number(value: Any, place: str) -> float:
 def _find_places(numbers: Sequence[Any]) -> list[int] | None:
     """Numbers that are 0, 1, ... or 1, 2, ... in any order, as places from 0; None for others."""
     least = min((number for number in numbers if isinstance(number, (int, float))), default=0)
-    places = [int(number - least) if isinstance(number, (int, float)) else -1 for number in numbers]
+    places = [int(n - least) if isinstance(n, (int, float)) and n == int(n) else -1 for n in numbers]
     return places if least in (0, 1) and sorted(places) == list(range(len(numbers))) else None

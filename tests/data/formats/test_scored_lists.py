@@ -65,7 +65,8 @@ def test_a_ranking_has_two_meanings(column: str, tmp_path: Path) -> None:
     rows = rows_of(column, [2, 3, 1])
     message = refusal(lambda: load(tmp_path, rows, "ranked"), ExitCode.DATA, f"'{column}'", "2, 3, 1")
     for ours, best in (("rank", BEST_FIRST), ("order", (BAD, GOOD, MIDDLE))):
-        assert f"--data.columns.{ours} {column}" in message
+        assert f"--data.columns.NAME {column}, where NAME is rank (" in message
+        assert f"or {ours} (" in message or f"is {ours} (" in message
         examples, lines = load(tmp_path, rows, "ranked", columns={ours: column})
         assert [example.answers for example in examples] == [best] * 2
         assert ("the least is best" in lines[0]) == (ours == "rank")
