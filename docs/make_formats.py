@@ -8,8 +8,8 @@ DOCS = Path(__file__).parent
 
 
 def render() -> str:
-    """The page, with a row for each format: its name, kind, and the first line of its docstring."""
-    rows = [(known.name, known.kind, (known.__doc__ or "").partition("\n")[0]) for known in FORMATS]
+    """The page, with a row for each format: its name, kind, and its summary."""
+    rows = [(known.name, known.kind, known.summarize()) for known in FORMATS]
     table = "\n".join(f"| `{name}` | {kind} | {line.replace('|', chr(92) + '|')} |" for name, kind, line in rows)
     return (DOCS / "formats.template.md").read_text(encoding="utf-8").format(table=table)
 

@@ -73,7 +73,7 @@ def list_formats() -> str:
     """The table of formats: name, kind of rows, columns."""
     from dpo_lightning.data.formats.recognition import FORMATS
 
-    rows = [(known.name, known.kind, (known.__doc__ or "").partition("\n")[0]) for known in FORMATS]
+    rows = [(known.name, known.kind, known.summarize()) for known in FORMATS]
     width = max(len(name) for name, _, _ in rows)
     return "\n".join(f"{name:<{width}}  {kind:<8}  {columns}" for name, kind, columns in rows)
 

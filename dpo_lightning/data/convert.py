@@ -69,8 +69,7 @@ def convert_rows(
     if not examples:
         bad.raise_if_any()
     unread = BadRows()
-    found.bad = unread
-    found.check_unread(examples)
+    found.check_unread(examples, unread)
     unread.raise_if_any()
     rest = {
         row.origin: {name: value for name, value in row.values.items() if name not in found.reader.used}

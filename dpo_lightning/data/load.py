@@ -163,7 +163,7 @@ class RowSet:
             problem = Problem(what, where=str(read.rows[0].origin))
             raise UserError(ExitCode.DATA, problem, fix="give rows that prefer one answer")
         check_same_columns(self.rows, kind.columns)
-        # Who names the column of the question may have overlooked one.
+        # With a question column that was named or guessed, the question may have a second column.
         self.named = self.converter.guesses or "prompt" in columns
         names = {**self.converter.renames, **columns}
         self.reader = kind.choose(count_columns(self.rows))(self.rows, names, bad, notes)
@@ -177,14 +177,14 @@ class RowSet:
     def check(self, examples: Sequence[Example], allow: Collection[str]) -> None:
         """Compare the rows, and look for columns and texts that were probably not meant; see `load_examples`."""
         _check_kinds(examples, self.bad)
-        self.check_unread(examples)
+        self.check_unread(examples, self.bad)
         self.reader.check(examples, allow, self.bad, self.notes)
         self._note_invisible()
         note_markup(examples, self.notes)
 
-    def check_unread(self, examples: Sequence[Example]) -> None:
-        """Report columns that are not read although an answer may depend on them (see `check_unread`)."""
-        check_unread(self.rows, self.reader.used, examples, self.bad, named=self.named)
+    def check_unread(self, examples: Sequence[Example], bad: BadRows) -> None:
+        """Report columns that are not read although an answer may depend on them, to `bad`."""
+        check_unread(self.rows, self.reader.used, examples, bad, named=self.named)
 
     def _note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""

@@ -79,6 +79,11 @@ class Format(ABC):
                 ExitCode.CONFIG, Problem(what, where="data.first_wins"), fix="remove the option, or --data.format NAME"
             )
 
+    @classmethod
+    def summarize(cls) -> str:
+        """The first line of the docstring: the columns of the rows."""
+        return (cls.__doc__ or "").partition("\n")[0]
+
     def describe(self) -> str:
         """One line for the user: what the rows are read as."""
         return f"{self.title} (format {self.name})"

@@ -14,7 +14,7 @@ PAIR = 2
 
 
 def convert_kind(values: Mapping[str, Any], source: KindName, target: KindName) -> dict[str, Any]:
-    """Convert the columns of a row from one kind to another; unpaired rows are split from pairs by their own kind.
+    """Convert the columns of a row from one kind to another; the unpaired kind splits pairs itself.
 
     Raises:
         RowError: a list that is to become a pair has not two answers.

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_lightning.data.formats.arena import Arena, ArenaTexts
 from dpo_lightning.data.formats.base import Format
-from dpo_lightning.data.formats.names import VERDICTS, find_question, find_questions, match_names, split_name
+from dpo_lightning.data.formats.names import VERDICTS, find_other_question, match_names, split_name
 from dpo_lightning.data.formats.preference_sets import HelpSteer2Preference, HelpSteer3
 from dpo_lightning.data.formats.twin_columns import Twins, find_answers, order_answers
 from dpo_lightning.data.formats.verdicts import SIGNS, VerdictReader, normalize_verdict
@@ -119,9 +119,7 @@ def find_verdicts(values: Mapping[str, Any]) -> list[str]:
 
 def find_prompt(values: Mapping[str, Any], answers: Twins) -> str:
     """The column with the question of two answers; "" for none or several."""
-    rest = {name: value for name, value in values.items() if name not in answers[:2]}
-    found = find_questions(rest)
-    return find_question(rest) or (found[0] if len(found) == 1 else "")
+    return find_other_question(values, answers[:2])
 
 
 def _is_pointer(name: str) -> bool:

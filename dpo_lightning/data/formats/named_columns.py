@@ -30,7 +30,7 @@ class NamedColumns(Format):
 
     guesses = True
     own: ClassVar[type[Format]]
-    """This package's format of the same kind, which goes first."""
+    """This package's format of the same kind; rows that it claims are not claimed."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Assign the columns by the first row that has this format."""

@@ -151,6 +151,13 @@ def find_question(values: Mapping[str, Any]) -> str:
     return found[0] if len(found) == 1 else ""
 
 
+def find_other_question(values: Mapping[str, Any], answers: Collection[str]) -> str:
+    """The column with the question among those that are not `answers`; "" for none or several."""
+    rest = {name: value for name, value in values.items() if name not in answers}
+    found = find_questions(rest)
+    return find_question(rest) or (found[0] if len(found) == 1 else "")
+
+
 def find_answer(values: Mapping[str, Any]) -> str:
     """The column with the only answer, a string or a message; "" for none or several."""
     found = [name for name in match_names(values, ANSWERS) if isinstance(values[name], (str, dict))]

@@ -75,7 +75,7 @@ class SFT(OwnFormat):
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
-        """Whether a row has all columns of one of the three layouts, and Bedrock's messages have none."""
+        """Whether a row has all columns of one of the three layouts; Bedrock's rows have a format of their own."""
         if "messages" in values and (isinstance(values.get("system"), list) or has_candidates(values["messages"])):
             return False
         layouts = ({"prompt", "completion"}, {"messages"}, {"instruction", "output"})

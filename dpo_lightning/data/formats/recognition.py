@@ -177,7 +177,7 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
     """
     claimed = find_claims(rows)
     usable = [known for known in claimed if known.kind in TAKEN[kind]]
-    # Rows of the module's own kind are read as such, whatever else they have.
+    # A format of the module's own kind is preferred to one whose rows have to be converted.
     usable = [known for known in usable if known.kind == kind] or usable
     where = str(rows[0].origin)
     if len(usable) > 1:
@@ -185,14 +185,8 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         fix = " or ".join(f"--data.format {known.name}" for known in usable)
         raise UserError(ExitCode.DATA, Problem(f"the rows may be read as {names}", where=where), fix=fix)
     if not usable and claimed:
-        found = claimed[0]
-        what = f"the rows are {found.title}, and this module takes {OWN[kind].title} ({COLUMNS[kind]})"
-        way = "--data.columns.completion chosen to learn the chosen answers" if found is own.Pairs else ""
-        if (kind, found.kind) == ("unpaired", "sft"):
-            fix = "--data.columns.label NAME for the column that judges the answers, or rewrite the rows"
-        else:
-            fix = f"--config {RECIPES[found.kind]}, or {way if kind == 'sft' and way else 'rewrite the rows'}"
-        raise UserError(ExitCode.DATA, Problem(what, where=where), fix=fix)
+        what = f"the rows are {claimed[0].title}, and this module takes {OWN[kind].title} ({COLUMNS[kind]})"
+        raise UserError(ExitCode.DATA, Problem(what, where=where), fix=_propose_kind(claimed[0], kind))
     if usable:
         return usable[0]
     answers = find_answers(rows[0].values) if kind != "sft" else []
@@ -201,3 +195,12 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         what = f"the rows have two answers, '{first}' and '{second}', and no known column says which is better"
         raise UserError(ExitCode.DATA, Problem(what, where=where), fix="--data.columns.verdict NAME")
     return OWN[kind]
+
+
+def _propose_kind(found: type[Format], kind: KindName) -> str:
+    """What to do with rows of another kind than the module trains on."""
+    if found.kind == "sft" and kind == "unpaired":
+        return "--data.columns.label NAME for the column that judges the answers, or rewrite the rows"
+    if found is own.Pairs and kind == "sft":
+        return f"--config {RECIPES['pairs']}, or --data.columns.completion chosen to learn the chosen answers"
+    return f"--config {RECIPES[found.kind]}, or rewrite the rows"

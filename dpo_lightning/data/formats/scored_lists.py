@@ -11,8 +11,7 @@ from dpo_lightning.data.formats.names import (
     ANSWERS,
     RANKS,
     SCORES,
-    find_question,
-    find_questions,
+    find_other_question,
     match_names,
     normalize_name,
 )
@@ -147,9 +146,7 @@ def find_orders(values: Mapping[str, Any]) -> list[str]:
 
 def find_prompt(values: Mapping[str, Any]) -> str:
     """The column with the question; "" for none or several."""
-    rest = {name: value for name, value in values.items() if normalize_name(name) not in ANSWERS}
-    found = find_questions(rest)
-    return find_question(rest) or (found[0] if len(found) == 1 else "")
+    return find_other_question(values, match_names(values, ANSWERS))
 
 
 def read_prompt(values: Mapping[str, Any], name: str) -> Any:
