@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,9 @@ COLUMNS = (
     *("prompt", "chosen", "rejected", "completion", "label", "responses", "scores", "messages", "system"),
     *("verdict", "answer_1", "answer_2"),
 )
+MIN_COLUMNS = 60
+"""Columns of a terminal below which the table of formats is not narrowed further."""
+
 MOST_REASONS = 10
 """Reasons for which rows were left out that are printed, the most frequent first."""
 
@@ -73,9 +78,19 @@ def list_formats() -> str:
     """The table of formats: name, kind of rows, columns."""
     from dpo_lightning.data.formats.recognition import FORMATS
 
-    rows = [(known.name, known.kind, known.summarize()) for known in FORMATS]
-    width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"{name:<{width}}  {kind:<8}  {columns}" for name, kind, columns in rows)
+    width = max(len(known.name) for known in FORMATS)
+    columns = max(MIN_COLUMNS, shutil.get_terminal_size((100, 24)).columns)
+    return "\n".join(
+        textwrap.fill(
+            known.summarize(),
+            columns,
+            initial_indent=f"{known.name:<{width}}  {known.kind:<8}  ",
+            subsequent_indent=" " * (width + 12),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for known in FORMATS
+    )
 
 
 def check_output(*paths: Path, overwrite: bool, sources: Sequence[str]) -> None:
