@@ -116,7 +116,7 @@ class Comparisons(Format):
 def find_verdicts(values: Mapping[str, Any]) -> list[str]:
     """The columns that by name and value may have the verdict."""
     names = match_names(values, VERDICTS)
-    names += [name for name in values if _is_pointer(name) and name not in names]
+    names += [name for name in values if is_pointer(name) and name not in names]
     return [name for name in names if not isinstance(values[name], (list, dict)) and name != "rejected"]
 
 
@@ -127,7 +127,7 @@ def find_prompt(values: Mapping[str, Any], answers: Twins) -> str:
     return find_question(rest) or (found[0] if len(found) == 1 else "")
 
 
-def _is_pointer(name: str) -> bool:
+def is_pointer(name: str) -> bool:
     """Whether a name says that its column points to the better answer: `safer_response_id`, `winning_model`."""
     words = split_name(name)
     return len(words) > 1 and words[-1] in POINTERS and bool(JUDGES & {*words})
