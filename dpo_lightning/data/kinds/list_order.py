@@ -41,7 +41,7 @@ def check_list_order(rows: Sequence[Row], bad: BadRows) -> None:
     for row in rows:
         answers = _read_answers(row.values.get("responses"))
         for name, value in row.values.items():
-            if name not in reported and _orders(name, value, answers):
+            if answers and name not in reported and _orders(name, value, answers):
                 reported.add(name)
                 bad.add(row.origin, _describe(name, value))
 
