@@ -65,10 +65,12 @@ class Comparisons(Format):
         self.prompt = find_prompt(row.values, self.answers)
         self._check_one("question", [self.prompt] if self.prompt else [], row)
         self.columns = (self.prompt, *self.answers[:2], self.verdict)
+        self.optional = ("rejected",) if self.verdict == "chosen" else ()  # points to the other answer
         self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
         given = {normalize_verdict(row.values.get(self.verdict)) for row in self.rows}
         shown = self.mapped.get(self.verdict, self.verdict)
-        self.reader = VerdictReader(self.verdict, self.answers, given, first_wins, shown)
+        own_names = [self.mapped.get(name, name) for name in self.answers[:2]]
+        self.reader = VerdictReader(self.verdict, self.answers, given, first_wins, shown, own_names)
         if self.reader.unclear:
             self._refuse(self.reader.unclear, row)
 
@@ -106,6 +108,11 @@ class Comparisons(Format):
         shown = " or ".join(unclear[:4]) + (" or ..." if len(unclear) > 4 else "")
         what = f"'{self._name(self.verdict)}' is {shown}, and it is not known with which value '{first}' wins"
         values = SIGNS if any(code.startswith("-") for code in unclear) else unclear
+        if len(values) > len(SIGNS):
+            fix = (
+                f"write a or b into the column, for '{first}' and '{second}', and remove the rows without a preference"
+            )
+            raise UserError(ExitCode.DATA, Problem(what, str(row.origin)), fix=fix)
         if len(values) == 1:
             values = [*unclear, OTHERS.get(unclear[0], "VALUE")]
         ways = [f"--data.first_wins {value}" for value in values[:2]]

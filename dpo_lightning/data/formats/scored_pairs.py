@@ -7,9 +7,9 @@ from typing import Any
 
 from dpo_lightning.data.formats.base import Format, LeftOut, read_object
 from dpo_lightning.data.formats.comparisons import find_prompt, find_verdicts
-from dpo_lightning.data.formats.twin_columns import find_answers, find_scores, is_number, order_answers
+from dpo_lightning.data.formats.scored_lists import read_number
+from dpo_lightning.data.formats.twin_columns import find_answers, find_scores, order_answers
 from dpo_lightning.data.formats.verdicts import TIE
-from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -73,13 +73,10 @@ def order_by_scores(values: Mapping[str, Any], answers: Sequence[str], scores: S
     """`chosen` and `rejected` of two answers, of which the one with the higher score wins.
 
     Raises:
-        RowError: a score is not a number.
+        RowError: a score is not a finite number, or the text of one.
         LeftOut: both are equal.
     """
-    for name in scores:
-        if not is_number(values[name]):
-            raise RowError(f"'{excerpt_name(name)}' is not a number", values[name], "write one, or remove the row")
-    first, second = (values[name] for name in scores)
+    first, second = (read_number(values[name], f"'{excerpt_name(name)}'") for name in scores)
     if first == second:
         raise LeftOut(TIE)
     return order_answers(values, answers, int(first < second))

@@ -19,6 +19,7 @@ ENDS = (("1", "2"), ("0", "1"), ("a", "b"), ("left", "right"), ("first", "second
 NUMBERED = re.compile(r"\d+|[a-d]|left|right|first|second|third|one|two|three")
 """Words by which columns are numbered; a third column beside a pair makes it a list."""
 
+NUMERAL = re.compile(r"[+-]?\d+(\.\d+)?")
 WORDS = re.compile(r"\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\da-zA-Z_]+")
 TEXTS = ANSWERS | FILLERS | {"assistant", "model", "option", "summary", "translation", "sample", "chat"}
 NO_ANSWER = frozenset(("model", "the", "is"))
@@ -82,7 +83,7 @@ def find_scores(values: Mapping[str, Any]) -> list[Twins]:
     return [
         twins
         for twins in find_twins(values)
-        if " ".join(twins.stem) in SCORES and all(map(is_number, (values[twins.first], values[twins.second])))
+        if " ".join(twins.stem) in SCORES and all(map(_is_score, (values[twins.first], values[twins.second])))
     ]
 
 
@@ -102,6 +103,10 @@ def order_answers(values: Mapping[str, Any], answers: Sequence[str], place: int)
 def is_answer(value: Any) -> bool:
     """Whether a value is a text, a message or a list of messages."""
     return (isinstance(value, str) and bool(value.strip())) or is_messages(value) or is_messages([value])
+
+
+def _is_score(value: Any) -> bool:
+    return is_number(value) or (isinstance(value, str) and bool(NUMERAL.fullmatch(value.strip())))
 
 
 def is_number(value: Any) -> bool:

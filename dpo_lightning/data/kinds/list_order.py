@@ -20,6 +20,8 @@ SIZES = tuple(suffix for suffix in NO_TEXT if suffix != "_score")
 CATEGORIES = frozenset(("label", "labels", "result"))
 """Names of verdicts that are also used for the category of a row, which is no number."""
 
+WAYS = (("scores", "highest"), ("rank", "least"))
+
 INDEXES = frozenset(("best", "winner", "winning", "chosen"))
 """Words of columns with the number of the best answer, such as `best_idx`."""
 
@@ -75,7 +77,7 @@ def _describe(name: str, value: Any) -> RowError:
     """The error for a column that may order the answers."""
     shown = excerpt_name(name)
     what = f"'{shown}' may say which answer is best, and is not read: without 'scores', the first answer is the best"
-    scores = f"--data.columns.scores {shlex.quote(name)} where the highest is the best, or "
-    ways = scores if isinstance(value, list) else "put the best answer first, or "
+    flags = [f"--data.columns.{ours} {shlex.quote(name)} where the {best} is best, or " for ours, best in WAYS]
+    ways = "".join(flags) if isinstance(value, list) else "put the best answer first, or "
     fix = f"{ways}--data.ignore_columns {shlex.quote(name)} if the first answer is the best in every row"
     return RowError(what, excerpt_value(value), fix)
