@@ -16,6 +16,7 @@ from dpo_lightning.data.formats.conversations import (
     ShareGPT,
 )
 from dpo_lightning.data.formats.named_columns import NamedPairs, NamedSFT, NamedUnpaired
+from dpo_lightning.data.formats.names import LABELS, match_names
 from dpo_lightning.data.formats.openai import OpenAIPreference
 from dpo_lightning.data.formats.preference_sets import (
     SHP,
@@ -39,7 +40,7 @@ from dpo_lightning.data.formats.vendors import (
     VertexSFT,
 )
 from dpo_lightning.data.readers.sources import Row
-from dpo_lightning.data.readers.text_cleaning import excerpt_name
+from dpo_lightning.data.readers.text_cleaning import excerpt_name, excerpt_value
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 OWN: dict[KindName, type[Format]] = {"pairs": own.Pairs, "ranked": own.Ranked, "unpaired": own.Unpaired, "sft": own.SFT}
@@ -188,7 +189,11 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         what = f"the rows are {found.title}, and this module takes {OWN[kind].title} ({COLUMNS[kind]})"
         way = "--data.columns.completion chosen to learn the chosen answers" if found is own.Pairs else ""
         if (kind, found.kind) == ("unpaired", "sft"):
-            fix = "--data.columns.label NAME for the column that judges the answers, or rewrite the rows"
+            label = next(iter(match_names(rows[0].values, LABELS)), "")
+            value = excerpt_value(rows[0].values.get(label))
+            shown = f"write true or false into '{excerpt_name(label)}', which has {value}"
+            way = "--data.columns.label NAME for the column that judges the answers, or rewrite the rows"
+            fix = shown if label else way
         else:
             fix = f"--config {RECIPES[found.kind]}, or {way if kind == 'sft' and way else 'rewrite the rows'}"
         raise UserError(ExitCode.DATA, Problem(what, where=where), fix=fix)
