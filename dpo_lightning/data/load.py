@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.base import Format, KindName
 from dpo_lightning.data.formats.between_kinds import convert_kind
-from dpo_lightning.data.formats.own import OwnFormat
+from dpo_lightning.data.formats.own import OwnFormat, Ranked
 from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, OWN, RECIPES, TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, remove_columns, rename
 from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
+from dpo_lightning.data.kinds.list_order import check_list_order
 from dpo_lightning.data.kinds.markup import note_markup
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
@@ -156,6 +157,8 @@ class RowSet:
         columns = options.columns or {}
         self.converter = _choose_format(read.rows, kind, options.format)
         self.converter.configure(columns, options.first_wins)
+        if isinstance(self.converter, Ranked):
+            check_list_order(read.rows, bad)
         self.rows = list(self._convert(read.rows, kind))
         if not self.rows:
             bad.raise_if_any()

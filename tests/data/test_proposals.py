@@ -42,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ratings": {"prompt": QUESTION, "responses": [BAD, GOOD], "ratings": [1, 5]},
     "names of models": {"prompt": QUESTION, "gpt4_response": GOOD, "my_model_response": BAD},
     "two questions": {"question": QUESTION, "query": ABOUT, "chosen": GOOD, "rejected": BAD},
+    "names of models and a winner": {"prompt": QUESTION, "gpt4": BAD, "llama": GOOD, "winner": "llama"},
     "a conversation": {"conversations": [{"from": "human", "value": QUESTION}], "chosen": GOOD, "rejected": BAD},
     "Korean": {"질의문": QUESTION, "본문": ABOUT, "선택": GOOD, "거절": BAD},
     "a label beside messages": {

@@ -36,7 +36,8 @@ def test_the_order_of_a_row_is_the_ranking(tmp_path: Path) -> None:
 
 
 def test_scores_are_the_ranking_where_there_are_some(tmp_path: Path) -> None:
-    assert first(tmp_path, {**ROW, "scores": [1, 7.5, "-3"]}).answers == ("Blue.", "Blue, like the sea.", "No.")
+    row, other = {**ROW, "scores": [1, 7.5, "-3"]}, {**OTHER, "scores": [2, 1]}
+    assert first(tmp_path, row, other).answers == ("Blue.", "Blue, like the sea.", "No.")
     assert first(tmp_path, {**ROW, "scores": None}).answers == tuple(ROW["responses"])
 
 

@@ -46,13 +46,16 @@ def test_labels(tmp_path: Path, good: object, bad: object) -> None:
     assert warnings == []
 
 
+GOOD_WORDS = {"true", "1", "good", "yes", "chosen", "desirable", "like", "thumbs_up", "👍", "좋음"}
+
+
 @pytest.mark.parametrize("word", JUDGEMENTS)
 def test_every_verdict_is_read(tmp_path: Path, word: str) -> None:
     """Both ways, so that no word is read as its opposite by accident."""
     opposite = "bad" if JUDGEMENTS[word] else "good"
     examples, _ = load_examples(UnpairedKind, jsonl(tmp_path, [thumb(word, "a"), thumb(opposite, "b")]))
     assert [example.good for example in examples] == [JUDGEMENTS[word], not JUDGEMENTS[word]]
-    assert JUDGEMENTS[word] == (word in ("true", "1", "good", "yes"))
+    assert JUDGEMENTS[word] == (word in GOOD_WORDS)
 
 
 def test_a_csv_file_has_labels_and_weights_as_text(tmp_path: Path) -> None:

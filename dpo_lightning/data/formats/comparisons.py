@@ -60,10 +60,12 @@ class Comparisons(Format):
         self.prompt = find_prompt(row.values, self.answers)
         self._check_one("question", [self.prompt] if self.prompt else [], row)
         self.columns = (self.prompt, *self.answers[:2], self.verdict)
+        self.optional = ("rejected",) if self.verdict == "chosen" else ()  # points to the other answer
         self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
         given = {normalize_verdict(row.values.get(self.verdict)) for row in self.rows}
         shown = self.mapped.get(self.verdict, self.verdict)
-        self.reader = VerdictReader(self.verdict, self.answers, given, first_wins, shown)
+        own_names = [self.mapped.get(name, name) for name in self.answers[:2]]
+        self.reader = VerdictReader(self.verdict, self.answers, given, first_wins, shown, own_names)
         if self.reader.unclear:
             self._refuse(self.reader.unclear, row)
 
@@ -101,6 +103,11 @@ class Comparisons(Format):
         shown = " or ".join(unclear[:4]) + (" or ..." if len(unclear) > 4 else "")
         what = f"'{self._name(self.verdict)}' is {shown}, and it is not known with which value '{first}' wins"
         values = SIGNS if any(code.startswith("-") for code in unclear) else unclear
+        if len(values) > len(SIGNS):
+            fix = (
+                f"write a or b into the column, for '{first}' and '{second}', and remove the rows without a preference"
+            )
+            raise UserError(ExitCode.DATA, Problem(what, str(row.origin)), fix=fix)
         if len(values) == 1:
             values = [*unclear, OTHERS.get(unclear[0], "VALUE")]
         fix = (
@@ -113,7 +120,7 @@ class Comparisons(Format):
 def find_verdicts(values: Mapping[str, Any]) -> list[str]:
     """The columns that by name and value may have the verdict."""
     names = match_names(values, VERDICTS)
-    names += [name for name in values if _is_pointer(name) and name not in names]
+    names += [name for name in values if is_pointer(name) and name not in names]
     return [name for name in names if not isinstance(values[name], (list, dict)) and name != "rejected"]
 
 
@@ -122,7 +129,7 @@ def find_prompt(values: Mapping[str, Any], answers: Twins) -> str:
     return find_other_question(values, answers[:2])
 
 
-def _is_pointer(name: str) -> bool:
+def is_pointer(name: str) -> bool:
     """Whether a name says that its column points to the better answer: `safer_response_id`, `winning_model`."""
     words = split_name(name)
     return len(words) > 1 and words[-1] in POINTERS and bool(JUDGES & {*words})

@@ -23,6 +23,9 @@ QUESTIONS = _split_names(
 )
 """Names of the column that has the question."""
 
+INPUTS = _split_names("input, 입력, 输入, 入力")
+"""Names of the text that an instruction is about, and of a question where there is no instruction."""
+
 ANSWERS = _split_names(
     """response, responses, answer, answers, output, outputs, completion, completions, reply, assistant, solution
     generation, generations, candidate, candidates, target
@@ -71,8 +74,9 @@ TRAITS = _split_names(
 """Names of columns that judge an answer by one trait, so that it is not clear which value is good."""
 
 JUDGEMENTS = {
-    **dict.fromkeys(("true", "1", "good", "yes"), True),
+    **dict.fromkeys(("true", "1", "good", "yes", "chosen", "desirable", "like", "thumbs_up", "👍", "좋음"), True),
     **dict.fromkeys(("false", "0", "-1", "bad", "no"), False),
+    **dict.fromkeys(("rejected", "undesirable", "dislike", "thumbs_down", "👎", "나쁨"), False),
 }
 """Values of a label that judge one answer -> whether it is good. Any other value is the name of a category."""
 
@@ -147,7 +151,7 @@ def find_question(values: Mapping[str, Any]) -> str:
     if "prompt" in found:
         return "prompt"
     if len(found) > 1:
-        found = [name for name in found if name != "input"]
+        found = [name for name in found if normalize_name(name) not in INPUTS]
     return found[0] if len(found) == 1 else ""
 
 

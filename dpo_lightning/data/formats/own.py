@@ -11,6 +11,9 @@ from dpo_lightning.data.formats.scored_lists import ORDER
 from dpo_lightning.data.formats.scored_objects import SCORE_KEYS, find_objects
 from dpo_lightning.data.formats.transcripts import is_transcript
 from dpo_lightning.data.formats.turns import has_candidates, is_messages
+from dpo_lightning.data.formats.twin_columns import find_answers
+
+ANSWERS = ("chosen", "rejected")
 
 
 class OwnFormat(Format):
@@ -31,13 +34,19 @@ class Pairs(OwnFormat):
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
         """Whether a row has both answers, and its question in `prompt` or before the answers."""
-        if "chosen" not in values or "rejected" not in values or "completion" in values:
+        if "chosen" not in values or "rejected" not in values or "completion" in values or _points_to_answers(values):
             return False
         if "prompt" in values:
             return not is_transcript(values["prompt"]) and not is_transcript(values["chosen"])
         if is_messages(values["chosen"]) and len(values["chosen"]) > 1:
             return True
         return not find_questions(values) and not is_transcript(values["chosen"])
+
+
+def _points_to_answers(values: Mapping[str, Any]) -> bool:
+    """Whether both `chosen` and `rejected` are letters or numbers, and the answers are in twin columns."""
+    short = (isinstance(values[name], (str, int)) and len(str(values[name]).strip()) == 1 for name in ANSWERS)
+    return all(short) and bool(find_answers(values))
 
 
 class Ranked(OwnFormat):

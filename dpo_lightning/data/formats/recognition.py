@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dpo_lightning.data.formats import own
 from dpo_lightning.data.formats.annotations import Argilla, LabelStudio
@@ -16,6 +17,7 @@ from dpo_lightning.data.formats.conversations import (
     ShareGPT,
 )
 from dpo_lightning.data.formats.named_columns import NamedPairs, NamedSFT, NamedUnpaired
+from dpo_lightning.data.formats.names import LABELS, match_names
 from dpo_lightning.data.formats.openai import OpenAIPreference
 from dpo_lightning.data.formats.preference_sets import (
     SHP,
@@ -40,7 +42,7 @@ from dpo_lightning.data.formats.vendors import (
     VertexSFT,
 )
 from dpo_lightning.data.readers.sources import Row
-from dpo_lightning.data.readers.text_cleaning import excerpt_name
+from dpo_lightning.data.readers.text_cleaning import excerpt_name, excerpt_value
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 OWN: dict[KindName, type[Format]] = {"pairs": own.Pairs, "ranked": own.Ranked, "unpaired": own.Unpaired, "sft": own.SFT}
@@ -186,7 +188,7 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
         raise UserError(ExitCode.DATA, Problem(f"the rows may be read as {names}", where=where), fix=fix)
     if not usable and claimed:
         what = f"the rows are {claimed[0].title}, and this module takes {OWN[kind].title} ({COLUMNS[kind]})"
-        raise UserError(ExitCode.DATA, Problem(what, where=where), fix=_propose_kind(claimed[0], kind))
+        raise UserError(ExitCode.DATA, Problem(what, where=where), fix=_propose_kind(claimed[0], kind, rows[0].values))
     if usable:
         return usable[0]
     answers = find_answers(rows[0].values) if kind != "sft" else []
@@ -197,9 +199,13 @@ def recognize(rows: Sequence[Row], kind: KindName) -> type[Format]:
     return OWN[kind]
 
 
-def _propose_kind(found: type[Format], kind: KindName) -> str:
-    """What to do with rows of another kind than the module trains on."""
+def _propose_kind(found: type[Format], kind: KindName, values: Mapping[str, Any]) -> str:
+    """What to do with rows of another kind than the module trains on; `values` are those of one row."""
     if found.kind == "sft" and kind == "unpaired":
+        label = next(iter(match_names(values, LABELS)), "")
+        if label:
+            value = excerpt_value(values[label])
+            return f"write true or false into '{excerpt_name(label)}', which has {value}"
         return "--data.columns.label NAME for the column that judges the answers, or rewrite the rows"
     if found is own.Pairs and kind == "sft":
         return f"--config {RECIPES['pairs']}, or --data.columns.completion chosen to learn the chosen answers"

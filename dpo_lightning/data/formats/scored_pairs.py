@@ -73,7 +73,7 @@ def order_by_scores(values: Mapping[str, Any], answers: Sequence[str], scores: S
     """`chosen` and `rejected` of two answers, of which the one with the higher score wins.
 
     Raises:
-        RowError: a score is not a number.
+        RowError: a score is not a finite number, or the text of one.
         LeftOut: both are equal.
     """
     first, second = (read_number(values[name], f"'{excerpt_name(name)}'") for name in scores)

@@ -10,7 +10,7 @@ from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.readers.bad_rows import RowError
 
 MARKERS = {"human": "user", "user": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
-MARKER = re.compile(r"(?:(?:\A|\n)\s*(?:### ?)?|### ?)(Human|User|Assistant|AI|System):[ \t]*")
+MARKER = re.compile(r"(?:(?:\A|\n)\s*|(?=### ?))(### ?)?(Human|User|Assistant|AI|System):[ \t]*")
 """The beginning of a turn: the name of a role at the start of a line, or after ###."""
 
 FIX = "write the conversation as messages, or as `prompt` and answers"
@@ -20,10 +20,22 @@ def is_transcript(value: Any) -> bool:
     """Whether a value is a string that begins with a turn of the user or the system and has one of the assistant."""
     if not isinstance(value, str):
         return False
-    first = MARKER.match(value.lstrip())
-    if first is None or MARKERS[first[1].lower()] == "assistant":
-        return False
-    return any(MARKERS[found[1].lower()] == "assistant" for found in MARKER.finditer(value))
+    markers = _find_markers(value.lstrip())
+    roles = [MARKERS[marker[2].lower()] for marker in markers]
+    return bool(roles) and markers[0].start() == 0 and roles[0] != "assistant" and "assistant" in roles
+
+
+def _find_markers(text: str) -> list[re.Match[str]]:
+    """The beginnings of turns: a transcript names each role in one way, and only its first turn may be a system's."""
+    found = list(MARKER.finditer(text))
+    names: dict[str, tuple[str, bool]] = {}
+    for marker in found:
+        names.setdefault(MARKERS[marker[2].lower()], (marker[2], bool(marker[1])))
+    return [
+        marker
+        for place, marker in enumerate(found)
+        if names[role := MARKERS[marker[2].lower()]] == (marker[2], bool(marker[1])) and (role != "system" or not place)
+    ]
 
 
 def split_transcript(text: str, name: str) -> list[dict[str, str]]:
@@ -34,11 +46,11 @@ def split_transcript(text: str, name: str) -> list[dict[str, str]]:
     """
     if not is_transcript(text):
         raise RowError(f"'{name}' is not a transcript of Human: and Assistant: turns", text, FIX)
-    found = list(MARKER.finditer(text.lstrip()))
     text = text.lstrip()
+    found = _find_markers(text)
     ends = [*(marker.start() for marker in found[1:]), len(text)]
     turns = [
-        {"role": MARKERS[marker[1].lower()], "content": text[marker.end() : end].strip()}
+        {"role": MARKERS[marker[2].lower()], "content": text[marker.end() : end].strip()}
         for marker, end in zip(found, ends, strict=True)
     ]
     for number, turn in enumerate(turns, 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.data.formats.base import LeftOut
@@ -16,6 +16,7 @@ TIES = frozenset(
     (
         *("tie", "tied", "ties", "both", "none", "neither", "equal", "equally good", "same", "draw", "bothbad"),
         *("tie (bothbad)", "both bad", "both_bad", "both good", "both_good", "tie_bothbad", "no preference", "similar"),
+        *("tie (both bad)", "both are bad", "both are good", "about the same", "a tie", "no difference"),
         *("동점", "무승부", "동등", "비김", "둘 다", "같음", "平局", "平手", "引き分け", "同じ"),
     )
 )
@@ -23,6 +24,10 @@ TIES = frozenset(
 
 POSITIONS = (("a", "b"), ("left", "right"), ("first", "second"), ("one", "two"))
 """Words for the first and the second of two, whatever their columns are numbered by."""
+
+COMPARED = re.compile(r"\W*(\w+)\s*(>+|<+|=+)\s*(\w+)\W*")
+BETTER = re.compile(r"(.+) is better")
+"""Verdicts that compare two letters, such as `A>>B`, or name the better one."""
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 COMPLEMENTS = ({"0", "1"}, {"1", "2"}, {"-1", "1"}, {"true", "false"})
@@ -54,7 +59,13 @@ class VerdictReader:
     """
 
     def __init__(
-        self, name: str, answers: Twins, given: Collection[str], first_wins: str | int | None, shown: str = ""
+        self,
+        name: str,
+        answers: Twins,
+        given: Collection[str],
+        first_wins: str | int | None,
+        shown: str = "",
+        own_names: Sequence[str] = (),
     ) -> None:
         """Find out by all verdicts of the set how they are to be read.
 
@@ -64,9 +75,11 @@ class VerdictReader:
             given: the normalized verdicts of all rows.
             first_wins: the verdict with which the first answer wins, `negative` or `positive`; None if not given.
             shown: the file's name of the column; `name` where it is empty.
+            own_names: the file's names of the answers, which a verdict may name.
         """
         self.name, self.answers, self.shown = name, answers, shown or name
         self.first_wins = None if first_wins is None else normalize_verdict(first_wins)
+        self.own_names = [normalize_verdict(own) for own in own_names]
         self.given = {*given} - TIES - {""}
         self.codes = {code for code in self.given if NUMBER.fullmatch(code) or code in BOOLEANS}
         self.by_number = self._find_numbers()
@@ -134,6 +147,13 @@ class VerdictReader:
     def _find(self, verdict: str, raw: Any, values: Mapping[str, Any]) -> set[int | str | None]:
         """All meanings of a verdict: by the names of columns, by position, and by the content of twin columns."""
         found: set[int | str | None] = {self.by_number.get(verdict), TIE if verdict in TIES else None}
+        if compared := COMPARED.fullmatch(verdict):
+            return self._compare(*compared.groups())
+        if {"<", ">"} & {*verdict}:
+            return set()
+        if better := BETTER.fullmatch(verdict):
+            verdict = better[1]
+        found |= {place for place, own in enumerate(self.own_names) if own == verdict}
         words = tuple(word for word in split_words(verdict) if word not in TEXTS)
         if len(words) == 1 and verdict not in self.codes:
             found |= {
@@ -146,3 +166,10 @@ class VerdictReader:
             if sum(same) == 1:
                 found.add(same.index(True))
         return found
+
+    def _compare(self, first: str, sign: str, second: str) -> set[int | str | None]:
+        """The answer that a comparison such as `A>B` prefers."""
+        for ends in (self.answers.ends, *POSITIONS):
+            if {first, second} == {*ends}:
+                return {TIE if sign[0] == "=" else int((sign[0] == ">") != (first == ends[0]))}
+        return set()

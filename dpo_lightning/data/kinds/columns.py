@@ -61,6 +61,12 @@ NO_TEXTS = frozenset(("label", "scores", "weight", "margin"))
 ENDING = re.compile(r"(?<=.)[_\- ]?(?:\d+|[A-Ea-e]|[jk])$")
 """The end of a name by which answers of a row are numbered."""
 
+COMPARED = {"chosen": "answer_1", "rejected": "answer_2"}
+"""Our columns of a pair -> those of a comparison, whose verdict says which answer is better."""
+
+MOST_VERDICTS = 4
+"""Different values of a verdict: both answers and ties; a column with more has something else."""
+
 MAX_LOOKED_AT = 100
 """Rows whose values decide whether a column has texts."""
 
@@ -183,6 +189,10 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
         ours: name for ours in needed if (name := find_look_alike(ours, free if ours in NO_TEXTS else texts, needed))
     }
     named = [f"'{excerpt_name((columns or {}).get(ours, ours))}'" for ours in needed]
+    verdict = _find_verdict(free, rows) if {"chosen", "rejected"} <= {*needed} else ""
+    if verdict:  # each row says which of the two answers is better
+        proposed = {COMPARED.get(ours, ours): name for ours, name in proposed.items()} | {"verdict": verdict}
+        needed = [*(COMPARED.get(ours, ours) for ours in needed), "verdict"]
     flags = [f"--data.columns.{ours} {shlex.quote(proposed.get(ours, 'NAME'))}" for ours in needed]
     what = f"no row has the column{'s' if len(named) > 1 else ''} {', '.join(named)}"
     listed = ", ".join(excerpt_name(name) for name in found[:MAX_NAMES])
@@ -191,6 +201,16 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
         [Problem(f"{what}; the columns are {listed or '(none)'}", where=str(rows[0].origin))],
         fix=" ".join(flags) + ("" if len(proposed) == len(needed) else ", or rename the columns"),
     )
+
+
+def _find_verdict(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """The column that by name and values says which of two answers is better; "" for none."""
+    for name in names:
+        values = [value for row in rows[:MAX_LOOKED_AT] if (value := row.values.get(name)) is not None]
+        short = all(isinstance(value, (str, int, float)) for value in values) and not any(map(has_words, values))
+        if normalize_name(name) in VERDICTS and values and short and len({*values}) <= MOST_VERDICTS:
+            return name
+    return ""
 
 
 def find_look_alike(ours: str, found: Sequence[str], needed: Collection[str] = ()) -> str:

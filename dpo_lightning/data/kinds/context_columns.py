@@ -39,7 +39,9 @@ WORDS = {
         ("input", "context", "passage", "document", "article", "paragraph", "background", "knowledge", "evidence"),
         INPUT,
     ),
-    **dict.fromkeys(("문맥", "지문", "본문", "입력"), INPUT),
+    **dict.fromkeys(("choices", "options", "option", "schema", "initial", "prefix", "partial", "persona"), INPUT),
+    **dict.fromkeys(("문맥", "지문", "본문", "입력", "보기", "선택지", "输入", "选项", "入力", "選択肢"), INPUT),
+    **dict.fromkeys(("历史", "履歴"), HISTORY),
     **dict.fromkeys(("instruction", "prompt", "question", "query", "지시", "질문"), "prompt"),
 }
 """Words in the names of columns that a question may depend on -> our column for such text."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
+from dpo_lightning.data.formats.twin_columns import is_number
 from dpo_lightning.data.kinds.columns import find_look_alike
 from dpo_lightning.data.kinds.duplicates import check_order
 from dpo_lightning.data.kinds.fields import fit_answer, look_alike_texts, parse_number, strip_text
@@ -18,6 +19,13 @@ from dpo_lightning.data.readers.sources import Row
 
 NEARLY_EQUAL = "pairs that differ only in outer white space or Unicode form"
 INVISIBLY_EQUAL = "pairs that differ only in invisible characters"
+SCORES = tuple(
+    (template.format("chosen"), template.format("rejected"))
+    for word in ("score", "rating", "reward")
+    for template in (f"{{}}_{word}", f"{word}_{{}}")
+)
+"""Columns with a score of each answer: `chosen_score, rejected_score`, `score_chosen, score_rejected`, ..."""
+
 SPLIT_OFF = "prompts that are the common beginning of both answers"
 REPEATS_PROMPT = "pairs whose answers begin with the prompt's messages (read once)"
 
@@ -94,6 +102,7 @@ class PairKind(RowKind):
         texts = {name: remove_marks(values[name]) for name in self.answers}
         chosen, rejected = texts.values()
         self._compare(row, chosen, rejected)
+        self._note_scores(row)
         if isinstance(chosen, str) != isinstance(rejected, str):
             kinds = ("text", "messages") if isinstance(chosen, str) else ("messages", "text")
             what = "'chosen' is {} and 'rejected' is {}".format(*kinds)
@@ -105,6 +114,14 @@ class PairKind(RowKind):
         for name, answer in zip(self.answers, answers, strict=True):
             check_no_mark(values[name], len(answer), self.quote_name(name))
         return prompt, tuple(answers)
+
+    def _note_scores(self, row: Row) -> None:
+        """Note a row whose scores of both answers prefer the rejected one."""
+        for chosen, rejected in SCORES:
+            scores = [float(value) for name in (chosen, rejected) if is_number(value := row.values.get(name, ""))]
+            if len(scores) == len(self.answers) and scores[0] < scores[1]:
+                what = f"pairs whose {chosen} is below {rejected}"
+                self.notes.add(row.origin, what, fix="exchange the answers or correct the scores")
 
     def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `margin` of the row; None without the column."""

@@ -21,7 +21,7 @@ from dpo_lightning.data.formats.names import (
     split_name,
 )
 from dpo_lightning.data.kinds.columns import NO_TEXT, WEIGHTS, count_columns
-from dpo_lightning.data.kinds.context_columns import JOINT, WORDS
+from dpo_lightning.data.kinds.context_columns import INPUT, JOINT, WORDS
 from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
@@ -31,6 +31,12 @@ from dpo_lightning.data.readers.text_cleaning import excerpt_name, excerpt_value
 SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
 """Columns that are common in data sets and need no warning when they are not used, unless they have the question."""
 
+BEGINNINGS = frozenset(("initial", "partial"))
+"""First words of columns with the beginning of an answer, such as `initial_reason_steps`."""
+
+OPTION = re.compile("[A-E]")
+"""Names of columns with the options of a question."""
+
 META = "meta"
 """Prefix of names that need no such warning either."""
 
@@ -39,6 +45,7 @@ ABOUT_ANSWERS = frozenset(
         *("rationale", "explanation", "reason", "reasons", "critique", "feedback", "comment", "comments", "judgement"),
         *("judgment", "statement", "analysis", "annotator", "annotators", "annotations", "model", "url", "generated"),
         *("labelling", "labeling", "judge", "evaluation"),
+        *("rationales", "explanations", "critiques", "feedbacks", "analyses", "judgements", "judgments", "statements"),
         *("이유", "근거", "설명", "비고", "메모", "理由", "原因", "备注"),
     )
 )
@@ -87,8 +94,10 @@ def match_context(name: str, has_prompt: bool) -> str:
     if name.lower().endswith(NO_TEXT):
         return ""
     words = re.split(r"[\W_]+", name.lower())
-    if ABOUT_ANSWERS.intersection(words):
+    if ABOUT_ANSWERS.intersection(words) and words[0] not in BEGINNINGS:
         return ""
+    if OPTION.fullmatch(name):
+        return INPUT
     ours = WORDS.get(next((word for word in WORDS if word in (words[0], words[-1])), ""), "")
     return "" if ours == "prompt" and not has_prompt else ours
 
