@@ -205,7 +205,7 @@ ROWS = pairs(3)
         ([*ROWS, {"prompt": "p", "chosen": "same", "rejected": "same"}], 65, "train.jsonl:4"),
         ([*ROWS, {**ROWS[0], "chosen": 3}], 65, "train.jsonl:4"),
         ([*ROWS, {**ROWS[0], "chosen": ROWS[0]["rejected"], "rejected": ROWS[0]["chosen"]}], 65, "train.jsonl"),
-        ([{"question": "q", "good": "g", "bad": "b"}] * 3, 65, "question, good, bad"),
+        ([{"topic": "q", "pro": "g", "con": "b"}] * 3, 65, "topic, pro, con"),
         ([], 65, "train.jsonl"),
         (None, 66, "train.jsonl"),
     ],
