@@ -70,7 +70,7 @@ class Comparisons(Format):
             self._refuse(self.reader.unclear, row)
 
     def describe(self) -> str:
-        """The columns that were found."""
+        """The title, and the columns that have the answers and the verdict."""
         found = f"{self.answers.first}, {self.answers.second} by {self._name(self.verdict)}"
         return f"{self.title} (format {self.name}: {found})"
 

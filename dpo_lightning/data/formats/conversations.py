@@ -140,7 +140,7 @@ class ShareGPT(ConversationFormat):
         return bool(find_conversation(values)) and not values.keys() & beside
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Read the conversation."""
+        """Read the conversation as `messages`."""
         return {"messages": self.read_conversation(values)}
 
 

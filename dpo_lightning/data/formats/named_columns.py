@@ -51,12 +51,12 @@ class NamedColumns(Format):
         return bool(cls.assign(values)) and not cls.own.claims(values)
 
     def describe(self) -> str:
-        """The columns that were found."""
+        """The title, and the column that was found for each of ours."""
         found = ", ".join(f"{ours} = {excerpt_name(name)}" for ours, name in self._found.items())
         return f"{self.title} (format {self.name}: {found})"
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Rename the columns."""
+        """Return the columns under our names."""
         return {ours: values[name] for ours, name in self._found.items()}
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's and Azure's preference rows."""
+"""Preference rows of the fine-tuning services of OpenAI and Azure."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SignedPreference(Format):
 
 
 class HelpSteer3(SignedPreference):
-    """`context, response1, response2, overall_preference`."""
+    """`context, response1, response2, overall_preference`: HelpSteer3; a negative number prefers `response1`."""
 
     name, title = "helpsteer3", "HelpSteer3 preferences"
     columns = ("context", "response1", "response2", "overall_preference")
@@ -50,7 +50,7 @@ class HelpSteer3(SignedPreference):
 
 
 class HelpSteer2Preference(SignedPreference):
-    """`prompt, response_1, response_2, preference_strength`."""
+    """`prompt, response_1, response_2, preference_strength`: HelpSteer2; a negative number prefers `response_1`."""
 
     name, title = "helpsteer2-preference", "HelpSteer2 preferences"
     columns = ("prompt", "response_1", "response_2", "preference_strength")
@@ -79,7 +79,7 @@ class StackExchange(Format):
     renames = {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}  # noqa: RUF012
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Rename the columns."""
+        """Return the columns under our names."""
         return {ours: values[name] for ours, name in self.renames.items()}
 
 

@@ -71,7 +71,7 @@ class ScoredLists(OrderedLists):
             self._check_rankings()
 
     def describe(self) -> str:
-        """The columns that were found."""
+        """The title, the columns that were found, and how their values order the answers."""
         meaning = "the least is best" if self.ranks else "the highest is best"
         meaning = "numbers of the answers, the best first" if self._is_order() else meaning
         return f"{self.title} (format {self.name}: {self.answers} by {self.numbers}, {meaning})"

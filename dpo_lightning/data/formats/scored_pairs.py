@@ -35,7 +35,7 @@ class ScoredPairs(Format):
         self.renames = {"prompt": self.prompt} if self.prompt != "prompt" else {}
 
     def describe(self) -> str:
-        """The columns that were found."""
+        """The title, the columns that were found, and how their values order the answers."""
         names = [", ".join(map(excerpt_name, twins[:2])) for twins in (self.answers, self.scores)]
         return f"{self.title} (format {self.name}: {names[0]} by {names[1]}, the highest is best)"
 

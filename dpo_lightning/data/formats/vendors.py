@@ -41,7 +41,7 @@ class VertexPreference(ScoredObjects):
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
-        """Whether both columns are lists."""
+        """Whether the conversation and the answers are lists."""
         return "contents" in values and super().claims(values)
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class AlpacaPairs(Format):
         return len(output) == PAIR and all(map(is_answer, output)) and not is_messages(output)
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Split the list."""
+        """Split the list into the better and the worse answer."""
         given = read_list(values["output"], "output")
         if len(given) != PAIR:
             raise RowError(f"'output' has {len(given)} answers, and a pair has two", fix="keep two, the better first")
@@ -155,7 +155,7 @@ class Dolly(Format):
     renames = {"prompt": "instruction", "input": "context", "completion": "response"}  # noqa: RUF012
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Rename the columns."""
+        """Return the columns under our names."""
         return {ours: values[name] for ours, name in self.renames.items()}
 
 
