@@ -34,7 +34,7 @@ SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
 BEGINNINGS = frozenset(("initial", "partial"))
 """First words of columns with the beginning of an answer, such as `initial_reason_steps`."""
 
-OPTION = re.compile("[A-E]")
+OPTION = re.compile(r"[A-E]|(?:[Cc]hoice|[Oo]ption)[_ ]?(?:[A-Ea-e]|\d)")
 """Names of columns with the options of a question."""
 
 META = "meta"
