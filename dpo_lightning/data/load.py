@@ -157,8 +157,7 @@ class RowSet:
         columns = options.columns or {}
         self.converter = _choose_format(read.rows, kind, options.format)
         self.converter.configure(columns, options.first_wins)
-        if isinstance(self.converter, Ranked):
-            check_list_order(read.rows, bad)
+        self._read = read.rows
         self.rows = list(self._convert(read.rows, kind))
         if not self.rows:
             bad.raise_if_any()
@@ -186,7 +185,9 @@ class RowSet:
         note_markup(examples, self.notes)
 
     def check_unread(self, examples: Sequence[Example], bad: BadRows) -> None:
-        """Report columns that are not read although an answer may depend on them, to `bad`."""
+        """Report columns that are not read although answers, or their order, may depend on them, to `bad`."""
+        if isinstance(self.converter, Ranked):
+            check_list_order(self._read, bad)
         check_unread(self.rows, self.reader.used, examples, bad, named=self.named)
 
     def _note_invisible(self) -> None:

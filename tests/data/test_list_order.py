@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from support.format_rows import load
 from support.format_texts import BAD, GOOD, MIDDLE, Q2, Q
-from support.row_files import refusal
+from support.row_files import jsonl, refusal
 
+from dpo_lightning.data.convert import convert_rows
 from dpo_lightning.errors import ExitCode
 
 
@@ -75,3 +76,9 @@ def test_all_rows_have_scores_or_none_has(kind: str, more: dict[str, Any], tmp_p
         {"prompt": Q2, "responses": [BAD, GOOD], **more},
     ]
     refusal(lambda: load(tmp_path, rows, kind), ExitCode.DATA, "the row has no 'scores', and others have them", ":2")
+
+
+def test_convert_refuses_them_too(tmp_path: Path) -> None:
+    """It would move the column into `meta`, and `fit` would read its file in the wrong order."""
+    path = jsonl(tmp_path, rows_of("best", 2, [MIDDLE, BAD, GOOD]))
+    refusal(lambda: convert_rows(path), ExitCode.DATA, "'best' may say which answer is best")

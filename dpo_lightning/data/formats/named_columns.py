@@ -8,14 +8,17 @@ from typing import Any, ClassVar
 from dpo_lightning.data.formats import own
 from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.names import (
+    ANSWERS,
     JUDGEMENTS,
     LABELS,
+    WORSE,
     find_answer,
     find_preference,
     find_question,
     has_words,
     match_names,
     normalize_label,
+    split_name,
 )
 from dpo_lightning.data.formats.transcripts import is_transcript
 from dpo_lightning.data.readers.sources import Row
@@ -72,6 +75,7 @@ class NamedPairs(NamedColumns):
         roles = {name: find_preference(name) for name in values}
         chosen = _find_answer(values, [name for name, role in roles.items() if role == "chosen"], "chosen")
         rejected = _find_answer(values, [name for name, role in roles.items() if role == "rejected"], "rejected")
+        chosen = chosen or _find_plain_answer(values, rejected)
         prompt = find_question(values)
         if not (chosen and rejected and prompt) or _is_token(values, chosen, rejected) or is_transcript(values[prompt]):
             return {}
@@ -113,6 +117,12 @@ def _find_answer(values: Mapping[str, Any], names: list[str], ours: str) -> str:
     if ours in names:
         return ours
     return names[0] if len(names) == 1 else ""
+
+
+def _find_plain_answer(values: Mapping[str, Any], rejected: str) -> str:
+    """The answer whose name is that of the rejected one without the word for it: `response`; "" without one."""
+    rest = tuple(word for word in split_name(rejected) if word not in WORSE)
+    return next((name for name in match_names(values, ANSWERS) if split_name(name) == rest != ()), "")
 
 
 def _is_token(values: Mapping[str, Any], *names: str) -> bool:

@@ -34,18 +34,21 @@ ANSWERS = _split_names(
 )
 """Names of a column with answers; also the words that say nothing about which of two answers it has."""
 
-FILLERS = ANSWERS | _split_names("text, texts, message, messages, content, conversation, resp, the, is, 내용")
+FILLERS = ANSWERS | _split_names(
+    "text, texts, message, messages, content, conversation, resp, the, is, more, 내용, câu, trả, lời"
+)
 
 BETTER = _split_names(
     """chosen, preferred, accepted, better, best, winner, winning, positive, pos, good, favored, favoured
     선택, 선택된, 선호, 선호된, 선호하는, 채택, 채택된, 좋은, 긍정, 승자
     優れた, 良い, 採用, 好, 优选, 优, 选中, 更好, được chọn, chọn, tercih, tercih edilen, seçilen
-    preferida, escolhida, escolhido, preferido"""
+    preferida, escolhida, escolhido, preferido, boa, tốt, 好的, 选择的, win, wins"""
 )
 WORSE = _split_names(
     """rejected, reject, dispreferred, unpreferred, nonpreferred, disfavored, worse, worst, loser, losing, negative, neg
     bad, unchosen, 거절, 거절된, 거부, 거부된, 비선호, 비선호된, 나쁜, 부정, 기각, 기각된, 탈락, 패자
-    劣った, 悪い, 却下, 差, 拒绝, 落选, 更差, bị từ chối, từ chối, reddedilen, rejeitada, rejeitado"""
+    劣った, 悪い, 却下, 差, 拒绝, 落选, 更差, bị từ chối, từ chối, reddedilen, rejeitada, rejeitado
+    ruim, xấu, 差的, 拒绝的, lose, loses"""
 )
 NEGATIONS = _split_names("non, not, un, less, least, dis, never, no, 미, 비, 안, không")
 """Words that turn the meaning of the others round: `non_preferred_output` is the worse answer."""

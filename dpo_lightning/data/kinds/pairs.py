@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
-from dpo_lightning.data.formats.twin_columns import is_number
 from dpo_lightning.data.kinds.columns import find_look_alike
 from dpo_lightning.data.kinds.duplicates import check_order
 from dpo_lightning.data.kinds.fields import fit_answer, look_alike_texts, parse_number, strip_text
@@ -118,8 +117,8 @@ class PairKind(RowKind):
     def _note_scores(self, row: Row) -> None:
         """Note a row whose scores of both answers prefer the rejected one."""
         for chosen, rejected in SCORES:
-            scores = [float(value) for name in (chosen, rejected) if is_number(value := row.values.get(name, ""))]
-            if len(scores) == len(self.answers) and scores[0] < scores[1]:
+            one, other = (row.values.get(name) for name in (chosen, rejected))
+            if isinstance(one, (int, float)) and isinstance(other, (int, float)) and one < other:
                 what = f"pairs whose {chosen} is below {rejected}"
                 self.notes.add(row.origin, what, fix="exchange the answers or correct the scores")
 

@@ -34,11 +34,14 @@ SILENT = frozenset({"language", "id", "source", "__index_level_0__"})
 BEGINNINGS = frozenset(("initial", "partial"))
 """First words of columns with the beginning of an answer, such as `initial_reason_steps`."""
 
-OPTION = re.compile("[A-E]")
+OPTION = re.compile(r"[A-E]|(?:[Cc]hoice|[Oo]ption)[_ ]?(?:[A-Ea-e]|\d)")
 """Names of columns with the options of a question."""
 
 META = "meta"
 """Prefix of names that need no such warning either."""
+
+MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
+"""Names of columns that a text model cannot read, and that its answers cannot be about."""
 
 ABOUT_ANSWERS = frozenset(
     (
@@ -107,7 +110,7 @@ def _is_needed(name: str, row: Row, used: Collection[str], ours: str, any_text: 
     value = row.values.get(name)
     if value is None or value == "":
         return False
-    if _selects(name, value, used):
+    if _selects(name, value, used) or (normalize_name(name) in MEDIA and value != []):
         return True
     if not ours:
         about = {*split_name(name)} & ABOUT_ANSWERS or name.startswith(META) or find_preference(name)
@@ -141,7 +144,8 @@ def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str,
             "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}",
         }
         return RowError(what, excerpt_value(values[name]), ways[selects])
-    what = f"'{shown}' has text that is not read, and the answer may depend on it{count}"
+    content = "content" if normalize_name(name) in MEDIA else "text"
+    what = f"'{shown}' has {content} that is not read, and the answer may depend on it{count}"
     way = f"--data.columns.{ours} {shlex.quote(shown)}" if ours and ours not in values else "write it into the prompt"
     return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 

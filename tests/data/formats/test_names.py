@@ -88,3 +88,35 @@ def test_scores_that_contradict_the_order_are_noted(chosen: str, rejected: str, 
     lines = load(tmp_path, rows, "pairs")[1]
     assert any(f"pairs whose {chosen} is below {rejected}: 1" in line for line in lines)
     refusal(lambda: load(tmp_path, rows, "pairs", strict=True), ExitCode.DATA, chosen)
+
+
+@pytest.mark.parametrize(
+    ("question", "chosen", "rejected"),
+    [
+        ("query", "response", "rejected_response"),
+        ("prompt", "answer", "bad_answer"),
+        ("prompt", "more_preferred_response", "less_preferred_response"),
+        ("prompt", "win", "lose"),
+        ("问题", "好的回答", "差的回答"),
+        ("指令", "选择的回答", "拒绝的回答"),
+        ("câu hỏi", "câu trả lời tốt", "câu trả lời xấu"),
+        ("pergunta", "resposta_boa", "resposta_ruim"),
+    ],
+)
+def test_names_of_the_better_and_the_worse_answer(question: str, chosen: str, rejected: str, tmp_path: Path) -> None:
+    for names in ((question, chosen, rejected), (rejected, question, chosen)):
+        texts = {question: Q, chosen: GOOD, rejected: BAD}
+        rows = [{name: texts[name] for name in names}, {**{name: texts[name] for name in names}, question: Q2}]
+        example = load(tmp_path, rows, "pairs")[0][0]
+        assert (example.prompt, example.answers) == (Q, (GOOD, BAD))
+
+
+@pytest.mark.parametrize("plain", ["answer", "reference_response", "output"])
+def test_an_answer_of_another_name_is_not_the_better_one(plain: str, tmp_path: Path) -> None:
+    rows = [{"prompt": text, plain: GOOD, "rejected_response": BAD} for text in (Q, Q2)]
+    refusal(lambda: load(tmp_path, rows, "pairs"), ExitCode.DATA, "chosen")
+
+
+def test_options_beside_letters_are_not_lost(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "choice_a": TEXT, "choice_b": "Other", "chosen": "A", "rejected": "B"} for text in (Q, Q2)]
+    refusal(lambda: load(tmp_path, rows, "pairs"), ExitCode.DATA, "'choice_a' has text that is not read")
