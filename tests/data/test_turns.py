@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.row_files import assistant, user
 
-from dpo_lightning.data.formats.turns import parse_messages_text
+from dpo_lightning.data.formats.turns import parse_messages_text, unwrap_answer
 from dpo_lightning.data.kinds.fields import parse_text
 from dpo_lightning.data.readers.bad_rows import RowError
 
@@ -73,3 +73,10 @@ def test_what_python_prints_is_refused_with_the_way() -> None:
         parse_text(str([user("a"), assistant("c")]), "'x'", decode=True)
     assert "as Python prints it" in caught.value.what
     assert "json.dumps" in caught.value.fix
+
+
+def test_an_answer_may_be_an_object_with_one_text() -> None:
+    assert unwrap_answer({"text": "a", "model": "m", "score": 1}) == "a"
+    for value in ("a", [assistant("a")], assistant("a"), {"from": "gpt", "text": "a"}, {"text": 3}, {}, None):
+        assert unwrap_answer(value) == value
+    assert unwrap_answer({"text": "a", "output": "b"}) == {"text": "a", "output": "b"}

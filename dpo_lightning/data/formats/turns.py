@@ -24,6 +24,9 @@ ROLES = {
 TEXT_PARTS = frozenset(("text", "input_text", "output_text"))
 """Types of content parts that are text."""
 
+ANSWER_KEYS = ("content", "text", "response", "answer", "output", "completion")
+"""Keys of an object that has the text of one answer."""
+
 AS_JSON = ("[{", "[ {", "[\n", "[\r\n")
 """How a list of messages begins that was written as text."""
 
@@ -39,6 +42,17 @@ def find_role(message: Any) -> str:
 def is_messages(value: Any) -> bool:
     """Whether a value is a non-empty list of raw messages of known roles."""
     return isinstance(value, list) and bool(value) and all(map(find_role, value))
+
+
+def unwrap_answer(value: Any) -> Any:
+    """The text of an answer that is an object without a role, such as `{"text": ..., "model": ...}`.
+
+    Any other value is returned as it is, also an object in which several keys have the text.
+    """
+    if not isinstance(value, dict) or "role" in value or "from" in value:
+        return value
+    texts = [value[key] for key in ANSWER_KEYS if isinstance(value.get(key), str)]
+    return texts[0] if len(texts) == 1 else value
 
 
 def count_common(first: Sequence[Any], second: Sequence[Any]) -> int:

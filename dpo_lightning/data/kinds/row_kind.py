@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from dpo_lightning.data.examples import Example, Text
 from dpo_lightning.data.formats.base import KindName
-from dpo_lightning.data.formats.turns import is_messages_text
+from dpo_lightning.data.formats.turns import is_messages_text, unwrap_answer
 from dpo_lightning.data.kinds.columns import missing_columns
 from dpo_lightning.data.kinds.context_columns import READ, ContextColumns
 from dpo_lightning.data.kinds.duplicates import check_repeats
@@ -127,6 +127,8 @@ class RowKind(ABC):
         """
         if name in self.example.annotations():
             return value
+        if name in self.answers:
+            value = unwrap_answer(value)
         text = parse_text(value, self.quote_name(name), decode=name in self.decoded)
         if isinstance(value, str) and not isinstance(text, str):
             self.context.count(f"values of {self.quote_name(name)} that are messages in JSON text")
