@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dpo_lightning.data.formats.turns import is_messages
@@ -91,11 +92,13 @@ def split_name(name: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in SPLIT.split(name) if word)
 
 
+@lru_cache(1024)  # columns have the same few names in all rows
 def normalize_name(name: str) -> str:
     """The words of a column name in lower case, joined by spaces."""
     return " ".join(split_name(name))
 
 
+@lru_cache(1024)
 def find_preference(name: str) -> str:
     """`chosen` or `rejected` if the words of a name say that the column has this answer of a pair; otherwise "".
 

@@ -18,7 +18,7 @@ FIX = "write the conversation as messages, or as `prompt` and answers"
 
 def is_transcript(value: Any) -> bool:
     """Whether a value is a string that begins with a turn of the user or the system and has one of the assistant."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or MARKER.match(value.lstrip()) is None:
         return False
     markers = _find_markers(value.lstrip())
     roles = [MARKERS[marker[2].lower()] for marker in markers]
