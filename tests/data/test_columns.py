@@ -124,3 +124,11 @@ def test_columns_of_the_training_rows_do_not_hide_those_of_held_out_ones(tmp_pat
     assert [example.prompt for example in data.examples["train"]] == [PAIR["prompt"], OTHER["prompt"]]
     misspelt = PreferenceDataModule(jsonl(tmp_path, other, "more.jsonl"), columns={"prompt": "qestion"})
     refusal(lambda: misspelt.read_rows(("train",)), ExitCode.DATA, "'qestion'", "more.jsonl:1")
+
+
+def test_answers_that_changed_places_are_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{**PAIR, "swapped": False}, {**OTHER, "swapped": True}])
+    parts = "'swapped' may select what is learned, and is not read", f"{path}:2", "--data.ignore_columns swapped"
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, *parts)
+    never = jsonl(tmp_path, [{**PAIR, "swapped": False}, {**OTHER, "swapped": False}], "never.jsonl")
+    assert load_examples(PairKind, never)[1] == ["columns that are not used: swapped"]

@@ -40,6 +40,9 @@ OPTION = re.compile(r"[A-E]|(?:[Cc]hoice|[Oo]ption)[_ ]?(?:[A-Ea-e]|\d)")
 META = "meta"
 """Prefix of names that need no such warning either."""
 
+SWAPS = frozenset(("swapped", "flipped", "is swapped", "is flipped", "reversed"))
+"""Names of columns that say that the answers of a pair changed places."""
+
 MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
 """Names of columns that a text model cannot read, and that its answers cannot be about."""
 
@@ -122,12 +125,14 @@ def _is_needed(name: str, row: Row, used: Collection[str], ours: str, any_text: 
 
 
 def _selects(name: str, value: Any, used: Collection[str]) -> str:
-    """Our column for a value that orders answers, judges one or weights the row; "" for any other."""
+    """How a value selects what is learned: it orders, judges or exchanges answers, or weights the row; "" for none."""
     word = normalize_name(name)
     if word in SCORES | RANKS and "responses" in used:
         return "scores" if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value) else ""
     if word in LABELS | TRAITS and {"completion", "output", "messages"} & {*used} and "label" not in used:
         return "label" if normalize_label(value) in JUDGEMENTS else ""
+    if word in SWAPS and "chosen" in used:
+        return "swap" if normalize_label(value) in ("true", "1", "yes") else ""
     return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
 
 
@@ -140,6 +145,7 @@ def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str,
         what = f"'{shown}' may select what is learned, and is not read{count}"
         ways = {
             "scores": "keep one column that orders the answers, and remove the others",
+            "swap": f"exchange the answers of the rows that it marks, and remove the column; or {ignore}",
             "label": "--config configs/kto.yaml, or keep the rows that are good, and remove the column",
             "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}",
         }
