@@ -128,7 +128,7 @@ def test_columns_of_the_training_rows_do_not_hide_those_of_held_out_ones(tmp_pat
 
 def test_answers_that_changed_places_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path, [{**PAIR, "swapped": False}, {**OTHER, "swapped": True}])
-    parts = "'swapped' may select what is learned, and is not read", f"{path}:2", "--data.ignore_columns swapped"
+    parts = "'swapped' may select what is learned, and is not read", f"{path}:2", "exchange the answers"
     refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, *parts)
     never = jsonl(tmp_path, [{**PAIR, "swapped": False}, {**OTHER, "swapped": False}], "never.jsonl")
     assert load_examples(PairKind, never)[1] == ["columns that are not used: swapped"]

@@ -12,14 +12,9 @@ import pytest
 from support.row_files import jsonl
 
 from dpo_lightning.data.formats.base import KindName
-from dpo_lightning.data.kinds.pairs import PairKind
-from dpo_lightning.data.kinds.ranked import RankedKind
-from dpo_lightning.data.kinds.sft import SFTKind
-from dpo_lightning.data.kinds.unpaired import UnpairedKind
-from dpo_lightning.data.load import load_examples
+from dpo_lightning.data.load import KINDS, load_examples
 from dpo_lightning.errors import UserError
 
-KINDS: dict[KindName, Any] = {"pairs": PairKind, "ranked": RankedKind, "unpaired": UnpairedKind, "sft": SFTKind}
 DEEPEST = 6
 """Errors in a row after which a walk is a circle."""
 
@@ -40,6 +35,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "text of the question beside it": {"prompt": QUESTION, "context": ABOUT, "chosen": GOOD, "rejected": BAD},
     "an instruction with a context": {"instruction": QUESTION, "context": ABOUT, "chosen": GOOD, "rejected": BAD},
     "ratings": {"prompt": QUESTION, "responses": [BAD, GOOD], "ratings": [1, 5]},
+    "the number of the best": {"prompt": QUESTION, "responses": [BAD, GOOD], "best_idx": 1},
+    "votes beside a list": {"prompt": QUESTION, "responses": [BAD, GOOD], "votes": [1, 5]},
+    "answers that changed places": {"prompt": QUESTION, "chosen": BAD, "rejected": GOOD, "swapped": True},
     "names of models": {"prompt": QUESTION, "gpt4_response": GOOD, "my_model_response": BAD},
     "two questions": {"question": QUESTION, "query": ABOUT, "chosen": GOOD, "rejected": BAD},
     "names of models and a winner": {"prompt": QUESTION, "gpt4": BAD, "llama": GOOD, "winner": "llama"},
@@ -125,5 +123,8 @@ REFUSED = {
     "ratings",
     "a negated name of another word",
     "names of models",
+    "the number of the best",
+    "votes beside a list",
+    "answers that changed places",
 }
 """Rows from which no pair is read by any flag that is proposed."""

@@ -8,12 +8,7 @@ from typing import Any
 
 from dpo_lightning.data.formats.base import KindName
 from dpo_lightning.data.formats.recognition import FORMATS
-from dpo_lightning.data.kinds.pairs import PairKind
-from dpo_lightning.data.kinds.ranked import RankedKind
-from dpo_lightning.data.kinds.row_kind import RowKind
-from dpo_lightning.data.kinds.sft import SFTKind
-from dpo_lightning.data.kinds.unpaired import UnpairedKind
-from dpo_lightning.data.load import load_examples
+from dpo_lightning.data.load import KINDS, load_examples
 from support.comparison_rows import COMPARISONS, LISTS
 from support.format_texts import (
     ANSWERED,
@@ -38,14 +33,6 @@ from support.format_texts import (
 )
 from support.row_files import assistant, jsonl, user
 from support.vendor_rows import VENDORS
-
-KINDS: dict[KindName, type[RowKind]] = {
-    "pairs": PairKind,
-    "ranked": RankedKind,
-    "unpaired": UnpairedKind,
-    "sft": SFTKind,
-}
-"""Kind of rows -> the class that reads it."""
 
 OWN = {
     "pairs": Sample([PAIR, SECOND], **TEXTS),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hypothesis import strategies as st
+
 from support.row_files import assistant, user
 
 Q, Q2 = "Name a colour of the sea.", "Name a bird that wades."
@@ -70,3 +72,14 @@ SECOND = {"prompt": Q2, "chosen": GOOD2, "rejected": BAD2}
 NEXT = [user(Q2), assistant(GOOD2)]
 RATINGS = {"correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 1}
 WITH_SYSTEM = [("system", SYSTEM), *ASKED]
+
+SENTENCES = st.text(alphabet="abcdefgh 가나é.!\n", min_size=3, max_size=20).map(
+    lambda text: f"It is {' '.join(text.split()) or 'so'} indeed"
+)
+PAIR_ROWS = st.lists(
+    st.tuples(SENTENCES, SENTENCES, SENTENCES, st.booleans()).filter(lambda row: row[1] != row[2]),
+    min_size=2,
+    max_size=6,
+    unique_by=lambda row: row[0],
+)
+"""Rows of a prompt, the better answer, the worse one, and whether the answers change places in the file."""

@@ -20,8 +20,6 @@ SIZES = tuple(suffix for suffix in NO_TEXT if suffix != "_score")
 CATEGORIES = frozenset(("label", "labels", "result"))
 """Names of verdicts that are also used for the category of a row, which is no number."""
 
-WAYS = (("scores", "highest"), ("rank", "least"))
-
 INDEXES = frozenset(("best", "winner", "winning", "chosen"))
 """Words of columns with the number of the best answer, such as `best_idx`."""
 
@@ -77,7 +75,10 @@ def _describe(name: str, value: Any) -> RowError:
     """The error for a column that may order the answers."""
     shown = excerpt_name(name)
     what = f"'{shown}' may say which answer is best, and is not read: without 'scores', the first answer is the best"
-    flags = [f"--data.columns.{ours} {shlex.quote(name)} where the {best} is best, or " for ours, best in WAYS]
-    ways = "".join(flags) if isinstance(value, list) else "put the best answer first, or "
-    fix = f"{ways}--data.ignore_columns {shlex.quote(name)} if the first answer is the best in every row"
+    fix = "put the best answer first in every row, and remove the column"
+    if isinstance(value, list):  # which flag is right depends on what the numbers mean, so that none is printed whole
+        fix = (
+            f"--data.columns.NAME {shlex.quote(name)}, where NAME is scores (the highest is the best) "
+            f"or rank (the least is the best); or {fix}"
+        )
     return RowError(what, excerpt_value(value), fix)

@@ -44,7 +44,7 @@ SWAPS = frozenset(("swapped", "flipped", "is swapped", "is flipped", "reversed")
 """Names of columns that say that the answers of a pair changed places."""
 
 MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
-"""Names of columns that a text model cannot read, and that its answers cannot be about."""
+"""Names of columns with images, video or sound, which no model here reads, although the answers may be about them."""
 
 ABOUT_ANSWERS = frozenset(
     (
@@ -80,19 +80,19 @@ def check_unread(
     unasked = {example.origin for example in examples if not example.prompt}
     unasked |= {row.origin for row in rows if "prompt" not in row.values and isinstance(row.values.get("chosen"), str)}
     has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))
-    reported: dict[str, list[Row]] = {}
+    reported: dict[str, tuple[str, list[Row]]] = {}
     for name in count_columns(rows):
         if name in used:
             continue
         ours = match_context(name, has_prompt)
         found = [row for row in rows if _is_needed(name, row, used, ours, named or row.origin in unasked)]
         if found:
-            reported[name] = found
+            reported[name] = ours, found
     names = ", ".join(reported)
     ignore = f"--data.ignore_columns {shlex.quote(names if len(reported) == 1 else f'[{names}]')}"
-    for name, found in reported.items():
-        ours = match_context(name, has_prompt) or "prompt"
-        bad.add(found[0].origin, _describe(name, found, used, ours if ours != "prompt" or not named else "", ignore))
+    for name, (ours, found) in reported.items():
+        ours = ours or ("" if named else "prompt")
+        bad.add(found[0].origin, _describe(name, found, used, ours, ignore))
 
 
 def match_context(name: str, has_prompt: bool) -> str:
@@ -116,8 +116,9 @@ def _is_needed(name: str, row: Row, used: Collection[str], ours: str, any_text: 
     if _selects(name, value, used) or (normalize_name(name) in MEDIA and value != []):
         return True
     if not ours:
-        about = {*split_name(name)} & ABOUT_ANSWERS or name.startswith(META) or find_preference(name)
-        if not any_text or about or name.lower().endswith(NO_TEXT) or not has_words(value):
+        if not any_text or not has_words(value) or name.lower().endswith(NO_TEXT):
+            return False
+        if {*split_name(name)} & ABOUT_ANSWERS or name.startswith(META) or find_preference(name):
             return False
     texts = [text.strip() for text in iterate_texts(value) if text.strip()]
     read = JOINT.join(text for other in used for text in iterate_texts(row.values.get(other)))
@@ -131,7 +132,7 @@ def _selects(name: str, value: Any, used: Collection[str]) -> str:
         return "scores" if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value) else ""
     if word in LABELS | TRAITS and {"completion", "output", "messages"} & {*used} and "label" not in used:
         return "label" if normalize_label(value) in JUDGEMENTS else ""
-    if word in SWAPS and "chosen" in used:
+    if word in SWAPS:
         return "swap" if normalize_label(value) in ("true", "1", "yes") else ""
     return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
 
@@ -145,7 +146,7 @@ def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str,
         what = f"'{shown}' may select what is learned, and is not read{count}"
         ways = {
             "scores": "keep one column that orders the answers, and remove the others",
-            "swap": f"exchange the answers of the rows that it marks, and remove the column; or {ignore}",
+            "swap": "exchange the answers of the rows that it marks, and remove the column",
             "label": "--config configs/kto.yaml, or keep the rows that are good, and remove the column",
             "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}",
         }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dpo_lightning.data.readers.arrow_rows import ROWS_AT_ONCE, drop_nulls
+from dpo_lightning.data.readers.arrow_rows import ROWS_AT_ONCE, number_rows
 from dpo_lightning.data.readers.paths import read_bytes
 from dpo_lightning.data.readers.source import Source
-from dpo_lightning.errors import ExitCode, Problem, UserError
 
 # The first bytes of each format. Feather's second version is an Arrow file.
 FILE, STREAM, FEATHER = b"ARROW1", b"\xff\xff\xff\xff", b"FEA1"
@@ -31,23 +30,15 @@ def read_arrow_rows(data: str | bytes, source: Source) -> Iterator[tuple[int, An
     Raises:
         UserError: 65 if the file is truncated or damaged.
     """
-    import pyarrow
+    return number_rows(_slice_batches(data, source), source.name, "Arrow")
 
-    number = 0
-    try:
-        for batch in _read_batches(data, source):
-            # Damaged offsets would read beyond the buffers.
-            batch.validate(full=True)
-            for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-                for values in batch.slice(start, ROWS_AT_ONCE).to_pylist():
-                    number += 1
-                    yield number, drop_nulls(values)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            ExitCode.DATA,
-            Problem("the Arrow file is truncated or damaged", where=f"{source.name}:{number + 1}", text=str(error)),
-            fix="write, copy or download the file again",
-        ) from None
+
+def _slice_batches(data: str | bytes, source: Source) -> Iterator[Any]:
+    """The record batches of a file in slices, each checked: damaged offsets would read beyond the buffers."""
+    for batch in _read_batches(data, source):
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+            yield batch.slice(start, ROWS_AT_ONCE)
 
 
 def _read_batches(data: str | bytes, source: Source) -> Iterator[Any]:

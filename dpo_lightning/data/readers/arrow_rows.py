@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
@@ -29,20 +29,40 @@ def read_parquet_rows(data: str | bytes, name: str) -> Iterator[tuple[int, Any]]
     Raises:
         UserError: 65 if the file is truncated or damaged.
     """
+    return number_rows(_read_parquet_batches(data), name, "parquet")
+
+
+def _read_parquet_batches(data: str | bytes) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
+    with parquet.ParquetFile(data if isinstance(data, str) else pyarrow.BufferReader(data)) as file:
+        yield from file.iter_batches(ROWS_AT_ONCE)
+
+
+def number_rows(batches: Iterable[Any], name: str, kind: str) -> Iterator[tuple[int, Any]]:
+    """The rows of record batches, with their numbers from 1 in place of lines.
+
+    Args:
+        batches: the record batches, read one by one.
+        name: the file as messages print it.
+        kind: its format, for the error.
+
+    Raises:
+        UserError: 65 if the file is truncated or damaged.
+    """
+    import pyarrow
+
     number = 0
     try:
-        with parquet.ParquetFile(data if isinstance(data, str) else pyarrow.BufferReader(data)) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield number, drop_nulls(values)
+        for batch in batches:
+            for values in batch.to_pylist():
+                number += 1
+                yield number, drop_nulls(values)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(
             ExitCode.DATA,
-            Problem("the parquet file is truncated or damaged", where=f"{name}:{number + 1}", text=str(error)),
+            Problem(f"the {kind} file is truncated or damaged", where=f"{name}:{number + 1}", text=str(error)),
             fix="write, copy or download the file again",
         ) from None
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.format_rows import SAMPLES, load, show
-from support.format_texts import BAD, GOOD, Q2, Q
+from support.format_texts import BAD, GOOD, PAIR_ROWS, Q2, Q
 from support.row_files import assistant, refusal, user
 
 from dpo_lightning.data.formats.verdicts import TIE
@@ -268,20 +267,11 @@ WRITERS = {
     "webgpt": write_webgpt,
     "summary-comparisons": write_summaries,
 }
-WORDS = st.text(alphabet="abcdefgh 가나é.!\n", min_size=3, max_size=20).map(str.split).map(" ".join)
-TEXTS = WORDS.map(lambda text: f"It is {text or 'so'} indeed")
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=40, deadline=None)
-@given(
-    rows=st.lists(
-        st.tuples(TEXTS, TEXTS, TEXTS, st.booleans()).filter(lambda row: row[1] != row[2]),
-        min_size=2,
-        max_size=6,
-        unique_by=lambda row: row[0],
-    )
-)
+@given(rows=PAIR_ROWS)
 def test_pairs_that_are_written_are_read_back(
     name: str, rows: list[tuple[str, str, str, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.format_rows import BY_NAME, SAMPLES, load, remove, replace, show
-from support.format_texts import BAD, BAD2, GOOD, GOOD2, Q2, SYSTEM, Q, blocks, parts
+from support.format_texts import BAD, BAD2, GOOD, GOOD2, PAIR_ROWS, Q2, SYSTEM, Q, blocks, parts
 from support.row_files import refusal
 
 from dpo_lightning.data.formats.annotations import DISAGREE, NOT_JUDGED
@@ -184,21 +183,11 @@ WRITERS: dict[str, Callable[[str, str, str, bool], dict[str, Any]]] = {
     "Argilla": write_argilla,
     "LLaMA-Factory": lambda prompt, good, bad, _: {"instruction": prompt, "input": "", "output": [good, bad]},
 }
-TEXTS = st.text(alphabet="abcdefgh 가나é.!", min_size=3, max_size=20).map(
-    lambda text: f"It is {' '.join(text.split())} indeed"
-)
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=40, deadline=None)
-@given(
-    rows=st.lists(
-        st.tuples(TEXTS, TEXTS, TEXTS, st.booleans()).filter(lambda row: row[1] != row[2]),
-        min_size=2,
-        max_size=5,
-        unique_by=lambda row: row[0],
-    )
-)
+@given(rows=PAIR_ROWS)
 def test_pairs_that_are_written_are_read_back(
     name: str, rows: list[tuple[str, str, str, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
