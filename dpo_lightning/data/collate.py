@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from dpo_lightning.batches import Batch, Tree
 from dpo_lightning.data.examples import Encoded, EncodedAnswer
+from dpo_lightning.data.row_sizes import RowSizes
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 
@@ -83,8 +85,12 @@ class Collator(ABC):
         """The fields of a `Batch` from `input_ids` to `trees`; each group has the sequences of one row."""
 
     @abstractmethod
+    def count_tokens(self, sizes: RowSizes) -> np.ndarray[Any, Any]:
+        """Number of tokens that the model computes for each row, `[rows]`, without padding to that of other rows."""
+
     def tokens(self, row: Encoded) -> int:
         """Number of tokens that the model computes for a row, without padding to the length of other rows."""
+        return int(self.count_tokens(RowSizes.of([row]))[0])
 
     def width(self, longest: int) -> int:
         """The padded length, in tokens, for rows of at most `longest` tokens."""
@@ -101,9 +107,9 @@ class Padded(Collator):
     side: Literal["right", "left"] = "right"
     """The padded side; on either side, position 0 is the first token of a sequence."""
 
-    def tokens(self, row: Encoded) -> int:
+    def count_tokens(self, sizes: RowSizes) -> np.ndarray[Any, Any]:
         """The number of answers times the length of the longest, prompt included."""
-        return len(row.answers) * row.length
+        return sizes.counts * sizes.lengths
 
     def tensors(self, groups: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
         """Write one sequence per row, in the order of their numbers."""
@@ -132,15 +138,6 @@ class Trees(Collator):
     def arrange(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
         """For trees of these lengths, in tokens: the row of the batch and the first column of each."""
 
-    def tokens(self, row: Encoded) -> int:
-        """Each trunk once, plus all branches; the last token of a sequence is never an input and does not count."""
-        answers = [TokenSequence.of(number, (), answer) for number, answer in enumerate(row.answers)]
-        trees = [
-            (common_prefix_length(group), [len(sequence.ids) - 1 for sequence in group])
-            for group in self.groups([answers])
-        ]
-        return sum(len(row.prompt_ids) + sum(lengths) - (len(lengths) - 1) * trunk for trunk, lengths in trees)
-
     def tensors(self, groups: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
         """Write all trees; the last token of a sequence is left out, since nothing is predicted from it."""
         groups = self.groups(groups)
@@ -166,6 +163,10 @@ class Trees(Collator):
 class SharedPrefix(Trees):
     """One row per pair: the common beginning once, then the rest of either answer; padded to the longest pair."""
 
+    def count_tokens(self, sizes: RowSizes) -> np.ndarray[Any, Any]:
+        """Count the common beginning of the answers once; see `count_tree_tokens`."""
+        return count_tree_tokens(sizes)
+
     def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
         """Keep the answers of a row together: they share the prompt."""
         return list(groups)
@@ -178,6 +179,10 @@ class SharedPrefix(Trees):
 @dataclass(frozen=True)
 class Packed(Trees):
     """All sequences in one row without padding; none attends to another."""
+
+    def count_tokens(self, sizes: RowSizes) -> np.ndarray[Any, Any]:
+        """Count the prompt with each answer; the last token of a sequence is never an input and does not count."""
+        return sizes.counts * (sizes.prompts - 1) + sizes.totals
 
     def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
         """Make every sequence a group of its own, so that nothing is shared."""
@@ -195,6 +200,10 @@ class Packed(Trees):
 class PackedSharedPrefix(Packed):
     """All pairs in one row, with the common beginning of each pair once: no padding, no token computed twice."""
 
+    def count_tokens(self, sizes: RowSizes) -> np.ndarray[Any, Any]:
+        """Count the common beginning of the answers once; see `count_tree_tokens`."""
+        return count_tree_tokens(sizes)
+
     def groups(self, groups: Sequence[Sequence[TokenSequence]]) -> list[Sequence[TokenSequence]]:
         """Keep the answers of a row together: they share the prompt."""
         return list(groups)
@@ -205,6 +214,14 @@ def select_collator(chosen: Collator | None, *, takes_trees: bool) -> Collator:
     if chosen is not None and (takes_trees or not isinstance(chosen, Trees)):
         return chosen
     return PackedSharedPrefix() if takes_trees else Padded()
+
+
+def count_tree_tokens(sizes: RowSizes) -> np.ndarray[Any, Any]:
+    """Tokens of rows whose answers share their common beginning, `[rows]`: trunk once, plus all branches.
+
+    The last token of a sequence is never an input and does not count.
+    """
+    return sizes.prompts + sizes.totals - sizes.counts - (sizes.counts - 1) * sizes.shared
 
 
 class BatchWriter:

@@ -69,7 +69,7 @@ def convert_rows(
     if not examples:
         bad.raise_if_any()
     unread = BadRows()
-    found.check_unread(examples, unread)
+    found.check_unread(unread)
     unread.raise_if_any()
     rest = {
         row.origin: {name: value for name, value in row.values.items() if name not in found.reader.used}

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dpo_lightning.data.cache.spilled_list import SpilledList
 from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.base import Format, KindName
 from dpo_lightning.data.formats.between_kinds import convert_kind
@@ -67,7 +68,7 @@ def load_examples(
     format: str = AUTO,
     ignore_columns: Collection[str] = (),
     first_wins: str | int | None = None,
-) -> tuple[list[Any], list[str]]:
+) -> tuple[SpilledList[Any], list[str]]:
     """Read the rows of files as examples; also return the warnings about them, with counts and the first lines.
 
     Args:
@@ -104,7 +105,7 @@ def known_columns(*kinds: type[RowKind]) -> set[str]:
 class ReadRows(NamedTuple):
     """The rows of files, and the warnings about the files: what was guessed of their encoding or layout."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     lines: list[str]
 
 
@@ -121,7 +122,7 @@ def read_set(paths: str | Sequence[str], known: Collection[str], bad: BadRows, o
         UserError: as in `load_examples`, but not for single bad rows.
     """
     lines: list[str] = []
-    found = list(read_files(paths, bad, lines))
+    found = SpilledList(read_files(paths, bad, lines))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
         raise UserError(
@@ -158,37 +159,47 @@ class RowSet:
         self.converter = _choose_format(read.rows, kind, options.format)
         self.converter.configure(columns, options.first_wins)
         self._read = read.rows
-        self.rows = list(self._convert(read.rows, kind))
+        self.rows = self._convert(read.rows, kind)
         if not self.rows:
             bad.raise_if_any()
             what = f"no row is left: {'; '.join(notes.format_lines())}"
             problem = Problem(what, where=str(read.rows[0].origin))
             raise UserError(ExitCode.DATA, problem, fix="give rows that prefer one answer")
         check_same_columns(self.rows, kind.columns)
+        self._counts = count_columns(self.rows)
         # With a question column that was named or guessed, the question may have a second column.
         self.named = self.converter.guesses or "prompt" in columns
         names = {**self.converter.renames, **columns}
-        self.reader = kind.choose(count_columns(self.rows))(self.rows, names, bad, notes)
+        self.reader = kind.choose(self._counts)(self.rows, names, bad, notes)
+        self._unasked = bytearray()
 
-    def read_examples(self) -> list[Any]:
+    def read_examples(self) -> SpilledList[Any]:
         """Read the rows; those with a fault in a column that is read are bad."""
         used = self.reader.used
-        rows = (row for row in self.rows if not row.add_faults(used, self.bad))
-        return [example for row in rows for example in self.reader.read(row)]
+        examples: SpilledList[Any] = SpilledList()
+        self._unasked = bytearray(len(self.rows))
+        for number, row in enumerate(self.rows):
+            if row.add_faults(used, self.bad):
+                continue
+            for example in self.reader.read(row):
+                examples.append(example)
+                self._unasked[number] |= not example.prompt
+        return examples
 
     def check(self, examples: Sequence[Example], allow: Collection[str]) -> None:
         """Compare the rows, and look for columns and texts that were probably not meant; see `load_examples`."""
         _check_kinds(examples, self.bad)
-        self.check_unread(examples, self.bad)
+        self.check_unread(self.bad)
         self.reader.check(examples, allow, self.bad, self.notes)
         self._note_invisible()
         note_markup(examples, self.notes)
 
-    def check_unread(self, examples: Sequence[Example], bad: BadRows) -> None:
+    def check_unread(self, bad: BadRows) -> None:
         """Report columns that are not read although answers, or their order, may depend on them, to `bad`."""
         if isinstance(self.converter, Ranked):
             check_list_order(self._read, bad)
-        check_unread(self.rows, self.reader.used, examples, bad, named=self.named)
+        unread = [name for name in self._counts if name not in self.reader.used]
+        check_unread(self.rows, self.reader.used, unread, self._unasked, bad, named=self.named)
 
     def _note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""
@@ -202,17 +213,19 @@ class RowSet:
         """The lines about the set: its files and format, the warnings, how columns were read, and which were not."""
         own = isinstance(self.converter, OwnFormat)
         lines = [*self.lines, *([] if own else [f"read as: {self.converter.describe()}"])]
-        unused = describe_unused(self.rows, self.reader.used)
+        unused = describe_unused(self.rows, self._counts, self.reader.used)
         return [*lines, *self.notes.format_lines(), *self.reader.context.lines(), *unused]
 
-    def _convert(self, rows: Sequence[Row], kind: type[RowKind]) -> Iterator[Row]:
+    def _convert(self, rows: Sequence[Row], kind: type[RowKind]) -> Sequence[Row]:
         """Convert rows to our columns of the kind that is read."""
         if kind.reads is None or (isinstance(self.converter, OwnFormat) and kind.reads == self.converter.kind):
-            yield from rows
-            return
+            return rows
+        return SpilledList(self._convert_each(rows, kind.reads))
+
+    def _convert_each(self, rows: Sequence[Row], kind: KindName) -> Iterator[Row]:
         for row in self.converter.convert_rows(rows, self.bad, self.notes):
             try:
-                yield row._replace(values=convert_kind(row.values, self.converter.kind, kind.reads))
+                yield row._replace(values=convert_kind(row.values, self.converter.kind, kind))
             except RowError as error:
                 self.bad.add(row.origin, error)
 

@@ -7,9 +7,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
+from dpo_lightning.data.row_sizes import RowSizes
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
@@ -207,8 +209,10 @@ def check_batch_size(
             f"{rows} training rows are fewer than one batch ({size} x {world_size} devices)",
             fix=f"--data.batch_size {rows // world_size} or more rows" if rows >= world_size else "give more rows",
         )
-    counted = [(collator.tokens(row), row) for several in encoded.values() for row in several] if max_tokens else []
-    long = [(tokens, row) for tokens, row in counted if max_tokens and tokens > max_tokens]
+    long = []
+    for several in encoded.values() if max_tokens else ():
+        tokens = collator.count_tokens(RowSizes.of(several))
+        long += [(int(tokens[place]), several[place]) for place in np.flatnonzero(tokens > max_tokens).tolist()]
     if long:
         raise UserError(
             ExitCode.DATA,

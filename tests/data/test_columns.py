@@ -12,6 +12,7 @@ from dpo_lightning import PreferenceDataModule
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.kinds.columns import (
     check_same_columns,
+    count_columns,
     find_look_alike,
     missing_columns,
     rename,
@@ -32,7 +33,7 @@ def row(values: dict[str, Any], file: str = "f", line: int = 1) -> Row:
 def test_columns_are_mapped_and_ours_of_that_name_set_aside() -> None:
     mapped = rename([row({"question": "q", "prompt": "p", "x": 1})], {"prompt": "question"}, KNOWN)
     assert mapped[0].values == {"prompt": "q", "x": 1}
-    assert describe_unused(mapped, KNOWN) == ["columns that are not used: x, prompt"]
+    assert describe_unused(mapped, count_columns(mapped), KNOWN) == ["columns that are not used: x, prompt"]
 
 
 def test_a_file_without_the_named_column_keeps_ours() -> None:
@@ -40,7 +41,7 @@ def test_a_file_without_the_named_column_keeps_ours() -> None:
     rows = [row({"question": "q"}), row({"prompt": "b"}, line=2), row({"prompt": "p", "chosen": "c"}, "g")]
     mapped = rename(rows, {"prompt": "question"}, KNOWN)
     assert [one.values for one in mapped] == [{"prompt": "q"}, {}, {"prompt": "p", "chosen": "c"}]
-    assert describe_unused(mapped, KNOWN) == [
+    assert describe_unused(mapped, count_columns(mapped), KNOWN) == [
         "g has no column 'question': its 'prompt' is read instead",
         "columns that are not used: prompt",
     ]
@@ -89,8 +90,8 @@ def test_unknown_columns_are_named_once() -> None:
         row({"prompt": 1, "score": 2, "language": "ko", "meta_x": 1}),
         row({"score": 3, "id": 4, "source": 5}),
     ]
-    assert describe_unused(rows, KNOWN) == ["columns that are not used: score"]
-    assert describe_unused(rows, (*KNOWN, "score")) == []
+    assert describe_unused(rows, count_columns(rows), KNOWN) == ["columns that are not used: score"]
+    assert describe_unused(rows, count_columns(rows), (*KNOWN, "score")) == []
 
 
 @pytest.mark.parametrize("name", ["loss_mask", "train", "weights", "sample_weight", "Loss_Weight"])

@@ -44,11 +44,11 @@ def check_rows(
     """
     checked = CheckedRows()
     bad = BadRows()
-    notes = Notes(bad, strict=strict)
+    notes = Notes(bad, strict=strict, most=None)
     try:
         read = read_set(paths, known_columns(KINDS[kind]), bad, options)
         found = RowSet(read, KINDS[kind], bad, notes, options)
-        checked.examples = found.read_examples()
+        checked.examples = list(found.read_examples())
         found.check(checked.examples, allow)
         checked.notes = found.format_lines()
         bad.raise_if_any()

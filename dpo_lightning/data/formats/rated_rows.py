@@ -60,8 +60,7 @@ class HelpSteerRatings(Format):
 
     def convert_rows(self, rows: Iterable[Row], bad: BadRows, notes: Notes) -> Iterator[Row]:
         """Join adjacent rows of the same prompt."""
-        converted = list(super().convert_rows(rows, bad, notes))
-        for _, group in groupby(converted, key=lambda row: row.values["prompt"]):
+        for _, group in groupby(super().convert_rows(rows, bad, notes), key=lambda row: row.values["prompt"]):
             found = list(group)
             scores = [row.values["scores"] for row in found]
             if len({*scores}) < LEAST:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dpo_lightning.data.cache.spilled_list import SpilledList
 from dpo_lightning.data.formats.names import VERDICTS, find_preference, has_negation, has_words, normalize_name
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
@@ -76,7 +77,7 @@ MAX_NAMES = 20
 
 def rename(
     rows: Sequence[Row], columns: Mapping[str, str] | None, known: Collection[str], *, columns_optional: bool = False
-) -> list[Row]:
+) -> Sequence[Row]:
     """Rename the columns of rows from the file's names to ours.
 
     A file that lacks the mapped column but has one of our name keeps its own: training and held-out files may differ.
@@ -93,7 +94,7 @@ def rename(
             no file has.
     """
     if not columns:
-        return list(rows)
+        return rows
     for ours in columns:
         if ours not in known:
             raise UserError(
@@ -118,10 +119,10 @@ def rename(
         file: {name: ours for name, ours in theirs.items() if name in names or ours not in names}
         for file, names in present.items()
     }
-    return [_rename_row(row, found[row.origin.file], columns) for row in rows]
+    return SpilledList(_rename_row(row, found[row.origin.file], columns) for row in rows)
 
 
-def remove_columns(rows: Sequence[Row], names: Collection[str], *, columns_optional: bool = False) -> list[Row]:
+def remove_columns(rows: Sequence[Row], names: Collection[str], *, columns_optional: bool = False) -> Sequence[Row]:
     """Remove columns from rows.
 
     Args:
@@ -133,7 +134,7 @@ def remove_columns(rows: Sequence[Row], names: Collection[str], *, columns_optio
         UserError: 65, no row has a column of a name, which may be misspelt.
     """
     if not names:
-        return list(rows)
+        return rows
     found = count_columns(rows)
     for name in names:
         if name not in found and not columns_optional:
@@ -142,7 +143,7 @@ def remove_columns(rows: Sequence[Row], names: Collection[str], *, columns_optio
                 f"no row has the column '{excerpt_name(name)}'; the columns are {listed}", "data.ignore_columns"
             )
             raise UserError(ExitCode.DATA, problem, fix="name columns of the file")
-    return [_remove_columns(row, names) for row in rows]
+    return SpilledList(_remove_columns(row, names) for row in rows)
 
 
 def _remove_columns(row: Row, names: Collection[str]) -> Row:

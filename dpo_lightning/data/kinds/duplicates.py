@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
 from typing import Any, TypeAlias
 
+from dpo_lightning.data.cache.spilled_list import SpilledList
 from dpo_lightning.data.examples import Example, Message, Origin, Text
 from dpo_lightning.data.kinds.cycles import find_cycles
+from dpo_lightning.data.kinds.suspects import select_contradicting, select_repeated, select_shared
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -49,7 +51,7 @@ def check_repeats(
         annotation: returns what must be equal besides prompt and answers, such as the label.
     """
     seen: dict[Hashable, Origin] = {}
-    for example in examples:
+    for example in select_repeated(examples, _answers_key):
         row = (*_answers_key(example), annotation(example))
         first = seen.setdefault(row, example.origin)
         if first is not example.origin:
@@ -65,6 +67,7 @@ def check_order(examples: Sequence[Example], allow: Collection[str], bad: BadRow
         bad: collects the errors.
         notes: collects the warnings.
     """
+    examples = select_contradicting(examples, _ranking_key)
     check_repeats(examples, notes)
     ahead: dict[Hashable, Origin] = {}  # (prompt, better, worse) -> the first row that ranks them so
     # Neighbours in a ranking alone: a cycle through answers that are further apart also leads through these.
@@ -90,6 +93,7 @@ def check_order(examples: Sequence[Example], allow: Collection[str], bad: BadRow
 
 def check_labels(examples: Sequence[Any], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
     """Note repeated rows; a row is bad, unless allowed, if another one has its answer with the other label."""
+    examples = select_repeated(examples, _answers_key)
     check_repeats(examples, notes, lambda example: example.good)
     seen: dict[Hashable, Origin] = {}
     for example in examples:
@@ -164,7 +168,7 @@ def check_leak(
         warnings.append(f"{count} ({shared[0][0].origin} = {shared[0][1]}, ...)")
         bad = BadRows()
         notes = Notes(bad, strict=False)
-        check([*train, *held_out], allow, bad, notes)
+        check(SpilledList(chain(train, held_out)), allow, bad, notes)
         bad.raise_if_any()
         warnings += [line for line in notes.format_lines() if line.startswith((CONTRADICTING, CYCLING))]
     return warnings
@@ -172,6 +176,7 @@ def check_leak(
 
 def find_shared_prompts(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Origin]]:
     """The held-out rows whose prompt is also in the training rows, each with the first row that has it there."""
+    train, held_out = select_shared(train, held_out, _prompt_key)
     seen: dict[Hashable, Origin] = {}
     for example in train:
         seen.setdefault(_prompt_key(example), example.origin)
@@ -208,6 +213,12 @@ def _prompt_key(example: Example) -> Hashable:
 def _answers_key(example: Example) -> tuple[Hashable, str, tuple[Hashable, ...]]:
     """A key of prompt, tools and answers."""
     return text_key(example.prompt), _tools_key(example), tuple(map(text_key, example.answers))
+
+
+def _ranking_key(example: Example) -> tuple[Hashable, tuple[Hashable, ...]]:
+    """The context in which answers are compared, prompt and tools, and a key of each answer."""
+    prompt, tools, answers = _answers_key(example)
+    return (prompt, tools), answers
 
 
 def _tools_key(example: Example) -> str:

@@ -31,9 +31,10 @@ def check_list_order(rows: Sequence[Row], bad: BadRows) -> None:
         rows: rows of this package's format for ranked lists, before they are converted to another kind.
         bad: collects the errors; a column is reported once, at the first row that has it.
     """
-    without = [row for row in rows if row.values.get("scores") is None]
-    if len(without) < len(rows):
-        for row in without:
+    if any(row.values.get("scores") is not None for row in rows):
+        for row in rows:
+            if row.values.get("scores") is not None:
+                continue
             what = "the row has no 'scores', and others have them, so that the order of its answers is unknown"
             bad.add(row.origin, RowError(what, fix="write scores in all rows or in none"))
         return

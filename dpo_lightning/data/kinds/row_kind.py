@@ -67,14 +67,15 @@ class RowKind(ABC):
         self.names, self.bad, self.notes = names, bad, notes
         self.context = ContextColumns.of(rows, names)
         self.needed = self.columns
-        present = {name for row in rows for name in row.values}
+        present: set[str] = set()
+        for row in rows:
+            present.update(row.values)
         missing = self.choose_columns(rows, present)
         if missing:
             raise missing_columns(missing, rows, names)
         # An answer that is a list of messages in JSON may be the text that was meant; a column of them never is.
-        texts = {name: [row.values.get(name) for row in rows] for name in self.answers}
         self.decoded = {
-            *(name for name, column in texts.items() if all(map(is_messages_text, column))),
+            *(name for name in self.answers if all(is_messages_text(row.values.get(name)) for row in rows)),
             *(name for name in self.needed if name not in self.answers),
         }
 

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.names import (
     JUDGEMENTS,
     LABELS,
@@ -20,7 +19,7 @@ from dpo_lightning.data.formats.names import (
     normalize_name,
     split_name,
 )
-from dpo_lightning.data.kinds.columns import NO_TEXT, WEIGHTS, count_columns
+from dpo_lightning.data.kinds.columns import NO_TEXT, WEIGHTS
 from dpo_lightning.data.kinds.context_columns import INPUT, JOINT, WORDS
 from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
@@ -62,7 +61,13 @@ MAX_NAMES = 20
 
 
 def check_unread(
-    rows: Sequence[Row], used: Collection[str], examples: Sequence[Example], bad: BadRows, *, named: bool = False
+    rows: Sequence[Row],
+    used: Collection[str],
+    unread: Sequence[str],
+    unasked: Sequence[int],
+    bad: BadRows,
+    *,
+    named: bool = False,
 ) -> None:
     """Report columns that are not read although an answer may depend on them, each once, at the first such row.
 
@@ -73,26 +78,29 @@ def check_unread(
     Args:
         rows: the rows with our columns.
         used: the columns that are read.
-        examples: what was read of the rows.
+        unread: the other columns, in the order in which they first appear.
+        unasked: for each row, whether what was read of it has an empty prompt.
         bad: collects the errors.
         named: whether the column of the question was assigned by its name.
     """
-    unasked = {example.origin for example in examples if not example.prompt}
-    unasked |= {row.origin for row in rows if "prompt" not in row.values and isinstance(row.values.get("chosen"), str)}
+    if not unread:
+        return
     has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))
-    reported: dict[str, tuple[str, list[Row]]] = {}
-    for name in count_columns(rows):
-        if name in used:
-            continue
-        ours = match_context(name, has_prompt)
-        found = [row for row in rows if _is_needed(name, row, used, ours, named or row.origin in unasked)]
-        if found:
-            reported[name] = ours, found
+    meant = {name: match_context(name, has_prompt) for name in unread}
+    found: dict[str, Row] = {}  # the first row that needs the column
+    counts = dict.fromkeys(unread, 0)
+    for row, empty in zip(rows, unasked, strict=True):
+        implied = "prompt" not in row.values and isinstance(row.values.get("chosen"), str)
+        for name in unread:
+            if _is_needed(name, row, used, meant[name], bool(named or empty or implied)):
+                found.setdefault(name, row)
+                counts[name] += 1
+    reported = [name for name in unread if name in found]
     names = ", ".join(reported)
     ignore = f"--data.ignore_columns {shlex.quote(names if len(reported) == 1 else f'[{names}]')}"
-    for name, (ours, found) in reported.items():
-        ours = ours or ("" if named else "prompt")
-        bad.add(found[0].origin, _describe(name, found, used, ours, ignore))
+    for name in reported:
+        ours = meant[name] or ("" if named else "prompt")
+        bad.add(found[name].origin, _describe(name, found[name], counts[name], used, ours, ignore))
 
 
 def match_context(name: str, has_prompt: bool) -> str:
@@ -137,10 +145,19 @@ def _selects(name: str, value: Any, used: Collection[str]) -> str:
     return "weight" if name.lower() in WEIGHTS or name.lower() in MARKS else ""
 
 
-def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str, ignore: str) -> RowError:
-    """The error for rows that need the column `name`: it may be read as `ours`, or left aside by the flag `ignore`."""
-    shown, values = excerpt_name(name), found[0].values
-    count = f" ({len(found):,} rows)" if len(found) > 1 else ""
+def _describe(name: str, row: Row, rows: int, used: Collection[str], ours: str, ignore: str) -> RowError:
+    """The error for rows that need the column `name`: it may be read as `ours`, or left aside by the flag `ignore`.
+
+    Args:
+        name: the column.
+        row: the first row that needs it.
+        rows: how many rows need it.
+        used: the columns that are read.
+        ours: our column as which it may be read.
+        ignore: the flag that leaves it aside.
+    """
+    shown, values = excerpt_name(name), row.values
+    count = f" ({rows:,} rows)" if rows > 1 else ""
     selects = _selects(name, values[name], used)
     if selects:
         what = f"'{shown}' may select what is learned, and is not read{count}"
@@ -157,11 +174,21 @@ def _describe(name: str, found: Sequence[Row], used: Collection[str], ours: str,
     return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 
 
-def describe_unused(rows: Sequence[Row], used: Collection[str]) -> list[str]:
-    """The warnings about columns: those that nothing reads, and those for which a file used its own name instead."""
-    names = [name for name in count_columns(rows) if name not in used and not _is_silent(name)]
-    names += sorted(frozenset().union(*(row.displaced for row in rows)))
-    kept = {(row.origin.file, *pair): None for row in rows for pair in sorted(row.kept)}
+def describe_unused(rows: Sequence[Row], columns: Collection[str], used: Collection[str]) -> list[str]:
+    """The warnings about columns: those that nothing reads, and those for which a file used its own name instead.
+
+    Args:
+        rows: the rows.
+        columns: all their columns.
+        used: the columns that are read.
+    """
+    names = [name for name in columns if name not in used and not _is_silent(name)]
+    displaced: set[str] = set()
+    kept: dict[tuple[str, str, str], None] = {}
+    for row in rows:
+        displaced |= row.displaced
+        kept |= {(row.origin.file, *pair): None for pair in sorted(row.kept)}
+    names += sorted(displaced)
     lines = [
         f"{file} has no column '{excerpt_name(named)}': its '{ours}' is read instead" for file, named, ours in kept
     ]

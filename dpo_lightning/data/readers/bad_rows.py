@@ -84,18 +84,22 @@ class Notes:
 
     Attributes:
         places: kind of warning -> its rows as printed, in the order in which the kinds were added first.
+        counts: kind of warning -> the number of its rows.
     """
 
-    def __init__(self, bad: BadRows, *, strict: bool) -> None:
+    def __init__(self, bad: BadRows, *, strict: bool, most: int | None = MAX_PLACES) -> None:
         """Create an empty collection.
 
         Args:
             bad: the collection that receives the rows if `strict`.
             strict: whether unusual rows are errors.
+            most: rows of each kind that are kept in `places`; None keeps all.
         """
         self._bad = bad
         self._strict = strict
+        self._most = most
         self.places: dict[str, list[str]] = {}
+        self.counts: dict[str, int] = {}
 
     def add(self, origin: Origin, kind: str, *, other: Origin | None = None, fix: str = "") -> None:
         """Add the row at `origin`.
@@ -110,14 +114,23 @@ class Notes:
             what = f"{kind}, see {other}" if other else kind
             self._bad.add(origin, RowError(what, fix=fix or "correct the row, or leave out --data.strict"))
             return
-        self.places.setdefault(kind, []).append(f"{origin} = {other}" if other else str(origin))
+        places = self.places.setdefault(kind, [])
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self._most is None or len(places) < self._most:
+            places.append(f"{origin} = {other}" if other else str(origin))
 
     def format_lines(self) -> list[str]:
         """Format one line for each kind, in the order in which the kinds were added first."""
-        return [f"{kind}: {len(places):,} ({format_places(places)})" for kind, places in self.places.items()]
+        counted = ((kind, places, self.counts[kind]) for kind, places in self.places.items())
+        return [f"{kind}: {count:,} ({format_places(places, count)})" for kind, places, count in counted]
 
 
-def format_places(places: list[str]) -> str:
-    """Join the first `MAX_PLACES` places with commas, and append the number of the others."""
-    rest = len(places) - MAX_PLACES
+def format_places(places: list[str], count: int | None = None) -> str:
+    """Join the first `MAX_PLACES` places with commas, and append the number of the others.
+
+    Args:
+        places: at least the first `MAX_PLACES` places.
+        count: the number of all; by default, that of `places`.
+    """
+    rest = (len(places) if count is None else count) - MAX_PLACES
     return ", ".join(places[:MAX_PLACES]) + (f", and {rest:,} more" if rest > 0 else "")

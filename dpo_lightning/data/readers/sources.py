@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.examples import Origin
@@ -41,7 +40,7 @@ LITERALS = "[ast.literal_eval(line) for line in {} if line.strip()]"
 LONGEST_START = 200
 """Characters of a text by which its format is recognized."""
 
-NO_FAULTS: Mapping[str, RowError] = MappingProxyType({})
+NO_FAULTS: Mapping[str, RowError] = {}
 
 
 class Row(NamedTuple):

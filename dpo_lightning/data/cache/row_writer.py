@@ -1,0 +1,196 @@
+"""`RowWriter`: writes encoded rows one by one into the files that `EncodedRows` maps."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_lightning.data.cache.encoded_rows import DIGESTS, ROWS, SIZES, EncodedRows, Stored, _freeze, list_own_fields
+from dpo_lightning.data.encoding.digests import answer_digest
+from dpo_lightning.data.examples import Encoded, Text
+from dpo_lightning.data.row_sizes import RowSizes, measure_row
+
+ROWS_PER_BATCH = 128
+"""Rows of a record batch: as many are in memory before they are written."""
+
+DIGEST_BYTES = 32
+
+
+class RowWriter:
+    """Collects rows into record batches; in memory are one batch, and some 100 bytes for each row.
+
+    Attributes:
+        files: the names of the files that rows come from, by the number that rows have in their place.
+    """
+
+    def __init__(self, folder: Path | None, kind: type[Encoded], *, prompts: bool = False) -> None:
+        """Open the files.
+
+        Args:
+            folder: where they are written; None keeps them in memory.
+            kind: the class of the rows.
+            prompts: whether the text of each row's prompt is stored too.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        import pyarrow
+
+        self._folder, self._kind, self._prompts = folder, kind, prompts
+        self._sink = pyarrow.BufferOutputStream() if folder is None else pyarrow.OSFile(str(folder / ROWS), "wb")
+        self._schema = make_schema()
+        self._writer = pyarrow.ipc.new_file(self._sink, self._schema)
+        self._batch = _Columns()
+        self._sizes, self._digests = array("i"), bytearray()
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that rows come from; rows refer to them by number."""
+        return tuple(self._numbers)
+
+    def append(self, row: Encoded, prompt: Text | None = None) -> None:
+        """Write a row.
+
+        Args:
+            row: the row.
+            prompt: the text of its prompt.
+
+        Raises:
+            OSError: the file cannot be written.
+            TypeError: a field of the row's kind is not plain data.
+        """
+        number = self._numbers.setdefault(row.origin.file, len(self._numbers))
+        self._batch.append(row, number, write_own_fields(row), json.dumps(prompt) if self._prompts else None)
+        self._sizes.extend(measure_row(row))
+        for answer in row.answers:
+            self._digests += answer_digest(row.prompt_ids, answer)
+        if len(self._batch.weights) == ROWS_PER_BATCH:
+            self._flush()
+
+    def close(self) -> EncodedRows:
+        """Write what is left, and open the rows.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        if self._batch.weights:
+            self._flush()
+        self._writer.close()
+        sizes = np.frombuffer(self._sizes, np.int32).reshape(-1, len(RowSizes._fields)).T.copy()
+        digests = np.frombuffer(bytes(self._digests), np.uint8).reshape(-1, DIGEST_BYTES)
+        if self._folder is None:
+            return EncodedRows(Stored(self._sink.getvalue(), sizes, digests, self.files), self._kind)
+        self._sink.close()
+        np.save(self._folder / SIZES, sizes)
+        np.save(self._folder / DIGESTS, digests)
+        return EncodedRows(Stored.map(self._folder, self.files), self._kind)
+
+    def _flush(self) -> None:
+        self._writer.write_batch(self._batch.build(self._schema))
+        self._batch = _Columns()
+
+
+class _Columns:
+    """The values of a record batch, by column; lists are stored one after the other, with their ends."""
+
+    def __init__(self) -> None:
+        self.prompt_ids, self.answer_ids, self.scored = array("i"), array("i"), bytearray()
+        self.lengths, self.cut = array("i"), bytearray()
+        self.ends: tuple[array[int], ...] = tuple(array("i", [0]) for _ in range(3))
+        self.weights, self.lines = array("d"), array("q")
+        self.files, self.nth = array("i"), array("i")
+        self.own: list[str | None] = []
+        self.prompts: list[str | None] = []
+
+    def append(self, row: Encoded, file: int, own: str | None, prompt: str | None) -> None:
+        """Append a row, whose file has a number."""
+        self.prompt_ids.extend(row.prompt_ids)
+        for answer in row.answers:
+            self.answer_ids.extend(answer.ids)
+            self.scored += bytes(answer.scored)
+            self.lengths.append(len(answer.ids))
+            self.cut.append(answer.cut)
+        values = self.prompt_ids, self.answer_ids, self.lengths
+        for ends, column in zip(self.ends, values, strict=True):
+            ends.append(len(column))
+        self.weights.append(row.weight)
+        self.files.append(file)
+        self.lines.append(row.origin.line)
+        self.nth.append(row.origin.nth)
+        self.own.append(own)
+        self.prompts.append(prompt)
+
+    def build(self, schema: Any) -> Any:
+        """Build the record batch."""
+        import pyarrow
+
+        def make(values: Any, dtype: Any) -> Any:
+            return pyarrow.array(np.frombuffer(values, dtype))
+
+        prompt_ends, answer_ends, length_ends = (make(ends, np.int32) for ends in self.ends)
+        lists = pyarrow.ListArray.from_arrays
+        columns = [
+            lists(prompt_ends, make(self.prompt_ids, np.int32)),
+            lists(answer_ends, make(self.answer_ids, np.int32)),
+            lists(answer_ends, make(self.scored, np.bool_)),
+            lists(length_ends, make(self.lengths, np.int32)),
+            lists(length_ends, make(self.cut, np.bool_)),
+            make(self.weights, np.float64),
+            make(self.files, np.int32),
+            make(self.lines, np.int64),
+            make(self.nth, np.int32),
+            pyarrow.array(self.own, pyarrow.string()),
+            pyarrow.array(self.prompts, pyarrow.string()),
+        ]
+        return pyarrow.record_batch(columns, schema=schema)
+
+
+def make_schema() -> Any:
+    """The columns of the Arrow file."""
+    import pyarrow
+
+    ids, flags = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.bool_())
+    columns = {
+        "prompt_ids": ids,
+        "answer_ids": ids,  # of all answers, one after the other
+        "scored": flags,
+        "lengths": ids,  # of each answer
+        "cut": flags,
+        "weight": pyarrow.float64(),
+        "file": pyarrow.int32(),
+        "line": pyarrow.int64(),
+        "nth": pyarrow.int32(),
+        "own": pyarrow.string(),  # the fields that the kind of the row adds, as a JSON list
+        "prompt": pyarrow.string(),  # text or messages as JSON, only of held-out rows
+    }
+    return pyarrow.schema(list(columns.items()), metadata={"rows_per_batch": str(ROWS_PER_BATCH)})
+
+
+def write_own_fields(row: Encoded) -> str | None:
+    """Write the fields that a row's kind adds as a JSON list; None for a kind that adds none.
+
+    Raises:
+        TypeError: a field would not be the same when it is read again.
+    """
+    names = list_own_fields(type(row))
+    if not names:
+        return None
+    values = [getattr(row, name) for name in names]
+    text = json.dumps(values)
+    if list(map(_freeze, json.loads(text))) != values:
+        raise TypeError(f"a field of {type(row).__name__} is not a number, text, True, None or a tuple of these")
+    return text
+
+
+def store_rows(rows: Iterable[Encoded], folder: Path | None, kind: type[Encoded], texts: Sequence[Any] = ()) -> Any:
+    """Write rows, and open them."""
+    writer = RowWriter(folder, kind)
+    for row in rows:
+        writer.append(row)
+    return writer.close()
