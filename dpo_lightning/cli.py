@@ -30,7 +30,7 @@ from dpo_lightning.config.trainer_options import check_environment, check_traine
 from dpo_lightning.config.values import check_arguments
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.samplers import describe_steps
-from dpo_lightning.data.text_datamodule import TextDataModule
+from dpo_lightning.data.text_datamodule import CACHE, TextDataModule
 from dpo_lightning.dpo import DPOModule
 from dpo_lightning.errors import UserError
 from dpo_lightning.hardware import choose_precision
@@ -148,6 +148,7 @@ class PreferenceCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Raise if the data module's rows are of another kind than the module trains on."""
         self.datamodule.check_module(self.model)
+        self.datamodule.default_cache = self.folder.path.parent / CACHE
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand and release the folder's lock afterwards."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule
@@ -44,23 +45,24 @@ class Samples(Callback):
     def on_validation_end(self, trainer: Any, pl_module: LightningModule) -> None:
         """Sample on the first process and log, except in a sanity check."""
         data: Any = getattr(trainer, "datamodule", None)
-        rows = [row for row in getattr(data, "encoded", {}).get("eval", []) if row.prompt_ids][: self.num_prompts]
-        if trainer.sanity_checking or not trainer.is_global_zero or not rows:
+        rows = getattr(data, "encoded", {}).get("eval", ())
+        prompted = (place for place, row in enumerate(rows) if row.prompt_ids)
+        places = list(islice(prompted, self.num_prompts))
+        if trainer.sanity_checking or not trainer.is_global_zero or not places:
             return
-        self.drawn = self.draw(pl_module, rows, {example.origin: example for example in data.examples["eval"]})
+        texts = [format_prompt(rows.read_prompt(place)) for place in places]
+        self.drawn = self.draw(pl_module, texts, [rows[place].prompt_ids for place in places])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text(TAG, format_table(self.drawn), trainer.global_step)
             elif isinstance(logger, TableLogger):
                 logger.log_text(TAG, COLUMNS, [list(row) for row in self.drawn], step=trainer.global_step)
 
-    def draw(self, module: Any, rows: Sequence[Any], examples: Mapping[Any, Any]) -> list[tuple[str, str, str]]:
-        """Sample answers to the rows' prompts, encoded as in training.
+    def draw(self, module: Any, texts: Sequence[str], prompts: Sequence[Sequence[int]]) -> list[tuple[str, str, str]]:
+        """Sample answers to prompts, given as texts and encoded as in training.
 
         The reference's answers are empty where it has no model: without a reference, or with a precomputed one.
         """
-        prompts = [row.prompt_ids for row in rows]
-        texts = [format_prompt(examples[row.origin].prompt) for row in rows]
         stops = module.end_ids | {module.tokenizer.eos_token_id}
         policy = answer(module.policy, module.tokenizer, prompts, self.sampling, stops)
         reference = [""] * len(texts)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dpo_lightning.data.cache.spilled_list import SpilledList
 from dpo_lightning.data.encoding.tokenization import Encoder
-from dpo_lightning.data.examples import Example
+from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.kinds.duplicates import CONTRADICTIONS
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.suspects import select_repeated
 from dpo_lightning.data.kinds.unpaired import EncodedUnpaired, UnpairedKind
 from dpo_lightning.data.mismatches import add_mismatches
 from dpo_lightning.data.text_datamodule import TextDataModule
@@ -48,15 +50,21 @@ class UnpairedDataModule(TextDataModule):
             self.encoded, self.has_mismatched = {}, module.needs_mismatched
         super().prepare(stage, module, world_size)
 
-    def encode(self, encoder: Encoder, examples: Sequence[Example]) -> list[Any]:
+    def describe_encoding(self) -> dict[str, Any]:
+        """Add whether rows have mismatched answers."""
+        return {**super().describe_encoding(), "has_mismatched": self.has_mismatched}
+
+    def encode(self, encoder: Encoder, examples: Sequence[Example]) -> Iterator[Encoded]:
         """Encode rows; mismatched answers are chosen here, before rows are distributed, so that all ranks agree."""
-        rows: list[Any] = super().encode(encoder, examples)
+        rows: SpilledList[Any] = SpilledList(super().encode(encoder, examples))
         if CONTRADICTIONS not in self.allow:
             check_labels(rows)
         if not self.has_mismatched:
-            return rows
-        rows, encoder.counts.cut_mismatches = add_mismatches(rows, self.max_length)
-        return rows
+            yield from rows
+            return
+        for row, cut in add_mismatches(rows, self.max_length):
+            encoder.counts.cut_mismatches += cut
+            yield row
 
 
 def check_labels(rows: Sequence[EncodedUnpaired]) -> None:
@@ -69,7 +77,7 @@ def check_labels(rows: Sequence[EncodedUnpaired]) -> None:
     """
     first: dict[int, EncodedUnpaired] = {}
     problems, cut = [], False
-    for row in rows:
+    for row in select_repeated(rows, lambda row: (tuple(row.prompt_ids), tuple(row.completion.ids))):
         other = first.setdefault(hash((tuple(row.prompt_ids), tuple(row.completion.ids))), row)
         if other.good != row.good:
             cut |= row.completion.cut

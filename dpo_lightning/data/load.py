@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ class ReadOptions:
         format: the name of the format of the rows, or `auto`, which recognizes it.
         ignore_columns: columns that are removed although the answers may depend on them.
         first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
+        limit_rows: the number of rows that are used at most, drawn at random; None uses all.
+        seed: the seed by which they are drawn.
     """
 
     columns: Mapping[str, str] | None = None
@@ -55,6 +58,8 @@ class ReadOptions:
     format: str = AUTO
     ignore_columns: Collection[str] = ()
     first_wins: str | int | None = None
+    limit_rows: int | None = None
+    seed: int = 0
 
 
 def load_examples(
@@ -68,6 +73,8 @@ def load_examples(
     format: str = AUTO,
     ignore_columns: Collection[str] = (),
     first_wins: str | int | None = None,
+    limit_rows: int | None = None,
+    seed: int = 0,
 ) -> tuple[SpilledList[Any], list[str]]:
     """Read the rows of files as examples; also return the warnings about them, with counts and the first lines.
 
@@ -81,13 +88,15 @@ def load_examples(
         format: the name of the format of the rows, or `auto`, which recognizes it.
         ignore_columns: columns that are left aside although the answers may depend on them.
         first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
+        limit_rows: the number of rows that are used at most, drawn at random; None uses all.
+        seed: the seed by which they are drawn.
 
     Raises:
         UserError: 64 for a wrong option, 65 for bad rows (all of them), 66 for a source that does not exist.
     """
     check_allowances(allow)
     bad = BadRows()
-    options = ReadOptions(columns, columns_optional, format, ignore_columns, first_wins)
+    options = ReadOptions(columns, columns_optional, format, ignore_columns, first_wins, limit_rows, seed)
     rows = read_set(paths, known_columns(kind), bad, options)
     found = RowSet(rows, kind, bad, Notes(bad, strict=strict), options)
     examples = found.read_examples()
@@ -128,6 +137,10 @@ def read_set(paths: str | Sequence[str], known: Collection[str], bad: BadRows, o
         raise UserError(
             ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
         )
+    if options.limit_rows is not None and options.limit_rows < len(found):
+        lines.append(f"{options.limit_rows:,} of {len(found):,} rows are used, drawn by the seed {options.seed}")
+        places = sorted(random.Random(options.seed).sample(range(len(found)), options.limit_rows))
+        found = SpilledList(found[place] for place in places)
     kept = remove_columns(found, options.ignore_columns, columns_optional=options.columns_optional)
     return ReadRows(rename(kept, options.columns, known, columns_optional=options.columns_optional), lines)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dpo_lightning.data.examples import EncodedAnswer
@@ -13,12 +14,12 @@ LOOKED_AT = 100
 """Rows that are tried until one has an answer other than the row's own; with very few distinct answers, none may."""
 
 
-def add_mismatches(rows: Sequence[EncodedUnpaired], max_length: int) -> tuple[list[EncodedUnpaired], int]:
-    """Append a mismatched answer to each row; also return how many of these answers were cut at `max_length`."""
-    others = [rows[other].completion for other in match_rows(rows)]
-    fitted = [cut_to_fit(row, other, max_length) for row, other in zip(rows, others, strict=True)]
-    cut = sum(len(whole.ids) > len(answer.ids) for whole, answer in zip(others, fitted, strict=True))
-    return [replace(row, answers=(*row.answers, other)) for row, other in zip(rows, fitted, strict=True)], cut
+def add_mismatches(rows: Sequence[EncodedUnpaired], max_length: int) -> Iterator[tuple[EncodedUnpaired, bool]]:
+    """Append a mismatched answer to each row; also yield whether this answer was cut at `max_length`."""
+    for row, other in zip(rows, match_rows(rows), strict=True):
+        whole = rows[other].completion
+        fitted = cut_to_fit(row, whole, max_length)
+        yield replace(row, answers=(*row.answers, fitted)), len(whole.ids) > len(fitted.ids)
 
 
 def cut_to_fit(row: EncodedUnpaired, answer: EncodedAnswer, max_length: int) -> EncodedAnswer:
@@ -39,11 +40,13 @@ def match_rows(rows: Sequence[EncodedUnpaired]) -> list[int]:
     Raises:
         UserError: all rows have the same prompt and the same answer.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[int, list[int]] = {}
+    answers = array("q")  # a hash of each row's answer
     for number, row in enumerate(rows):
-        groups.setdefault(tuple(row.prompt_ids), []).append(number)
+        groups.setdefault(hash(tuple(row.prompt_ids)), []).append(number)
+        answers.append(hash(tuple(row.completion.ids)))
     if len(groups) == 1:
-        return [_find_other_answer(rows, number) for number in range(len(rows))]
+        return [_find_other_answer(rows, answers, number) for number in range(len(rows))]
     order = [number for group in groups.values() for number in group]
     largest = max(map(len, groups.values()))
     found, start = [0] * len(rows), 0
@@ -54,23 +57,19 @@ def match_rows(rows: Sequence[EncodedUnpaired]) -> list[int]:
                 (largest - 1 - place + further) % others for further in range(min(others, LOOKED_AT))
             )
             tried = [order[start - 1 - far] for far in back]
-            found[number] = next((other for other in tried if _differ(rows, other, number)), tried[0])
+            found[number] = next((other for other in tried if answers[other] != answers[number]), tried[0])
         start += len(group)
     return found
 
 
-def _find_other_answer(rows: Sequence[EncodedUnpaired], number: int) -> int:
+def _find_other_answer(rows: Sequence[EncodedUnpaired], answers: Sequence[int], number: int) -> int:
     """With a single prompt: the nearest earlier row, cyclically, that has another answer."""
     before = ((number - far) % len(rows) for far in range(1, len(rows)))
     for other in before:
-        if _differ(rows, other, number):
+        if answers[other] != answers[number]:
             return other
     raise UserError(
         ExitCode.DATA,
         Problem("KTOLoss needs answers that differ, and all rows have the same one", str(rows[number].origin)),
         fix="give more rows, or use --model.loss APOZeroUnpairedLoss",
     )
-
-
-def _differ(rows: Sequence[EncodedUnpaired], one: int, other: int) -> bool:
-    return list(rows[one].completion.ids) != list(rows[other].completion.ids)

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader
 
 from dpo_lightning.data.collate import Collator, Padded, select_collator
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
-from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.kinds.duplicates import check_leak
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.load import load_examples
-from dpo_lightning.data.resumable_loader import TrainingLoader
-from dpo_lightning.data.samplers import (
-    BatchOrder,
-    FixedBatches,
-    RowDataset,
-    TokenBatches,
-    check_batch_size,
-    prepare_epoch,
-)
+from dpo_lightning.data.preparation import prepare_sets
+from dpo_lightning.data.row_loaders import DEFAULT_SEED, RowLoaders, get_seed
+from dpo_lightning.data.samplers import check_batch_size
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
 Allow = Literal["contradictions", "leak"]
 
-DEFAULT_SEED = 42
-"""The seed of the shuffled order where Lightning has set none."""
+CACHE = "encoded"
+"""The default folder of encoded rows, beside the folders of runs."""
+
+NO_CACHE = "none"
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(RowLoaders):
     """Base of the data modules: rows are read and checked before a tokenizer or model is loaded, then encoded."""
 
     def __init__(
@@ -64,6 +56,8 @@ class TextDataModule(LightningDataModule):
         allow: list[Allow] | Allow | None = None,
         collator: Collator | None = None,
         num_workers: int = 0,
+        limit_rows: int | None = None,
+        cache: str | None = None,
     ) -> None:
         """Store the options; nothing is read before `setup`.
 
@@ -89,10 +83,18 @@ class TextDataModule(LightningDataModule):
             strict: treat warnings about rows as errors.
             allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
-            num_workers: processes that collate batches; 0 is best, since rows are in memory already.
+            num_workers: processes that collate batches; 0 is best, since rows are encoded already.
+            limit_rows: for trials, use at most as many rows of each set, drawn at random by the seed.
+            cache: the folder of encoded rows, which all runs and ranks use; `none` encodes them for each run. By
+                default, `encoded` beside the run's folder.
         """
         super().__init__()
-        limits = (("batch_size", batch_size, 1), ("max_tokens", max_tokens, 2), ("max_length", max_length, 2))
+        limits = (
+            ("batch_size", batch_size, 1),
+            ("max_tokens", max_tokens, 2),
+            ("max_length", max_length, 2),
+            ("limit_rows", limit_rows, 2),
+        )
         for name, value, least in limits:
             if value is not None and value < least:
                 raise UserError(
@@ -109,20 +111,19 @@ class TextDataModule(LightningDataModule):
         self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
         self.given_collator, self.num_workers = collator, num_workers
-        self.collator: Collator = collator or Padded()
-        self.trainer: Any = None
-        self._training: Any = None
-        self._place: dict[str, int] | None = None
-        self.examples: dict[str, list[Any]] = {}
-        self.encoded: dict[str, list[Any]] = {}
+        self.limit_rows, self.cache = limit_rows, cache
+        self.default_cache: Path | None = None
+        self.collator = collator or Padded()
+        self.examples: dict[str, Sequence[Any]] = {}
+        self.notes: dict[str, list[str]] = {}
 
     @property
     @abstractmethod
     def kind(self) -> type[RowKind]:
         """The kind of the rows, a class attribute of the subclass."""
 
-    def encode(self, encoder: Encoder, examples: Sequence[Example]) -> list[Any]:
-        """Encode examples as token ids; a subclass may add what depends on other rows."""
+    def encode(self, encoder: Encoder, examples: Sequence[Example]) -> Iterable[Encoded]:
+        """Encode examples as token ids one by one; a subclass may add what depends on other rows."""
         return encoder.encode(examples)
 
     def check_module(self, module: Any) -> None:
@@ -145,23 +146,56 @@ class TextDataModule(LightningDataModule):
             paths = self.files[name]
             if name in self.examples or not paths:
                 continue
-            self.examples[name], warnings = load_examples(
+            self.examples[name], notes = load_examples(
                 self.kind,
                 paths,
-                columns=self.columns,
-                strict=self.strict,
-                columns_optional=name == "eval"
-                and bool(self.files["train"]),  # columns may be those of the training rows
-                allow=self.allow,
-                format=self.format,
-                ignore_columns=self.ignore_columns,
-                first_wins=self.first_wins,
+                columns_optional=name == "eval" and self._shares_columns,
+                **self._reading_options(),
             )
             if name == "eval" and "train" in self.examples:
                 sets = self.examples["train"], self.examples["eval"]
-                warnings += check_leak(*sets, self.kind.check, allow=self.allow)
-            for warning in warnings:
-                logger.info(f"note: {warning}")
+                notes += check_leak(*sets, self.kind.check, allow=self.allow)
+            self.notes[name] = notes
+            for note in notes:
+                logger.info(f"note: {note}")
+
+    def _reading_options(self) -> dict[str, Any]:
+        """The options of `load_examples`, apart from those that differ between the two sets."""
+        return {
+            "columns": self.columns,
+            "strict": self.strict,
+            "allow": sorted(self.allow),
+            "format": self.format,
+            "ignore_columns": self.ignore_columns,
+            "first_wins": self.first_wins,
+            "limit_rows": self.limit_rows,
+            "seed": get_seed() if self.limit_rows else DEFAULT_SEED,
+        }
+
+    @property
+    def _shares_columns(self) -> bool:
+        """Whether `columns` may be those of the training rows alone."""
+        return bool(self.files["train"])
+
+    def describe_reading(self) -> tuple[dict[str, Any], list[type]]:
+        """What the rows that are read depend on, besides their files: options, and classes that a user may write."""
+        classes = [type(self), self.kind, self.kind.example, self.kind.example.encoded]
+        return {**self._reading_options(), "shares_columns": self._shares_columns}, classes
+
+    def describe_encoding(self) -> dict[str, Any]:
+        """What the ids depend on, besides the rows and the tokenizer; a subclass may add to it."""
+        return {"max_length": self.max_length, "overlong": self.overlong}
+
+    def find_cache(self) -> Path | None:
+        """The folder of encoded rows; None encodes them for this run alone.
+
+        By default, it is `encoded` beside the run's folder, or in the trainer's `default_root_dir` where one is given.
+        """
+        if self.cache is not None:
+            return None if self.cache == NO_CACHE else Path(self.cache)
+        root = getattr(self.trainer, "default_root_dir", None)
+        beside = None if root is None or Path(root).absolute() == Path.cwd() else Path(root) / CACHE
+        return self.default_cache or beside
 
     def setup(self, stage: str) -> None:
         """Prepare the rows of a stage with the tokenizer of the trainer's module; all ranks use the same date."""
@@ -187,20 +221,20 @@ class TextDataModule(LightningDataModule):
                 Problem(f"`{stage}` needs {needed[0]} rows", where=f"data.{needed[0]}"),
                 fix=f"--data.{needed[0]} FILE",
             )
-        self.read_rows(needed)
-        module.check_length(self.max_length)
-        renderer = self.renderer(module.tokenizer, module.end_ids)
-        for name in needed:
-            if name in self.encoded or name not in self.examples:
-                continue
-            encoder = Encoder(renderer, self.max_length, self.overlong)
-            self.encoded[name] = self.encode(encoder, self.examples[name])
-            for line in [*encoder.counts.format_lines(), *format_unlisted_ends(self.encoded[name], renderer)]:
-                logger.info(f"note: {name}: {line}")
-            self.template_date.log(written=renderer.wrote_date)
+        names = [name for name in needed if name not in self.encoded and self.files[name]]
+        if names:
+            found = prepare_sets(self, names, module)
+            self.encoded.update(found.rows)
+            self.template_date.log(written=found.wrote_date)
         # It computes the fewest tokens: a row that is too long for it is too long for every collator.
         fewest = select_collator(self.given_collator, takes_trees=True)
         check_batch_size(self.encoded, self.batch_size, self.max_tokens, fewest, world_size)
+
+    def make_renderer(self, module: Any, names: Sequence[str] = ()) -> Renderer:
+        """Read and check the rows of the named sets, if that was not done yet; then load the module's tokenizer."""
+        self.read_rows(names)
+        module.check_length(self.max_length)
+        return self.renderer(module.tokenizer, module.end_ids)
 
     def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
         """The renderer of texts to tokens; a template file replaces the tokenizer's own template for the export too."""
@@ -214,84 +248,3 @@ class TextDataModule(LightningDataModule):
             )
         day = self.template_date.choose_day(tokenizer.chat_template)
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
-
-    def choose_collator(self, takes_trees: bool) -> None:
-        """Set `collator` to the one given, or to a default that depends on the model.
-
-        Raises:
-            UserError: the model does not take the batches of the collator that was given.
-        """
-        self.collator = select_collator(self.given_collator, takes_trees=takes_trees)
-        if self.given_collator not in (None, self.collator):
-            raise UserError(
-                ExitCode.MODEL,
-                Problem(f"the model does not take {type(self.given_collator).__name__} batches", "data.collator"),
-                fix="--data.collator Padded, or leave it out",
-            )
-
-    def train_dataloader(self) -> TrainingLoader:
-        """The loader of training batches, in the order drawn from seed and epoch."""
-        order = self._order("train", shuffle=self.shuffle and not self.trainer.overfit_batches)
-        prepare_epoch(self.trainer, order, self.collator)
-        self._training = self._loader("train", order, TrainingLoader)
-        self._training.follow(self.trainer.fit_loop, self._place)
-        return self._training
-
-    def state_dict(self) -> dict[str, int]:
-        """The place of the training loader (see `TrainingLoader.state_dict`); empty before training."""
-        return self._training.state_dict() if self._training else {}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Store the place for `train_dataloader`, which Lightning calls later."""
-        self._place = state_dict
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The loader of held-out batches: longest rows first, or in the file's order if a limit takes only some."""
-        return self._held_out_loader(self.trainer.limit_val_batches)
-
-    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The loader of the held-out rows for `test`, as for validation."""
-        return self._held_out_loader(self.trainer.limit_test_batches)
-
-    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The loader of the held-out rows for `predict`, as for validation."""
-        return self._held_out_loader(self.trainer.limit_predict_batches)
-
-    def _held_out_loader(self, limit: float) -> DataLoader[Any] | list[Any]:
-        if "eval" not in self.encoded:
-            return []
-        order = self._order("eval", shuffle=False, longest_first=limit == 1.0 and isinstance(limit, float))
-        return self._loader("eval", order)
-
-    def order(self, rows: Sequence[Encoded], collator: Collator, **options: Any) -> BatchOrder:
-        """Divide encoded rows into batches by `max_tokens` or `batch_size`; `options` are those of `BatchOrder`."""
-        if self.max_tokens:
-            return TokenBatches([collator.tokens(row) for row in rows], self.max_tokens, **options)
-        return FixedBatches([row.length for row in rows], self.batch_size, **options)
-
-    def _order(self, name: str, *, shuffle: bool, longest_first: bool = False) -> BatchOrder:
-        module = self.trainer.lightning_module
-        self.choose_collator(module.takes_trees())
-        if self.given_collator is not None:
-            module.check_layout(self.collator)
-        check_batch_size(self.encoded, self.batch_size, self.max_tokens, self.collator, self.trainer.world_size)
-        return self.order(
-            self.encoded[name],
-            self.collator,
-            shuffle=shuffle,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED)),
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            longest_first=longest_first,
-        )
-
-    def _loader(self, name: str, order: BatchOrder, kind: type[DataLoader[Any]] = DataLoader) -> Any:
-        return kind(
-            RowDataset(self.encoded[name]),
-            batch_size=None,
-            sampler=order,
-            collate_fn=self.collator,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # of its own: an iterator would draw from the generator that the model uses
-        )

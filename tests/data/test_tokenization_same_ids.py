@@ -41,11 +41,11 @@ def test_an_answer_with_both_labels_as_tokens_is_refused():
     rows = [UnpairedExample(Origin("f", k), "Hello", (text,), good=good) for k, (text, good) in enumerate(said, 1)]
     data = UnpairedDataModule(train="f")
     with pytest.raises(UserError, match="the same tokens have the other label in f:1 at f:3") as told:
-        data.encode(Encoder(Renderer(trimmed), 200), rows)
+        list(data.encode(Encoder(Renderer(trimmed), 200), rows))
     assert told.value.code == ExitCode.DATA
     assert len(told.value.problems) == 1
     data = UnpairedDataModule(train="f", allow="contradictions")
-    assert len(data.encode(Encoder(Renderer(trimmed), 200), rows)) == 4
+    assert len(list(data.encode(Encoder(Renderer(trimmed), 200), rows))) == 4
 
 
 def test_a_changed_template_or_length_changes_the_ids_and_nothing_else_does(chat_tokenizer):

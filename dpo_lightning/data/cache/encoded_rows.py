@@ -30,24 +30,14 @@ class Stored(NamedTuple):
         sizes: the fields of `RowSizes`, int32 of shape `[fields, rows]`.
         digests: a digest for each answer, uint8 of shape `[answers, 32]`.
         files: names of the files that the rows come from; rows refer to them by number.
+        folder: the folder of the files; None if the parts are in memory, or their files have been removed.
     """
 
     rows: Any
     sizes: np.ndarray[Any, Any]
     digests: np.ndarray[Any, Any]
     files: tuple[str, ...]
-
-    @classmethod
-    def map(cls, folder: Path, files: Sequence[str]) -> Stored:
-        """Map the files of a set, which takes the same time for any number of rows.
-
-        Raises:
-            OSError, ValueError: a file is missing or not what it should be.
-        """
-        import pyarrow
-
-        mapped = [np.load(folder / name, mmap_mode="r") for name in (SIZES, DIGESTS)]
-        return cls(pyarrow.memory_map(str(folder / ROWS)), *mapped, tuple(files))
+    folder: Path | None = None
 
 
 class EncodedRows(StoredSequence[Encoded]):
@@ -71,7 +61,7 @@ class EncodedRows(StoredSequence[Encoded]):
         """
         import pyarrow
 
-        self._stored, self._kind = stored, kind
+        self.stored, self._kind = stored, kind
         self._reader = pyarrow.ipc.open_file(stored.rows)
         self._per_batch = int((self._reader.schema.metadata or {})[b"rows_per_batch"])
         self._open: dict[int, _Batch] = {}
@@ -81,19 +71,34 @@ class EncodedRows(StoredSequence[Encoded]):
         if self._reader.num_record_batches != batches or len(stored.digests) != int(self.answer_counts.sum()):
             raise ValueError("the parts of the set are not of the same rows")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the same files in another process; parts that have no files are copied."""
+        if self.stored.folder is not None:
+            return map_rows, (self.stored.folder, self.stored.files, self._kind)
+        rows = self.stored.rows
+        if hasattr(rows, "seek"):
+            rows.seek(0)
+            rows = rows.read()
+        copied = (bytes(rows), np.array(self.stored.sizes), np.array(self.stored.digests), self.stored.files)
+        return EncodedRows, (Stored(*copied), self._kind)
+
     def __len__(self) -> int:
         return len(self.sizes.prompts)
 
     def read(self, place: int) -> Encoded:
         """Read a row as a new object."""
         number, place = divmod(place, self._per_batch)
-        return self._get_batch(number).read(place, self._kind, self._stored.files)
+        return self._get_batch(number).read(place, self._kind, self.stored.files)
 
     def __iter__(self) -> Iterator[Encoded]:
         for number in range(self._reader.num_record_batches):
             batch = _Batch(self._reader.get_batch(number))
             for place in range(len(batch.weights)):
-                yield batch.read(place, self._kind, self._stored.files)
+                yield batch.read(place, self._kind, self.stored.files)
+
+    def detach(self) -> None:
+        """Prepare for the removal of the files, which exist as long as they are mapped."""
+        self.stored = self.stored._replace(folder=None)
 
     def read_prompt(self, index: int) -> Any:
         """The text or messages of a row's prompt; None in a set that is stored without them."""
@@ -107,6 +112,23 @@ class EncodedRows(StoredSequence[Encoded]):
                 self._open.pop(next(iter(self._open)))
             self._open[number] = _Batch(self._reader.get_batch(number))
         return self._open[number]
+
+
+def map_rows(folder: Path, files: Sequence[str], kind: type[Encoded]) -> EncodedRows:
+    """Map the files of a set, which takes the same time for any number of rows.
+
+    Args:
+        folder: the folder of the set.
+        files: names of the files that the rows come from.
+        kind: the class of the rows.
+
+    Raises:
+        OSError, ValueError: a file is missing or not what it should be.
+    """
+    import pyarrow
+
+    sizes, digests = (np.load(folder / name, mmap_mode="r") for name in (SIZES, DIGESTS))
+    return EncodedRows(Stored(pyarrow.memory_map(str(folder / ROWS)), sizes, digests, tuple(files), folder), kind)
 
 
 class _Batch:
@@ -133,7 +155,7 @@ class _Batch:
             start += length
         own = json.loads(self.own[place].as_py()) if list_own_fields(kind) else ()
         origin = Origin(files[self.files[place]], int(self.lines[place]), int(self.nth[place]))
-        named = dict(zip(list_own_fields(kind), map(_freeze, own), strict=True))
+        named = dict(zip(list_own_fields(kind), map(freeze, own), strict=True))
         return kind(origin, self.prompts[place], tuple(answers), float(self.weights[place]), **named)
 
 
@@ -149,12 +171,16 @@ class _List:
         return found
 
 
-@cache
 def list_own_fields(kind: type[Encoded]) -> tuple[str, ...]:
     """The names of the fields that a kind of rows adds to those of `Encoded`."""
+    return _list_own_fields(kind)  # type: ignore[arg-type]
+
+
+@cache  # each row needs them
+def _list_own_fields(kind: type[Encoded]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind)[len(fields(Encoded)) :])
 
 
-def _freeze(value: Any) -> Any:
+def freeze(value: Any) -> Any:
     """Lists as tuples: rows have no lists besides those of token ids."""
-    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+    return tuple(map(freeze, value)) if isinstance(value, list) else value

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpo_lightning.data.cache.encoded_rows import DIGESTS, ROWS, SIZES, EncodedRows, Stored, _freeze, list_own_fields
+from dpo_lightning.data.cache.encoded_rows import (
+    DIGESTS,
+    ROWS,
+    SIZES,
+    EncodedRows,
+    Stored,
+    freeze,
+    list_own_fields,
+    map_rows,
+)
 from dpo_lightning.data.encoding.digests import answer_digest
 from dpo_lightning.data.examples import Encoded, Text
 from dpo_lightning.data.row_sizes import RowSizes, measure_row
@@ -89,7 +97,7 @@ class RowWriter:
         self._sink.close()
         np.save(self._folder / SIZES, sizes)
         np.save(self._folder / DIGESTS, digests)
-        return EncodedRows(Stored.map(self._folder, self.files), self._kind)
+        return map_rows(self._folder, self.files, self._kind)
 
     def _flush(self) -> None:
         self._writer.write_batch(self._batch.build(self._schema))
@@ -183,14 +191,6 @@ def write_own_fields(row: Encoded) -> str | None:
         return None
     values = [getattr(row, name) for name in names]
     text = json.dumps(values)
-    if list(map(_freeze, json.loads(text))) != values:
+    if list(map(freeze, json.loads(text))) != values:
         raise TypeError(f"a field of {type(row).__name__} is not a number, text, True, None or a tuple of these")
     return text
-
-
-def store_rows(rows: Iterable[Encoded], folder: Path | None, kind: type[Encoded], texts: Sequence[Any] = ()) -> Any:
-    """Write rows, and open them."""
-    writer = RowWriter(folder, kind)
-    for row in rows:
-        writer.append(row)
-    return writer.close()

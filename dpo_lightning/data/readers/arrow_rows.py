@@ -82,7 +82,13 @@ def check_hub_id(path: str) -> None:
 
 
 def read_hub_rows(path: str) -> Iterator[tuple[int, Any]]:
-    """Read the rows of a data set of the hub with the `datasets` library, with their numbers from 1.
+    """Read the rows of a data set of the hub, with their numbers from 1; see `load_hub_set`."""
+    for number, values in enumerate(load_hub_set(path), 1):
+        yield number, drop_nulls(values)
+
+
+def load_hub_set(path: str) -> Any:
+    """Load a data set of the hub with the `datasets` library, which keeps it on the disk.
 
     Args:
         path: `hf://org/name[/config][:split]`; the split is `train` by default.
@@ -96,8 +102,7 @@ def read_hub_rows(path: str) -> Iterator[tuple[int, Any]]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config, split=split or DEFAULT_SPLIT)
-        rows = iter(loaded)
+        return datasets.load_dataset(name, config, split=split or DEFAULT_SPLIT)
     # `datasets` raises a dozen types of four packages here; each of them means that the data set cannot be loaded.
     except Exception as error:
         raise UserError(
@@ -107,8 +112,6 @@ def read_hub_rows(path: str) -> Iterator[tuple[int, Any]]:
             ),
             fix="check the name, the split and the network; or download its files and name them",
         ) from None
-    for number, values in enumerate(rows, 1):
-        yield number, drop_nulls(values)
 
 
 def drop_nulls(values: Any) -> Any:

@@ -1,0 +1,98 @@
+"""`FileDigests`: digests of files by content, remembered so that a file that has not changed is not read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from dpo_lightning.atomic_files import open_atomic
+
+MEMO = "files.json"
+CHUNK = 1 << 20
+SETTLED = 1.0
+"""Seconds since the last change after which a file is not changed again without another time of change."""
+
+MOST_FILES = 10_000
+"""Files that are remembered."""
+
+
+class FileDigests:
+    """SHA-256 digests of files; one is computed again if the file's inode, size or times differ from those remembered.
+
+    The time of change (ctime) is compared too: unlike the time of modification, no program can set it back. On a file
+    system without it, such as sshfs, a file that was changed to another one of the same size and time is not noticed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Load what is remembered in a folder; nothing if there is none or it cannot be read."""
+        self._path = folder / MEMO
+        self._known: dict[str, tuple[list[int], str]] = {}
+        self._changed = False
+        with suppress(OSError, ValueError, TypeError):
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            self._known = {str(name): (list(stamp), str(digest)) for name, (stamp, digest) in stored.items()}
+
+    def compute(self, path: Path) -> str:
+        """The digest of a file, computed or remembered.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        name, stamp = str(path.absolute()), read_stamp(path)
+        known, digest = self._known.get(name, ([], ""))
+        if known == stamp:
+            return digest
+        now = time.time()
+        digest = hash_file(path)
+        # A file that is changed while it is read, or soon after, may keep its times.
+        if read_stamp(path) == stamp and now - max(stamp[2:]) / 1e9 > SETTLED:
+            self._remember(name, stamp, digest)
+        return digest
+
+    def add(self, path: Path, digest: str) -> None:
+        """Remember the digest of a file that this process has just written and that nothing changes any more."""
+        self._remember(str(path.absolute()), read_stamp(path), digest)
+
+    def save(self) -> None:
+        """Write what is remembered; does nothing if the folder cannot be written."""
+        if not self._changed:
+            return
+        kept = dict(list(self._known.items())[-MOST_FILES:])
+        with suppress(OSError), open_atomic(self._path) as file:
+            json.dump(kept, file)
+        self._changed = False
+
+    def _remember(self, name: str, stamp: list[int], digest: str) -> None:
+        self._known.pop(name, None)
+        self._known[name] = stamp, digest
+        self._changed = True
+
+
+def read_stamp(path: Path) -> list[int]:
+    """What changes whenever a file does: inode, size in bytes, and the times of modification and change in ns."""
+    status = path.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        with suppress(OSError, AttributeError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the names and contents of small files, such as modules of a package."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {hash_file(path)}\n".encode())
+    return digest.hexdigest()

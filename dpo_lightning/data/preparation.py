@@ -1,0 +1,150 @@
+"""`prepare_sets`: takes encoded rows from the cache, or reads, checks and encodes them and puts them there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_lightning.data.cache.encoded_rows import EncodedRows
+from dpo_lightning.data.cache.keys import digest_rows, digest_tokens
+from dpo_lightning.data.cache.row_cache import Entry, Key, Manifest, RowCache
+from dpo_lightning.data.cache.row_writer import RowWriter
+from dpo_lightning.data.encoding.counts import format_unlisted_ends
+from dpo_lightning.data.encoding.tokenization import Encoder
+from dpo_lightning.data.progress import track
+from dpo_lightning.log import logger
+from dpo_lightning.terminal import quote
+
+if TYPE_CHECKING:
+    from dpo_lightning.data.encoding.rendering import Renderer
+    from dpo_lightning.data.text_datamodule import TextDataModule
+
+HELD_OUT = "eval"
+"""The set that is stored with the text of its prompts, which callbacks show."""
+
+
+def prepare_sets(data: TextDataModule, names: Sequence[str], module: Any) -> Entry:
+    """Return encoded sets, and log what was noticed when they were read and encoded.
+
+    Args:
+        data: the data module, with the files and all options.
+        names: the sets, `train` or `eval`.
+        module: the `PolicyModule` that has the tokenizer.
+
+    Raises:
+        UserError: as in `TextDataModule.prepare`.
+    """
+    folder = data.find_cache()
+    if folder is None:
+        return _encode_for_this_run(data, names, data.make_renderer(module, names))
+    cache = RowCache(folder)
+    rows = digest_rows({name: data.files[name] or () for name in names}, *data.describe_reading(), cache.digests)
+    found: list[Entry] = []
+
+    def find() -> bool:
+        if cache.has_rows(rows):
+            renderer = data.make_renderer(module)
+            entry = cache.find(Key(rows, digest_tokens(renderer, data.describe_encoding())), data.kind.example.encoded)
+            found.extend([entry] if entry else [])
+        return bool(found)
+
+    if find():
+        return _take(found[0], folder)
+    renderer: Renderer | None = None
+    try:
+        with cache.reserve(rows, find) as reserved:
+            if reserved:
+                renderer = data.make_renderer(module, names)
+                key = Key(rows, digest_tokens(renderer, data.describe_encoding()))
+                return _build(cache, key, data, names, renderer)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        logger.info(f"note: {quote(str(folder))} cannot be written ({reason}): the rows are encoded for this run alone")
+        return _encode_for_this_run(data, names, renderer or data.make_renderer(module, names))
+    return _take(found[0], folder)
+
+
+def _take(entry: Entry, folder: Path) -> Entry:
+    """Log what was logged when an entry was built."""
+    for line in entry.lines:
+        logger.info(f"note: {line}")
+    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in entry.rows.items())
+    logger.info(f"rows: {counts}, encoded before, from {quote(str(folder))}")
+    return entry
+
+
+def _build(cache: RowCache, key: Key, data: TextDataModule, names: Sequence[str], renderer: Renderer) -> Entry:
+    """Encode sets into the cache.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    partial = cache.make_partial(key)
+    try:
+        manifest, _ = _encode(data, names, renderer, partial)
+        cache.publish(partial, key, manifest)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    entry = cache.find(key, data.kind.example.encoded)
+    if entry is None:
+        raise OSError("what was written cannot be read")
+    entries, size = cache.measure()
+    logger.info(
+        f"rows: encoded into {quote(str(cache.folder))} for further runs, which has {entries} "
+        f"set{'s' * (entries != 1)} of rows, {size / 1e6:,.0f} MB"
+    )
+    return entry
+
+
+def _encode_for_this_run(data: TextDataModule, names: Sequence[str], renderer: Renderer) -> Entry:
+    """Encode sets into files that are gone when the process ends, or in memory if none can be written."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="dpo_lightning-"))
+    except OSError:
+        manifest, rows = _encode(data, names, renderer, None)
+        return Entry(rows, manifest.lines, manifest.wrote_date)
+    try:
+        manifest, rows = _encode(data, names, renderer, folder)
+        for opened in rows.values():
+            opened.detach()
+    except OSError as error:
+        logger.info(f"note: the rows are encoded in memory: {folder.parent} cannot be written ({error.strerror})")
+        manifest, rows = _encode(data, names, renderer, None)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Entry(rows, manifest.lines, manifest.wrote_date)
+
+
+def _encode(
+    data: TextDataModule, names: Sequence[str], renderer: Renderer, folder: Path | None
+) -> tuple[Manifest, dict[str, EncodedRows]]:
+    """Encode sets into a folder, or in memory for None, and log what was noticed.
+
+    Raises:
+        UserError: 65 for bad rows, 67 for the template or the tokenizer.
+        OSError: the folder cannot be written.
+    """
+    encoded: dict[str, EncodedRows] = {}
+    lines: list[str] = []
+    for name in names:
+        if folder is not None:
+            (folder / name).mkdir()
+        examples, encoder = data.examples[name], Encoder(renderer, data.max_length, data.overlong)
+        kept = name == HELD_OUT
+        writer = RowWriter(folder and folder / name, data.kind.example.encoded, prompts=kept)
+        texts = iter(examples)
+        for row in track(data.encode(encoder, examples), f"encoding {name} rows", len(examples)):
+            # Some examples may have been dropped.
+            prompt = next(text.prompt for text in texts if text.origin == row.origin) if kept else None
+            writer.append(row, prompt)
+        encoded[name] = writer.close()
+        noticed = [*encoder.counts.format_lines(), *format_unlisted_ends(encoded[name], renderer)]
+        lines += [f"{name}: {line}" for line in noticed]
+    for line in lines:
+        logger.info(f"note: {line}")
+    read = [line for name in names for line in data.notes.get(name, ())]
+    files = {name: list(rows.stored.files) for name, rows in encoded.items()}
+    return Manifest(files, [*read, *lines], renderer.wrote_date), encoded
