@@ -195,7 +195,7 @@ class TextDataModule(LightningDataModule):
                 continue
             encoder = Encoder(renderer, self.max_length, self.overlong)
             self.encoded[name] = self.encode(encoder, self.examples[name])
-            for line in [*encoder.counts.format_lines(), *format_unlisted_ends(self.encoded[name], renderer)]:
+            for line in [*encoder.counts.format_lines(), *format_unlisted_ends(encoder.counts.ends, renderer)]:
                 logger.info(f"note: {name}: {line}")
             self.template_date.log(written=renderer.wrote_date)
         # It computes the fewest tokens: a row that is too long for it is too long for every collator.

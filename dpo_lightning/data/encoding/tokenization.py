@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -56,20 +56,26 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
     _refused: list[UserError] = field(default_factory=list)
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Encode rows of any kind; the result lacks those that `overlong="drop"` drops.
+    def encode(self, examples: Iterable[Example]) -> list[Encoded]:
+        """Return the rows of `encode_rows` as a list."""
+        return list(self.encode_rows(examples))
+
+    def encode_rows(self, examples: Iterable[Example]) -> Iterator[Encoded]:
+        """Encode rows of any kind, in order; those that `overlong="drop"` drops are left out.
+
+        Errors of rows are raised together after the last row, or after `MAX_REFUSED` of them.
 
         Raises:
             UserError: 65 with all bad rows, or all rows that are too long; 67 if the template or the tokenizer cannot
                 be used for any row.
         """
-        encoded = []
+        kept = 0
         for example in examples:
             fitted = self._try_fit(example.origin, example.prompt, example.answers, example.tools)
             if fitted is not None:
-                encoded.append(example.encode(fitted.prompt_ids, tuple(fitted.answers)))
-        self._raise_errors(len(encoded))
-        return encoded
+                kept += 1
+                yield example.encode(fitted.prompt_ids, tuple(fitted.answers))
+        self._raise_errors(kept)
 
     def _try_fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
         """Encode a row within `max_length`; None if it is dropped, or bad: errors are raised together at the end."""
@@ -123,6 +129,7 @@ class Encoder:
         self.counts.converted_calls += self.renderer.needs_conversion(prompt, *answers)
         self.counts.shortened_prompts += fitted.shortened
         self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
+        self.counts.ends.update(answer.ids[-1] for answer in fitted.answers if not answer.cut)
         return fitted
 
     def _check_distinct(self, origin: Origin, answers: Sequence[EncodedAnswer]) -> None:
