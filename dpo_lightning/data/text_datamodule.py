@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from dpo_lightning.data.collate import Collator, Padded, select_collator
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
+from dpo_lightning.data.encoding.control_tokens import SpecialTokens
 from dpo_lightning.data.encoding.counts import format_unlisted_ends
-from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
+from dpo_lightning.data.encoding.rendering import Renderer, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.kinds.duplicates import check_leak
