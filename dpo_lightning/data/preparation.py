@@ -141,7 +141,7 @@ def _encode(
             prompt = next(text.prompt for text in texts if text.origin == row.origin) if kept else None
             writer.append(row, prompt)
         encoded[name] = writer.close()
-        noticed = [*encoder.counts.format_lines(), *format_unlisted_ends(encoded[name], renderer)]
+        noticed = [*encoder.counts.format_lines(), *format_unlisted_ends(encoder.counts.ends, renderer)]
         lines += [f"{name}: {line}" for line in noticed]
     for line in lines:
         logger.info(f"note: {line}")

@@ -12,7 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dpo_lightning.data.collate import Collator, Padded, select_collator
 from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
-from dpo_lightning.data.encoding.rendering import Renderer, SpecialTokens, Template
+from dpo_lightning.data.encoding.control_tokens import SpecialTokens
+from dpo_lightning.data.encoding.rendering import Renderer, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.kinds.duplicates import check_leak
@@ -124,7 +125,7 @@ class TextDataModule(RowLoaders):
 
     def encode(self, encoder: Encoder, examples: Sequence[Example]) -> Iterable[Encoded]:
         """Encode examples as token ids one by one; a subclass may add what depends on other rows."""
-        return encoder.encode(examples)
+        return encoder.encode_rows(examples)
 
     def check_module(self, module: Any) -> None:
         """Check that the module trains on rows of this kind.

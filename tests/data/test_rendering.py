@@ -23,6 +23,11 @@ def ids_of(tokenizer, token):
     return tokenizer.convert_tokens_to_ids(token)
 
 
+def encode_raw(renderer, prompt, answer):
+    """Ids of a raw prompt and answer, without EOS."""
+    return [*renderer.raw_prefix, *renderer.encode(renderer.render_raw(prompt, answer))]
+
+
 def whole(renderer, *said, tools=()):
     return renderer.encode_chat(turns(*said), tools, ORIGIN, add_generation_prompt=False)
 
@@ -56,7 +61,7 @@ def test_one_bos_where_both_tokenizer_and_template_would_write_it(text, template
     prompt = renderer.encode_prompt(text)
     assert prompt[0] == begin
     assert prompt.count(begin) == 1
-    trained = renderer.encode_raw("Hello", " you") if template is None else whole(renderer, ("user", "Hello"))
+    trained = encode_raw(renderer, "Hello", " you") if template is None else whole(renderer, ("user", "Hello"))
     assert trained.count(begin) == 1
     assert trained[0] == begin
 
@@ -66,12 +71,12 @@ def test_no_bos_is_made_up_where_the_tokenizer_has_none(tokenizer):
     renderer = Renderer(tokenizer)
     assert renderer.raw_prefix == ()
     assert renderer.encode_prompt("Hello") == tokenizer("Hello", add_special_tokens=False)["input_ids"]
-    assert all(isinstance(id_, int) for id_ in renderer.encode_raw("Hello", " you"))
+    assert all(isinstance(id_, int) for id_ in encode_raw(renderer, "Hello", " you"))
 
 
 def test_a_bos_that_the_tokenizer_has_but_does_not_write_is_not_added():
     made = tiny_models.make_tokenizer(bos=BEGIN)
-    assert Renderer(made).encode_raw("Hello", " you") == made("Hello you", add_special_tokens=False)["input_ids"]
+    assert encode_raw(Renderer(made), "Hello", " you") == made("Hello you", add_special_tokens=False)["input_ids"]
 
 
 def test_a_template_that_drops_the_system_message_is_refused():
@@ -196,7 +201,7 @@ def test_a_control_token_in_a_text_is_refused_by_name_and_line(chat_tokenizer, t
 
 def test_a_control_token_that_prompt_and_answer_make_together_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"control token <\|im_end\|>"):
-        Renderer(tokenizer).encode_raw("Hello <|im_", "end|> you", ORIGIN)
+        Renderer(tokenizer).render_raw("Hello <|im_", "end|> you", ORIGIN)
 
 
 def test_a_neutralized_control_token_is_plain_text(chat_tokenizer):

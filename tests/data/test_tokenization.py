@@ -143,11 +143,12 @@ def test_an_end_that_ends_no_generation_is_told(end, told):
 
 def test_an_end_that_the_generation_config_does_not_list_is_told():
     made = tiny_models.make_chat_tokenizer()
-    pair, _ = encode(made, "Hello", "Hi", "I am fine")
+    _, counts = encode(made, "Hello", "Hi", "I am fine")
+    assert counts.ends == {2}
     for ends, told in (([0], 1), ([0, 2], 0), ([], 0)):  # none: what it says is not known
-        lines = list(format_unlisted_ends([pair], Renderer(made, end_ids=frozenset(ends))))
+        lines = list(format_unlisted_ends(counts.ends, Renderer(made, end_ids=frozenset(ends))))
         assert len(lines) == told
-    (line,) = format_unlisted_ends([pair], Renderer(made, end_ids=frozenset([0])))
+    (line,) = format_unlisted_ends(counts.ends, Renderer(made, end_ids=frozenset([0])))
     assert "answers end with <|im_end|> (id 2), which eos_token_id in the model's generation_config.json" in line
 
 

@@ -51,7 +51,6 @@ def encode_set(
         UserError: 67 if the template or the tokenizer cannot be used for any row.
     """
     found, counts = EncodedSet(max_length), Counts()
-    rows: list[Encoded] = []
     long: list[Example] = []
     for example in examples:
         row = _encode(example, renderer, counts, found.errors)
@@ -59,7 +58,6 @@ def encode_set(
             break
         if row is None:
             continue
-        rows.append(row)
         lengths = [len(row.prompt_ids), *(len(answer.ids) for answer in row.answers)]
         found.measured.append(dict(zip(["prompt", *name_answers(kind, example)], lengths, strict=True)))
         if len(found.first_rows) < SHOWN:
@@ -70,7 +68,7 @@ def encode_set(
         counts.dropped = len(long)
     elif long:
         _refit(long, renderer, max_length, overlong, counts, found.errors)
-    found.notes = counts.format_lines() + list(format_unlisted_ends(rows, renderer))
+    found.notes = counts.format_lines() + list(format_unlisted_ends(counts.ends, renderer))
     return found
 
 

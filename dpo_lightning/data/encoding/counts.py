@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from dpo_lightning.data.encoding.rendering import Renderer
-from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import Problem
 
 
@@ -37,6 +36,8 @@ class Counts:
     """The end of the generation prompt that answers are rendered without, of the first such row."""
     ending: str = ""
     """What ends an answer in place of an end token, and the remedy, of the first such row."""
+    ends: set[int] = field(default_factory=set)
+    """Ids at the end of answers that were not cut."""
     too_long: list[Problem] = field(default_factory=list)
     """An error for each row that does not fit into `max_length`."""
 
@@ -61,14 +62,17 @@ class Counts:
         return [f"{n} of {self.read} rows {what} ({n / self.read:.1%})" for what, n in lines.items() if n]
 
 
-def format_unlisted_ends(rows: Sequence[Encoded], renderer: Renderer) -> Iterator[str]:
+def format_unlisted_ends(ends: Collection[int], renderer: Renderer) -> Iterator[str]:
     """Format a line for each id at the end of answers that the model's generation config does not list as an end.
 
     A model learns to end its answers with it, and a program that reads only the generation config does not stop there.
     Without a list in the generation config there is nothing to compare.
+
+    Args:
+        ends: the ids at the end of answers, `Counts.ends`.
+        renderer: has the ids of the generation config.
     """
-    ends = {answer.ids[-1] for row in rows for answer in row.answers if not answer.cut}
-    for id_ in sorted(ends - renderer.end_ids) if renderer.end_ids else ():
+    for id_ in sorted(set(ends) - renderer.end_ids) if renderer.end_ids else ():
         token = renderer.tokenizer.decode([id_])
         yield (
             f"answers end with {token} (id {id_}), which eos_token_id in the model's generation_config.json does not "

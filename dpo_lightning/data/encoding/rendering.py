@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 from dpo_lightning.data.encoding.chat_templates import build_date_options, locate_template
+from dpo_lightning.data.encoding.control_tokens import ControlTokens, SpecialTokens
 from dpo_lightning.data.encoding.kept_texts import check_rendering, get_tool_name, omission_error
-from dpo_lightning.data.encoding.template_limits import render_template, tokenize
+from dpo_lightning.data.encoding.template_limits import render_template
+from dpo_lightning.data.encoding.text_encoder import TextEncoder
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
 from dpo_lightning.data.kinds.tool_calls import convert_arguments, takes_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Template = Literal["auto", "chat", "raw"]
-SpecialTokens = Literal["refuse", "neutralize"]
-
-SENTINEL = re.compile("([\ud800-\udbff][\udc00-\udfff])")
-"""Two surrogates replace a neutralized control token while a template renders: valid text contains none."""
-
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
@@ -79,15 +74,23 @@ class Renderer:
             UserError: 65 for a control token in the prompt, or tools without a chat template; 67 for the template.
         """
         messages = self.to_messages(prompt, "user")
-        if messages is None:
-            if tools:
-                raise UserError(
-                    ExitCode.DATA,
-                    Problem("the row has tools, but no chat template is used to write them", str(origin or "")),
-                    fix="--data.chat_template FILE (without --data.template raw), or remove the column",
-                )
-            return [*self.raw_prefix, *self.encode(self._guard_text(str(prompt), origin))]
-        return self.encode_chat(messages, tools, origin, add_generation_prompt=True)
+        if messages is not None:
+            return self.encode_chat(messages, tools, origin, add_generation_prompt=True)
+        return [*self.raw_prefix, *self.encode(self.render_raw_prompt(str(prompt), tools, origin))]
+
+    def render_raw_prompt(self, prompt: str, tools: Sequence[Any] = (), origin: Origin | None = None) -> str:
+        """Guard a prompt that is used as raw text: use `raw_prefix` and `encode` for the ids.
+
+        Raises:
+            UserError: 65 for a control token in the prompt, or tools, which only a chat template writes.
+        """
+        if tools:
+            raise UserError(
+                ExitCode.DATA,
+                Problem("the row has tools, but no chat template is used to write them", str(origin or "")),
+                fix="--data.chat_template FILE (without --data.template raw), or remove the column",
+            )
+        return self.control.guard_text(prompt, origin)
 
     def encode_chat(
         self,
@@ -116,22 +119,43 @@ class Renderer:
                 fix="--data.chat_template FILE, or --data.template raw for rows of strings",
             )
         guarded = [self.guard_message(message, origin) for message in messages]
-        return self._render(guarded, self._guard_value(list(tools), origin), origin, add_generation_prompt)
+        return self._render(guarded, self.control.guard(list(tools), origin), origin, add_generation_prompt)
 
-    def encode_raw(self, prompt: str, answer: str, origin: Origin | None = None) -> list[int]:
-        """Encode a raw prompt and answer as one text, after the BOS if the tokenizer adds one."""
-        return [*self.raw_prefix, *self.encode(self._guard_text(prompt + answer, origin))]
+    def render_raw(self, prompt: str, answer: str, origin: Origin | None = None) -> str:
+        """Join and guard a raw prompt and answer, without EOS: use `raw_prefix` and `encode` for the ids."""
+        return self.control.guard_text(prompt + self.strip_eos(answer), origin)
 
     def strip_eos(self, answer: str) -> str:
         """Remove an EOS that is written out at the end of an answer: exactly one is added later."""
         return answer.removesuffix(self.tokenizer.eos_token)
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text; neutralized control tokens are encoded as plain text."""
+        """Encode a text; neutralized control tokens are encoded as plain text.
+
+        Raises:
+            UserError: 67 if the Rust code of the tokenizer panics.
+        """
+        (ids,) = self.encode_texts([text])
+        if isinstance(ids, UserError):
+            raise ids
+        return ids
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int] | UserError]:
+        """Encode several texts, which is faster in one call; an error is returned in place of the ids of its text."""
+        split = [[(text, False)] if text and text.isascii() else list(self.control.split(text)) for text in texts]
+        plain = iter(self._encoder.encode([piece for pieces in split for piece, control in pieces if not control]))
+        return [self._join(pieces, plain) for pieces in split]
+
+    def _join(
+        self, pieces: Sequence[tuple[str, bool]], plain: Iterator[list[int] | UserError]
+    ) -> list[int] | UserError:
+        """Join the ids of the pieces of a text; those that are no control tokens are encoded in `plain`."""
         ids: list[int] = []
-        for piece, control in self._split_at_sentinels(text):
-            options = {"split_special_tokens": True} if control else {}
-            ids += tokenize(self.tokenizer, piece, **options)
+        for piece, control in pieces:
+            found = self._encoder.encode_alone(piece, split_special_tokens=True) if control else next(plain)
+            if isinstance(found, UserError):
+                return found
+            ids += found
         return ids
 
     def check_one_bos(self, ids: Sequence[int], origin: Origin | None = None) -> None:
@@ -167,10 +191,13 @@ class Renderer:
         return tuple(whole[: whole.index(plain[0])])
 
     @cached_property
-    def control_tokens(self) -> tuple[str, ...]:
-        """Texts that the tokenizer encodes as control tokens, longest first: one may contain another."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        return tuple(sorted((str(token) for token in added if token.special), key=len, reverse=True))
+    def control(self) -> ControlTokens:
+        """The control tokens of the tokenizer."""
+        return ControlTokens(self.tokenizer, self.special_tokens)
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer)
 
     @cached_property
     def calls_as_text(self) -> bool:
@@ -188,7 +215,7 @@ class Renderer:
         if isinstance(content, str) and message["role"] == "assistant":
             message = {**message, "content": self.strip_eos(content)}
         plain = {key: value for key, value in self._convert_calls(message).items() if key != TRAIN}
-        return self._guard_value(plain, origin)
+        return self.control.guard(plain, origin)
 
     def _convert_calls(self, message: Message) -> Message:
         """Convert the arguments of a message's tool calls to the form that the template takes."""
@@ -198,43 +225,6 @@ class Renderer:
         """Whether a tool call in the texts has its arguments in another form than the template takes."""
         messages = (message for text in texts if not isinstance(text, str) for message in text)
         return any(self._convert_calls(message) != message for message in messages)
-
-    def _guard_value(self, value: Any, origin: Origin | None) -> Any:
-        """Apply `_guard_text` to all texts of a message or a tool: templates also write calls, names and schemas."""
-        if isinstance(value, str):
-            return self._guard_text(value, origin)
-        if isinstance(value, Mapping):
-            return {self._guard_text(str(key), origin): self._guard_value(item, origin) for key, item in value.items()}
-        return [self._guard_value(item, origin) for item in value] if isinstance(value, (list, tuple)) else value
-
-    def _guard_text(self, text: str, origin: Origin | None) -> str:
-        """Refuse control tokens in a text, or replace each by a sentinel: a text could imitate another role's turn."""
-        if SURROGATE.search(text):
-            raise UserError(
-                ExitCode.DATA,
-                Problem("a text is not valid Unicode", where=str(origin or ""), text=text),
-                fix="write the text in UTF-8",
-            )
-        for k, control in enumerate(self.control_tokens):
-            if control not in text:
-                continue
-            if self.special_tokens == "refuse":
-                raise UserError(
-                    ExitCode.DATA,
-                    Problem(f"control token {control} in a text", where=str(origin or ""), text=text),
-                    fix="remove it, or --data.special_tokens neutralize to encode it as plain text",
-                )
-            # The two surrogates encode the index of the control token.
-            text = text.replace(control, chr(0xD800 + k // 1024) + chr(0xDC00 + k % 1024))
-        return text
-
-    def _split_at_sentinels(self, text: str) -> Iterable[tuple[str, bool]]:
-        """Split a text at its sentinels into pieces to encode, with whether each is a neutralized control token."""
-        for piece in SENTINEL.split(text):
-            if SENTINEL.fullmatch(piece):
-                yield self.control_tokens[(ord(piece[0]) - 0xD800) * 1024 + ord(piece[1]) - 0xDC00], True
-            elif piece:
-                yield piece, False
 
     def _render(
         self,

@@ -1,4 +1,4 @@
-"""Runs chat templates within limits of time, memory and length, and tokenizers that may panic."""
+"""Runs chat templates within limits of time, memory and length."""
 
 from __future__ import annotations
 
@@ -66,22 +66,6 @@ def render_template(tokenizer: Any, messages: Any, **options: Any) -> str:
     ):
         raise _limit_error(tokenizer, f"writes {len(text):,} characters, far more than the conversation has")
     return text
-
-
-def tokenize(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    """Convert a text to ids, without the special tokens that the tokenizer adds to whole texts.
-
-    Raises:
-        UserError: 67 if the Rust code of the tokenizer panics, as with a regular expression that does not end.
-    """
-    try:
-        ids: list[int] = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # derives from BaseException, and no module exports it
-            raise
-        problem = Problem(f"the tokenizer fails: {error}", str(getattr(tokenizer, "name_or_path", "")), text)
-        raise UserError(ExitCode.MODEL, problem, fix="use another tokenizer") from None
-    return ids
 
 
 def count_characters(content: Any) -> int:

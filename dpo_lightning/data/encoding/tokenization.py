@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
 from dpo_lightning.data.encoding.counts import Counts
+from dpo_lightning.data.encoding.lockstep import Steps, run_in_lockstep
 from dpo_lightning.data.encoding.rendering import Renderer
-from dpo_lightning.data.encoding.whole_texts import Conversation, count_common_ids
+from dpo_lightning.data.encoding.whole_texts import Conversation, RenderedAnswer, count_common_ids
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Origin, Text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -18,6 +19,12 @@ Overlong = Literal["error", "drop", "truncate"]
 
 MAX_REFUSED = 1000
 """Bad rows after which tokenization stops: further errors would be of the same kinds."""
+
+MAX_ROWS = 256
+"""Rows that are encoded side by side."""
+
+MAX_CHARACTERS = 1 << 22
+"""Characters of all rows that are encoded side by side, for a bound on memory."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class Encoding:
     """Whether a token contains the end of the prompt and the beginning of an answer."""
     last_turn_only: bool = False
     """Whether the template rewrites earlier turns of an answer, so that only the last one is learned."""
+    converted: bool = False
+    """Whether the arguments of a tool call were converted to what the template takes."""
     shortened: bool = False
     """Whether the start of the prompt was removed."""
     respaced: bool = False
@@ -56,25 +65,37 @@ class Encoder:
     counts: Counts = field(default_factory=Counts)
     _refused: list[UserError] = field(default_factory=list)
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Encode rows of any kind; the result lacks those that `overlong="drop"` drops.
+    def encode(self, examples: Iterable[Example]) -> list[Encoded]:
+        """Return the rows of `encode_rows` as a list."""
+        return list(self.encode_rows(examples))
+
+    def encode_rows(self, examples: Iterable[Example]) -> Iterator[Encoded]:
+        """Encode rows of any kind, in order; those that `overlong="drop"` drops are left out.
+
+        Errors of rows are raised together after the last row, or after `MAX_REFUSED` of them.
 
         Raises:
             UserError: 65 with all bad rows, or all rows that are too long; 67 if the template or the tokenizer cannot
                 be used for any row.
         """
-        encoded = []
-        for example in examples:
-            fitted = self._try_fit(example.origin, example.prompt, example.answers, example.tools)
-            if fitted is not None:
-                encoded.append(example.encode(fitted.prompt_ids, tuple(fitted.answers)))
-        self._raise_errors(len(encoded))
-        return encoded
+        kept = 0
+        for chunk in split_into_chunks(examples):
+            steps = [self._encode_within_limit(example) for example in chunk]
+            # Zipped to the rows before an error that ends all.
+            for example, encoding in zip(chunk, run_in_lockstep(steps, self.renderer.encode_texts), strict=False):
+                fitted = self._try_count(example, encoding)
+                if fitted is not None:
+                    kept += 1
+                    yield example.encode(fitted.prompt_ids, tuple(fitted.answers))
+        self._raise_errors(kept)
 
-    def _try_fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
-        """Encode a row within `max_length`; None if it is dropped, or bad: errors are raised together at the end."""
+    def _try_count(self, example: Example, encoding: Encoding | UserError) -> Encoding | None:
+        """Count what was changed in a row; None if it is dropped, or bad: errors are raised together at the end."""
+        self.counts.read += 1
         try:
-            return self._fit(origin, prompt, answers, tools)
+            if isinstance(encoding, UserError):
+                raise encoding
+            return self._count(example.origin, encoding)
         except UserError as error:
             if error.code != ExitCode.DATA:  # of the template or the tokenizer: the same for every row
                 raise
@@ -83,46 +104,52 @@ class Encoder:
                 self._raise_errors(0)
             return None
 
-    def _fit(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding | None:
-        """Encode a row within `max_length`, and count what was changed; None if it is dropped or too long."""
-        self.counts.read += 1
-        fitted = self._encode(origin, prompt, answers, tools)
+    def _encode_within_limit(self, example: Example) -> Steps[Encoding]:
+        """Encode a row; if `overlong="truncate"`, within `max_length`."""
+        origin, prompt = example.origin, example.prompt
+        fitted = yield from self._encode(origin, prompt, example.answers, example.tools)
         if not all(any(answer.scored) for answer in fitted.answers):
             raise UserError(
                 ExitCode.DATA,
                 Problem("the chat template rewrites every learned turn once others follow", str(origin)),
                 fix="give a template that keeps earlier turns by --data.chat_template FILE, or remove the row",
             )
+        if fitted.length <= self.max_length or self.overlong != "truncate":
+            return fitted
+        # Whole exchanges are removed first; only then is the rest of the prompt cut, even within a message.
+        while fitted.length > self.max_length and (shorter := drop_oldest_turn(prompt)) is not None:
+            prompt = shorter
+            shortest = yield from self._encode(origin, prompt, example.answers, example.tools)
+            fitted = replace(shortest, shortened=True)
+        return self._cut(fitted)
+
+    def _count(self, origin: Origin, fitted: Encoding) -> Encoding | None:
+        """Count what was changed in a row; None if it is dropped or too long."""
         if fitted.length > self.max_length:
             if self.overlong == "drop":
                 self.counts.dropped += 1
-                return None
-            if self.overlong == "error":
+            else:
                 what = f"prompt and longest answer have {fitted.length} tokens, but max_length is {self.max_length}"
                 self.counts.too_long.append(Problem(what, str(origin)))
-                return None
-            # Whole exchanges are removed first; only then is the rest of the prompt cut, even within a message.
-            while fitted.length > self.max_length and (shorter := drop_oldest_turn(prompt)) is not None:
-                prompt = shorter
-                fitted = replace(self._encode(origin, prompt, answers, tools), shortened=True)
-            fitted = self._cut(fitted)
-            if not all(any(answer.scored) for answer in fitted.answers):
-                what = f"max_length {self.max_length} leaves nothing to learn of an answer"
-                self.counts.too_long.append(Problem(what, str(origin)))
-                return None
+            return None
+        if not all(any(answer.scored) for answer in fitted.answers):
+            what = f"max_length {self.max_length} leaves nothing to learn of an answer"
+            self.counts.too_long.append(Problem(what, str(origin)))
+            return None
         self._check_distinct(origin, fitted.answers)
-        unknown = self.renderer.unknown_id
-        self.counts.unknown += unknown is not None and any(unknown in answer.ids for answer in fitted.answers)
-        self.counts.crossing += fitted.crossing
-        self.counts.respaced += fitted.respaced
-        self.counts.other_openings += bool(fitted.opening)
-        self.counts.opening = self.counts.opening or fitted.opening
-        self.counts.unended += bool(fitted.ending)
-        self.counts.ending = self.counts.ending or fitted.ending
-        self.counts.last_turn_only += fitted.last_turn_only
-        self.counts.converted_calls += self.renderer.needs_conversion(prompt, *answers)
-        self.counts.shortened_prompts += fitted.shortened
-        self.counts.cut_answers += any(answer.cut for answer in fitted.answers)
+        counts, unknown = self.counts, self.renderer.unknown_id
+        counts.unknown += unknown is not None and any(unknown in answer.ids for answer in fitted.answers)
+        counts.crossing += fitted.crossing
+        counts.respaced += fitted.respaced
+        counts.other_openings += bool(fitted.opening)
+        counts.opening = counts.opening or fitted.opening
+        counts.unended += bool(fitted.ending)
+        counts.ending = counts.ending or fitted.ending
+        counts.last_turn_only += fitted.last_turn_only
+        counts.converted_calls += fitted.converted
+        counts.shortened_prompts += fitted.shortened
+        counts.cut_answers += any(answer.cut for answer in fitted.answers)
+        counts.ends.update(answer.ids[-1] for answer in fitted.answers if not answer.cut)
         return fitted
 
     def _check_distinct(self, origin: Origin, answers: Sequence[EncodedAnswer]) -> None:
@@ -163,11 +190,14 @@ class Encoder:
         ]
         return replace(whole, prompt_ids=prompt_ids, answers=answers, shortened=whole.shortened or shorter)
 
-    def _encode(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Encoding:
+    def _encode(self, origin: Origin, prompt: Text, answers: Sequence[Text], tools: Sequence[Any]) -> Steps[Encoding]:
         """Encode prompt and answers without a limit of length."""
         conversation = Conversation(self.renderer, tools, origin)
-        rendered_prompt = conversation.render_prompt(prompt)
-        rendered_answers = [conversation.render_answer(prompt, rendered_prompt, answer) for answer in answers]
+        rendered_prompt = yield from conversation.render_prompt(prompt)
+        rendered_answers: list[RenderedAnswer] = []
+        for answer in answers:
+            rendered_answer = yield from conversation.render_answer(prompt, rendered_prompt, answer)
+            rendered_answers.append(rendered_answer)
         # The last ids of the prompt may differ once an answer follows, by the template or by a token that contains
         # both. All answers then begin after the ids that they have in common with the prompt: each is conditioned on
         # the same prompt ids.
@@ -178,6 +208,7 @@ class Encoder:
             [EncodedAnswer(whole.ids[border:], whole.scored[border:]) for whole in rendered_answers],
             crossing=border < len(rendered_prompt.ids) and not opening,
             last_turn_only=any(whole.rewritten for whole in rendered_answers),
+            converted=self.renderer.needs_conversion(prompt, *answers),
             respaced=any(whole.respaced for whole in rendered_answers),
             opening=opening,
             ending=next((whole.ending for whole in rendered_answers if whole.ending), ""),
@@ -215,3 +246,23 @@ def drop_oldest_turn(prompt: Text) -> Text | None:
     turns = [message for message in prompt if message["role"] not in ("system", "developer")]
     following = next((i for i in range(1, len(turns)) if turns[i]["role"] == "user"), None)
     return None if following is None else (*kept, *turns[following:])
+
+
+def split_into_chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Split rows into chunks of at most `MAX_ROWS` rows and, unless one row has more, of `MAX_CHARACTERS`."""
+    chunk: list[Example] = []
+    characters = 0
+    for example in examples:
+        own = sum(map(count_characters, (example.prompt, *example.answers)))
+        if chunk and (len(chunk) == MAX_ROWS or characters + own > MAX_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(example)
+        characters += own
+    if chunk:
+        yield chunk
+
+
+def count_characters(text: Text) -> int:
+    """Return how many characters a text has, or the contents of its messages."""
+    return len(text) if isinstance(text, str) else sum(len(message.get("content") or "") for message in text)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.encoding.kept_texts import check_kept, count_common_characters
+from dpo_lightning.data.encoding.lockstep import Steps
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
 
@@ -52,7 +53,7 @@ class Conversation:
     origin: Origin
     """The row, for errors."""
 
-    def render_prompt(self, prompt: Text) -> RenderedPrompt:
+    def render_prompt(self, prompt: Text) -> Steps[RenderedPrompt]:
         """Render a prompt as for generation.
 
         Raises:
@@ -60,13 +61,14 @@ class Conversation:
         """
         turns = self.renderer.to_messages(prompt, "user")
         if turns is None:
-            return RenderedPrompt(self.renderer.encode_prompt(prompt, self.tools, self.origin))
+            raw = self.renderer.render_raw_prompt(str(prompt), self.tools, self.origin)
+            return RenderedPrompt([*self.renderer.raw_prefix, *(yield raw)])
         text = self._render(turns, generation=True)
-        ids = self.renderer.encode(text)
+        ids = yield text
         self.renderer.check_one_bos(ids, self.origin)
         return RenderedPrompt(ids, turns, text)
 
-    def render_answer(self, prompt: Text, start: RenderedPrompt, answer: Text) -> RenderedAnswer:
+    def render_answer(self, prompt: Text, start: RenderedPrompt, answer: Text) -> Steps[RenderedAnswer]:
         """Render prompt and answer.
 
         Args:
@@ -79,21 +81,22 @@ class Conversation:
         """
         replies = self.renderer.to_messages(answer, "assistant")
         if start.turns is None or replies is None:
-            ids = self.renderer.encode_raw(str(prompt), self.renderer.strip_eos(str(answer)), self.origin)
-            ids.append(self.renderer.tokenizer.eos_token_id)
+            raw = self.renderer.render_raw(str(prompt), str(answer), self.origin)
+            ids = [*self.renderer.raw_prefix, *(yield raw), self.renderer.tokenizer.eos_token_id]
             return RenderedAnswer(ids, [True] * len(ids))
         turns = (*start.turns, *replies)
         text = self._render(turns)
-        rendered = self.renderer.encode(text)
+        rendered = yield text
         # With several turns in the answer, the last one begins after the others.
-        before = start if len(replies) == 1 else self.render_prompt(turns[:-1])
+        before = start if len(replies) == 1 else (yield from self.render_prompt(turns[:-1]))
         ids = self._end_with_eos(rendered, count_common_ids(rendered, before.ids))
         ending = self._describe_ending(text) if len(ids) > len(rendered) else ""
         # The end of the generation prompt that differs from the conversation is what the answer is rendered without.
         opening = start.text[count_common_characters(start.text, text) :][-SHOWN:]
         whole = RenderedAnswer(ids, [True] * len(ids), opening, ending)
         if len(replies) > 1:
-            return self._score_assistant_turns(whole, text, turns, {len(start.turns): start, len(turns) - 1: before})
+            known = {len(start.turns): start, len(turns) - 1: before}
+            return (yield from self._score_assistant_turns(whole, text, turns, known))
         return replace(whole, respaced=self._check_kept(turns, text, before.text, len(text)))
 
     def _render(self, turns: Sequence[Message], *, generation: bool = False) -> str:
@@ -123,7 +126,7 @@ class Conversation:
 
     def _score_assistant_turns(
         self, whole: RenderedAnswer, text: str, messages: tuple[Message, ...], rendered: Mapping[int, RenderedPrompt]
-    ) -> RenderedAnswer:
+    ) -> Steps[RenderedAnswer]:
         """Mark only the assistant's turns of the answer as learned.
 
         Args:
@@ -136,10 +139,11 @@ class Conversation:
         for i in range(min(rendered), len(messages)):
             if messages[i]["role"] != "assistant" or not messages[i].get(TRAIN, True):
                 continue
-            before, through, end = rendered.get(i) or self.render_prompt(messages[:i]), ids, len(text)
+            before = rendered.get(i) or (yield from self.render_prompt(messages[:i]))
+            through, end = ids, len(text)
             if i < len(messages) - 1:
                 part = self._render(messages[: i + 1])
-                through, end = self.renderer.encode(part), count_common_characters(part, text)
+                through, end = (yield part), count_common_characters(part, text)
                 through = self._end_with_eos(through, count_common_ids(through, before.ids))
                 # Ids of a turn that change once others follow are not those that the model would generate.
                 if count_common_ids(through, ids) < len(through):
