@@ -107,6 +107,8 @@ class _DataFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET and offset < 0:  # a damaged zip archive; the message is that of a file in memory
+            raise ValueError(f"negative seek value {offset}")
         return self._file.seek(offset, whence)
 
     def fileno(self) -> int:
