@@ -13,12 +13,13 @@ from support.row_files import refusal
 from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.data.readers.csv_rows import SEPARATORS, parse_csv_rows
 from dpo_lightning.data.readers.source import Source
+from dpo_lightning.data.readers.text_window import TextWindow
 from dpo_lightning.errors import ExitCode
 
 
 def read(text: str, *notes: str) -> list[tuple[int, dict[str, str]]]:
     bad, source = BadRows(), Source("f")
-    rows = list(parse_csv_rows(text, source, bad))
+    rows = list(parse_csv_rows(TextWindow([text]), source, bad))
     bad.raise_if_any()
     assert source.notes == list(notes)
     return rows

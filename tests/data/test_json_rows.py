@@ -8,12 +8,13 @@ from support.row_files import refusal
 from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.data.readers.json_rows import parse_json_rows
 from dpo_lightning.data.readers.source import Source
+from dpo_lightning.data.readers.text_window import TextWindow
 from dpo_lightning.errors import ExitCode
 
 
 def read(text: str) -> list[tuple[int, object]]:
     bad = BadRows()
-    rows = list(parse_json_rows(text, Source("f"), bad))
+    rows = list(parse_json_rows(TextWindow([text]), Source("f"), bad))
     bad.raise_if_any()
     return rows
 
@@ -76,7 +77,7 @@ def test_what_is_not_rows_of_json(text: str, parts: list[str]) -> None:
 
 
 def test_rows_after_a_bad_element_are_still_read() -> None:
-    rows = list(parse_json_rows('[{"a": NaN},\n{"a": 2}]', Source("f"), BadRows()))
+    rows = list(parse_json_rows(TextWindow(['[{"a": NaN},\n{"a": 2}]']), Source("f"), BadRows()))
     assert rows == [(2, {"a": 2})]
 
 

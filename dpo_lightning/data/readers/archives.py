@@ -1,4 +1,4 @@
-"""Decompresses gzip, bzip2 and xz files and the only data file of a zip archive in memory, with a limit of the size."""
+"""Decompresses gzip, bzip2 and xz files and the only data file of a zip archive with a limit of the size."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import io
 import lzma
 import shlex
 import struct
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from dpo_lightning.data.readers.paths import format_path, is_data_name
 from dpo_lightning.data.readers.source import Source
@@ -32,6 +34,10 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
 }
 CHUNK = 1 << 20
 """Bytes that are decompressed at once."""
+
+MOST_IN_MEMORY = 4 << 20
+"""Decompressed bytes from which a temporary file is used. All data is decompressed before its first row is used, since
+damage or another encoding may only appear at the end; decompressing twice would cost more than writing a file."""
 
 BOMB_FLOOR = 64 << 20
 BOMB_RATIO = 100
@@ -76,35 +82,41 @@ def find_compression(data: bytes) -> str:
     return "zip" if data.startswith((ZIP, EMPTY_ZIP)) else ""
 
 
-def decompress(data: bytes, kind: str, name: str) -> bytes:
-    """Decompress the data of one file.
+def decompress(file: IO[bytes], kind: str, name: str) -> IO[bytes]:
+    """Decompress a file into memory, or into a temporary file without a name where it is large.
 
     Args:
-        data: the whole file.
+        file: the compressed file.
         kind: `gzip`, `bzip2` or `xz`.
         name: the file as messages print it.
 
     Raises:
         UserError: 65 if the data is truncated or damaged, or exceeds `BOMB_FLOOR` and `BOMB_RATIO`.
     """
-    compressed = io.BytesIO(data)
-    try:
-        with OPENERS[kind](compressed) as file:
-            return _read_limited(file, len(data), kind, name)
-    except EOFError:
-        raise file_error(name, f"the {kind} file ends early", AGAIN) from None
-    except DAMAGES as error:
-        raise file_error(name, f"the {kind} file is damaged ({error})", AGAIN) from None
+    size = get_size(file)
+
+    def open_() -> IO[bytes]:
+        file.seek(0)
+        return cast("IO[bytes]", OPENERS[kind](file))
+
+    return _store(open_, size, kind, name, f"the {kind} file", name)
 
 
-def open_archive(data: bytes, name: str) -> zipfile.ZipFile:
+def get_size(file: IO[bytes]) -> int:
+    """The size of a file in bytes; the next read begins at its first byte."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def open_archive(file: IO[bytes], name: str) -> zipfile.ZipFile:
     """Open a zip archive, or an Excel workbook, which is one.
 
     Raises:
         UserError: 65 if it is damaged.
     """
     try:
-        return zipfile.ZipFile(io.BytesIO(data))
+        return zipfile.ZipFile(file)
     except (*DAMAGES, EOFError) as error:
         raise file_error(name, f"the zip archive is truncated or damaged ({error})", AGAIN) from None
 
@@ -131,8 +143,8 @@ def check_unpacked_size(archive: zipfile.ZipFile, size: int, name: str) -> None:
         raise _bomb_error(size, "zip", name)
 
 
-def read_member(archive: zipfile.ZipFile, size: int, path: str, name: str) -> tuple[bytes, Source]:
-    """Read the only data file of a zip archive; nothing is written to the disk.
+def read_member(archive: zipfile.ZipFile, size: int, path: str, name: str) -> tuple[IO[bytes], Source]:
+    """Read the only data file of a zip archive; the names of its files are never used as paths.
 
     Args:
         archive: the archive.
@@ -151,13 +163,7 @@ def read_member(archive: zipfile.ZipFile, size: int, path: str, name: str) -> tu
         raise file_error(
             source.name, "the file in the zip archive is encrypted", f"unzip {shlex.quote(name)}, and name its file"
         )
-    try:
-        with archive.open(member) as file:
-            return _read_limited(file, size, "zip", name), source
-    except EOFError:
-        raise file_error(source.name, "the zip archive ends early", AGAIN) from None
-    except DAMAGES as error:
-        raise file_error(source.name, f"the zip archive is damaged ({error})", AGAIN) from None
+    return _store(lambda: archive.open(member), size, "zip", name, "the zip archive", source.name), source
 
 
 def file_error(name: str, what: str, fix: str) -> UserError:
@@ -190,15 +196,74 @@ def _choose_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     )
 
 
-def _read_limited(file: IO[bytes], size: int, kind: str, name: str) -> bytes:
+def _store(open_: Callable[[], IO[bytes]], size: int, kind: str, name: str, whole: str, where: str) -> IO[bytes]:
+    """Decompress what `open_` opens, up to the limit for `size` compressed bytes.
+
+    Args:
+        open_: opens the compressed data at its first byte.
+        size: the bytes of the compressed file, for the limit.
+        kind: the compression, and
+        name: the file, for the error about the limit.
+        whole: what is damaged, and
+        where: its name, for the error about damaged data.
+    """
+    for in_memory in (False, True):
+        stored: IO[bytes] = io.BytesIO()
+        with ExitStack() as stack:
+            stack.callback(lambda: stored.close())  # noqa: B023, PLW0108 - whichever file it is by then
+            try:
+                with open_() as file:
+                    for chunk in _read_limited(file, size, kind, name):
+                        if not in_memory and isinstance(stored, io.BytesIO) and stored.tell() > MOST_IN_MEMORY:
+                            stored = _move_to_disk(stored)
+                        _write(stored, chunk)
+            except _NoSpaceError:
+                continue  # the memory may suffice
+            except EOFError:
+                raise file_error(where, f"{whole} ends early", AGAIN) from None
+            except DAMAGES as error:
+                raise file_error(where, f"{whole} is damaged ({error})", AGAIN) from None
+            stack.pop_all()
+        break
+    return stored
+
+
+def _move_to_disk(stored: IO[bytes]) -> IO[bytes]:
+    """Copy decompressed data into a temporary file, which has no name and is deleted when it is closed."""
+    try:
+        file = cast("IO[bytes]", tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - its user closes it
+    except OSError:
+        raise _NoSpaceError from None
+    try:
+        stored.seek(0)
+        _write(file, stored.read())
+    except _NoSpaceError:
+        file.close()
+        raise
+    return file
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    try:
+        written = file.write(data)
+    except OSError:
+        raise _NoSpaceError from None
+    if written < len(data):  # an unbuffered file writes what there is space for
+        raise _NoSpaceError
+
+
+class _NoSpaceError(Exception):
+    """A temporary file cannot be created or written."""
+
+
+def _read_limited(file: IO[bytes], size: int, kind: str, name: str) -> Iterator[bytes]:
     """Read decompressed data up to the limit for `size` compressed bytes."""
-    limit = max(BOMB_FLOOR, BOMB_RATIO * size)
-    content = io.BytesIO()
+    limit, read = max(BOMB_FLOOR, BOMB_RATIO * size), 0
     while chunk := file.read(CHUNK):
-        content.write(chunk)
-        if content.tell() > limit:
+        read += len(chunk)
+        if read > limit:
             raise _bomb_error(size, kind, name)
-    return content.getvalue()
+        yield chunk
 
 
 def _bomb_error(size: int, kind: str, name: str) -> UserError:

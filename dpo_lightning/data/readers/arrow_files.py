@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from dpo_lightning.data.readers.arrow_rows import ROWS_AT_ONCE, number_rows
-from dpo_lightning.data.readers.paths import read_bytes
 from dpo_lightning.data.readers.source import Source
 
 # The first bytes of each format. Feather's second version is an Arrow file.
@@ -20,46 +21,46 @@ def is_arrow(head: bytes) -> bool:
     return head.startswith((FILE, STREAM, FEATHER))
 
 
-def read_arrow_rows(data: str | bytes, source: Source) -> Iterator[tuple[int, Any]]:
+def read_arrow_rows(file: IO[bytes], source: Source) -> Iterator[tuple[int, Any]]:
     """Read the rows of an Arrow or Feather file, with their numbers from 1 in place of lines.
 
     Args:
-        data: the path of the file, or its content.
+        file: the file.
         source: the file as messages name it; receives a note if a stream has no end mark.
 
     Raises:
         UserError: 65 if the file is truncated or damaged.
     """
-    return number_rows(_slice_batches(data, source), source.name, "Arrow")
+    return number_rows(_slice_batches(file, source), source.name, "Arrow")
 
 
-def _slice_batches(data: str | bytes, source: Source) -> Iterator[Any]:
+def _slice_batches(file: IO[bytes], source: Source) -> Iterator[Any]:
     """The record batches of a file in slices, each checked: damaged offsets would read beyond the buffers."""
-    for batch in _read_batches(data, source):
-        batch.validate(full=True)
+    mapped = None if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for batch in _read_batches(file.read() if mapped is None else mapped, source):
         for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-            yield batch.slice(start, ROWS_AT_ONCE)
+            rows = batch.slice(start, ROWS_AT_ONCE)
+            rows.validate(full=True)
+            yield rows
+            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)  # pages that were read would count as memory of the process
 
 
-def _read_batches(data: str | bytes, source: Source) -> Iterator[Any]:
-    """Read the record batches of a file; it is mapped into memory, so that only the batch in use takes memory."""
+def _read_batches(data: bytes | mmap.mmap, source: Source) -> Iterator[Any]:
+    """Read the record batches of a file; where it is mapped into memory, they refer to its pages."""
     import pyarrow
     from pyarrow import feather, ipc
 
-    head = read_bytes(data, len(FILE)) if isinstance(data, str) else data[: len(FILE)]
-    buffer = pyarrow.memory_map(data) if isinstance(data, str) else pyarrow.BufferReader(data)
+    buffer = pyarrow.BufferReader(pyarrow.py_buffer(data))
     with buffer:
-        if head.startswith(FEATHER):
+        if data[: len(FEATHER)] == FEATHER:
             yield from feather.read_table(buffer).to_batches()
-        elif head.startswith(FILE):
+        elif data[: len(FILE)] == FILE:
             with ipc.open_file(buffer) as file:
                 for index in range(file.num_record_batches):
                     yield file.get_batch(index)
         else:
-            size = buffer.size()
-            buffer.seek(max(0, size - len(STREAM_END)))
-            if buffer.read() != STREAM_END:
+            if data[-len(STREAM_END) :] != STREAM_END:
                 source.notes.append("an Arrow stream without an end mark: if rows are missing, the file was cut off")
-            buffer.seek(0)
             with ipc.open_stream(buffer) as stream:
                 yield from stream

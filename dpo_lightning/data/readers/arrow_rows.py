@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
 
@@ -18,26 +18,29 @@ DEFAULT_SPLIT = "train"
 ROWS_AT_ONCE = 1024
 """Rows of a parquet file that are decoded together: more are faster, but need memory for all of them."""
 
+PAGE_BUFFER = 1 << 16
+"""Bytes of each column of a parquet file that are read from the disk at once."""
 
-def read_parquet_rows(data: str | bytes, name: str) -> Iterator[tuple[int, Any]]:
+
+def read_parquet_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
     """Read the rows of a parquet file, with their numbers from 1 in place of lines.
 
     Args:
-        data: the path of the file, or its content.
+        file: the file.
         name: the file as messages print it.
 
     Raises:
         UserError: 65 if the file is truncated or damaged.
     """
-    return number_rows(_read_parquet_batches(data), name, "parquet")
+    return number_rows(_read_parquet_batches(file), name, "parquet")
 
 
-def _read_parquet_batches(data: str | bytes) -> Iterator[Any]:
-    import pyarrow
+def _read_parquet_batches(file: IO[bytes]) -> Iterator[Any]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(data if isinstance(data, str) else pyarrow.BufferReader(data)) as file:
-        yield from file.iter_batches(ROWS_AT_ONCE)
+    # Without a buffer, pyarrow would read all pages of a row group at once, which may be the whole file.
+    with parquet.ParquetFile(file, buffer_size=PAGE_BUFFER, pre_buffer=False) as table:
+        yield from table.iter_batches(ROWS_AT_ONCE)
 
 
 def number_rows(batches: Iterable[Any], name: str, kind: str) -> Iterator[tuple[int, Any]]:

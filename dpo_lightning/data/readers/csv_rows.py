@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.source import Source
+from dpo_lightning.data.readers.text_window import TextWindow
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 """What separates fields, with the names in messages."""
 
 DECLARED = re.compile("sep=(.)(?:\\r?\\n|\\r)")
 """The line before the header by which Excel writes the separator."""
+
+LONGEST_DECLARATION = len("sep=;\r\n")
 
 QUOTES = re.compile('"[^"]*+"')
 """Quoted text, in which neither a separator nor a line end counts."""
@@ -23,6 +26,11 @@ MAX_SHOWN = 200
 
 HEADER = re.compile(r'(?:[^"\r\n]++|"[^"]*+"?+)*+')
 """Text up to the first line end outside quotes."""
+
+WHOLE_HEADER = re.compile(r'(?:[\r\n]++|"[^"]*+")*+(?:[^"\r\n]++|"[^"]*+")*+')
+"""Empty lines, and the header up to the line end outside quotes; it matches up to another place if that is missing."""
+
+FIRST_LINE = re.compile(r"[\r\n]*+([^\r\n]*+)")
 
 MAX_HEADER = 1 << 20
 """Characters of a text in which the end of the header is searched."""
@@ -52,21 +60,23 @@ class _Syntax:
         self.ending = re.compile(end)
 
 
-def parse_csv_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
+def parse_csv_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
     """Parse CSV text into a line number and a dict from column to text for each row; empty lines are skipped.
 
     Python's csv module is not used: its field limit is global to the process, and it does not report the line in
     which a quote that is never closed was opened.
 
     Args:
-        text: the file's content.
+        window: the file's content.
         source: its name; receives a note if other characters than commas separate the fields.
         bad: receives an error for each row that cannot be parsed.
     """
-    declared = DECLARED.match(text)
+    window.fill(LONGEST_DECLARATION)
+    declared = DECLARED.match(window.text)
     start = declared.end() if declared else 0
-    first_line = re.split("[\r\n]", text[start:].lstrip("\r\n"), maxsplit=1)[0]
-    separator = declared[1] if declared else _choose_separator(text)
+    _fill_header(window, start)
+    first_line = _match(FIRST_LINE, window, start)[1]
+    separator = declared[1] if declared else _choose_separator(window.text)
     if separator not in SEPARATORS:
         found = " and ".join(name for mark, name in SEPARATORS.items() if mark in first_line)
         what = f"the header has {found}" if found else f"the fields are separated by '{separator}'"
@@ -74,13 +84,14 @@ def parse_csv_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[in
         return
     if separator != ",":
         source.notes.append(f"separated by {SEPARATORS[separator]}")
-    syntax = _Syntax(separator, returns=_ends_with_returns(text, start))
-    records = _split_records(text, start, syntax, source.name, bad)
+    syntax = _Syntax(separator, returns=_ends_with_returns(window, start))
+    records = _split_records(window, start, syntax, source.name, bad)
     header_line, header = next(records, (1, []))
     error = check_header(header, first_line)
     if error:
         bad.add(Origin(source.name, header_line), error)
         return
+    named = all(header)
     for line, fields in records:
         if len(fields) != len(header):
             error = RowError(
@@ -90,7 +101,8 @@ def parse_csv_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[in
             )
             bad.add(Origin(source.name, line), error)
             continue
-        yield line, {name: value for name, value in zip(header, fields, strict=True) if name}
+        values = dict(zip(header, fields, strict=True))
+        yield line, values if named else {name: value for name, value in values.items() if name}
 
 
 def check_header(header: Sequence[str], shown: str) -> RowError | None:
@@ -114,40 +126,81 @@ def _choose_separator(text: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def _ends_with_returns(text: str, start: int) -> bool:
+def _ends_with_returns(window: TextWindow, start: int) -> bool:
     """Whether lines end with a carriage return alone, as on old Macs; only searched if the first one does."""
-    header = HEADER.match(text, start)
-    end = header.end() if header else start
-    return text.startswith("\r", end) and not text.startswith("\n", end + 1) and "\n" not in QUOTES.sub("", text)
+    end = _match(HEADER, window, start).end()
+    if not window.text.startswith("\r", end) or window.text.startswith("\n", end + 1):
+        return False
+    return "\n" not in QUOTES.sub("", window.read_all())
 
 
-def _split_records(text: str, place: int, syntax: _Syntax, file: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+def _fill_header(window: TextWindow, start: int) -> None:
+    """Let the window grow until it has the header, or `MAX_HEADER` characters."""
+    while not window.ended and len(window.text) < MAX_HEADER:
+        found = WHOLE_HEADER.match(window.text, start)
+        if found and window.text.startswith(("\r", "\n"), found.end()):
+            return
+        window.grow()
+
+
+def _match(pattern: re.Pattern[str], window: TextWindow, start: int) -> re.Match[str]:
+    """Match a pattern that matches anywhere; the window grows until one more character than the next one is known."""
+    while True:
+        found = pattern.match(window.text, start)
+        if found and (window.ended or found.end() + 1 < len(window.text)):
+            return found
+        window.grow()
+
+
+def _split_records(
+    window: TextWindow, place: int, syntax: _Syntax, file: str, bad: BadRows
+) -> Iterator[tuple[int, list[str]]]:
     """Split the text into records with the line where each begins; white space round names of the header is removed.
 
     A field that cannot be parsed ends the records: after a wrong quote, no later line end is known to end a record.
     """
-    separator, line_feed = syntax.separator, syntax.line_feed
-    line, header = 1 + text.count(line_feed, 0, place), True
-    while place < len(text):
-        first, fields = line, []
-        while True:
-            error, value, end = _parse_field(text, place, syntax)
-            if error:
-                bad.add(Origin(file, line), error)
-                return
-            fields.append(value)
-            # A quoted field may contain line ends.
-            line += text.count(line_feed, place, end)
-            place = end
-            if not text.startswith(separator, place):
-                break
-            place += 1
-        ending = syntax.ending.match(text, place)
-        place = ending.end() if ending else len(text)
-        line += 1
+    text = window.text
+    line, header = 1 + text.count(syntax.line_feed, 0, place), True
+    while place < len(text) or not window.ended:
+        error, fields, stop, end = _parse_record(text, place, syntax)
+        if not window.ended and (error or end >= len(text)):  # the rest of the record may follow the window
+            window.grow(place)
+            place, text = 0, window.text
+            continue
+        last = line + text.count(syntax.line_feed, place, stop)  # a quoted field may contain line ends
+        if error:
+            bad.add(Origin(file, last), error)
+            return
         if fields != [""]:  # an empty line
-            yield first, [field.strip() for field in fields] if header else fields
+            yield line, [field.strip() for field in fields] if header else fields
             header = False
+        line, place = last + 1, end
+
+
+def _parse_record(text: str, place: int, syntax: _Syntax) -> tuple[RowError | None, list[str], int, int]:
+    """Parse the record that begins at `place`.
+
+    Returns:
+        An error or None, the fields before it, where they end, and where the next record begins.
+    """
+    end = text.find(syntax.line_feed, place)
+    line = text[place:end] if end >= 0 else '"'
+    if '"' not in line:
+        line = line.removesuffix("\r")
+        if "\r" not in line:
+            return None, line.split(syntax.separator), end, end + 1
+    fields: list[str] = []
+    while True:
+        error, value, end = _parse_field(text, place, syntax)
+        if error:
+            return error, fields, place, place
+        fields.append(value)
+        place = end
+        if not text.startswith(syntax.separator, place):
+            break
+        place += 1
+    ending = syntax.ending.match(text, place)
+    return None, fields, place, ending.end() if ending else len(text)
 
 
 def _parse_field(text: str, place: int, syntax: _Syntax) -> tuple[RowError | None, str, int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import itertools
 import os
 import re
 import stat
 from pathlib import Path
+from typing import IO, Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.special_files import special_kind
@@ -43,6 +45,9 @@ MAX_LISTED = 10_000
 MAX_SUGGESTIONS = 3
 MIN_SIMILARITY = 0.6
 """The ratio of `difflib` from which a name is suggested for a missing one; 1 means that both are equal."""
+
+BUFFER = 1 << 16
+"""Bytes that are read from the disk at once, where less is needed."""
 
 MAX_SHOWN = 200
 """Characters that an error quotes of a path that the operating system rejects as too long."""
@@ -82,24 +87,70 @@ def check_path(path: str) -> None:
         raise input_error(path, f"expected a file, found {kind}", "write the rows to a file first")
 
 
+class _DataFile(io.RawIOBase):
+    """A file whose read errors are `UserError`s: a decompressor would take an `OSError` for damaged data."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 - closed by `close`
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._file.readinto(buffer) or 0
+        except OSError as error:
+            raise _read_error(self._path, error) from None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET and offset < 0:  # a damaged zip archive; the message is that of a file in memory
+            raise ValueError(f"negative seek value {offset}")
+        return self._file.seek(offset, whence)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        UserError: 64 or 66 as in `check_path`, 66 without permission, 74 if opening or, later, reading fails.
+    """
+    check_path(path)
+    try:
+        return io.BufferedReader(_DataFile(path), BUFFER)
+    except PermissionError:
+        raise permission_error(path) from None
+    except OSError as error:
+        raise _read_error(path, error) from None
+
+
 def read_bytes(path: str, size: int = -1) -> bytes:
     """Read the first `size` bytes of a file; -1 reads all of them.
 
     Raises:
-        UserError: 64 or 66 as in `check_path`, 66 without permission, 74 if reading fails.
+        UserError: as in `open_file`.
     """
-    check_path(path)
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(size)
-    except PermissionError:
-        raise permission_error(path) from None
-    except OSError as error:
-        raise UserError(
-            ExitCode.IO,
-            Problem(f"the file cannot be read: {error.strerror}", where=format_path(path)),
-            fix="check the disk, then run the command again",
-        ) from None
+    with open_file(path) as file:
+        return file.read(size)
+
+
+def _read_error(path: str, error: OSError) -> UserError:
+    return UserError(
+        ExitCode.IO,
+        Problem(f"the file cannot be read: {error.strerror}", where=format_path(path)),
+        fix="check the disk, then run the command again",
+    )
 
 
 def input_error(path: str, what: str, fix: str) -> UserError:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.examples import Origin
@@ -13,14 +14,14 @@ from dpo_lightning.data.readers.arrow_files import is_arrow, read_arrow_rows
 from dpo_lightning.data.readers.arrow_rows import HUB, check_hub_id, read_hub_rows, read_parquet_rows
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError, format_places
 from dpo_lightning.data.readers.csv_rows import parse_csv_rows
-from dpo_lightning.data.readers.encodings import decode_text
 from dpo_lightning.data.readers.excel import read_workbook_rows
 from dpo_lightning.data.readers.folders import list_files
 from dpo_lightning.data.readers.json_rows import parse_json_rows
-from dpo_lightning.data.readers.paths import check_path, format_path, read_bytes
+from dpo_lightning.data.readers.paths import check_path, format_path
 from dpo_lightning.data.readers.source import Source
 from dpo_lightning.data.readers.text_cleaning import clean
-from dpo_lightning.data.readers.text_files import read_content, refuse_other_formats
+from dpo_lightning.data.readers.text_files import open_content, open_text
+from dpo_lightning.data.readers.text_window import TextWindow
 from dpo_lightning.data.readers.yaml_rows import parse_yaml_rows
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -28,8 +29,6 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 YAML_SUFFIXES = (".yaml", ".yml")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 PARQUET = b"PAR1"
-HEAD = 8
-"""Bytes of a file by which a table is recognized."""
 
 PYTHON = re.compile(r"\[?\s*\{\s*'")
 """The beginning of a row that was printed by Python."""
@@ -140,21 +139,22 @@ def _read_source(path: str, bad: BadRows, notes: list[str] | None, *, keep_fault
     files = [path] if path.startswith(HUB) else list_files(path, chosen)
     empty = True
     for file in files:
-        source, values = _open_rows(file, bad)
         before, nth = 0, 1
-        for line, value in values:
-            # An array may have several rows on one line: `nth` counts them.
-            empty, nth, before = False, nth + 1 if line == before else 1, line
-            origin = Origin(source.name, line, nth)
-            try:
-                row = _make_row(origin, value, source)
-            except RowError as error:
-                bad.add(origin, error)
-            else:
-                if row.faults and not keep_faults:
-                    bad.add(origin, next(iter(row.faults.values())))
+        with ExitStack() as stack:
+            source, values = _open_rows(file, bad, stack)
+            for line, value in values:
+                # An array may have several rows on one line: `nth` counts them.
+                empty, nth, before = False, nth + 1 if line == before else 1, line
+                origin = Origin(source.name, line, nth)
+                try:
+                    row = _make_row(origin, value, source)
+                except RowError as error:
+                    bad.add(origin, error)
                 else:
-                    yield row
+                    if row.faults and not keep_faults:
+                        bad.add(origin, next(iter(row.faults.values())))
+                    else:
+                        yield row
         for note in source.notes:
             heard.setdefault(note, []).append(source.name)
     if empty and not bad:
@@ -197,42 +197,36 @@ def kind_of(value: object) -> str:
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
-def _open_rows(path: str, bad: BadRows) -> tuple[Source, Iterator[tuple[int, Any]]]:
-    """The name of a source, and the line and value of each row, read by the reader for its first bytes."""
-    name = format_path(path)
+def _open_rows(path: str, bad: BadRows, stack: ExitStack) -> tuple[Source, Iterator[tuple[int, Any]]]:
+    """The name of a source, and the line and value of each row, read by the reader for its first bytes.
+
+    `stack` closes the files that are read.
+    """
     if path.startswith(HUB):
-        return Source(name), read_hub_rows(path)
-    if _is_table(read_bytes(path, HEAD)):
-        return _open_table(path, read_bytes(path, HEAD), Source(name))
-    content = read_content(path)
+        return Source(format_path(path)), read_hub_rows(path)
+    content = stack.enter_context(open_content(path))
+    source = content.source
     if content.workbook:
-        return content.source, read_workbook_rows(content.data, content.source, bad)
-    if _is_table(content.data[:HEAD]):
-        return _open_table(content.data, content.data[:HEAD], content.source)
-    refuse_other_formats(content.data, content.source)
-    return content.source, _parse_text(decode_text(content.data, content.source), content.source, bad)
-
-
-def _is_table(head: bytes) -> bool:
-    return head.startswith(PARQUET) or is_arrow(head)
-
-
-def _open_table(data: str | bytes, head: bytes, source: Source) -> tuple[Source, Iterator[tuple[int, Any]]]:
+        return source, read_workbook_rows(content.read_data(), source, bad)
+    head = content.read_head()
+    content.file.seek(0)
     if head.startswith(PARQUET):
-        return source, read_parquet_rows(data, source.name)
-    return source, read_arrow_rows(data, source)
+        return source, read_parquet_rows(content.file, source.name)
+    if is_arrow(head):
+        return source, read_arrow_rows(content.file, source)
+    return source, _parse_text(open_text(content), source, bad)
 
 
-def _parse_text(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, Any]]:
+def _parse_text(window: TextWindow, source: Source, bad: BadRows) -> Iterator[tuple[int, Any]]:
     """Choose the parser for a text."""
-    if source.plain.endswith(TABLE_SUFFIXES) and text.strip():
+    start = _read_start(window)
+    if source.plain.endswith(TABLE_SUFFIXES) and start:
         kind = source.plain.rpartition(".")[2]
         raise UserError(
             ExitCode.DATA,
             Problem(f"not {'an' if kind == 'arrow' else 'a'} {kind} file", where=f"{source.name}:1"),
             fix="rename the file by its format",
         )
-    start = text.lstrip()[:LONGEST_START]
     if PYTHON.match(start):
         read = "fileinput.input(encoding='utf-8')"
         rows = f"ast.literal_eval(''.join({read}))" if start[0] == "[" else LITERALS.format(read)
@@ -242,7 +236,14 @@ def _parse_text(text: str, source: Source, bad: BadRows) -> Iterator[tuple[int, 
             ExitCode.DATA, Problem("rows are Python dicts, not JSON", where=f"{source.name}:1", text=start), fix=command
         )
     if source.plain.endswith(YAML_SUFFIXES):
-        return parse_yaml_rows(text, source, bad)
+        return parse_yaml_rows(window.read_all(), source, bad)
     if source.plain.endswith(JSON_SUFFIXES) or start[:1] in ("", "{", "[") or start.startswith('"{\\'):
-        return parse_json_rows(text, source, bad)
-    return parse_csv_rows(text, source, bad)
+        return parse_json_rows(window, source, bad)
+    return parse_csv_rows(window, source, bad)
+
+
+def _read_start(window: TextWindow) -> str:
+    """The first `LONGEST_START` characters behind white space."""
+    while len(start := window.text.lstrip()[:LONGEST_START]) < LONGEST_START and not window.ended:
+        window.grow()
+    return start

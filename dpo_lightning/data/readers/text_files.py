@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, NamedTuple
 
 from dpo_lightning.data.readers.archives import (
     SUFFIXES,
@@ -11,13 +13,15 @@ from dpo_lightning.data.readers.archives import (
     decompress,
     file_error,
     find_compression,
+    get_size,
     is_workbook,
     open_archive,
     read_member,
 )
 from dpo_lightning.data.readers.encodings import decode_text
-from dpo_lightning.data.readers.paths import format_path, read_bytes
+from dpo_lightning.data.readers.paths import format_path, open_file
 from dpo_lightning.data.readers.source import Source
+from dpo_lightning.data.readers.text_window import TextWindow, decode_chunks, is_plain_utf8
 
 PRINTERS = {"gzip": "zcat", "bzip2": "bzcat", "xz": "xzcat"}
 """The command that prints a compressed file."""
@@ -34,73 +38,102 @@ OTHER_FORMATS = {
 TAR = (257, b"ustar")
 """The byte at which a tar archive is marked, and the mark."""
 
+HEAD = TAR[0] + len(TAR[1])
+"""Bytes by which all formats are recognized."""
+
 
 class Content(NamedTuple):
     """The content of a file.
 
     Attributes:
-        data: the file, decompressed where it is gzip, bzip2, xz or zip.
+        file: the file, decompressed where it is gzip, bzip2, xz or zip.
         source: its name.
         workbook: whether it is an Excel workbook, whose data is not decompressed.
     """
 
-    data: bytes
+    file: IO[bytes]
     source: Source
     workbook: bool = False
 
+    def read_head(self) -> bytes:
+        """The first `HEAD` bytes."""
+        self.file.seek(0)
+        return self.file.read(HEAD)
 
-def read_content(path: str) -> Content:
-    """Read a file, and decompress it in memory.
+    def read_data(self) -> bytes:
+        """All bytes."""
+        self.file.seek(0)
+        return self.file.read()
+
+
+@contextmanager
+def open_content(path: str) -> Iterator[Content]:
+    """Open a file, and decompress it; it is closed with the context.
 
     Raises:
-        UserError: 64, 66 or 74 as in `read_bytes`; 65 for a file that is damaged or exceeds the limit of its
+        UserError: 64, 66 or 74 as in `open_file`; 65 for a file that is damaged or exceeds the limit of its
             decompressed size, and for an archive with several data files.
     """
     name = format_path(path)
     plain = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
-    data = read_bytes(path)
-    kind = find_compression(data)
-    if not kind:
-        return Content(data, Source(name, plain))
-    if kind == "zip":
-        archive = open_archive(data, name)
-        if is_workbook(archive, name):
-            check_unpacked_size(archive, len(data), name)
-            return Content(data, Source(name), workbook=True)
-        content, source = read_member(archive, len(data), path, name)
-    else:
-        content = decompress(data, kind, name)
-        source = Source(name, plain, f"{PRINTERS[kind]} {shlex.quote(name)}")
-    inner = find_compression(content)
-    if inner:
-        raise file_error(
-            source.name, f"expected text, found {inner} inside {kind}", _format_decompression(kind, inner, source)
-        )
-    return Content(content, source)
+    with ExitStack() as stack:
+        content = Content(stack.enter_context(open_file(path)), Source(name, plain))
+        kind = find_compression(content.read_head())
+        if kind == "zip":
+            size = get_size(content.file)
+            archive = stack.enter_context(open_archive(content.file, name))
+            if is_workbook(archive, name):
+                check_unpacked_size(archive, size, name)
+                yield Content(content.file, Source(name), workbook=True)
+                return
+            content = Content(*read_member(archive, size, path, name))
+        elif kind:
+            source = Source(name, plain, f"{PRINTERS[kind]} {shlex.quote(name)}")
+            content = Content(decompress(content.file, kind, name), source)
+        stack.enter_context(content.file)
+        inner = find_compression(content.read_head()) if kind else ""
+        if inner:
+            raise file_error(
+                content.source.name,
+                f"expected text, found {inner} inside {kind}",
+                _format_decompression(kind, inner, content.source),
+            )
+        yield content
+
+
+def open_text(content: Content) -> TextWindow:
+    """Open the text of a file: UTF-8 is decoded in parts, another encoding, which has to be found out, as a whole.
+
+    Raises:
+        UserError: 65 for another format or encoding.
+    """
+    refuse_other_formats(content.read_head(), content.source)
+    if is_plain_utf8(content.file):
+        return TextWindow(decode_chunks(content.file, content.source.name))
+    return TextWindow([decode_text(content.read_data(), content.source)])
 
 
 def read_text(path: str) -> str:
     """Read a text file, decompressed and decoded.
 
     Raises:
-        UserError: as in `read_content`; 65 for another format or encoding.
+        UserError: as in `open_content` and `open_text`.
     """
-    content = read_content(path)
-    refuse_other_formats(content.data, content.source)
-    return decode_text(content.data, content.source)
+    with open_content(path) as content:
+        return open_text(content).read_all()
 
 
-def refuse_other_formats(data: bytes, source: Source) -> None:
-    """Refuse other compressed files and archives by their first bytes.
+def refuse_other_formats(head: bytes, source: Source) -> None:
+    """Refuse other compressed files and archives by their first `HEAD` bytes.
 
     Raises:
         UserError: 65, with the command that decompresses the file.
     """
     quoted = shlex.quote(source.name)
     for magic, (what, fix) in OTHER_FORMATS.items():
-        if data.startswith(magic):
+        if head.startswith(magic):
             raise file_error(source.name, f"expected UTF-8 text, found {what}", fix.format(quoted))
-    if data[TAR[0] :].startswith(TAR[1]):
+    if head.startswith(TAR[1], TAR[0]):
         fix = f"tar xf {quoted}, and name the files that it contains"
         raise file_error(source.name, "expected UTF-8 text, found a tar archive", fix)
 
