@@ -28,15 +28,13 @@ from dpo_lightning.references.adapter_disabled import (
     without_adapter,
 )
 from dpo_lightning.references.base import REFERENCE_KEY, ReferencePolicy, check_same_tokenizer
-from dpo_lightning.references.logp_store import KEY, LogpFile, TokenTable, cumulative_ends, read
+from dpo_lightning.references.logp_store import LogpFile
 from dpo_lightning.references.provenance import DIGEST_CHARS, Provenance
-from dpo_lightning.references.reference_pass import (
-    Digests,
-    ScoringContext,
-    check_independence,
-    row_digests,
-    score_rows,
-)
+from dpo_lightning.references.reference_pass import ScoringContext, check_independence, plan_pass, score_rows
+from dpo_lightning.references.row_index import AnswerDigests, list_digests
+from dpo_lightning.references.stored_values import KEY, StoredValues
+from dpo_lightning.references.table_file import read
+from dpo_lightning.references.token_table import cumulative_ends
 from dpo_lightning.types import SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
@@ -92,7 +90,7 @@ class Precomputed(ReferencePolicy):
         self._rows: dict[str, Sequence[Encoded]] = {}
         # Plain attributes: as buffers, they would change their precision with the policy and be sent around by DDP.
         self._answers: dict[str, Answers] = {}
-        self._values = torch.zeros(0)
+        self._values = StoredValues(torch.zeros(0))
         self._below = False
 
     @property
@@ -138,6 +136,8 @@ class Precomputed(ReferencePolicy):
     ) -> SequenceLogps:
         """Look up sums and lengths of the batch's sequences, and tokens if wanted, without synchronizing with the CPU.
 
+        Only tokens of a large file (`ON_DEVICE_BYTES`) are read on the CPU.
+
         If the number of scored tokens differs from the file's, the batch does not contain the rows of its `indices`:
         the sums become NaN.
         """
@@ -156,11 +156,9 @@ class Precomputed(ReferencePolicy):
         found = SequenceLogps(sums.masked_fill(strange, torch.nan), lengths)
         if "tokens" not in statistics:
             return found
-        if self._values.device != device:
-            self._values = self._values.to(device)
         position = torch.arange(batch.mask.shape[1], device=device)
         within = (position < lengths[:, None]) & ~strange[:, None]
-        values = self._values[torch.where(within, answers.starts[at][:, None] + position, 0)]
+        values = self._values.gather(torch.where(within, answers.starts[at][:, None] + position, 0))
         return found._replace(tokens=values.masked_fill(~within, 0))
 
     def look_up(self, policy: nn.Module, run: ScoringContext) -> None:
@@ -185,19 +183,18 @@ class Precomputed(ReferencePolicy):
             self._digest = provenance.model_digest()
             path = Path(self.path) if self.path else FOLDER / f"{provenance.digest()[:DIGEST_CHARS]}.safetensors"
             logp_file = LogpFile(path, provenance)
-            keys = {name: [row_digests(row) for row in rows] for name, rows in run.rows.items()}
-            todo = {own: row for name in keys for own, row in zip(keys[name], run.rows[name], strict=True)}
+            digests = {name: list_digests(rows) for name, rows in run.rows.items()}
             number, count = self.share or (0, 1)
-            self._fill(logp_file, todo, policy, run, (number * run.world_size + run.rank, count * run.world_size))
+            self._fill(logp_file, digests, policy, run, (number * run.world_size + run.rank, count * run.world_size))
             if self.share is not None:
                 return
             run.barrier()
             if run.rank == 0:
                 # If another process wrote to the file in between, ranks divided the rows differently and left some out.
-                self._fill(logp_file, todo, policy, run, (0, 1))
+                self._fill(logp_file, digests, policy, run, (0, 1))
                 logp_file.merge()
             run.barrier()
-            self._index_answers(logp_file, keys)
+            self._index_answers(logp_file, digests)
             self._rows = dict(run.rows)
 
     def _provenance(self, run: ScoringContext) -> Provenance:
@@ -223,24 +220,16 @@ class Precomputed(ReferencePolicy):
     def _fill(
         self,
         logp_file: LogpFile,
-        rows: Mapping[Digests, Encoded],
+        digests: Mapping[str, AnswerDigests],
         policy: nn.Module,
         run: ScoringContext,
         share: tuple[int, int],
     ) -> None:
         """Compute this process's share of the rows that are neither in the file nor in its parts, longest first."""
-        whole, parts = logp_file.load()
-        written = set(whole.keys)
-        missing = (row for row in rows if not written.issuperset(row))
-        ordered = sorted(missing, key=lambda row: (-rows[row].length, row))
-        # Shares and batches depend on the file alone, not on its parts: a resumed pass makes the same batches.
-        places = run.batches([rows[row] for row in ordered], run.collator(policy))[share[0] :: share[1]]
-        known = written.union(*(part.keys for part in parts))
-        left = [[row for place in batch if not known.issuperset(row := ordered[place])] for batch in places]
-        batches = [batch for batch in left if batch]
-        if not batches:
+        plan = plan_pass(logp_file, digests, run, run.collator(policy), share)
+        if plan is None:
             return
-        todo = sum(map(len, batches))
+        todo = sum(map(len, plan.batches))
         if self.policy_moved and self.equals_start:
             raise UserError(
                 ExitCode.CONFIG,
@@ -248,16 +237,15 @@ class Precomputed(ReferencePolicy):
                 fix="python -m dpo_lightning precompute with the same rows, before training",
             )
         logp_file.check_writable()
-        logger.info(f"reference: computing {todo} of {len(rows)} rows, once, into {logp_file.path}")
+        logger.info(f"reference: computing {todo} of {plan.distinct} rows, once, into {logp_file.path}")
         answers: dict[bytes, Tensor] = {}
         done, flushed_at = 0, time.monotonic()
         try:
             with self._prepare_reference(policy, run) as model:
                 head, collator = find_head(model), run.collator(model)
-                for batch in batches:
-                    found = score_rows(model, head, collator, [rows[row] for row in batch], run)
-                    answers |= {key: found[key] for key in found.keys() - known}  # an answer may be in several rows
-                    known |= found.keys()
+                for batch in plan.batches:
+                    found = score_rows(model, head, collator, [plan.rows[place] for place in batch], run)
+                    answers |= {key: found[key] for key in plan.claim_answers(batch)}
                     done += len(batch)
                     if time.monotonic() - flushed_at >= FLUSH_SECONDS:
                         logp_file.add(answers)
@@ -275,13 +263,11 @@ class Precomputed(ReferencePolicy):
         with below, evaluation_mode(model):
             yield model
 
-    def _index_answers(self, logp_file: LogpFile, keys: Mapping[str, Sequence[Digests]]) -> None:
-        """Load the table, and index the sums, lengths and token values of every row's answers."""
-        table, parts = logp_file.load()
-        if parts:  # written by another process in the meantime
-            table = TokenTable.merged([table, *parts])
-        at = {key: number for number, key in enumerate(table.keys)}
-        lost = sum(key not in at for rows in keys.values() for row in rows for key in row)
+    def _index_answers(self, logp_file: LogpFile, digests: Mapping[str, AnswerDigests]) -> None:
+        """Open the file, and keep the sums, lengths and places of every row's answers."""
+        table, _ = logp_file.load()  # parts are of other processes by now: the first one has merged those of this run
+        places = {name: torch.from_numpy(table.find(own.digests)) for name, own in digests.items()}
+        lost = sum(int((place < 0).sum()) for place in places.values())
         if lost:
             raise UserError(
                 ExitCode.INPUT_MISSING,
@@ -289,10 +275,9 @@ class Precomputed(ReferencePolicy):
                 fix=f"--{KEY} on a disk that every process sees, or copy the file to each machine",
             )
         sums, lengths = table.sums()
-        for name, rows in keys.items():
-            places = torch.tensor([at[key] for row in rows for key in row], dtype=torch.int64)
-            first = cumulative_ends(torch.tensor([len(row) for row in rows], dtype=torch.int64))[:-1]
-            self._answers[name] = Answers(first, sums[places], lengths[places], table.offsets[places])
-        self._values = table.values
+        for name, own in digests.items():
+            first, at = cumulative_ends(torch.from_numpy(own.counts))[:-1], places[name]
+            self._answers[name] = Answers(first, sums[at], lengths[at], table.offsets[at])
+        self._values = table.stored
         apart = "" if self._start_tolerance == TOLERANCE else f"; {HALF_NOTE}"
-        logger.info(f"reference: {sum(map(len, keys.values()))} rows from {logp_file.path}{apart}")
+        logger.info(f"reference: {sum(len(own.counts) for own in digests.values())} rows from {logp_file.path}{apart}")

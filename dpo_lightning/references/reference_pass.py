@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +19,8 @@ from dpo_lightning.models.attention_backend import takes_trees
 from dpo_lightning.models.forward_checks import check_left_padding, independent_length
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
 from dpo_lightning.references.base import REFERENCE_KEY
-from dpo_lightning.references.logp_store import answer_digest
-
-Digests: TypeAlias = tuple[bytes, ...]
-"""A digest for each of a row's answers, the mismatched one of an unpaired row included."""
+from dpo_lightning.references.logp_store import LogpFile
+from dpo_lightning.references.row_index import AnswerDigests, RowIndex, RowView, list_lengths, row_digests
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,59 @@ class ScoringContext:
         return list(self.data.order(rows, collator))
 
 
-def row_digests(row: Encoded) -> Digests:
-    """Digests of the prompt and answer ids, one per answer: equal where a model computes the same values."""
-    return tuple(answer_digest(row.prompt_ids, answer) for answer in row.answers)
+class PassPlan(NamedTuple):
+    """What a process computes.
+
+    Attributes:
+        distinct: number of distinct rows of the run.
+        rows: the rows that are not in the file, longest first.
+        batches: this process's share of them, lists of indices of `rows`; without those in the file's parts.
+        answers: the answers of the run.
+        known: whether each distinct answer has a value.
+    """
+
+    distinct: int
+    rows: RowView
+    batches: list[list[int]]
+    answers: RowIndex
+    known: np.ndarray
+
+    def claim_answers(self, batch: list[int]) -> list[bytes]:
+        """Return the digests of a batch's answers that have no value yet, and count them as known from now on."""
+        own = self.answers.answers_of(self.rows.numbers[batch])
+        new = own[~self.known[own]]
+        self.known[new] = True
+        return [key.tobytes() for key in self.answers.keys[new]]
+
+
+def plan_pass(
+    logp_file: LogpFile,
+    digests: Mapping[str, AnswerDigests],
+    run: ScoringContext,
+    collator: Collator,
+    share: tuple[int, int],
+) -> PassPlan | None:
+    """Divide the rows that are not in a file into batches; None where this process has nothing to compute.
+
+    Args:
+        logp_file: the file and its parts.
+        digests: those of `run.rows`.
+        run: the rows, and how they are divided into batches.
+        collator: the layout of the batches.
+        share: index and number of processes among which the batches are divided.
+    """
+    whole, parts = logp_file.load()
+    if all((whole.find(own.digests) >= 0).all() for own in digests.values()):
+        return None
+    index = RowIndex(run.rows, digests)
+    every, known = index.order(), index.contained([whole])
+    rows = every.choose(index.lacking(every.numbers, known))
+    # Shares and batches depend on the file alone, not on its parts: a resumed pass makes the same batches.
+    batches = run.batches(rows, collator)[share[0] :: share[1]]
+    known |= index.contained(parts)
+    lacking = index.lacking(rows.numbers, known)
+    batches = [left for batch in batches if (left := [place for place in batch if lacking[place]])]
+    return PassPlan(len(every), rows, batches, index, known) if batches else None
 
 
 def score_rows(
@@ -136,12 +184,18 @@ def check_independence(config: Any, run: ScoringContext) -> None:
         UserError: there is such a row, for models whose position encoding depends on the longest row.
     """
     length, cause = independent_length(config) or (0, "")
-    longest = max(chain.from_iterable(run.rows.values()), key=lambda row: row.length, default=None)
-    if not length or longest is None or longest.length <= length:
+    if not length:
+        return
+    longest, origin = 0, ""
+    for rows in run.rows.values():
+        lengths = list_lengths(rows)
+        if lengths.max(initial=0) > longest:
+            longest, origin = int(lengths.max()), str(rows[int(lengths.argmax())].origin)
+    if longest <= length:
         return
     what = (
-        f"a row has {longest.length:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
+        f"a row has {longest:,} tokens; beyond {length:,}, log-probabilities depend on the longest row of their "
         f"batch ({config.model_type}: {cause}), and a file is computed in other batches"
     )
     fix = f"--data.max_length {length}, or a live reference: --{REFERENCE_KEY} FrozenCopy (or leave it out)"
-    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY, str(longest.origin)), fix=fix)
+    raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY, origin), fix=fix)

@@ -8,7 +8,7 @@ from support.command_line import Bench, refused, run, watch_loading
 
 from dpo_lightning.commands.precompute import share
 from dpo_lightning.errors import UserError
-from dpo_lightning.references.logp_store import read
+from dpo_lightning.references.table_file import read
 
 PRECOMPUTED = ("--model.reference", "Precomputed")
 

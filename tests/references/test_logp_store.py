@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dpo_lightning.data.encoding.digests import DIGEST_BYTES, answer_digest
 from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.references import logp_store as module
-from dpo_lightning.references.logp_store import KEY_BYTES, LogpFile, TokenTable, answer_digest, read, write
+from dpo_lightning.references import table_file as module
+from dpo_lightning.references.logp_store import LogpFile
 from dpo_lightning.references.provenance import Provenance
+from dpo_lightning.references.stored_values import StoredValues
+from dpo_lightning.references.table_file import read, write
+from dpo_lightning.references.token_table import TokenTable
 
 SOURCE = Provenance(**{field.name: hashlib.sha256(field.name.encode()).hexdigest() for field in fields(Provenance)})
 
@@ -31,20 +35,20 @@ def answers(*numbers):
 def as_dict(table):
     """Values by key."""
     pieces = table.values.split(table.offsets.diff().tolist())
-    return dict(zip(table.keys, pieces, strict=True))
+    return dict(zip(map(bytes, table.keys), pieces, strict=True))
 
 
 def assert_holds(table, expected):
     found = as_dict(table)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], values) for name, values in expected.items())
-    assert list(table.keys) == sorted(table.keys)
+    assert list(found) == sorted(found)
 
 
 def stored(folder, *numbers):
     """A file of these answers."""
     path = folder / "ref.safetensors"
-    write(path, TokenTable.of(answers(*numbers)), SOURCE)
+    write(path, [TokenTable.of(answers(*numbers))], SOURCE)
     return path
 
 
@@ -80,26 +84,27 @@ def test_equal_content_is_equal_bytes(tmp_path):
     assert other.path.read_bytes() == straight
 
 
-def test_tables_are_merged_and_the_first_counts():
+def test_tables_are_merged_and_the_first_counts(tmp_path):
+    path = tmp_path / "ref.safetensors"
     first, second = TokenTable.of(answers(4, 1)), TokenTable.of({key(1): torch.zeros(1), **answers(2, 0)})
-    assert_holds(TokenTable.merged([first, second]), answers(0, 1, 2, 4))
-    assert_holds(TokenTable.merged([]), {})
-    assert_holds(TokenTable.merged([TokenTable.of({}), first]), answers(1, 4))
+    for tables, expected in (([first, second], (0, 1, 2, 4)), ([], ()), ([TokenTable.of({}), first], (1, 4))):
+        write(path, tables, SOURCE)
+        assert_holds(read(path)[1], answers(*expected))
 
 
 def test_sums_and_lengths_of_answers():
     table = TokenTable.of(answers(3, 0, 1))
     sums, lengths = table.sums()
     expected = as_dict(table)
-    assert sums.tolist() == [float(expected[name].sum()) for name in table.keys]
-    assert lengths.tolist() == [len(expected[name]) for name in table.keys]
+    assert sums.tolist() == [float(values.sum()) for values in expected.values()]
+    assert lengths.tolist() == [len(values) for values in expected.values()]
     assert sums.dtype == lengths.dtype == torch.float32
 
 
 def test_a_key_is_the_content():
     """Border, tokens and flags; not the type of the list that holds them."""
     base = answer_digest([1, 2], EncodedAnswer([3, 4], [True, True]))
-    assert len(base) == KEY_BYTES
+    assert len(base) == DIGEST_BYTES
     assert base == answer_digest((1, 2), EncodedAnswer((3, 4), (True, True), cut=True))
     others = [
         answer_digest([1], EncodedAnswer([2, 3, 4], [True, True, True])),
@@ -125,9 +130,10 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 
 def read_or_code(path):
-    """What a file holds, or the exit code of its refusal."""
+    """What a file holds, its values included, or the exit code of its refusal."""
     try:
-        return read(path)
+        provenance, table = read(path)
+        return provenance, TokenTable(table.keys, table.offsets, StoredValues(table.values.clone()), table.sums()[0])
     except UserError as error:
         return error.code
 
@@ -170,10 +176,11 @@ def test_a_foreign_file_is_refused(kind, tmp_path):
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "VERSION", 3)
+    monkeypatch.setitem(module.PARTS, 3, module.PARTS[2])
     path = stored(tmp_path, 1)
     monkeypatch.undo()
-    refused(path, ExitCode.DATA, "its format is 2, known is 1")
+    refused(path, ExitCode.DATA, "its format is 3, known are 1 and 2")
 
 
 def test_a_folder_is_no_file(tmp_path):

@@ -15,8 +15,10 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import token_logps
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy, precomputed
-from dpo_lightning.references.logp_store import TokenTable, read, write
 from dpo_lightning.references.precomputed import HALF_TOLERANCE, Precomputed
+from dpo_lightning.references.stored_values import StoredValues
+from dpo_lightning.references.table_file import read, write
+from dpo_lightning.references.token_table import TokenTable
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -124,7 +126,7 @@ def test_a_start_that_is_not_near_is_named(tiny_llama, file, tmp_path):
     for off, said in ((0.01, "nats from the reference"), (1.0, "the starting loss is")):
         draw = torch.Generator().manual_seed(0)
         noise = off * torch.rand(len(table.values), generator=draw)
-        write(path, TokenTable(table.keys, table.offsets, table.values + noise), provenance)
+        write(path, [TokenTable(table.keys, table.offsets, StoredValues(table.values + noise))], provenance)
         with pytest.raises(UserError, match=said) as raised:
             short_runs.fit(
                 short_runs.module(tiny_llama, Precomputed(path=str(path))), file, tmp_path / str(off), steps=1
@@ -139,7 +141,7 @@ def test_a_start_is_near_within_1e_5_of_sums_and_lengths(off, near, tiny_llama, 
     looked_up(tiny_llama, file, Precomputed(path=str(path)))
     provenance, table = read(path)
     assert -7 < float(table.values.mean()) < -5
-    write(path, TokenTable(table.keys, table.offsets, table.values + off), provenance)
+    write(path, [TokenTable(table.keys, table.offsets, StoredValues(table.values + off))], provenance)
     made = short_runs.module(tiny_llama, Precomputed(path=str(path)))
     with contextlib.nullcontext() if near else pytest.raises(UserError, match="nats from the reference"):
         short_runs.fit(made, file, tmp_path, steps=1)

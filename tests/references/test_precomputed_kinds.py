@@ -15,8 +15,8 @@ from dpo_lightning.data.collate import Padded
 from dpo_lightning.losses import APOZeroUnpairedLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.references import FrozenCopy
-from dpo_lightning.references.logp_store import read
 from dpo_lightning.references.precomputed import Precomputed
+from dpo_lightning.references.table_file import read
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -21,24 +21,30 @@ from dpo_lightning.kto import KTOModule
 from dpo_lightning.listwise import ListwiseDPOModule
 from dpo_lightning.references import precomputed as module
 from dpo_lightning.references import reference_pass as scoring
-from dpo_lightning.references.logp_store import read
 from dpo_lightning.references.precomputed import Precomputed
-from dpo_lightning.references.reference_pass import row_digests
+from dpo_lightning.references.row_index import row_digests
+from dpo_lightning.references.table_file import read
 
 pytestmark = pytest.mark.usefixtures("place")
+
+
+def sums_of(path):
+    """The sum of each answer of a file, by its digest."""
+    table = read(path)[1]
+    return dict(zip(map(bytes, table.keys), table.sums()[0].tolist(), strict=True))
 
 
 def test_only_rows_that_are_new_are_computed(tiny_llama, file, counted):
     made = looked_up(tiny_llama, file)
     (path,) = files()
-    before = dict(zip(*read(path)[1][:1], read(path)[1].sums()[0].tolist(), strict=True))
+    before = sums_of(path)
     held_out = short_runs.write_pairs(Path("eval.jsonl"), rows=3, prompt="Another question")
     counted.clear()
     made = looked_up(tiny_llama, file, eval=str(held_out))
     assert sum(counted) == 1  # two of the three are training rows as well
     assert made.reference._answers["eval"].sums.shape == (6,)
     assert files() == [path]
-    after = dict(zip(*read(path)[1][:1], read(path)[1].sums()[0].tolist(), strict=True))
+    after = sums_of(path)
     assert after.items() >= before.items()
     assert len(after) == len(before) + 2
 

@@ -2,23 +2,26 @@
 
 import hashlib
 import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
+from dpo_lightning.data.encoding.digests import DIGEST_BYTES, answer_digest
 from dpo_lightning.data.examples import EncodedAnswer
 from dpo_lightning.references.base import fingerprint
-from dpo_lightning.references.logp_store import KEY_BYTES, TokenTable, answer_digest, write
 from dpo_lightning.references.provenance import Provenance
+from dpo_lightning.references.table_file import write
+from dpo_lightning.references.token_table import TokenTable
 
 
 def test_the_key_of_an_answer_is_that_of_its_numbers():
     """SHA-256 of 64-bit numbers: how many of the prompt, how many of the answer, both; then a byte for each flag."""
     key = answer_digest([7, 300, 2**40], EncodedAnswer([5, 0], [True, False]))
     assert key == hashlib.sha256(struct.pack("<7q", 3, 2, 7, 300, 2**40, 5, 0) + b"\x01\x00").digest()
-    assert len(key) == KEY_BYTES == 32
+    assert len(key) == DIGEST_BYTES == 32
 
 
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 511, 512, 513, 5000])
@@ -35,11 +38,13 @@ def test_a_fingerprint_is_of_name_shape_and_256_values(size):
 
 def test_a_file_says_which_format_it_has(tmp_path):
     names = {field: field[:3] for field in Provenance.__dataclass_fields__}
-    write(tmp_path / "a.safetensors", TokenTable.of({bytes(32): torch.ones(2)}), Provenance(**names))
+    write(tmp_path / "a.safetensors", [TokenTable.of({bytes(32): torch.ones(2)})], Provenance(**names))
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         (entry,) = file.metadata().items()
         assert entry[0] == "dpo_lightning.reference"
-        assert '"version": 1' in entry[1]
+        assert '"version": 2' in entry[1]
         assert file.get_tensor("keys").shape == (1, 32)
         assert file.get_tensor("offsets").tolist() == [0, 2]
         assert file.get_tensor("values").tolist() == [1, 1]
+        assert file.get_tensor("sums").tolist() == [2]
+        assert file.get_tensor("checksums").tolist() == [zlib.crc32(struct.pack("<2f", 1, 1)) - 2**32]

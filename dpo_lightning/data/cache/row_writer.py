@@ -19,14 +19,12 @@ from dpo_lightning.data.cache.encoded_rows import (
     list_own_fields,
     map_rows,
 )
-from dpo_lightning.data.encoding.digests import answer_digest
+from dpo_lightning.data.encoding.digests import DIGEST_BYTES, answer_digest
 from dpo_lightning.data.examples import Encoded, Text
 from dpo_lightning.data.row_sizes import RowSizes, measure_row
 
 ROWS_PER_BATCH = 128
 """Rows of a record batch: as many are in memory before they are written."""
-
-DIGEST_BYTES = 32
 
 
 class RowWriter:

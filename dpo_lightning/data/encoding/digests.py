@@ -1,4 +1,4 @@
-"""A digest of an answer as a model sees it, by which its reference log-probabilities are found."""
+"""Digests of encoded answers, by which values computed for an answer are found again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from collections.abc import Sequence
 
 from dpo_lightning.data.examples import EncodedAnswer
 
+DIGEST_BYTES = 32
+
 
 def answer_digest(prompt_ids: Sequence[int], answer: EncodedAnswer) -> bytes:
-    """The SHA-256 of an answer, its prompt, and which of its tokens are scored."""
+    """Return the SHA-256 of all that a model's log-probabilities of an answer depend on.
+
+    These are the token ids of the prompt and of the answer, where one ends and the other begins, and which tokens are
+    scored.
+    """
     digest = hashlib.sha256(array("q", [len(prompt_ids), len(answer.ids), *prompt_ids, *answer.ids]).tobytes())
     digest.update(bytes(answer.scored))
     return digest.digest()
