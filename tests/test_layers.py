@@ -14,7 +14,7 @@ FLOORS = (
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
     "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise "
-    "data.text_datamodule data.datamodules",
+    "data.row_loaders data.text_datamodule data.datamodules",
     "cli commands __main__ __init__",
 )
 """Wings and modules, lowest floor first; a wing's modules are on its floor, where they are not listed themselves."""

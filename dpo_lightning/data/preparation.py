@@ -4,29 +4,66 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dpo_lightning.data.cache.encoded_rows import EncodedRows
 from dpo_lightning.data.cache.keys import digest_rows, digest_tokens
 from dpo_lightning.data.cache.row_cache import Entry, Key, Manifest, RowCache
 from dpo_lightning.data.cache.row_writer import RowWriter
 from dpo_lightning.data.encoding.counts import format_unlisted_ends
-from dpo_lightning.data.encoding.tokenization import Encoder
+from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
+from dpo_lightning.data.examples import Encoded, Example
+from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.progress import track
 from dpo_lightning.log import logger
 from dpo_lightning.terminal import quote
-
-if TYPE_CHECKING:
-    from dpo_lightning.data.encoding.rendering import Renderer
-    from dpo_lightning.data.text_datamodule import TextDataModule
 
 HELD_OUT = "eval"
 """The set that is stored with the text of its prompts, which callbacks show."""
 
 
-def prepare_sets(data: TextDataModule, names: Sequence[str], module: Any) -> Entry:
+class Options(Protocol):
+    """The part of `TextDataModule` that rows are prepared by."""
+
+    max_length: int
+    overlong: Overlong
+
+    @property
+    def files(self) -> Mapping[str, str | Sequence[str] | None]:
+        """Name of a set -> its files."""
+
+    @property
+    def examples(self) -> Mapping[str, Sequence[Example]]:
+        """The rows that have been read, by set."""
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """What was noticed when they were read, by set."""
+
+    @property
+    def kind(self) -> type[RowKind]:
+        """The kind of the rows."""
+
+    def find_cache(self) -> Path | None:
+        """The folder of encoded rows; None encodes them for this run alone."""
+
+    def describe_reading(self) -> tuple[dict[str, Any], list[type]]:
+        """What the rows that are read depend on, besides their files."""
+
+    def describe_encoding(self) -> dict[str, Any]:
+        """What the ids depend on, besides the rows and the tokenizer."""
+
+    def make_renderer(self, module: Any, names: Sequence[str] = ()) -> Renderer:
+        """Read the rows of the named sets, if that was not done yet; then load the module's tokenizer."""
+
+    def encode(self, encoder: Encoder, examples: Sequence[Example]) -> Iterable[Encoded]:
+        """Encode examples as token ids one by one."""
+
+
+def prepare_sets(data: Options, names: Sequence[str], module: Any) -> Entry:
     """Return encoded sets, and log what was noticed when they were read and encoded.
 
     Args:
@@ -76,7 +113,7 @@ def _take(entry: Entry, folder: Path) -> Entry:
     return entry
 
 
-def _build(cache: RowCache, key: Key, data: TextDataModule, names: Sequence[str], renderer: Renderer) -> Entry:
+def _build(cache: RowCache, key: Key, data: Options, names: Sequence[str], renderer: Renderer) -> Entry:
     """Encode sets into the cache.
 
     Raises:
@@ -99,7 +136,7 @@ def _build(cache: RowCache, key: Key, data: TextDataModule, names: Sequence[str]
     return entry
 
 
-def _encode_for_this_run(data: TextDataModule, names: Sequence[str], renderer: Renderer) -> Entry:
+def _encode_for_this_run(data: Options, names: Sequence[str], renderer: Renderer) -> Entry:
     """Encode sets into files that are gone when the process ends, or in memory if none can be written."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="dpo_lightning-"))
@@ -119,7 +156,7 @@ def _encode_for_this_run(data: TextDataModule, names: Sequence[str], renderer: R
 
 
 def _encode(
-    data: TextDataModule, names: Sequence[str], renderer: Renderer, folder: Path | None
+    data: Options, names: Sequence[str], renderer: Renderer, folder: Path | None
 ) -> tuple[Manifest, dict[str, EncodedRows]]:
     """Encode sets into a folder, or in memory for None, and log what was noticed.
 

@@ -87,22 +87,11 @@ class TextDataModule(RowLoaders):
             num_workers: processes that collate batches; 0 is best, since rows are encoded already.
             limit_rows: for trials, use at most as many rows of each set, drawn at random by the seed.
             cache: the folder of encoded rows, which all runs and ranks use; `none` encodes them for each run. By
-                default, `encoded` beside the run's folder.
+                default, `encoded` beside the run's folder; in Python, none.
         """
         super().__init__()
-        limits = (
-            ("batch_size", batch_size, 1),
-            ("max_tokens", max_tokens, 2),
-            ("max_length", max_length, 2),
-            ("limit_rows", limit_rows, 2),
-        )
-        for name, value, least in limits:
-            if value is not None and value < least:
-                raise UserError(
-                    ExitCode.CONFIG,
-                    Problem(f"{name}={value} is less than {least}", where=f"data.{name}"),
-                    fix=f"--data.{name} {least} or more",
-                )
+        _check_least(batch_size=(batch_size, 1), max_tokens=(max_tokens, 2), max_length=(max_length, 2))
+        _check_least(limit_rows=(limit_rows, 2))
         self.files = {"train": train, "eval": eval}
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
@@ -188,15 +177,10 @@ class TextDataModule(RowLoaders):
         return {"max_length": self.max_length, "overlong": self.overlong}
 
     def find_cache(self) -> Path | None:
-        """The folder of encoded rows; None encodes them for this run alone.
-
-        By default, it is `encoded` beside the run's folder, or in the trainer's `default_root_dir` where one is given.
-        """
-        if self.cache is not None:
-            return None if self.cache == NO_CACHE else Path(self.cache)
-        root = getattr(self.trainer, "default_root_dir", None)
-        beside = None if root is None or Path(root).absolute() == Path.cwd() else Path(root) / CACHE
-        return self.default_cache or beside
+        """The folder of encoded rows; None encodes them for this run alone."""
+        if self.cache is None:
+            return self.default_cache
+        return None if self.cache == NO_CACHE else Path(self.cache)
 
     def setup(self, stage: str) -> None:
         """Prepare the rows of a stage with the tokenizer of the trainer's module; all ranks use the same date."""
@@ -249,3 +233,18 @@ class TextDataModule(RowLoaders):
             )
         day = self.template_date.choose_day(tokenizer.chat_template)
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
+
+
+def _check_least(**options: tuple[int | None, int]) -> None:
+    """Check that options, given with their least values, are not below these; None is not checked.
+
+    Raises:
+        UserError: 64, one is.
+    """
+    for name, (value, least) in options.items():
+        if value is not None and value < least:
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{name}={value} is less than {least}", where=f"data.{name}"),
+                fix=f"--data.{name} {least} or more",
+            )
