@@ -26,6 +26,9 @@ class Origin:
     nth: int = 1
     """Its number among the rows of this line, from 1: a JSON array may be on a single line."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Origin, (self.file, self.line, self.nth)
+
     def __str__(self) -> str:
         """Format as `file:line`, with the number of the row in the line from the second one on."""
         return f"{self.file}:{self.line}" + (f" (row {self.nth} of the line)" if self.nth > 1 else "")
@@ -58,6 +61,11 @@ class Encoded:
     answers: tuple[EncodedAnswer, ...]
     weight: float = 1.0
 
+    @classmethod
+    def annotations(cls) -> tuple[str, ...]:
+        """Names of the fields that this kind adds to those of every row."""
+        return _list_encoded_annotations(cls)  # type: ignore[arg-type]
+
     @property
     def length(self) -> int:
         """Tokens of the prompt and the longest answer."""
@@ -88,17 +96,36 @@ class Example:
     weight: float = 1.0
     """Factor of the row in the loss."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rows are pickled while they are checked; what dataclasses do by themselves takes several times as long.
+        names = _list_names(type(self))  # type: ignore[arg-type]
+        return _restore, (type(self), names, tuple(getattr(self, name) for name in names))
+
     @classmethod
     def annotations(cls) -> tuple[str, ...]:
         """Names of the fields that this kind adds to those of every row."""
-        return _list_annotations(cls)  # type: ignore[arg-type]
+        return _list_annotations(cls)
 
     def encode(self, prompt_ids: Sequence[int], answers: tuple[EncodedAnswer, ...]) -> Encoded:
         """Return the same row as token ids, with its weight and the fields that its kind adds."""
-        own = {field.name: getattr(self, field.name) for field in fields(self.encoded)[len(fields(Encoded)) :]}
+        own = {name: getattr(self, name) for name in self.encoded.annotations()}
         return self.encoded(self.origin, prompt_ids, answers, self.weight, **own)
 
 
 @cache  # each row needs them several times
+def _list_names(kind: type[Example]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
 def _list_annotations(kind: type[Example]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind)[len(fields(Example)) :])
+    return _list_names(kind)[len(_list_names(Example)) :]  # type: ignore[arg-type]
+
+
+@cache
+def _list_encoded_annotations(kind: type[Encoded]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)[len(fields(Encoded)) :])
+
+
+def _restore(kind: type[Example], names: tuple[str, ...], values: tuple[Any, ...]) -> Example:
+    """Make an example again that was pickled."""
+    return kind(**dict(zip(names, values, strict=True)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,9 +151,10 @@ class _Batch:
         for length, cut in zip(self.lengths[place], self.cut[place], strict=True):
             answers.append(EncodedAnswer(ids[start : start + length], scored[start : start + length], cut))
             start += length
-        own = json.loads(self.own[place].as_py()) if list_own_fields(kind) else ()
+        names = kind.annotations()
+        own = json.loads(self.own[place].as_py()) if names else ()
         origin = Origin(files[self.files[place]], int(self.lines[place]), int(self.nth[place]))
-        named = dict(zip(list_own_fields(kind), map(freeze, own), strict=True))
+        named = dict(zip(names, map(freeze, own), strict=True))
         return kind(origin, self.prompts[place], tuple(answers), float(self.weights[place]), **named)
 
 
@@ -169,16 +168,6 @@ class _List:
     def __getitem__(self, place: int) -> list[Any]:
         found: list[Any] = self.values[self.offsets[place] : self.offsets[place + 1]].tolist()
         return found
-
-
-def list_own_fields(kind: type[Encoded]) -> tuple[str, ...]:
-    """The names of the fields that a kind of rows adds to those of `Encoded`."""
-    return _list_own_fields(kind)  # type: ignore[arg-type]
-
-
-@cache  # each row needs them
-def _list_own_fields(kind: type[Encoded]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind)[len(fields(Encoded)) :])
 
 
 def freeze(value: Any) -> Any:

@@ -16,7 +16,6 @@ from dpo_lightning.data.cache.encoded_rows import (
     EncodedRows,
     Stored,
     freeze,
-    list_own_fields,
     map_rows,
 )
 from dpo_lightning.data.encoding.digests import DIGEST_BYTES, answer_digest
@@ -184,7 +183,7 @@ def write_own_fields(row: Encoded) -> str | None:
     Raises:
         TypeError: a field would not be the same when it is read again.
     """
-    names = list_own_fields(type(row))
+    names = row.annotations()
     if not names:
         return None
     values = [getattr(row, name) for name in names]
