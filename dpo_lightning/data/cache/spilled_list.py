@@ -44,6 +44,11 @@ class SpilledList(StoredSequence[T]):
         for item in items:
             self.append(item)
 
+    @property
+    def folder(self) -> str:
+        """The folder for temporary files."""
+        return tempfile.gettempdir()
+
     def append(self, item: T) -> None:
         """Append an item, which must be picklable."""
         self._tail += pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
@@ -89,7 +94,7 @@ class SpilledList(StoredSequence[T]):
             while done < len(view):
                 done += os.pwrite(self._file.fileno(), view[done : done + (1 << 24)], self._written + done)
         except OSError as error:
-            logger.info(f"note: rows are kept in memory: {tempfile.gettempdir()} cannot be written ({error.strerror})")
+            logger.info(f"note: rows are kept in memory: {self.folder} cannot be written ({error.strerror})")
             self._limit = 1 << 62
             return
         self._written += len(self._tail)
