@@ -5,7 +5,7 @@ from support import tiny_models
 from support.chat_templates import QWEN3, R1, R1_KEPT
 from support.tiny_models import CHATML, turns
 
-from dpo_lightning.data.encoding.kept_texts import count_common_characters, find_missing
+from dpo_lightning.data.encoding.kept_texts import count_common, find_missing
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin
@@ -205,9 +205,7 @@ def test_what_is_missing_is_what_no_end_of_the_text_holds():
     assert find_missing("abc, def", "x def y") == "abc,"
     assert find_missing("abc", "xyz") == "abc"
     assert find_missing("the weather", "or") == "the weather"
-    assert [
-        count_common_characters(*two) for two in [("abc", "abcd"), ("abx", "aby"), ("", "a"), ("b", "a"), ("abc", "ab")]
-    ] == [
+    assert [count_common(*two) for two in [("abc", "abcd"), ("abx", "aby"), ("", "a"), ("b", "a"), ("abc", "ab")]] == [
         3,
         2,
         0,

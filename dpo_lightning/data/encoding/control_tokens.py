@@ -49,8 +49,12 @@ class ControlTokens:
                 fix="write the text in UTF-8",
             )
         # Most texts contain none of the few characters with which control tokens begin, such as `<`.
-        if not any(start in text for start in self._starts):
-            return text
+        for start in self._starts:
+            if start in text:
+                return self._guard_controls(text, origin)
+        return text
+
+    def _guard_controls(self, text: str, origin: Origin | None) -> str:
         for k, control in enumerate(self.texts):
             if control not in text:
                 continue

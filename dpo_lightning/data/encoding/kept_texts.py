@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dpo_lightning.data.examples import Message, Origin
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
@@ -19,6 +19,9 @@ REASONED = re.compile(r"</\w*think\w*>|</thought>|</reasoning>|</seed:think>|\[/
 
 ADDRESS = re.compile(r"<[\w.' -]+ at 0x[0-9a-f]+>")
 """What Python writes for an object without a text of its own, such as a generator or a method."""
+
+Common = TypeVar("Common", str, list[int])
+"""Two texts or two lists of ids."""
 
 KEEP = "give a template that keeps it by --data.chat_template FILE, or remove it from the answer"
 
@@ -92,13 +95,13 @@ def check_kept(
     Raises:
         UserError: 65 with the row and the missing text.
     """
-    start, respaced = count_common_characters(opening, text), False
+    start, respaced = count_common(opening, text), False
     for name, forms in list_parts(message):
         if any(text.find(form, start, end) >= 0 for form in forms):
             continue
         # An answer may begin with the end of the generation prompt (`<think>\n`), which is written once: a part may
         # then begin before `start`, but not before the turn.
-        turn = count_common_characters(history(), text)
+        turn = count_common(history(), text)
         if any(text.find(form, max(turn, start - len(form) + 1), end) >= 0 for form in forms):
             continue
         # The same search without white space.
@@ -160,17 +163,17 @@ def find_missing(due: str, turn: str) -> str:
     return due[:low].rstrip() or due
 
 
-def count_common_characters(left: str, right: str) -> int:
-    """Return the length of the longest common prefix of two texts.
+def count_common(left: Common, right: Common) -> int:
+    """Return the length of the longest common prefix of two texts, or of two lists of ids.
 
-    By bisection over slices, which Python compares much faster than a loop over characters.
+    By bisection over slices, which Python compares much faster than a loop over items.
     """
-    if right.startswith(left):
-        return len(left)
     low, high = 0, min(len(left), len(right))
+    if left[:high] == right[:high]:
+        return high
     while low < high:
         middle = (low + high + 1) // 2
-        if left[:middle] == right[:middle]:
+        if left[low:middle] == right[low:middle]:
             low = middle
         else:
             high = middle - 1

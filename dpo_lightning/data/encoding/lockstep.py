@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.limits import prepare_limits
 
 Result = TypeVar("Result")
 
@@ -29,16 +30,33 @@ def run_in_lockstep(
     results: dict[int, Result | UserError] = {}
     waiting: dict[int, list[int] | UserError | None] = dict.fromkeys(range(len(rows)))
     while waiting:
-        texts: dict[int, str] = {}
-        for i, ids in waiting.items():
-            try:
-                texts[i] = rows[i].throw(ids) if isinstance(ids, UserError) else rows[i].send(ids)  # type: ignore[arg-type]
-            except StopIteration as end:
-                results[i] = end.value
-            except UserError as error:
-                results[i] = error
-                if error.code != ExitCode.DATA:
-                    break
+        with prepare_limits():  # rows render chat templates
+            texts = _run_to_next_texts(rows, waiting, results)
         waiting = dict(zip(texts, encode(list(texts.values())), strict=True)) if texts else {}
     failed = min((i for i, r in results.items() if isinstance(r, UserError) and r.code != ExitCode.DATA), default=None)
     return [results[i] for i in sorted(results) if failed is None or i <= failed]
+
+
+def _run_to_next_texts(
+    rows: Sequence[Steps[Result]],
+    waiting: Mapping[int, list[int] | UserError | None],
+    results: dict[int, Result | UserError],
+) -> dict[int, str]:
+    """Run rows up to their next texts, which are returned by row; what rows return is added to `results`.
+
+    Args:
+        rows: the steps of each row.
+        waiting: the ids of the last text of each row that has not ended; None before the first text.
+        results: what rows returned, or their errors.
+    """
+    texts: dict[int, str] = {}
+    for i, ids in waiting.items():
+        try:
+            texts[i] = rows[i].throw(ids) if isinstance(ids, UserError) else rows[i].send(ids)  # type: ignore[arg-type]
+        except StopIteration as end:
+            results[i] = end.value
+        except UserError as error:
+            results[i] = error
+            if error.code != ExitCode.DATA:
+                break
+    return texts

@@ -112,14 +112,22 @@ class Renderer:
         add_generation_prompt: bool,
     ) -> str:
         """Render messages, with a sentinel for each neutralized control token: use `encode` for the ids."""
+        self.check_template(origin)
+        guarded = [self.guard_message(message, origin) for message in messages]
+        return self.render_guarded(guarded, self.control.guard(list(tools), origin), origin, add_generation_prompt)
+
+    def check_template(self, origin: Origin | None) -> None:
+        """Check that there is a template to render messages with.
+
+        Raises:
+            UserError: 67 if there is none.
+        """
         if not self.tokenizer.chat_template:
             raise UserError(
                 ExitCode.MODEL,
                 Problem("the row has messages, but the tokenizer has no chat template", where=str(origin or "")),
                 fix="--data.chat_template FILE, or --data.template raw for rows of strings",
             )
-        guarded = [self.guard_message(message, origin) for message in messages]
-        return self._render(guarded, self.control.guard(list(tools), origin), origin, add_generation_prompt)
 
     def render_raw(self, prompt: str, answer: str, origin: Origin | None = None) -> str:
         """Join and guard a raw prompt and answer, without EOS: use `raw_prefix` and `encode` for the ids."""
@@ -226,7 +234,7 @@ class Renderer:
         messages = (message for text in texts if not isinstance(text, str) for message in text)
         return any(self._convert_calls(message) != message for message in messages)
 
-    def _render(
+    def render_guarded(
         self,
         messages: Sequence[dict[str, Any]],
         tools: Sequence[Any],

@@ -8,9 +8,10 @@ from itertools import combinations
 from typing import Any, Literal
 
 from dpo_lightning.data.encoding.counts import Counts
+from dpo_lightning.data.encoding.kept_texts import count_common
 from dpo_lightning.data.encoding.lockstep import Steps, run_in_lockstep
 from dpo_lightning.data.encoding.rendering import Renderer
-from dpo_lightning.data.encoding.whole_texts import Conversation, RenderedAnswer, count_common_ids
+from dpo_lightning.data.encoding.whole_texts import Conversation, RenderedAnswer
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Origin, Text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -201,7 +202,7 @@ class Encoder:
         # The last ids of the prompt may differ once an answer follows, by the template or by a token that contains
         # both. All answers then begin after the ids that they have in common with the prompt: each is conditioned on
         # the same prompt ids.
-        border = min(count_common_ids(rendered_prompt.ids, whole.ids) for whole in rendered_answers)
+        border = min(count_common(rendered_prompt.ids, whole.ids) for whole in rendered_answers)
         opening = next((whole.opening for whole in rendered_answers if whole.opening), "")
         return Encoding(
             rendered_prompt.ids[:border],

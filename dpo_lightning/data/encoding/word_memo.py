@@ -11,6 +11,9 @@ from typing import Any
 CUT = re.compile(r" (?<=\S )")
 """Where texts are cut into words: before a space that follows a character other than white space."""
 
+OTHER_WHITE_SPACE = "\t\r\v\f\x1c\x1d\x1e\x1f"
+"""What Python takes for white space in ASCII, besides the space and the newline."""
+
 MOST_WORDS = 1 << 17
 """Words after which the memo is emptied; they take about 30 MB."""
 
@@ -68,7 +71,7 @@ class WordMemo:
         """Encode texts; the ids are those of the whole texts."""
         found = []
         for text in texts:
-            first, *further = CUT.split(text)
+            first, *further = split_at_cuts(text)
             found.append([self._first[first], *map(self._further.__getitem__, further)])
         self._add_new()
         encoded = [list(chain.from_iterable(words)) for words in found]
@@ -110,6 +113,17 @@ class _Words(dict[str, list[int]]):
         ids: list[int] = []
         self[word] = ids
         return ids
+
+
+def split_at_cuts(text: str) -> list[str]:
+    """Split a text as `CUT.split` does, in half the time where no space is at the beginning or after white space."""
+    if text.isascii() and text[:1] != " " and "  " not in text and "\n " not in text:
+        for other in OTHER_WHITE_SPACE:
+            if other in text:
+                break
+        else:
+            return text.split(" ")
+    return CUT.split(text)
 
 
 def encodes_words(tokenizer: Any) -> bool:
