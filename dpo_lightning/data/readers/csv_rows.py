@@ -47,6 +47,7 @@ class _Syntax:
         quoted: matches a quoted field up to its closing quote, which a separator, a line end or the end follows.
         plain: matches a field without quotes; a carriage return that ends no line belongs to it.
         ending: matches the end of a line.
+        after: what follows the closing quote of most fields.
     """
 
     def __init__(self, separator: str, *, returns: bool = False) -> None:
@@ -58,6 +59,7 @@ class _Syntax:
         self.quoted = re.compile(rf'"((?:[^"]++|"")*+)"(?={mark}|{end})')
         self.plain = re.compile(rf"[^{mark}\r]*+" if returns else rf"(?:[^{mark}\r\n]++|\r(?!\n|\Z))*+")
         self.ending = re.compile(end)
+        self.after = (separator, "\r") if returns else (separator, "\n", "\r\n")
 
 
 def parse_csv_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
@@ -206,6 +208,9 @@ def _parse_record(text: str, place: int, syntax: _Syntax) -> tuple[RowError | No
 def _parse_field(text: str, place: int, syntax: _Syntax) -> tuple[RowError | None, str, int]:
     """Parse the field that begins at `place`: return an error or None, its value, and where the field ends."""
     if text.startswith('"', place):
+        close = text.find('"', place + 1)
+        if text.startswith(syntax.after, close + 1) and close > 0:  # no quote in it
+            return None, text[place + 1 : close], close + 1
         found = syntax.quoted.match(text, place)
         if not found:
             fix = 'close the quote; write a quote inside a field as ""'
