@@ -33,7 +33,7 @@ class FileDigests:
         self._path = folder / MEMO
         self._known: dict[str, tuple[list[int], str]] = {}
         self._changed = False
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, AttributeError):
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             self._known = {str(name): (list(stamp), str(digest)) for name, (stamp, digest) in stored.items()}
 
