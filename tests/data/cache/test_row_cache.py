@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -267,9 +268,7 @@ def test_a_real_write_error_is_one_too(prepare, tmp_path):
         import resource
 
         code = 1
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)  # pytest's file for the output has the limit too
-        os.dup2(null, 2)
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - pytest's file for the output has the limit too
         try:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
