@@ -75,11 +75,15 @@ class BatchOrder(DistributedSampler[Any], SequentialSampler):
         self.sizes, self.most = sizes, most
         self.unshuffled = sorted(rows, key=lambda row: -sizes[row]) if longest_first else list(rows)
         self._first = 0
-        self._count = len(self.groups())
+        self._count = self.count_groups()
 
     @abstractmethod
     def groups(self) -> list[list[int]]:
         """The epoch's rows, fillers included: one list per step of all n ranks; rank r takes items r, r + n, ..."""
+
+    def count_groups(self) -> int:
+        """Number of steps of an epoch."""
+        return len(self.groups())
 
     def __iter__(self) -> Iterator[Any]:
         """Yield this rank's remaining batches of the epoch."""
@@ -136,10 +140,24 @@ class FixedBatches(BatchOrder):
 
     def groups(self) -> list[list[int]]:
         """Cut one order of all rows into groups of `most` rows per rank."""
+        return list(self._cut(0))
+
+    def count_groups(self) -> int:
+        """Number of steps of an epoch, without making its groups, which are many for many rows."""
+        return -(-self.total_size // (self.most * self.num_replicas))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield this rank's remaining batches of the epoch, each made when it is needed."""
+        for group in self._cut(self._first):
+            yield group[self.rank :: self.num_replicas]
+
+    def _cut(self, first: int) -> Iterator[list[int]]:
+        """Yield the groups of the epoch from the number `first` on."""
         rows, step = len(self.sizes), self.most * self.num_replicas
         order = torch.randperm(rows, generator=self.generator()).tolist() if self.shuffle else self.unshuffled
         filled = order + [~order[place % rows] for place in range(rows, self.total_size)]
-        return [filled[place : place + step] for place in range(0, self.total_size, step)]
+        for place in range(first * step, self.total_size, step):
+            yield filled[place : place + step]
 
 
 class TokenBatches(BatchOrder):
