@@ -49,9 +49,9 @@ def limit_resources(seconds: float, room: int = ROOM) -> Iterator[None]:
 
 @contextlib.contextmanager
 def prepare_limits(room: int = ROOM) -> Iterator[None]:
-    """Prepare what `limit_resources` needs, once for many short blocks within this one; preparing takes 30 us.
+    """Prepare what `limit_resources` needs, once for many short blocks within this one.
 
-    The limit of memory is that of the whole block.
+    Preparing takes as long as rendering a short chat. The limit of memory is that of the whole block.
     """
     with memory_limit(room), _handle_signal():
         token = _PREPARED.set(True)

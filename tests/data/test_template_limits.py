@@ -16,7 +16,7 @@ from dpo_lightning import limits
 from dpo_lightning.data.encoding import template_limits
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.limits import LimitError, limit_resources
+from dpo_lightning.limits import LimitError, limit_resources, prepare_limits
 
 LOOP = "{% for i in range(99999) %}"
 ENDLESS = {
@@ -150,6 +150,27 @@ def test_what_a_library_catches_is_stopped_all_the_same():
 
     with pytest.raises(LimitError), limit_resources(seconds=0.2):
         stubborn()
+
+
+def run_without_end():
+    while True:
+        pass
+
+
+def test_limits_that_were_prepared_hold_in_each_block():
+    before = signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)
+    with prepare_limits():
+        for _ in range(2):
+            with limit_resources(seconds=100):
+                assert signal.getitimer(signal.ITIMER_PROF)[0] > 0
+            assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+            with pytest.raises(LimitError), limit_resources(seconds=0.1):
+                run_without_end()
+            with pytest.raises(MemoryError), limit_resources(seconds=100):
+                np.empty(1 << 33, dtype=np.uint8)
+    assert (signal.getsignal(signal.SIGPROF), resource.getrlimit(resource.RLIMIT_AS)) == before
+    with pytest.raises(LimitError), limit_resources(seconds=0.1):
+        run_without_end()
 
 
 def test_a_limit_that_is_not_reached_changes_nothing():
