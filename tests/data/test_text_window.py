@@ -23,7 +23,7 @@ from dpo_lightning.data.readers.sources import read_rows
 from dpo_lightning.data.readers.text_window import TextWindow, is_plain_utf8
 from dpo_lightning.errors import ExitCode, UserError
 
-SIZES = (1, 2, 7, 64)
+SIZES = (1, 2, 3, 5, 7, 64)
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=6),
@@ -139,6 +139,7 @@ def test_files_in_chunks(folder: Path, text: str, encoding: str, name: str) -> N
 
 
 @given(st.lists(st.sampled_from([b"a", "é".encode(), "가".encode(), b"\xea", b"\xb0", b"\x80", b"\0"]), max_size=8))
+@example([b"\xea", b"a", b"\xb0", b"\x80"])
 def test_what_is_plain_utf8(pieces: list[bytes]) -> None:
     data = b"".join(pieces)
     try:

@@ -35,15 +35,19 @@ def read_arrow_rows(file: IO[bytes], source: Source) -> Iterator[tuple[int, Any]
 
 
 def _slice_batches(file: IO[bytes], source: Source) -> Iterator[Any]:
-    """The record batches of a file in slices, each checked: damaged offsets would read beyond the buffers."""
+    """The record batches of a file in slices, each batch checked: damaged offsets would read beyond the buffers.
+
+    A file on the disk is mapped into memory. Its pages that were read are released, as they count as memory of the
+    process.
+    """
     mapped = None if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    released = getattr(mmap, "MADV_DONTNEED", None)
     for batch in _read_batches(file.read() if mapped is None else mapped, source):
+        batch.validate(full=True)
         for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-            rows = batch.slice(start, ROWS_AT_ONCE)
-            rows.validate(full=True)
-            yield rows
-            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)  # pages that were read would count as memory of the process
+            if mapped is not None and released is not None:
+                mapped.madvise(released)
+            yield batch.slice(start, ROWS_AT_ONCE)
 
 
 def _read_batches(data: bytes | mmap.mmap, source: Source) -> Iterator[Any]:
