@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import tomllib
 import warnings
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 from dpo_lightning.commands.fetch_model import damage
 from dpo_lightning.config.files import config_paths
 from dpo_lightning.console import RaisingArgumentParser
-from dpo_lightning.errors import ExitCode
+from dpo_lightning.data.cache.cache_folder import clear_folder, measure_folder
+from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.hardware import machine_memory, read_cgroup
 from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.terminal import escape_controls
@@ -31,6 +33,9 @@ MALWARE = ("2.6.2", "2.6.3")
 REINSTALL = "make setup"
 DISK_LOW = 5e9
 """Free bytes below which a run with a few checkpoints may fail: one of the embedded model takes 1.6 GB."""
+
+CACHE = Path("outputs/encoded")
+"""The folder of encoded rows of runs in `outputs/`."""
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -62,9 +67,13 @@ def main(argv: list[str]) -> int:
         return estimate(argv)
     parser = RaisingArgumentParser(prog="python -m dpo_lightning doctor", description=__doc__)
     parser.add_argument("--config", help="a recipe, with any options of fit: estimate the memory of that run")
-    parser.parse_args(argv)
+    parser.add_argument("--cache", type=Path, default=CACHE, help=f"a folder of encoded rows (default: {CACHE})")
+    parser.add_argument("--clear_cache", action="store_true", help="only remove the encoded rows of this folder")
+    args = parser.parse_args(argv)
+    if args.clear_cache:
+        return _clear(args.cache)
     findings = []
-    for finding in _examine():
+    for finding in _examine(args.cache):
         # Line by line: a torch that kills the process leaves at least what was found before it.
         print(escape_controls(str(finding)), flush=True)
         findings.append(finding)
@@ -73,7 +82,23 @@ def main(argv: list[str]) -> int:
     return int(ExitCode.DEVICE) if missing else 0
 
 
-def _examine() -> Iterator[Finding]:
+def _clear(folder: Path) -> int:
+    """Remove the encoded rows of a folder, and print what they took."""
+    entries, size = measure_folder(folder)
+    try:
+        clear_folder(folder)
+    except OSError as error:
+        problem = Problem(f"the folder cannot be cleared: {error.strerror}", "cache", str(folder))
+        raise UserError(ExitCode.OUTPUT, problem, fix=f"rm -r {shlex.quote(str(folder))}") from None
+    print(escape_controls(f"removed {_count_sets(entries)}, {size / 1e6:,.0f} MB, from {folder}"))
+    return 0
+
+
+def _count_sets(entries: int) -> str:
+    return f"{entries:,} set{'s' * (entries != 1)} of encoded rows"
+
+
+def _examine(cache: Path) -> Iterator[Finding]:
     yield Finding("ok", f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     if (version := _version("lightning")) in MALWARE:
         text = f"a safe lightning: {version} is malware that steals credentials when it is imported"
@@ -85,6 +110,7 @@ def _examine() -> Iterator[Finding]:
     yield from _torch()
     yield _model()
     yield _disk()
+    yield from _cache(cache)
 
 
 def _packages() -> Iterator[Finding]:
@@ -183,6 +209,14 @@ def _model() -> Finding:
     if problem := damage(folder):
         return Finding("missing", f"the embedded model: in {folder}, {problem}", f"rm -r {folder} && {fetch}")
     return Finding("ok", f"embedded model in {folder}")
+
+
+def _cache(folder: Path) -> Iterator[Finding]:
+    entries, size = measure_folder(folder)
+    if entries:
+        where = "" if folder == CACHE else f" --cache {shlex.quote(str(folder))}"
+        clear = f"python -m dpo_lightning doctor{where} --clear_cache removes them"
+        yield Finding("ok", f"{_count_sets(entries)} in {folder}, {size / 1e6:,.0f} MB; {clear}")
 
 
 def _disk() -> Finding:

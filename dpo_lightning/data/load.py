@@ -23,6 +23,7 @@ from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.kinds.unpaired import UnpairedKind
 from dpo_lightning.data.kinds.unread_columns import check_unread, describe_unused
+from dpo_lightning.data.progress import track
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.invisible_characters import find_invisible_kinds
 from dpo_lightning.data.readers.sources import Row, read_files
@@ -131,7 +132,7 @@ def read_set(paths: str | Sequence[str], known: Collection[str], bad: BadRows, o
         UserError: as in `load_examples`, but not for single bad rows.
     """
     lines: list[str] = []
-    found = SpilledList(read_files(paths, bad, lines))
+    found = SpilledList(track(read_files(paths, bad, lines), "reading rows"))
     if len(found) < LEAST_ROWS:
         bad.raise_if_any()
         raise UserError(

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from dpo_lightning.atomic_files import open_atomic
+from dpo_lightning.data.cache.cache_folder import MEMO
 
-MEMO = "files.json"
 CHUNK = 1 << 20
 SETTLED = 1.0
 """Seconds since the last change after which a file is not changed again without another time of change."""

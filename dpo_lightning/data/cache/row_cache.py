@@ -12,20 +12,18 @@ from pathlib import Path
 
 from dpo_lightning.atomic_files import sync
 from dpo_lightning.data.cache.build_lock import BuildLock
+from dpo_lightning.data.cache.cache_folder import MANIFEST, PARTIAL, measure_folder
 from dpo_lightning.data.cache.encoded_rows import DIGESTS, ROWS, SIZES, EncodedRows, map_rows
-from dpo_lightning.data.cache.file_digests import MEMO, FileDigests, hash_file
+from dpo_lightning.data.cache.file_digests import FileDigests, hash_file
 from dpo_lightning.data.examples import Encoded
 from dpo_lightning.log import logger
 from dpo_lightning.terminal import quote
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the layout of an entry; entries of other versions have other keys, and are not opened."""
 
 KEY_CHARS = 24
 """Hexadecimal characters of each half of a key."""
-
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -198,30 +196,3 @@ class RowCache:
         with suppress(OSError):
             folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
-
-
-def measure_folder(folder: Path) -> tuple[int, int]:
-    """The number of entries in a folder of encoded rows, and the bytes of all files in it."""
-    if not folder.is_dir():
-        return 0, 0
-    entries = sum((path / MANIFEST).is_file() for path in folder.iterdir() if path.is_dir())
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
-    return entries, total
-
-
-def clear_folder(folder: Path) -> None:
-    """Remove all entries of a folder, and what is remembered of files; runs that use an entry keep it until they end.
-
-    Raises:
-        OSError: something cannot be removed.
-    """
-    for path in [*folder.glob("*-*/"), *folder.glob(f".*{PARTIAL}/")]:
-        if path.name.endswith(PARTIAL) or (path / MANIFEST).is_file():
-            shutil.rmtree(path)
-    for path in [*folder.glob("*.lock"), folder / MEMO]:
-        path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()

@@ -14,7 +14,7 @@ import pytest
 from support import whole_runs
 
 from dpo_lightning.data import preparation, text_datamodule
-from dpo_lightning.data.cache import build_lock, file_digests, row_cache, row_writer
+from dpo_lightning.data.cache import build_lock, cache_folder, file_digests, row_writer
 from dpo_lightning.data.cache.build_lock import BuildLock
 from dpo_lightning.data.cache.encoded_rows import EncodedRows
 from dpo_lightning.data.datamodules import PreferenceDataModule, UnpairedDataModule
@@ -328,7 +328,7 @@ def test_killed_at_any_moment_the_next_run_is_right(prepare, tmp_path, monkeypat
             os.waitpid(child, 0)
             if moment % 3 == 2:
                 assert same(prepare()[0], expected)
-                row_cache.clear_folder(tmp_path / "cache")
+                cache_folder.clear_folder(tmp_path / "cache")
     data, lines = prepare()
     assert same(data, expected)
     assert not any("are damaged (" in line for line in lines)
@@ -339,7 +339,7 @@ def test_killed_at_any_moment_the_next_run_is_right(prepare, tmp_path, monkeypat
 def test_the_lock_of_a_process_that_ended_is_taken_over_with_a_line(prepare, tmp_path, monkeypatch):
     prepare()
     (name,) = entries(tmp_path)
-    row_cache.clear_folder(tmp_path / "cache")
+    cache_folder.clear_folder(tmp_path / "cache")
     (tmp_path / "cache").mkdir()
     child = os.fork()
     if not child:
@@ -448,7 +448,7 @@ def test_clearing_leaves_what_is_not_of_the_cache(prepare, tmp_path):
     prepare()
     (tmp_path / "cache/other-run").mkdir()
     (tmp_path / "cache/mine.txt").write_text("x")
-    assert row_cache.measure_folder(tmp_path / "cache")[0] == 1
-    row_cache.clear_folder(tmp_path / "cache")
+    assert cache_folder.measure_folder(tmp_path / "cache")[0] == 1
+    cache_folder.clear_folder(tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["mine.txt", "other-run"]
-    assert row_cache.measure_folder(tmp_path / "nothing") == (0, 0)
+    assert cache_folder.measure_folder(tmp_path / "nothing") == (0, 0)
