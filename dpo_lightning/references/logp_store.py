@@ -25,7 +25,7 @@ class LogpFile:
     """One file, and beside it the parts that a pass has left so far. Each is written whole or not at all."""
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
-        """Name the file and what its values have to come from.
+        """Set the path of the file and what its values must have been computed with.
 
         Raises:
             UserError: 64, the path has no name.
@@ -37,10 +37,10 @@ class LogpFile:
         self._known: dict[Path, tuple[tuple[int, ...], TokenTable]] = {}
 
     def load(self) -> tuple[TokenTable, list[TokenTable]]:
-        """What the file holds, and what the parts hold; nothing where there is none.
+        """The tables of the file and of its parts; an empty one where there is no file.
 
         Raises:
-            UserError: a file is damaged (65), none of ours (65), or was computed with something else (64).
+            UserError: a file is damaged or of another kind (65), or was computed with something else (64).
         """
         with self._reported(), locked(self.path.parent, fcntl.LOCK_SH):
             whole = self._read(self.path) if self.path.exists() else TokenTable.of({})
@@ -56,7 +56,11 @@ class LogpFile:
             write(self.parts / f"{name}.safetensors", [TokenTable.of(answers)], self.provenance)
 
     def merge(self) -> None:
-        """Write the file with all that its parts hold, and remove them."""
+        """Write the file anew with the answers of its parts, copied one block at a time, and remove the parts.
+
+        Raises:
+            UserError: a file is damaged (65); nothing is changed.
+        """
         with self._reported(), locked(self.path.parent):
             parts = list(self._parts())
             if not parts:

@@ -276,7 +276,7 @@ class Precomputed(ReferencePolicy):
             )
         sums, lengths = table.sums()
         for name, own in digests.items():
-            first, at = cumulative_ends(torch.from_numpy(own.counts))[:-1], places[name]
+            first, at = cumulative_ends(torch.tensor(own.counts))[:-1], places[name]
             self._answers[name] = Answers(first, sums[at], lengths[at], table.offsets[at])
         self._values = table.stored
         apart = "" if self._start_tolerance == TOLERANCE else f"; {HALF_NOTE}"

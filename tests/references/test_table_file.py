@@ -157,6 +157,20 @@ def test_values_are_mapped_and_not_loaded(tmp_path):
     assert anonymous_kib() - before < 16 * 1024
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_device_gets_all_values_of_a_small_file_and_those_of_the_batch_of_a_large_one(whole, monkeypatch):
+    """On the device without values, whose indices are made up where the CPU reads them."""
+    monkeypatch.setattr(stored_values, "ON_DEVICE_BYTES", 40 if whole else 39)
+    read_by_cpu = []
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda part: read_by_cpu.append(part.shape) or torch.zeros(part.shape, dtype=part.dtype)
+    )
+    stored = StoredValues(torch.zeros(10))
+    found = stored.gather(torch.zeros(2, 3, dtype=torch.int64, device="meta"))
+    assert (found.device.type, found.shape) == ("meta", (2, 3))
+    assert read_by_cpu == ([] if whole else [(2, 3)])
+
+
 # Version 1
 
 
