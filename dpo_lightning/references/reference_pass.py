@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpo_lightning.data.collate import Collator, select_collator
 from dpo_lightning.data.examples import Encoded
+from dpo_lightning.data.row_sizes import RowSizes
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.logps import token_logps
 from dpo_lightning.models.attention_backend import takes_trees
@@ -20,7 +21,7 @@ from dpo_lightning.models.forward_checks import check_left_padding, independent_
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
 from dpo_lightning.references.base import REFERENCE_KEY
 from dpo_lightning.references.logp_store import LogpFile
-from dpo_lightning.references.row_index import AnswerDigests, RowIndex, RowView, list_lengths, row_digests
+from dpo_lightning.references.row_index import AnswerDigests, RowIndex, RowView, row_digests
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def check_independence(config: Any, run: ScoringContext) -> None:
         return
     longest, origin = 0, ""
     for rows in run.rows.values():
-        lengths = list_lengths(rows)
+        lengths = RowSizes.of(rows).lengths
         if lengths.max(initial=0) > longest:
             longest, origin = int(lengths.max()), str(rows[int(lengths.argmax())].origin)
     if longest <= length:

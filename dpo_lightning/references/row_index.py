@@ -10,6 +10,7 @@ import numpy as np
 
 from dpo_lightning.data.encoding.digests import DIGEST_BYTES, answer_digest
 from dpo_lightning.data.examples import Encoded
+from dpo_lightning.data.row_sizes import RowSizes
 from dpo_lightning.references.token_table import TokenTable, as_strings, find_keys
 
 Digests: TypeAlias = tuple[bytes, ...]
@@ -45,26 +46,17 @@ def list_digests(rows: Sequence[Encoded]) -> AnswerDigests:
     return AnswerDigests(np.frombuffer(found, dtype=np.uint8).reshape(-1, DIGEST_BYTES), counts)
 
 
-def list_lengths(rows: Sequence[Encoded]) -> np.ndarray:
-    """Tokens of each row's prompt and longest answer: from `lengths` where `rows` has them, else computed."""
-    stored = getattr(rows, "lengths", None)
-    if stored is not None:
-        return np.asarray(stored, dtype=np.int64)
-    return np.fromiter((row.length for row in rows), dtype=np.int64, count=len(rows))
-
-
 class RowView(Sequence[Encoded]):
     """Some rows of several sets, in an order of its own; a row is taken from its set when it is indexed."""
 
-    def __init__(self, sets: Sequence[Sequence[Encoded]], numbers: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(self, sets: Sequence[Sequence[Encoded]], numbers: np.ndarray) -> None:
         """Choose rows.
 
         Args:
             sets: the sets.
             numbers: the rows, counted through all sets.
-            lengths: tokens of each of them, as `Encoded.length`.
         """
-        self.numbers, self.lengths = numbers, lengths
+        self.numbers = numbers
         self._sets = sets
         self._starts = np.cumsum([0, *map(len, sets)]).tolist()
 
@@ -76,9 +68,14 @@ class RowView(Sequence[Encoded]):
         place = bisect_right(self._starts, number) - 1
         return self._sets[place][number - self._starts[place]]
 
+    @property
+    def sizes(self) -> RowSizes:
+        """The lengths of the rows."""
+        return RowSizes(*(column[self.numbers] for column in _join_sizes(self._sets)))
+
     def choose(self, chosen: np.ndarray) -> RowView:
         """The rows for which `chosen` is True, in their order."""
-        return RowView(self._sets, self.numbers[chosen], self.lengths[chosen])
+        return RowView(self._sets, self.numbers[chosen])
 
 
 class RowIndex:
@@ -119,7 +116,7 @@ class RowIndex:
 
     def order(self) -> RowView:
         """The distinct rows, longest first, and among rows of one length by the digests of their answers in turn."""
-        lengths = np.concatenate([list_lengths(rows) for rows in self.sets])
+        lengths = _join_sizes(self.sets).lengths
         rows, places = np.arange(len(self.counts)), range(int(self.counts.max(initial=0)))
         for place in reversed(places):
             rows = rows[np.argsort(self._column(rows, place), kind="stable")]
@@ -129,9 +126,14 @@ class RowIndex:
         for place in places:
             column = self._column(rows, place)
             last[:-1] |= column[1:] != column[:-1]
-        return RowView(self.sets, rows[last], lengths[rows[last]])
+        return RowView(self.sets, rows[last])
 
     def _column(self, rows: np.ndarray, place: int) -> np.ndarray:
         """The answer of each row at a place, as its number; -1 for rows with fewer answers."""
         at = np.minimum(self.starts[rows] + place, len(self.answers) - 1)
         return np.where(place < self.counts[rows], self.answers[at], -1)
+
+
+def _join_sizes(sets: Iterable[Sequence[Encoded]]) -> RowSizes:
+    """The sizes of the rows of several sets, one set after the other."""
+    return RowSizes(*map(np.concatenate, zip(*map(RowSizes.of, sets), strict=True)))

@@ -11,7 +11,7 @@ from dpo_lightning.data.examples import Encoded, EncodedAnswer, Origin
 from dpo_lightning.errors import UserError
 from dpo_lightning.references import reference_pass
 from dpo_lightning.references.reference_pass import ScoringContext, check_independence, plan_pass
-from dpo_lightning.references.row_index import RowIndex, list_digests, list_lengths, row_digests
+from dpo_lightning.references.row_index import RowIndex, list_digests, row_digests
 from dpo_lightning.references.token_table import TokenTable
 
 
@@ -43,7 +43,7 @@ class StoredRows:
 
 
 @pytest.mark.parametrize("count", [0, 1, 30])
-def test_digests_and_lengths_are_stored_or_computed(count):
+def test_digests_are_stored_or_computed(count):
     rows = draw_rows(count, 0)
     for given in (rows, StoredRows(rows)):
         digests, counts = list_digests(given)
@@ -51,7 +51,6 @@ def test_digests_and_lengths_are_stored_or_computed(count):
         assert list(map(bytes, digests)) == [digest for row in rows for digest in row_digests(row)]
         assert counts.tolist() == [len(row.answers) for row in rows]
         assert counts.dtype == np.int64
-        assert list_lengths(given).tolist() == [row.length for row in rows]
 
 
 def index_of(sets):
