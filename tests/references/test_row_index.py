@@ -71,7 +71,7 @@ def test_rows_are_ordered_by_length_and_then_by_digests(seed, most):
     expected = order_by_tuples(sets)
     found = index_of(sets).order()
     assert list(found) == expected
-    assert found.lengths.tolist() == [row.length for row in expected]
+    assert found.sizes.lengths.tolist() == [row.length for row in expected]
     assert most == 5 or len(expected) < 80  # rows of few answers repeat
 
 
