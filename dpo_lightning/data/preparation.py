@@ -130,8 +130,8 @@ def _build(cache: RowCache, key: Key, data: Options, names: Sequence[str], rende
         raise OSError("what was written cannot be read")
     entries, size = cache.measure()
     logger.info(
-        f"rows: encoded into {quote(str(cache.folder))} for further runs, which has {entries} "
-        f"set{'s' * (entries != 1)} of rows, {size / 1e6:,.0f} MB"
+        f"rows: encoded into {quote(str(cache.folder))} for further runs "
+        f"({entries:,} set{'s' * (entries != 1)} there, {size / 1e6:,.1f} MB in all)"
     )
     return entry
 

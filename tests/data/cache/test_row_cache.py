@@ -41,7 +41,7 @@ def test_the_second_run_reads_nothing_and_says_the_same(prepare, files, tmp_path
     assert any("repeated rows: 1" in line for line in notes)
     assert any("not used: score" in line for line in notes)
     assert [line for line in later if line.startswith("note: ")] == notes
-    assert lines[-1].startswith(f"rows: encoded into {tmp_path / 'cache'} for further runs, which has 1 set of rows, ")
+    assert lines[-1].startswith(f"rows: encoded into {tmp_path / 'cache'} for further runs (1 set there, 0.")
     assert later[-1] == f"rows: 26 train, 5 eval, encoded before, from {tmp_path / 'cache'}"
     assert isinstance(again.encoded["train"], EncodedRows)
     assert again.encoded["eval"].read_prompt(4) == "Count to 39."
