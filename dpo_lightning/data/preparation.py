@@ -78,7 +78,11 @@ def prepare_sets(data: Options, names: Sequence[str], module: Any) -> Entry:
     if folder is None:
         return _encode_for_this_run(data, names, data.make_renderer(module, names))
     cache = RowCache(folder)
-    rows = digest_rows({name: data.files[name] or () for name in names}, *data.describe_reading(), cache.digests)
+
+    def digest() -> str:
+        return digest_rows({name: data.files[name] or () for name in names}, *data.describe_reading(), cache.digests)
+
+    rows = digest()
     found: list[Entry] = []
 
     def find() -> bool:
@@ -96,6 +100,11 @@ def prepare_sets(data: Options, names: Sequence[str], module: Any) -> Entry:
             if reserved:
                 renderer = data.make_renderer(module, names)
                 key = Key(rows, digest_tokens(renderer, data.describe_encoding()))
+                if digest() != rows:
+                    logger.info(
+                        "note: a file of rows changed while it was read: the rows are encoded for this run alone"
+                    )
+                    return _encode_for_this_run(data, names, renderer)
                 return _build(cache, key, data, names, renderer)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -210,6 +210,7 @@ class TextDataModule(RowLoaders):
         if names:
             found = prepare_sets(self, names, module)
             self.encoded.update(found.rows)
+            self.examples.clear()  # which take the disk space of the texts
             self.template_date.log(written=found.wrote_date)
         # It computes the fewest tokens: a row that is too long for it is too long for every collator.
         fewest = select_collator(self.given_collator, takes_trees=True)

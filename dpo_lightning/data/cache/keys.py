@@ -41,7 +41,6 @@ def digest_rows(
 
     Raises:
         UserError: as in `read_files`, a source does not exist.
-        OSError: a file cannot be read.
     """
     sources = {}
     for name, paths in sets.items():
@@ -55,7 +54,14 @@ def digest_source(path: str, digests: FileDigests) -> list[Any]:
     check_source(path)
     if path.startswith(HUB):
         return [path, digest_hub(path)]
-    return [path, [(file, digests.compute(Path(file))) for file in list_files(path)]]
+    return [path, [(file, _digest_file(Path(file), digests)) for file in list_files(path)]]
+
+
+def _digest_file(path: Path, digests: FileDigests) -> str:
+    try:
+        return digests.compute(path)
+    except OSError:
+        return uuid.uuid4().hex  # the reader reports the error
 
 
 def digest_hub(path: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.prepared_rows import copy_rows, entries, in_child, same
 
-from dpo_lightning.data import preparation
+from dpo_lightning.data import preparation, text_datamodule
 from dpo_lightning.data.cache import build_lock, cache_folder, row_writer
 from dpo_lightning.data.cache.build_lock import BuildLock
 
@@ -168,3 +168,27 @@ def test_the_lock_of_a_process_that_ended_is_taken_over_with_a_line(prepare, tmp
     _, lines = prepare()
     assert sum("ended before the rows were encoded" in line for line in lines) == 1
     assert entries(tmp_path) == [name]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_put_under_its_old_content(prepare, files, tmp_path, monkeypatch):
+    path, before = Path(files["train"]), Path(files["train"]).read_text()
+    load = text_datamodule.load_examples
+
+    def change(kind, paths, **options):
+        if paths == files["train"]:
+            path.write_text(before.replace("It is 12.", "It is 99."))
+        return load(kind, paths, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_datamodule, "load_examples", change)
+        data, lines = prepare()
+    assert sum("changed while it was read" in line for line in lines) == 1
+    assert entries(tmp_path) == []
+    assert same(data, prepare(cache="none")[0])
+    path.write_text(before)
+    assert not same(data, prepare()[0])
+
+
+def test_the_texts_are_dropped_once_they_are_encoded(prepare):
+    data, _ = prepare()
+    assert data.examples == {}
