@@ -148,10 +148,10 @@ class PreferenceCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Raise if the data module's rows are of another kind than the module trains on."""
         self.datamodule.check_module(self.model)
-        self.datamodule.default_cache = self.folder.path.parent / CACHE
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand and release the folder's lock afterwards."""
+        self.datamodule.default_cache = self.folder.path.parent / CACHE
         try:
             super()._run_subcommand(subcommand)
         finally:

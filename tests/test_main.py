@@ -187,4 +187,4 @@ def test_fit_runs_where_there_is_no_home(tmp_path, tiny_llama):
     assert done.returncode == 0, done.stderr
     assert "summary after 1 steps" in done.stdout
     assert done.stderr == ""
-    assert {entry.name for entry in tmp_path.iterdir()} == {"train.jsonl", "eval.jsonl", "run"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"train.jsonl", "eval.jsonl", "run", "encoded"}
