@@ -71,7 +71,8 @@ class RowWriter:
             TypeError: a field of the row's kind is not plain data.
         """
         number = self._numbers.setdefault(row.origin.file, len(self._numbers))
-        self._batch.append(row, number, write_own_fields(row), json.dumps(prompt, default=str) if self._prompts else None)
+        text = json.dumps(prompt, default=str) if self._prompts else None
+        self._batch.append(row, number, write_own_fields(row), text)
         self._sizes.extend(measure_row(row))
         for answer in row.answers:
             self._digests += answer_digest(row.prompt_ids, answer)
