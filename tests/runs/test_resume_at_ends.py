@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from support import tiny_models, whole_runs
 from support.command_line import refused
 
+from dpo_lightning.data.examples import EncodedAnswer, Origin
+from dpo_lightning.data.kinds.pairs import EncodedPair
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.optimizers import without_fusing
 from dpo_lightning.runs.resume import check_progress
@@ -94,15 +96,15 @@ def test_some_of_the_held_out_rows_are_the_first_and_not_the_longest():
     data = whole_runs.PreferenceDataModule(train="t", eval="e", batch_size=1)
     encode = tiny_models.make_chat_tokenizer()
 
-    class Row:
-        def __init__(self, text):
-            self.length = len(encode(text)["input_ids"])
+    def make_row(text):
+        answer = EncodedAnswer(encode(text)["input_ids"], [True])
+        return EncodedPair(Origin("e", 1), [], (answer, answer))
 
     class Trainer:
         global_rank, world_size, limit_val_batches, limit_test_batches = 0, 1, 1.0, 1
         lightning_module = SimpleNamespace(takes_trees=lambda: False)
 
-    data.trainer, data.encoded = Trainer(), {"eval": [Row("a"), Row("a b c d"), Row("a b")]}
+    data.trainer, data.encoded = Trainer(), {"eval": [make_row(text) for text in ("a", "a b c d", "a b")]}
     assert list(data.val_dataloader().sampler) == [[1], [2], [0]]
     assert list(data.test_dataloader().sampler) == [[0], [1], [2]]
 
