@@ -76,6 +76,50 @@ def test_two_processes(tiny_llama, rows, tmp_path):
     assert [len(values) for values in found["seconds_per_pair"].values()] == [3, 3]
 
 
+def test_the_start_of_a_run(tiny_llama, rows, tmp_path):
+    found = run("data", tiny_llama, rows, tmp_path, "--most", 400, "--max-length", 2048)
+    assert found["growth"]["sizes"] == [4, 20, 80, 400]
+    for name in ("first start", "second start"):
+        growth = found["growth"][name]
+        assert [len(growth[figure]) for figure in ("processor_seconds", "wall_seconds", "mib")] == [4, 4, 4]
+        assert all(value > 0 for value in growth["processor_seconds"] + growth["wall_seconds"])
+    ranks = found["ranks"]
+    for count in ("1", "4"):  # one process encodes for all; with the cache that it leaves, none does
+        assert ranks[count]["first start"]["processes that encoded"] == 1
+        assert ranks[count]["second start"]["processes that encoded"] == 0
+    tokens = {ranks[count][name]["tokens"] for count in ("1", "4") for name in ("first start", "second start")}
+    assert len(tokens) == 1
+    assert tokens.pop() > 80 * (100 + 230 + 250)  # no word has fewer than one token
+    assert {size: len(value["first start"]["ratios"]["wall_seconds"]) for size, value in found["trl"].items()} == {
+        "8": 3,
+        "80": 1,
+    }
+
+
+WITHOUT_TRL = """
+import importlib.util, runpy
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == "trl" else find(name, *package)
+runpy.run_module("benchmarks", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "said"),
+    [
+        (WITHOUT_TRL, [], "this benchmark compares with TRL, and trl cannot be imported"),
+        ('import runpy; runpy.run_module("benchmarks", run_name="__main__")', ["--most", 399], "--most 399 is too few"),
+    ],
+)
+def test_what_the_start_of_a_run_needs(code, arguments, said, tiny_llama, tmp_path):
+    given = ["data", "--model", tiny_llama, "--batch", 2, "--out", tmp_path, *arguments]
+    command = [sys.executable, "-c", code, *map(str, given)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 WRONG = {
     "no rows": (["--rows", "/nowhere/pairs.json"], "/nowhere/pairs.json"),
     "a device": (["--rows", os.devnull], "expected a file, found a device"),
