@@ -37,7 +37,7 @@ AGAINST_TRL = {50: 3, 5: 1}
 """Part of the largest size -> how often each side starts with it."""
 
 STARTS = ("first start", "second start")
-"""Without a cache, and with the one that the first start has left."""
+"""With an empty cache, and with what the first start has left in it."""
 
 FIGURES = ("processor_seconds", "wall_seconds", "mib")
 
@@ -108,9 +108,12 @@ def compare(plan: Settings, words: str, most: int, folder: Path) -> dict[str, An
     check(most, plan.batch)
     write_rows(words, folder / "rows.jsonl", most)
     plan = Settings(**asdict(plan) | {"few_rows": str(take_rows(folder, 2 * plan.batch))})
-    growth = measure_growth(plan, most, folder)
-    return {"growth": growth, "ranks": measure_ranks(plan, most // SHARED, folder)} | {
-        "trl": {str(most // part): measure_trl(plan, most // part, times, folder) for part, times in AGAINST_TRL.items()}
+    return {
+        "growth": measure_growth(plan, most, folder),
+        "ranks": measure_ranks(plan, most // SHARED, folder),
+        "trl": {
+            str(most // part): measure_trl(plan, most // part, times, folder) for part, times in AGAINST_TRL.items()
+        },
     }
 
 
@@ -219,8 +222,9 @@ def measure_ranks(plan: Settings, size: int, folder: Path) -> dict[str, Any]:
     for ranks in RANKS:
         with fresh_cache(plan, "ours", take_rows(folder, size), folder) as settings:
             found[str(ranks)] = {name: start_at_once(settings, ranks) for name in STARTS}
-    one, all_ranks = (found[str(ranks)] for ranks in RANKS)
-    return found | {"memory in parts of one's": {name: all_ranks[name]["pss_mib"] / one[name]["pss_mib"] for name in STARTS}}
+    one, several = (found[str(ranks)] for ranks in RANKS)
+    parts = {name: several[name]["pss_mib"] / one[name]["pss_mib"] for name in STARTS}
+    return found | {"memory in parts of one's": parts}
 
 
 def start_at_once(settings: Settings, ranks: int) -> dict[str, Any]:
