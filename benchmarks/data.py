@@ -137,6 +137,9 @@ def check(most: int, batch: int) -> None:
 def write_rows(source: str, target: Path, count: int) -> None:
     """Write rows of random words as JSON Lines.
 
+    Prompts end with a line break: TRL joins prompt and answer as they are, and the last word of one would run into the
+    first of the other.
+
     Args:
         source: the file whose ASCII words are drawn, as often as it has them.
         target: the file to write.
@@ -153,7 +156,7 @@ def write_rows(source: str, target: Path, count: int) -> None:
     with target.open("w", encoding="utf-8") as file:
         for _ in range(count):
             row = {name: " ".join(generator.choices(words, k=length)) for name, length in WORDS.items()}
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row | {"prompt": row["prompt"] + "\n"}) + "\n")
 
 
 def take_rows(folder: Path, count: int) -> Path:

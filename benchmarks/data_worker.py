@@ -27,12 +27,10 @@ Stages = Iterator[dict[str, Any]]
 def ours(settings: dict[str, Any], scratch: str) -> Stages:
     """`PreferenceDataModule`, as `fit` uses it."""
     from dpo_lightning import DPOModule, PreferenceDataModule
-    from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.data.collate import PackedSharedPrefix
     from dpo_lightning.data.samplers import RowDataset
     from dpo_lightning.models.causal_lm import CausalLM
 
-    silence_libraries()
     module = DPOModule(CausalLM(settings["model"]))
 
     def start(rows: str, cache: str) -> PreferenceDataModule:
@@ -97,6 +95,9 @@ def main() -> None:
     """Go through the stages, and report what each took."""
     settings = json.loads(sys.argv[1])
     os.dup2(2, 1)
+    from dpo_lightning.config.library_noise import silence_libraries
+
+    silence_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         wall, processor, base = BEGAN, 0.0, 0.0
         for found in {"ours": ours, "trl": trl}[settings["side"]](settings, scratch):
