@@ -71,6 +71,14 @@ def ddp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"rows": counts} | efficiency(options.model, rows, options.batch, options.max_length)
 
 
+def data(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The start of a run as far as its first batch: by rows, with four ranks, and against TRL."""
+    from benchmarks.data import Settings, compare
+
+    plan = Settings("", options.model, "", "", "", options.batch, options.max_length)
+    return compare(plan, options.rows, options.most, folder)
+
+
 def encoded(options: argparse.Namespace, folder: Path, count: int) -> Any:
     """Rows as token ids."""
     from benchmarks.rows import fitting_rows, read_rows
@@ -79,7 +87,7 @@ def encoded(options: argparse.Namespace, folder: Path, count: int) -> Any:
     return read_rows(options.model, folder / "rows.jsonl", options.max_length)
 
 
-COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile, ddp)}
+COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile, ddp, data)}
 
 
 def count(text: str) -> int:
@@ -109,6 +117,7 @@ def main() -> None:
     parser.add_argument("--steps", type=count, default=6, help="steps that count; one more before them warms up")
     parser.add_argument("--epochs", type=count, default=3, help="epochs that share a reference pass")
     parser.add_argument("--max-length", type=count, default=1024, help="rows that are longer are left out and counted")
+    parser.add_argument("--most", type=count, default=100_000, help="of data: the largest number of rows")
     parser.add_argument("--comparisons", default="defaults,best,fp32", help=f"of trl: {', '.join(COMPARISONS)}")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder for JSON and chart")
     options = parser.parse_args()

@@ -23,6 +23,7 @@ def draw(name: str, figures: Mapping[str, Any], target: Path) -> None:
         "growth": growths,
         "profile": profiles,
         "ddp": processes,
+        "data": starts,
     }
     drawn[name](figure, figures)
     figure.savefig(target, dpi=120)
@@ -95,3 +96,48 @@ def processes(figure: Figure, figures: Mapping[str, Any]) -> None:
     bars = axes.bar(["one process", "two"], speeds, color=[THEIRS, OURS])
     axes.bar_label(bars, fmt="%.2f")
     axes.set_title(f"pairs per second, a thread each: {figures['efficiency']:.0%} of twice the speed")
+
+
+def starts(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Seconds and memory by rows, memory of one and of four ranks, and seconds here and in TRL."""
+    figure.set_size_inches(10, 8)
+    (seconds, memory), (ranks, against_trl) = figure.subplots(2, 2)
+    draw_growth(seconds, figures["growth"], "processor_seconds", "processor seconds to the first batch")
+    draw_growth(memory, figures["growth"], "mib", "peak MiB beyond imports and tokenizer")
+    names = ("first start", "second start")
+    counts = [key for key in figures["ranks"] if key.isdigit()]
+    for shift, count, colour in zip((-0.2, 0.2), counts, (THEIRS, OURS), strict=True):
+        heights = [figures["ranks"][count][name]["pss_mib"] for name in names]
+        bars = ranks.bar([place + shift for place in range(2)], heights, 0.4, color=colour)
+        bars.set_label("one rank" if count == "1" else f"{count} ranks that start at once")
+        ranks.bar_label(bars, fmt="%.0f")
+    ranks.set_xticks(range(2), names)
+    ranks.margins(y=0.25)
+    ranks.set_title(f"MiB of {figures['ranks']['rows']:,} rows, all of them read (PSS)")
+    ranks.legend()
+    groups = [(size, name) for size in figures["trl"] for name in names]
+    for shift, side, colour in ((-0.2, "ours", OURS), (0.2, "trl", THEIRS)):
+        heights = [figures["trl"][size][name][side]["processor_seconds"] for size, name in groups]
+        bars = against_trl.bar([place + shift for place in range(len(groups))], heights, 0.4, color=colour)
+        bars.set_label("dpo_lightning" if side == "ours" else "TRL")
+        against_trl.bar_label(bars, fmt="%.2g")
+    labels = [f"{int(size):,} rows,\n{name}" for size, name in groups]
+    against_trl.set_xticks(range(len(groups)), labels, fontsize=8)
+    against_trl.set_yscale("log")
+    against_trl.margins(y=0.2)
+    against_trl.set_title("processor seconds to the first batch")
+    against_trl.legend()
+
+
+def draw_growth(axes: Any, growth: Mapping[str, Any], key: str, title: str) -> None:
+    """A figure of first and second starts against the number of rows, on logarithmic axes."""
+    for name, colour in (("first start", OURS), ("second start", THEIRS)):
+        label = f"{name}: {growth[name][f'exponent_of_{key}']:.2f}"
+        axes.loglog(growth["sizes"], growth[name][key], "o-", color=colour, label=label)
+    axes.set_xticks(growth["sizes"], [f"{size:,}" for size in growth["sizes"]], minor=False)
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("rows")
+    axes.set_title(title)
+    axes.legend(title="exponent")

@@ -14,11 +14,11 @@ from benchmarks.rows import fitting_rows, read_rows, write_rows
 ROOT = Path(__file__).parents[1]
 
 
-def run(name, model, rows, out, *more):
+def run(name, model, rows, out, *more, module=("-m", "benchmarks")):
     """The figures of a benchmark, run as a user runs it."""
     arguments = [name, "--model", model, "--rows", rows, "--out", out, "--steps", 1, "--batch", 2, "--epochs", 1]
     arguments += ["--max-length", 200, *more]
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    command = [sys.executable, *module, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -74,6 +74,55 @@ def test_two_processes(tiny_llama, rows, tmp_path):
     assert found["efficiency"] > 0
     assert found["pairs"] == {"1": 6, "2": 4}  # of four steps and of two, the first left out
     assert [len(values) for values in found["seconds_per_pair"].values()] == [3, 3]
+
+
+FEW_STARTS = """
+from benchmarks import __main__, data
+data.PARTS, data.SHARED, data.RANKS, data.AGAINST_TRL = (10, 1), 1, (1, 2), {1: 1}
+__main__.main()
+"""
+
+WITHOUT_TRL = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == "trl" else find(name, *package)
+from benchmarks import __main__
+__main__.main()
+"""
+
+
+def test_the_start_of_a_run(folder, rows, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    found = run("data", folder, rows, tmp_path, "--most", 40, "--max-length", 4096, module=("-c", FEW_STARTS))
+    assert found["growth"]["sizes"] == [4, 40]
+    for name in ("first start", "second start"):
+        for figure in ("processor_seconds", "wall_seconds"):
+            assert len(found["growth"][name][figure]) == 2
+            assert all(value > 0 for value in found["growth"][name][figure])
+            assert found["trl"]["40"][name]["ratio"][figure] > 0
+    ranks = [found["ranks"][count] for count in ("1", "2")]
+    assert [start["first start"]["processes that encoded"] for start in ranks] == [1, 1]
+    assert [start["second start"]["processes that encoded"] for start in ranks] == [0, 0]
+    tokens = {start[name]["tokens"] for start in ranks for name in ("first start", "second start")}
+    assert len(tokens) == 1
+    assert tokens.pop() > 40 * (100 + 230 + 250)  # no word has fewer than one token
+
+
+@pytest.mark.parametrize(
+    ("module", "most", "said"),
+    [
+        (("-c", WITHOUT_TRL), 400, "this benchmark compares with TRL, and trl cannot be imported"),
+        (("-m", "benchmarks"), 399, "--most 399 is too few"),
+    ],
+)
+def test_what_the_start_of_a_run_needs(module, most, said, tiny_llama, tmp_path):
+    given = ["data", "--model", tiny_llama, "--batch", 2, "--out", tmp_path, "--most", most]
+    command = [sys.executable, *module, *map(str, given)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 WRONG = {
