@@ -16,7 +16,7 @@ from dpo_lightning.data.row_sizes import RowSizes
 ROWS, SIZES, DIGESTS = "rows.arrow", "sizes.npy", "digests.npy"
 """The files of a set: the rows, and two arrays that are used without reading the rows."""
 
-MOST_OPEN = 64
+MOST_OPEN = 16
 """Record batches whose arrays are kept for the next row."""
 
 
@@ -163,10 +163,12 @@ class _List:
 
     def __init__(self, column: Any) -> None:
         self.offsets = column.offsets.to_numpy()
-        self.values = column.values.to_numpy(zero_copy_only=False)
+        self.values = column.values
 
     def __getitem__(self, place: int) -> list[Any]:
-        found: list[Any] = self.values[self.offsets[place] : self.offsets[place + 1]].tolist()
+        start, end = self.offsets[place : place + 2].tolist()
+        # Truth values are stored as bits, which are converted row by row: the column would take eight times the memory.
+        found: list[Any] = self.values.slice(start, end - start).to_numpy(zero_copy_only=False).tolist()
         return found
 
 
