@@ -47,7 +47,7 @@ def ours(settings: dict[str, Any], scratch: str) -> Stages:
     yield {}
     data = start(settings["rows"], settings["cache"])
     rows = data.encoded["train"]
-    yield {"rows": len(rows), "encoded": "train" in data.examples}
+    yield {"rows": len(rows), "encoded": "train" in data.notes}
     tokens = sum(len(row.prompt_ids) + sum(len(answer.ids) for answer in row.answers) for row in rows)
     yield {"tokens": tokens}
 
