@@ -192,7 +192,7 @@ class RowSet:
         used = self.reader.used
         examples: SpilledList[Any] = SpilledList()
         self._unasked = bytearray(len(self.rows))
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(track(self.rows, "checking rows", len(self.rows))):
             if row.add_faults(used, self.bad):
                 continue
             for example in self.reader.read(row):

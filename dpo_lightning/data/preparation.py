@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+from dpo_lightning.data.cache.cache_folder import StorageError
 from dpo_lightning.data.cache.encoded_rows import EncodedRows
 from dpo_lightning.data.cache.keys import digest_rows, digest_tokens
 from dpo_lightning.data.cache.row_cache import Entry, Key, Manifest, RowCache
@@ -83,34 +85,33 @@ def prepare_sets(data: Options, names: Sequence[str], module: Any) -> Entry:
         return digest_rows({name: data.files[name] or () for name in names}, *data.describe_reading(), cache.digests)
 
     rows = digest()
+    made: list[tuple[Renderer, Key]] = []  # once, when it is needed
     found: list[Entry] = []
+
+    def make_key(read: Sequence[str] = ()) -> Key:
+        if not made or read:
+            renderer = data.make_renderer(module, read)
+            made[:] = [(renderer, Key(rows, digest_tokens(renderer, data.describe_encoding())))]
+        return made[0][1]
 
     def find() -> bool:
         if cache.has_rows(rows):
-            renderer = data.make_renderer(module)
-            entry = cache.find(Key(rows, digest_tokens(renderer, data.describe_encoding())), data.kind.example.encoded)
+            entry = cache.find(make_key(), data.kind.example.encoded)
             found.extend([entry] if entry else [])
         return bool(found)
 
-    if find():
-        return _take(found[0], folder)
-    renderer: Renderer | None = None
     try:
-        with cache.reserve(rows, find) as reserved:
-            if reserved:
-                renderer = data.make_renderer(module, names)
-                key = Key(rows, digest_tokens(renderer, data.describe_encoding()))
-                if digest() != rows:
-                    logger.info(
-                        "note: a file of rows changed while it was read: the rows are encoded for this run alone"
-                    )
-                    return _encode_for_this_run(data, names, renderer)
-                return _build(cache, key, data, names, renderer)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        logger.info(f"note: {quote(str(folder))} cannot be written ({reason}): the rows are encoded for this run alone")
-        return _encode_for_this_run(data, names, renderer or data.make_renderer(module, names))
-    return _take(found[0], folder)
+        with cache.reserve(rows, find) if not find() else nullcontext(False) as reserved:
+            if not reserved:
+                return _take(found[0], folder)
+            key = make_key(names)
+            if digest() == rows:
+                return _build(cache, key, data, names, made[0][0])
+            logger.info("note: a file of rows changed while it was read: the rows are encoded for this run alone")
+    except StorageError as error:
+        logger.info(f"note: {quote(str(folder))} cannot be used ({error}): the rows are encoded for this run alone")
+    make_key(names)
+    return _encode_for_this_run(data, names, made[0][0])
 
 
 def _take(entry: Entry, folder: Path) -> Entry:
@@ -126,7 +127,7 @@ def _build(cache: RowCache, key: Key, data: Options, names: Sequence[str], rende
     """Encode sets into the cache.
 
     Raises:
-        OSError: the cache cannot be written.
+        StorageError: the cache cannot be written.
     """
     partial = cache.make_partial(key)
     try:
@@ -136,7 +137,7 @@ def _build(cache: RowCache, key: Key, data: Options, names: Sequence[str], rende
         shutil.rmtree(partial, ignore_errors=True)
     entry = cache.find(key, data.kind.example.encoded)
     if entry is None:
-        raise OSError("what was written cannot be read")
+        raise StorageError("what was written cannot be read")
     entries, size = cache.measure()
     logger.info(
         f"rows: encoded into {quote(str(cache.folder))} for further runs "
@@ -156,8 +157,8 @@ def _encode_for_this_run(data: Options, names: Sequence[str], renderer: Renderer
         manifest, rows = _encode(data, names, renderer, folder)
         for opened in rows.values():
             opened.detach()
-    except OSError as error:
-        logger.info(f"note: the rows are encoded in memory: {folder.parent} cannot be written ({error.strerror})")
+    except StorageError as error:
+        logger.info(f"note: the rows are encoded in memory: {folder.parent} cannot be written ({error})")
         manifest, rows = _encode(data, names, renderer, None)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -171,13 +172,11 @@ def _encode(
 
     Raises:
         UserError: 65 for bad rows, 67 for the template or the tokenizer.
-        OSError: the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     encoded: dict[str, EncodedRows] = {}
     lines: list[str] = []
     for name in names:
-        if folder is not None:
-            (folder / name).mkdir()
         examples, encoder = data.examples[name], Encoder(renderer, data.max_length, data.overlong)
         kept = name == HELD_OUT
         writer = RowWriter(folder and folder / name, data.kind.example.encoded, prompts=kept)

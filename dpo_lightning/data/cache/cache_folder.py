@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -14,6 +15,19 @@ PARTIAL = ".partial"
 
 MEMO = "files.json"
 """The file that remembers digests of files."""
+
+
+class StorageError(Exception):
+    """Encoded rows cannot be written, or a file of theirs not be opened; the message is the reason."""
+
+
+@contextmanager
+def report_storage() -> Iterator[None]:
+    """Raise a `StorageError` for an `OSError`, which could also be that of a file of rows."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(error.strerror or str(error)) from error
 
 
 def measure_folder(folder: Path) -> tuple[int, int]:

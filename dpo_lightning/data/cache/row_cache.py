@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpo_lightning.atomic_files import sync
 from dpo_lightning.data.cache.build_lock import BuildLock
-from dpo_lightning.data.cache.cache_folder import MANIFEST, PARTIAL, measure_folder
+from dpo_lightning.data.cache.cache_folder import MANIFEST, PARTIAL, measure_folder, report_storage
 from dpo_lightning.data.cache.encoded_rows import DIGESTS, ROWS, SIZES, EncodedRows, map_rows
 from dpo_lightning.data.cache.file_digests import FileDigests, hash_file
 from dpo_lightning.data.examples import Encoded
@@ -88,13 +88,20 @@ class RowCache:
         Args:
             key: what it depends on.
             kind: the class of its rows.
+
+        Raises:
+            StorageError: it cannot be opened, for a reason that does not show that it is damaged.
         """
         folder = self.folder / key.name
         if not folder.is_dir():
             return None
         try:
-            entry = self._open(folder, key, kind)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with report_storage():
+                try:
+                    entry = self._open(folder, key, kind)
+                except FileNotFoundError as error:
+                    raise ValueError(f"{error.filename or error} is missing") from None
+        except (ValueError, KeyError, TypeError) as error:
             logger.info(f"note: the encoded rows in {quote(str(folder))} are damaged ({error}): encoding them again")
             self._remove(folder)
             return None
@@ -113,11 +120,13 @@ class RowCache:
             True if this process is to build it, False once `is_done`.
 
         Raises:
-            OSError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = BuildLock(self.folder / f"{rows[:KEY_CHARS]}.lock")
-        if not lock.acquire(is_done):
+        with report_storage():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reserved = lock.acquire(is_done)
+        if not reserved:
             yield False
             return
         try:
@@ -131,10 +140,11 @@ class RowCache:
         """Create the folder in which an entry is written.
 
         Raises:
-            OSError: it cannot be created.
+            StorageError: it cannot be created.
         """
         partial = self.folder / f".{key.name}.{uuid.uuid4().hex[:8]}{PARTIAL}"
-        partial.mkdir(parents=True)
+        with report_storage():
+            partial.mkdir(parents=True)
         return partial
 
     def publish(self, partial: Path, key: Key, manifest: Manifest) -> None:
@@ -146,8 +156,12 @@ class RowCache:
             manifest: what belongs to it besides the rows; `digests` is filled in here.
 
         Raises:
-            OSError: it cannot be written.
+            StorageError: it cannot be written.
         """
+        with report_storage():
+            self._publish(partial, key, manifest)
+
+    def _publish(self, partial: Path, key: Key, manifest: Manifest) -> None:
         files = [partial / name / part for name in manifest.files for part in (ROWS, SIZES, DIGESTS)]
         for file in files:
             sync(file)

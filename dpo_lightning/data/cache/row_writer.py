@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo_lightning.data.cache.cache_folder import report_storage
 from dpo_lightning.data.cache.encoded_rows import (
     DIGESTS,
     ROWS,
@@ -37,19 +38,22 @@ class RowWriter:
         """Open the files.
 
         Args:
-            folder: where they are written; None keeps them in memory.
+            folder: where they are written, which does not exist; None keeps them in memory.
             kind: the class of the rows.
             prompts: whether the text of each row's prompt is stored too.
 
         Raises:
-            OSError: a file cannot be written.
+            StorageError: a file cannot be written.
         """
         import pyarrow
 
         self._folder, self._kind, self._prompts = folder, kind, prompts
-        self._sink = pyarrow.BufferOutputStream() if folder is None else pyarrow.OSFile(str(folder / ROWS), "wb")
         self._schema = make_schema()
-        self._writer = pyarrow.ipc.new_file(self._sink, self._schema)
+        with report_storage():
+            if folder is not None:
+                folder.mkdir()
+            self._sink = pyarrow.BufferOutputStream() if folder is None else pyarrow.OSFile(str(folder / ROWS), "wb")
+            self._writer = pyarrow.ipc.new_file(self._sink, self._schema)
         self._batch = _Columns()
         self._sizes, self._digests = array("i"), bytearray()
         self._numbers: dict[str, int] = {}
@@ -67,7 +71,7 @@ class RowWriter:
             prompt: the text of its prompt.
 
         Raises:
-            OSError: the file cannot be written.
+            StorageError: the file cannot be written.
             TypeError: a field of the row's kind is not plain data.
         """
         number = self._numbers.setdefault(row.origin.file, len(self._numbers))
@@ -83,22 +87,24 @@ class RowWriter:
         """Write what is left, and open the rows.
 
         Raises:
-            OSError: a file cannot be written.
+            StorageError: a file cannot be written.
         """
         if self._batch.weights:
             self._flush()
-        self._writer.close()
-        sizes = np.frombuffer(self._sizes, np.int32).reshape(-1, len(RowSizes._fields)).T.copy()
-        digests = np.frombuffer(bytes(self._digests), np.uint8).reshape(-1, DIGEST_BYTES)
-        if self._folder is None:
-            return EncodedRows(Stored(self._sink.getvalue(), sizes, digests, self.files), self._kind)
-        self._sink.close()
-        np.save(self._folder / SIZES, sizes)
-        np.save(self._folder / DIGESTS, digests)
-        return map_rows(self._folder, self.files, self._kind)
+        sizes = np.array(self._sizes, np.int32).reshape(-1, len(RowSizes._fields)).T.copy()
+        digests = np.frombuffer(self._digests, np.uint8).reshape(-1, DIGEST_BYTES)
+        with report_storage():
+            self._writer.close()
+            if self._folder is None:
+                return EncodedRows(Stored(self._sink.getvalue(), sizes, digests, self.files), self._kind)
+            self._sink.close()
+            np.save(self._folder / SIZES, sizes)
+            np.save(self._folder / DIGESTS, digests)
+            return map_rows(self._folder, self.files, self._kind)
 
     def _flush(self) -> None:
-        self._writer.write_batch(self._batch.build(self._schema))
+        with report_storage():
+            self._writer.write_batch(self._batch.build(self._schema))
         self._batch = _Columns()
 
 

@@ -15,6 +15,8 @@ from support.prepared_rows import copy_rows, entries, in_child, same
 from dpo_lightning.data import preparation, text_datamodule
 from dpo_lightning.data.cache import build_lock, cache_folder, row_writer
 from dpo_lightning.data.cache.build_lock import BuildLock
+from dpo_lightning.data.cache.cache_folder import StorageError
+from dpo_lightning.data.cache.row_cache import RowCache
 
 DAMAGE = {
     "cut": lambda folder: os.truncate(folder / "train/rows.arrow", 900),
@@ -62,10 +64,8 @@ def test_without_a_folder_that_can_be_written_the_rows_are_encoded_for_the_run(p
     (tmp_path / "cache").write_text("a file")
     data, lines = prepare()
     assert same(data, prepare(cache="none")[0])
-    (line,) = [line for line in lines if "cannot be written" in line]
-    assert (
-        line == f"note: {tmp_path / 'cache'} cannot be written (File exists): the rows are encoded for this run alone"
-    )
+    (line,) = [line for line in lines if "cannot be used" in line]
+    assert line == f"note: {tmp_path / 'cache'} cannot be used (File exists): the rows are encoded for this run alone"
 
 
 @pytest.mark.parametrize("first", [0, 5])
@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_right_rows(first, places, prepare, tmp_path, monkeyp
         of_cache = folder is not None and str(tmp_path) in str(folder)
         full = of_cache or (places == 2 and folder is not None)
         if full and next(calls) >= first:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise StorageError("No space left on device")
         append(writer, row, prompt)
 
     monkeypatch.setattr(row_writer, "ROWS_PER_BATCH", 4)
@@ -104,7 +104,7 @@ def test_a_real_write_error_is_one_too(prepare, tmp_path):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
             data, lines = prepare()
-            code = 0 if same(data, expected) and any("cannot be written" in line for line in lines) else 2
+            code = 0 if same(data, expected) and any("cannot be used" in line for line in lines) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -192,3 +192,28 @@ def test_a_file_that_changes_while_it_is_read_is_not_put_under_its_old_content(p
 def test_the_texts_are_dropped_once_they_are_encoded(prepare):
     data, _ = prepare()
     assert data.examples == {}
+
+
+def test_an_entry_that_cannot_be_opened_for_now_is_kept(prepare, tmp_path, monkeypatch):
+    expected, _ = prepare()
+    kept = entries(tmp_path)
+
+    def fail(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowCache, "_open", fail)
+        data, lines = prepare()
+    assert same(data, expected)
+    assert sum("cannot be used (Too many open files)" in line for line in lines) == 1
+    assert entries(tmp_path) == kept
+    assert "encoded before" in prepare()[1][-1]
+
+
+def test_an_error_of_the_rows_file_is_not_one_of_the_cache(prepare, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(text_datamodule, "load_examples", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        prepare()

@@ -110,14 +110,14 @@ def test_rows_in_a_folder_are_mapped_and_open_in_another_process(tmp_path):
         EncodedPair(Origin("f", n), [n, 2], (EncodedAnswer([3], [True]), EncodedAnswer([4], [True])))
         for n in range(300)
     ]
-    stored = store(rows, tmp_path)
+    stored = store(rows, tmp_path / "set")
     assert stored == rows
     assert isinstance(stored.sizes.prompts.base, np.memmap)
     copied = pickle.loads(pickle.dumps(stored))
-    assert copied.stored.folder == tmp_path
+    assert copied.stored.folder == tmp_path / "set"
     assert copied == rows
     stored.detach()
-    for file in tmp_path.iterdir():
+    for file in (tmp_path / "set").iterdir():
         file.unlink()
     assert stored == rows
     assert pickle.loads(pickle.dumps(stored)) == rows
