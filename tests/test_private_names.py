@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from datasets import Dataset
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -34,6 +35,7 @@ TRIED = {
     "torch": "2.13.0",
     "transformers": "5.23.0",
     "bitsandbytes": "0.50.2",
+    "datasets": "5.2.0",
     "peft": "0.21.2",  # nothing private is used
 }
 
@@ -64,6 +66,7 @@ PRIVATE = {
         "_trainer": lambda: [LightningModule()._trainer],
     },
     "jsonargparse": {"_actions": lambda: ArgumentParser()._actions},
+    "datasets": {"_fingerprint": lambda: Dataset.from_list([{"a": 1}])._fingerprint},
     "torch": {
         "_DropoutNd": lambda: nn.modules.dropout._DropoutNd,
         "_apply": lambda: nn.Module._apply,
