@@ -58,6 +58,7 @@ class BuildLock:
             if content is None and not (not is_first_process() and waited < PATIENCE):
                 if self._create():
                     return True
+                time.sleep(POLL)
                 continue
             state = f"{content} {self._stamp()}"
             if state != seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,10 @@ PARTIAL = ".partial"
 
 MEMO = "files.json"
 """The file that remembers digests of files."""
+
+OWN_FOLDER = re.compile(r"[0-9a-f]{24}-[0-9a-f]{24}|\.[0-9a-f]{24}-[0-9a-f]{24}\.[0-9a-f]{8}\.partial")
+OWN_LOCK = re.compile(r"[0-9a-f]{24}\.lock")
+"""Names of entries, also of unfinished ones, and of locks: nothing else is removed from the folder."""
 
 
 class StorageError(Exception):
@@ -43,15 +48,18 @@ def measure_folder(folder: Path) -> tuple[int, int]:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove all entries of a folder, and what is remembered of files; runs that use an entry keep it until they end.
+    """Remove all entries and locks of a folder, and the folder if nothing else is in it; runs that use an entry keep it until they end.
 
     Raises:
         OSError: something cannot be removed.
     """
-    for path in [*folder.glob("*-*/"), *folder.glob(f".*{PARTIAL}/")]:
-        if path.name.endswith(PARTIAL) or (path / MANIFEST).is_file():
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if OWN_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-    for path in [*folder.glob("*.lock"), folder / MEMO]:
-        path.unlink(missing_ok=True)
-    with suppress(OSError):
+        elif OWN_LOCK.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    if [path.name for path in folder.iterdir()] == [MEMO]:
+        (folder / MEMO).unlink(missing_ok=True)
         folder.rmdir()

@@ -202,5 +202,5 @@ def test_clearing_leaves_what_is_not_of_the_cache(prepare, tmp_path):
     (tmp_path / "cache/mine.txt").write_text("x")
     assert cache_folder.measure_folder(tmp_path / "cache")[0] == 1
     cache_folder.clear_folder(tmp_path / "cache")
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["mine.txt", "other-run"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["files.json", "mine.txt", "other-run"]
     assert cache_folder.measure_folder(tmp_path / "nothing") == (0, 0)
