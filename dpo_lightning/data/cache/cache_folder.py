@@ -48,7 +48,7 @@ def measure_folder(folder: Path) -> tuple[int, int]:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove all entries and locks of a folder, and the folder if nothing else is in it; runs that use an entry keep it until they end.
+    """Remove the entries and locks of a folder, and the folder if it is empty then; mapped rows remain readable.
 
     Raises:
         OSError: something cannot be removed.
