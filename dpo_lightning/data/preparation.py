@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +37,7 @@ class Options(Protocol):
         """Name of a set -> its files."""
 
     @property
-    def examples(self) -> Mapping[str, Sequence[Example]]:
+    def examples(self) -> MutableMapping[str, Sequence[Any]]:
         """The rows that have been read, by set."""
 
     @property
@@ -52,7 +51,7 @@ class Options(Protocol):
     def find_cache(self) -> Path | None:
         """The folder of encoded rows; None encodes them for this run alone."""
 
-    def describe_reading(self) -> tuple[dict[str, Any], list[type]]:
+    def describe_reading(self) -> dict[str, Any]:
         """What the rows that are read depend on, besides their files."""
 
     def describe_encoding(self) -> dict[str, Any]:
@@ -79,39 +78,66 @@ def prepare_sets(data: Options, names: Sequence[str], module: Any) -> Entry:
     folder = data.find_cache()
     if folder is None:
         return _encode_for_this_run(data, names, data.make_renderer(module, names))
-    cache = RowCache(folder)
-
-    def digest() -> str:
-        return digest_rows({name: data.files[name] or () for name in names}, *data.describe_reading(), cache.digests)
-
-    rows = digest()
-    made: list[tuple[Renderer, Key]] = []  # once, when it is needed
-    found: list[Entry] = []
-
-    def make_key(read: Sequence[str] = ()) -> Key:
-        if not made or read:
-            renderer = data.make_renderer(module, read)
-            made[:] = [(renderer, Key(rows, digest_tokens(renderer, data.describe_encoding())))]
-        return made[0][1]
-
-    def find() -> bool:
-        if cache.has_rows(rows):
-            entry = cache.find(make_key(), data.kind.example.encoded)
-            found.extend([entry] if entry else [])
-        return bool(found)
-
+    search = _Search(data, names, module, RowCache(folder))
     try:
-        with cache.reserve(rows, find) if not find() else nullcontext(False) as reserved:
-            if not reserved:
-                return _take(found[0], folder)
-            key = make_key(names)
-            if digest() == rows:
-                return _build(cache, key, data, names, made[0][0])
-            logger.info("note: a file of rows changed while it was read: the rows are encoded for this run alone")
+        if not search.find():
+            with search.cache.reserve(search.rows, search.find) as reserved:
+                if reserved:
+                    return search.build()
+        return _take(search.entry, folder)
     except StorageError as error:
         logger.info(f"note: {quote(str(folder))} cannot be used ({error}): the rows are encoded for this run alone")
-    make_key(names)
-    return _encode_for_this_run(data, names, made[0][0])
+    return _encode_for_this_run(data, names, data.make_renderer(module, names))
+
+
+class _Search:
+    """Looks for an entry with some sets, and builds it.
+
+    Attributes:
+        cache: the entries.
+        rows: the digest of the files and of how they are read.
+        entry: what was found.
+    """
+
+    entry: Entry
+
+    def __init__(self, data: Options, names: Sequence[str], module: Any, cache: RowCache) -> None:
+        """Compute the digest of the files; the tokenizer is loaded only if an entry has it."""
+        self.cache = cache
+        self._data, self._names, self._module = data, names, module
+        self.rows = self._digest()
+        self._key: Key | None = None
+
+    def _digest(self) -> str:
+        files = {name: self._data.files[name] or () for name in self._names}
+        return digest_rows(files, self._data.describe_reading(), self.cache.digests)
+
+    def _make_key(self, renderer: Renderer) -> Key:
+        return Key(self.rows, digest_tokens(renderer, self._data.describe_encoding()))
+
+    def find(self) -> bool:
+        """Open the entry; False if there is none."""
+        if not self.cache.has_rows(self.rows):
+            return False
+        if self._key is None:  # once, since a process that waits for another looks again and again
+            self._key = self._make_key(self._data.make_renderer(self._module))
+        entry = self.cache.find(self._key, self._data.kind.example.encoded)
+        if entry is not None:
+            self.entry = entry
+        return entry is not None
+
+    def build(self) -> Entry:
+        """Read and encode the rows, and put them into the cache unless their files change meanwhile.
+
+        Raises:
+            StorageError: the cache cannot be written.
+        """
+        self._data.examples.clear()  # which may have been read before the files got the content of the digest
+        renderer = self._data.make_renderer(self._module, self._names)
+        if self._digest() == self.rows:
+            return _build(self.cache, self._make_key(renderer), self._data, self._names, renderer)
+        logger.info("note: a file of rows changed while it was read: the rows are encoded for this run alone")
+        return _encode_for_this_run(self._data, self._names, renderer)
 
 
 def _take(entry: Entry, folder: Path) -> Entry:
@@ -180,11 +206,10 @@ def _encode(
         examples, encoder = data.examples[name], Encoder(renderer, data.max_length, data.overlong)
         kept = name == HELD_OUT
         writer = RowWriter(folder and folder / name, data.kind.example.encoded, prompts=kept)
-        texts = iter(examples)
+        # By origin, since examples may have been dropped, and a subclass may encode them in another order.
+        places = {example.origin: place for place, example in enumerate(examples)} if kept else {}
         for row in track(data.encode(encoder, examples), f"encoding {name} rows", len(examples)):
-            # Some examples may have been dropped.
-            prompt = next(text.prompt for text in texts if text.origin == row.origin) if kept else None
-            writer.append(row, prompt)
+            writer.append(row, examples[places[row.origin]].prompt if kept else None)
         encoded[name] = writer.close()
         noticed = [*encoder.counts.format_lines(), *format_unlisted_ends(encoder.counts.ends, renderer)]
         lines += [f"{name}: {line}" for line in noticed]

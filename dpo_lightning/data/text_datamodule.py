@@ -31,6 +31,7 @@ CACHE = "encoded"
 """The default folder of encoded rows, beside the folders of runs."""
 
 NO_CACHE = "none"
+PACKAGE = "dpo_lightning"
 
 
 class TextDataModule(RowLoaders):
@@ -167,20 +168,28 @@ class TextDataModule(RowLoaders):
         """Whether `columns` may be those of the training rows alone."""
         return bool(self.files["train"])
 
-    def describe_reading(self) -> tuple[dict[str, Any], list[type]]:
-        """What the rows that are read depend on, besides their files: options, and classes that a user may write."""
-        classes = [type(self), self.kind, self.kind.example, self.kind.example.encoded]
-        return {**self._reading_options(), "shares_columns": self._shares_columns}, classes
+    def describe_reading(self) -> dict[str, Any]:
+        """What the rows that are read depend on, besides their files."""
+        classes = [type(self).__qualname__, self.kind.__qualname__]
+        return {**self._reading_options(), "shares_columns": self._shares_columns, "classes": classes}
 
     def describe_encoding(self) -> dict[str, Any]:
         """What the ids depend on, besides the rows and the tokenizer; a subclass may add to it."""
         return {"max_length": self.max_length, "overlong": self.overlong}
 
     def find_cache(self) -> Path | None:
-        """The folder of encoded rows; None encodes them for this run alone."""
-        if self.cache is None:
-            return self.default_cache
-        return None if self.cache == NO_CACHE else Path(self.cache)
+        """The folder of encoded rows; None encodes them for this run alone.
+
+        Rows of classes outside this package are never kept: nothing tells which code and options they depend on.
+        """
+        folder = self.default_cache if self.cache is None else Path(self.cache)
+        if folder is None or self.cache == NO_CACHE:
+            return None
+        for kind in (type(self), self.kind):
+            if kind.__module__.partition(".")[0] != PACKAGE:
+                logger.info(f"note: {kind.__qualname__} is not of {PACKAGE}: its rows are encoded for each run")
+                return None
+        return folder
 
     def setup(self, stage: str) -> None:
         """Prepare the rows of a stage with the tokenizer of the trainer's module; all ranks use the same date."""
@@ -208,9 +217,11 @@ class TextDataModule(RowLoaders):
             )
         names = [name for name in needed if name not in self.encoded and self.files[name]]
         if names:
-            found = prepare_sets(self, names, module)
+            try:
+                found = prepare_sets(self, names, module)
+            finally:
+                self.examples.clear()  # their texts take disk space, and the files may be corrected after an error
             self.encoded.update(found.rows)
-            self.examples.clear()  # which take the disk space of the texts
             self.template_date.log(written=found.wrote_date)
         # It computes the fewest tokens: a row that is too long for it is too long for every collator.
         fewest = select_collator(self.given_collator, takes_trees=True)

@@ -46,22 +46,19 @@ def compare_all(monkeypatch):
     monkeypatch.setattr(duplicates, "select_shared", lambda one, other, key: (list(one), list(other)))
 
 
-@pytest.mark.parametrize("allow", [(), ("contradictions",)], ids=["refused", "allowed"])
-@given(rows=RANKED)
-def test_rankings(allow, rows):
-    found = run(check_order, ranked(rows), allow)
-    with pytest.MonkeyPatch.context() as patch:
-        compare_all(patch)
-        assert run(check_order, ranked(rows), allow) == found
+KINDS = {"rankings": (RANKED, ranked, check_order), "labels": (JUDGED, judged, check_labels)}
 
 
 @pytest.mark.parametrize("allow", [(), ("contradictions",)], ids=["refused", "allowed"])
-@given(rows=JUDGED)
-def test_labels(allow, rows):
-    found = run(check_labels, judged(rows), allow)
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_contradictions(kind, allow, data):
+    strategy, make, check = KINDS[kind]
+    examples = make(data.draw(strategy))
+    found = run(check, examples, allow)
     with pytest.MonkeyPatch.context() as patch:
         compare_all(patch)
-        assert run(check_labels, judged(rows), allow) == found
+        assert run(check, examples, allow) == found
 
 
 @given(rows=RANKED)

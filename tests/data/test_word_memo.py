@@ -146,7 +146,7 @@ def real_tokenizer(request):
 
     folder = request.config.rootpath / "models" / "smollm2-135m-instruct"
     if not folder.is_dir():
-        pytest.skip("the model is not here: make model")
+        pytest.skip("the model is not here: `make test` fetches it (python -m dpo_lightning fetch-model)")
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dpo_lightning.data.cache.file_digests import FileDigests, hash_file, hash_files
+from dpo_lightning.data.cache.file_digests import FileDigests, hash_files
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.readers.arrow_rows import HUB
 from dpo_lightning.data.readers.folders import list_files
@@ -28,15 +27,12 @@ PLACES = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file")
 """Options of a tokenizer that say where it was loaded from; its content is in the key."""
 
 
-def digest_rows(
-    sets: Mapping[str, str | Sequence[str]], options: Mapping[str, Any], classes: Iterable[type], digests: FileDigests
-) -> str:
+def digest_rows(sets: Mapping[str, str | Sequence[str]], options: Mapping[str, Any], digests: FileDigests) -> str:
     """A digest of the files of sets, of the options that they are read with, and of the code that reads them.
 
     Args:
         sets: name of a set -> its files, folders, patterns or hub ids.
         options: all options that change which rows are read, and how; plain data.
-        classes: the classes of the data module and of its rows, whose modules may be the user's.
         digests: computes digests of files.
 
     Raises:
@@ -46,7 +42,7 @@ def digest_rows(
     for name, paths in sets.items():
         given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         sources[name] = [digest_source(os.fspath(path), digests) for path in given]
-    return digest_of([sources, options, digest_code(frozenset(classes)), describe_libraries()])
+    return digest_of([sources, options, digest_code(), describe_libraries()])
 
 
 def digest_source(path: str, digests: FileDigests) -> list[Any]:
@@ -105,18 +101,9 @@ def digest_tokenizer(tokenizer: Any) -> str:
 
 
 @cache
-def digest_code(classes: frozenset[type]) -> str:
-    """A digest of the modules that read and encode rows: those of this package, and of classes outside it."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    outside = set()
-    for member in {base for given in classes for base in given.__mro__}:
-        if not member.__module__.startswith(("dpo_lightning.", "lightning.", "torch.", "builtins", "abc", "typing")):
-            try:
-                outside.add(inspect.getfile(member))
-            except (TypeError, OSError):  # a class of an interactive session
-                return uuid.uuid4().hex
-    names = sorted(f"{member.__module__}.{member.__qualname__}" for member in classes)
-    return digest_of([hash_files(files), [hash_file(Path(file)) for file in sorted(outside)], names])
+def digest_code() -> str:
+    """A digest of this package's modules that read and encode rows."""
+    return hash_files(sorted(Path(__file__).parents[1].rglob("*.py")))
 
 
 def describe_libraries() -> dict[str, str]:

@@ -17,6 +17,10 @@ from dpo_lightning.data.cache import build_lock, cache_folder, row_writer
 from dpo_lightning.data.cache.build_lock import BuildLock
 from dpo_lightning.data.cache.cache_folder import StorageError
 from dpo_lightning.data.cache.row_cache import RowCache
+from dpo_lightning.data.datamodules import PreferenceDataModule
+from dpo_lightning.dpo import DPOModule
+from dpo_lightning.errors import UserError
+from dpo_lightning.models.causal_lm import CausalLM
 
 DAMAGE = {
     "cut": lambda folder: os.truncate(folder / "train/rows.arrow", 900),
@@ -217,3 +221,66 @@ def test_an_error_of_the_rows_file_is_not_one_of_the_cache(prepare, monkeypatch)
     monkeypatch.setattr(text_datamodule, "load_examples", fail)
     with pytest.raises(OSError, match="Input/output error"):
         prepare()
+
+
+def test_rows_that_were_read_before_a_change_are_not_put_under_the_new_content(prepare, files, tiny_llama, tmp_path):
+    data = PreferenceDataModule(**files, max_length=256, cache=str(tmp_path / "cache"))
+    data.read_rows(["train"])
+    path = Path(files["train"])
+    path.write_text(path.read_text().replace("It is 12.", "It is 99."))
+    data.prepare("fit", DPOModule(CausalLM(str(tiny_llama))))
+    expected, _ = prepare(cache="none")
+    assert same(data, expected)
+    assert same(prepare()[0], expected)
+
+
+@pytest.mark.parametrize("cache", ["none", "cache"])
+def test_a_file_that_is_corrected_after_an_error_is_read_again(cache, prepare, files, tiny_llama, tmp_path):
+    cache = cache if cache == "none" else str(tmp_path / cache)
+    data = PreferenceDataModule(**files, max_length=4, cache=cache)
+    module = DPOModule(CausalLM(str(tiny_llama)))
+    with pytest.raises(UserError):
+        data.prepare("fit", module)
+    path = Path(files["train"])
+    path.write_text(path.read_text().replace("It is 12.", "It is 99."))
+    data.max_length = 256
+    data.prepare("fit", module)
+    assert same(data, prepare(cache="none")[0])
+
+
+class Reversed(PreferenceDataModule):
+    """Encodes the rows in another order."""
+
+    def encode(self, encoder, examples):
+        return reversed(list(super().encode(encoder, examples)))
+
+
+def test_rows_of_a_users_class_are_not_kept(prepare, tmp_path):
+    plain, _ = prepare(cache="none")
+    data, lines = prepare(kind=Reversed)
+    assert list(data.encoded["eval"]) == list(plain.encoded["eval"])[::-1]
+    assert data.encoded["eval"].read_prompt(0) == "Count to 39."
+    assert not (tmp_path / "cache").exists()
+    assert "note: Reversed is not of dpo_lightning: its rows are encoded for each run" in lines
+
+
+def test_a_lock_that_cannot_be_read_is_waited_for(tmp_path, monkeypatch):
+    """A link to nothing: it exists, and has no content."""
+    waits = []
+    monkeypatch.setattr(build_lock.time, "sleep", waits.append)
+    (tmp_path / "x.lock").symlink_to(tmp_path / "nowhere")
+    assert not BuildLock(tmp_path / "x.lock").acquire(lambda: len(waits) == 3)
+
+
+def test_clearing_removes_what_a_killed_run_left_and_nothing_of_others(prepare, tmp_path):
+    prepare()
+    folder = tmp_path / "cache"
+    name = entries(tmp_path)[0]
+    (folder / f".{name}.12345678.partial").mkdir()
+    (folder / f"{name[:24]}.lock").write_text("{}")
+    for other in ("my-run", ".x.partial"):
+        (folder / other).mkdir()
+        (folder / other / "manifest.json").write_text("{}")
+    (folder / "uv.lock").write_text("x")
+    cache_folder.clear_folder(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".x.partial", "files.json", "my-run", "uv.lock"]
