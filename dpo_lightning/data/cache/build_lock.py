@@ -55,7 +55,8 @@ class BuildLock:
         while not is_done():
             content = self._read()
             waited = time.monotonic() - began
-            if content is None and not (not is_first_process() and waited < PATIENCE):
+            may_begin = is_first_process() or waited >= PATIENCE
+            if content is None and may_begin:
                 if self._create():
                     return True
                 time.sleep(POLL)

@@ -36,15 +36,15 @@ def report_storage() -> Iterator[None]:
 
 
 def measure_folder(folder: Path) -> tuple[int, int]:
-    """The number of entries in a folder of encoded rows, and the bytes of all files in it."""
+    """The number of entries in a folder of encoded rows, and the bytes of their files, unfinished ones included."""
     if not folder.is_dir():
         return 0, 0
-    entries = sum((path / MANIFEST).is_file() for path in folder.iterdir() if path.is_dir())
+    own = [path for path in folder.iterdir() if OWN_FOLDER.fullmatch(path.name)]
     total = 0
-    for path in folder.rglob("*"):
+    for path in (file for entry in own for file in entry.rglob("*")):
         with suppress(OSError):
             total += path.stat().st_size if path.is_file() else 0
-    return entries, total
+    return sum((entry / MANIFEST).is_file() for entry in own), total
 
 
 def clear_folder(folder: Path) -> None:
