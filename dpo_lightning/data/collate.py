@@ -12,7 +12,7 @@ import torch
 
 from dpo_lightning.batches import Batch, Tree
 from dpo_lightning.data.examples import Encoded, EncodedAnswer
-from dpo_lightning.data.row_sizes import RowSizes
+from dpo_lightning.data.row_sizes import RowSizes, count_shared_ids
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 
@@ -141,7 +141,8 @@ class Trees(Collator):
     def tensors(self, groups: Sequence[Sequence[TokenSequence]]) -> dict[str, Any]:
         """Write all trees; the last token of a sequence is left out, since nothing is predicted from it."""
         groups = self.groups(groups)
-        shapes = [(trunk := common_prefix_length(group), [len(s.ids[trunk:-1]) for s in group]) for group in groups]
+        trunks = [count_shared_ids([sequence.ids for sequence in group]) for group in groups]
+        shapes = [(trunk, [len(s.ids[trunk:-1]) for s in group]) for trunk, group in zip(trunks, groups, strict=True)]
         lengths = [trunk + sum(branches) for trunk, branches in shapes]
         corners = self.arrange(lengths)
         ends = [start + length for (_, start), length in zip(corners, lengths, strict=True)]
@@ -259,10 +260,3 @@ class BatchWriter:
             **dict(zip(("places", "targets", "sequence_ids"), scored.T.contiguous(), strict=True)),
             "trees": trees,
         }
-
-
-def common_prefix_length(group: Sequence[TokenSequence]) -> int:
-    """Length of the common beginning of the sequences, without their last tokens, which are never inputs."""
-    columns = zip(*(sequence.ids[:-1] for sequence in group), strict=False)
-    shortest = max(0, min(len(sequence.ids) for sequence in group) - 1)
-    return next((n for n, column in enumerate(columns) if len(set(column)) > 1), shortest)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Encoded
 
 
@@ -51,9 +52,10 @@ def measure_row(row: Encoded) -> tuple[int, ...]:
 
 def count_shared(row: Encoded) -> int:
     """The number of ids that all answers of a row begin with, without the last id of each."""
-    first, *others = [answer.ids for answer in row.answers]
-    shared = len(first) - 1
-    for ids in others:
-        most = max(0, min(shared, len(ids) - 1))
-        shared = next((place for place in range(most) if first[place] != ids[place]), most)
-    return max(0, shared)
+    return count_shared_ids([answer.ids for answer in row.answers])
+
+
+def count_shared_ids(sequences: Sequence[Sequence[int]]) -> int:
+    """The number of ids that all sequences begin with, without the last id of each."""
+    first, *others = [list(ids[:-1]) for ids in sequences]
+    return min((count_common(first, other) for other in others), default=len(first))

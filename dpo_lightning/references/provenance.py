@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from dpo_lightning.data.encoding.digests import digest_of
 from dpo_lightning.errors import Problem
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.folder_checks import check_folder, missing_weights_error
@@ -150,11 +150,6 @@ def config_digest(path: Path) -> str:
     """Return a digest of the keys of a configuration file that affect the computation."""
     config: Mapping[str, Any] = read_json(path)
     return digest_of({name: value for name, value in config.items() if name not in NOT_COMPUTED_WITH})
-
-
-def digest_of(content: object) -> str:
-    """Return the SHA-256 of plain data written as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def shorten_digest(value: str) -> str:

@@ -5,7 +5,8 @@ from support import tiny_models
 from support.chat_templates import QWEN3, R1, R1_KEPT
 from support.tiny_models import CHATML, turns
 
-from dpo_lightning.data.encoding.kept_texts import count_common, find_missing
+from dpo_lightning.data.common_prefix import count_common
+from dpo_lightning.data.encoding.kept_texts import find_missing
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder
 from dpo_lightning.data.examples import Origin

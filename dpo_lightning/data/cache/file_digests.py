@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,7 +12,6 @@ from pathlib import Path
 from dpo_lightning.atomic_files import open_atomic
 from dpo_lightning.data.cache.cache_folder import MEMO
 
-CHUNK = 1 << 20
 SETTLED = 1.0
 """Seconds since the last change after which a file is not changed again without another time of change."""
 
@@ -81,13 +79,8 @@ def read_stamp(path: Path) -> list[int]:
 
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        with suppress(OSError, AttributeError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(paths: Iterable[Path]) -> str:

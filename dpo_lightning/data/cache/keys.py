@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_lightning.data.cache.file_digests import FileDigests, hash_files
+from dpo_lightning.data.encoding.digests import digest_of
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.readers.arrow_rows import HUB
 from dpo_lightning.data.readers.folders import list_files
@@ -115,8 +115,3 @@ def describe_libraries() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = ""
     return found
-
-
-def digest_of(content: Any) -> str:
-    """The SHA-256 of plain data written as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

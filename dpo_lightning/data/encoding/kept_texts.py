@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
+from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Message, Origin
 from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -19,9 +20,6 @@ REASONED = re.compile(r"</\w*think\w*>|</thought>|</reasoning>|</seed:think>|\[/
 
 ADDRESS = re.compile(r"<[\w.' -]+ at 0x[0-9a-f]+>")
 """What Python writes for an object without a text of its own, such as a generator or a method."""
-
-Common = TypeVar("Common", str, list[int])
-"""Two texts or two lists of ids."""
 
 KEEP = "give a template that keeps it by --data.chat_template FILE, or remove it from the answer"
 
@@ -161,23 +159,6 @@ def find_missing(due: str, turn: str) -> str:
     while 0 < low < len(due) and due[low - 1 : low + 1].isalnum():
         low += 1
     return due[:low].rstrip() or due
-
-
-def count_common(left: Common, right: Common) -> int:
-    """Return the length of the longest common prefix of two texts, or of two lists of ids.
-
-    By bisection over slices, which Python compares much faster than a loop over items.
-    """
-    low, high = 0, min(len(left), len(right))
-    if left[:high] == right[:high]:
-        return high
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def get_tool_name(tool: Any) -> str:

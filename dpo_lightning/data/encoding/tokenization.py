@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
+from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.encoding.counts import Counts
-from dpo_lightning.data.encoding.kept_texts import count_common
 from dpo_lightning.data.encoding.lockstep import Steps, run_in_lockstep
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.whole_texts import Conversation, RenderedAnswer

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-from dpo_lightning.data.encoding.kept_texts import check_kept, count_common
+from dpo_lightning.data.common_prefix import count_common
+from dpo_lightning.data.encoding.kept_texts import check_kept
 from dpo_lightning.data.encoding.lockstep import Steps
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Message
 from dpo_lightning.data.readers.bad_rows import RowError
 
@@ -30,7 +31,7 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
     Raises:
         RowError: one text is the beginning of the other, and there is no word boundary at which to end a prompt.
     """
-    common = _common_length(chosen, rejected)
+    common = count_common(chosen, rejected)
     cut = common
     while cut and not (_is_border(chosen, cut) and _is_border(rejected, cut)):
         cut -= 1
@@ -44,18 +45,6 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not cut and common == min(len(chosen), len(rejected)):
         raise RowError("one answer is the beginning of the other, so no prompt can be split off", chosen, OWN_COLUMN)
     return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def _common_length(one: str, other: str) -> int:
-    """Length of the common beginning, by bisection: comparing slices is about 100 times as fast as characters."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _is_border(text: str, cut: int) -> bool:
