@@ -1,0 +1,1 @@
+"""Comparing models: who wins, by how much, and how sure that is."""

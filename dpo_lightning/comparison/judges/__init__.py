@@ -1,0 +1,1 @@
+"""Judges: what decides which of two answers is the better one."""
