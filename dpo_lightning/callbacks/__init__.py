@@ -5,14 +5,20 @@ from typing import Any
 
 _HOME = {
     "FinalModel": "dpo_lightning.callbacks.final_model",
+    "MonitorCheck": "dpo_lightning.callbacks.monitor_check",
+    "NonFinite": "dpo_lightning.callbacks.non_finite",
+    "OptimizerLog": "dpo_lightning.callbacks.optimizer_log",
     "PredictionWriter": "dpo_lightning.callbacks.prediction_writer",
     "PreferenceAccuracy": "dpo_lightning.callbacks.preference_accuracy",
     "ProgressLog": "dpo_lightning.callbacks.progress_log",
     "RankedRewards": "dpo_lightning.callbacks.ranked_rewards",
     "RewardMargins": "dpo_lightning.callbacks.reward_margins",
+    "RoundedUpdates": "dpo_lightning.callbacks.rounded_updates",
     "RouterBalance": "dpo_lightning.callbacks.router_balance",
     "Samples": "dpo_lightning.callbacks.samples",
+    "RunCheckpoints": "dpo_lightning.callbacks.run_checkpoints",
     "SelfCheck": "dpo_lightning.callbacks.self_check",
+    "StepBar": "dpo_lightning.callbacks.step_bar",
     "TokenLoss": "dpo_lightning.callbacks.token_loss",
     "UnpairedRewards": "dpo_lightning.callbacks.unpaired_rewards",
 }

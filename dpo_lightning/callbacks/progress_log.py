@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dpo_lightning.callbacks.measure import MeasureCallback
+from dpo_lightning.activity import format_duration
+from dpo_lightning.callbacks.pace import Pace, count_batch, find_means
 from dpo_lightning.data.samplers import BatchOrder
 from dpo_lightning.log import logger
 
-NAMES = {"margins": "margin", "accuracies": "accuracy"}
-"""Names of measures in a line, where they differ from those beside a progress bar."""
+SECONDS = 2.0
+"""Least time between two lines on evaluations that begin."""
 
 
 class ProgressLog(Callback):
     """Log progress as plain lines, by the first process, where Lightning's progress bar is not shown.
 
-    A bar is not shown where it is switched off, and where stdout is no terminal: it is then disabled, since a file
-    would hold each of its states. Training is logged every `log_every_n_steps` steps, with the means of these steps,
-    and evaluation and prediction at their start. A line also follows after `every_n_seconds` without one.
+    A bar is not shown where it is switched off, and where stdout is no terminal, as a file or a notebook: it is then
+    disabled, since a file would hold each of its states. Training is logged every `log_every_n_steps` steps, with the
+    means of these steps, the rows per second and the time left, and evaluation and prediction at their start. A line
+    also follows after `every_n_seconds` without one.
     """
 
-    def __init__(self, every_n_seconds: float = 30.0, least_seconds: float = 2.0) -> None:
+    def __init__(self, every_n_seconds: float = 30.0) -> None:
         """Choose how often lines are logged.
 
         Args:
             every_n_seconds: longest time without a line, in seconds, as far as single batches do not take longer.
-            least_seconds: shortest time between two lines of training but for the last one, in seconds; fast steps are
-                logged less often than `log_every_n_steps`.
         """
-        self.every_n_seconds, self.least_seconds = every_n_seconds, least_seconds
+        self.every_n_seconds = every_n_seconds
         self._active = False
-        self._logged_at = self._evaluating_since = -math.inf
-        self._batch_began: float | None = None
-        self._trained_seconds = 0.0
-        self._first_step = self._logged_step = 0
+        self._logged_at = self._evaluation_logged_at = self._evaluating_since = -math.inf
+        self._pace = Pace()
+        self._logged_step = 0
         self._due = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -52,27 +50,23 @@ class ProgressLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the step of a resumed run."""
-        self._first_step = self._logged_step = trainer.global_step
-        self._trained_seconds, self._batch_began, self._due = 0.0, None, ""
-        self._logged_at = monotonic()
+        self._pace.begin(trainer.global_step)
+        self._logged_step, self._due, self._logged_at = trainer.global_step, "", monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the step before, whose means are known once all callbacks have counted its batch."""
         self._flush(trainer)
-        if self._batch_began is None:
-            self._batch_began = monotonic()
+        self._pace.start_batch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the time of a micro-batch, loading it included, and see whether a line is due."""
-        now = monotonic()
-        self._trained_seconds += now - (now if self._batch_began is None else self._batch_began)
-        self._batch_began = now
+        self._pace.end_batch(count_batch(batch))
         stepped = trainer.global_step != self._logged_step
         if stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._due = "means" if now - self._logged_at >= self.least_seconds else ""
-        elif now - self._logged_at >= self.every_n_seconds:
+            self._due = "means"
+        elif monotonic() - self._logged_at >= self.every_n_seconds:
             self._due = "time"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,26 +76,16 @@ class ProgressLog(Callback):
 
     def _flush(self, trainer: Trainer) -> None:
         if self._active and self._due:
-            means = describe_means(trainer) if self._due == "means" else []
-            logger.info(", ".join([describe_step(trainer), *means, *self._describe_speed(trainer)]))
+            means = find_means(trainer).items() if self._due == "means" else ()
+            parts = [f"{name} {value:.4f}" for name, value in means]
+            logger.info(", ".join([describe_step(trainer), *parts, *self._pace.describe(trainer)]))
             self._logged_at, self._logged_step = monotonic(), trainer.global_step
         self._due = ""
-
-    def _describe_speed(self, trainer: Trainer) -> Iterator[str]:
-        """Seconds per step of this run, without evaluations, and the time that the steps to come will take."""
-        steps, total = trainer.global_step - self._first_step, trainer.estimated_stepping_batches
-        if not steps:
-            return
-        each = self._trained_seconds / steps
-        yield f"{each:.1f} s per step" if each >= 1 else f"{each:.3f} s per step"
-        left = total - trainer.global_step
-        if 0 < left < math.inf:
-            yield f"about {format_duration(each * left)} left"
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the step before and the number of rows; the time until training goes on is not counted as training."""
         self._flush(trainer)
-        self._batch_began = None
+        self._pace.pause()
         self._begin(trainer, "evaluating")
 
     def on_validation_batch_end(
@@ -131,8 +115,9 @@ class ProgressLog(Callback):
         self._count(trainer, "predicting", batch_idx + 1)
 
     def _begin(self, trainer: Trainer, what: str) -> None:
-        self._logged_at = self._evaluating_since = monotonic()
-        if self._active and not trainer.sanity_checking:
+        self._evaluating_since = now = monotonic()
+        if self._active and not trainer.sanity_checking and now - self._evaluation_logged_at >= SECONDS:
+            self._logged_at = self._evaluation_logged_at = now
             found = count_rows(trainer, 0)
             logger.info(f"{what}: {found.total} {found.unit}" if found.total < math.inf else f"{what} batches")
 
@@ -158,16 +143,6 @@ def describe_step(trainer: Trainer) -> str:
     return f"training: step {trainer.global_step}{of_total}" + (f", {micro} of {window} micro-batches" if micro else "")
 
 
-def describe_means(trainer: Trainer) -> list[str]:
-    """The training means of the last log line that callbacks show beside a progress bar."""
-    found: dict[str, float] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, MeasureCallback):
-            known = {name: callback.logged.get(f"train/{name}") for name in callback.shown}
-            found |= {name.rpartition("/")[2]: value for name, value in known.items() if value is not None}
-    return [f"{NAMES.get(name, name)} {value:.4f}" for name, value in found.items()]
-
-
 class Evaluated(NamedTuple):
     """How far an evaluation is, on all ranks together."""
 
@@ -191,13 +166,3 @@ def count_rows(trainer: Trainer, batches: int) -> Evaluated:
     tokens = [sum(order.sizes[row] for row in group) for group in groups]
     share = sum(tokens[:batches]) / max(1, sum(tokens))
     return Evaluated(sum(map(len, groups[:batches])), sum(map(len, groups)), "rows", share)
-
-
-def format_duration(seconds: float) -> str:
-    """A time in the two largest units that it has: `45 s`, `2 min 5 s`, `3 h 20 min`."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    if not minutes:
-        return f"{whole} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

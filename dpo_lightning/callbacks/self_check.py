@@ -90,6 +90,9 @@ class SelfCheck(Callback):
         real = batch.indices >= 0
         if not real.any():  # this rank has no rows in the first batch
             return
+        if not outputs["output"].losses[real].isfinite().all():  # `NonFinite` names the rows, or drops the step
+            self._done = False
+            return
         output, logps = outputs["output"], outputs["logps"].select(real)
         output = output._make(part[real] for part in output)
         nearness = pl_module.reference.start_tolerance

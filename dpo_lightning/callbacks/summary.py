@@ -6,18 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from dpo_lightning.atomic_files import open_atomic
+from dpo_lightning.callbacks.final_model import FinalModel, count_left_out
 from dpo_lightning.callbacks.measure import MeasureCallback
+from dpo_lightning.callbacks.optimizer_log import OptimizerLog
 from dpo_lightning.callbacks.preference_accuracy import PreferenceAccuracy
 from dpo_lightning.callbacks.ranked_rewards import RankedRewards
 from dpo_lightning.callbacks.samples import Samples
 from dpo_lightning.callbacks.token_loss import TokenLoss
 from dpo_lightning.callbacks.unpaired_rewards import UnpairedRewards
+from dpo_lightning.data.readers.left_out import BAD_ROWS
+from dpo_lightning.folder_names import METRICS
 from dpo_lightning.intervals import wilson
 from dpo_lightning.log import logger
-
-FILE = "metrics.json"
+from dpo_lightning.runs.earlier_run import FINAL
 
 COUNTED: dict[type[MeasureCallback], str] = {
     PreferenceAccuracy: "eval/pairs",
@@ -26,6 +30,17 @@ COUNTED: dict[type[MeasureCallback], str] = {
     UnpairedRewards: "eval/answers",
 }
 """Measures that count evaluated rows -> the name of the count in `metrics.json`; `eval/rows` for others."""
+
+
+def evaluate_final(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Evaluate the weights of the final model, unless the last evaluation of the training was of them."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    measures = [callback for callback in callbacks if isinstance(callback, MeasureCallback)]
+    put_back = any(isinstance(callback, FinalModel) and callback.best for callback in callbacks)
+    if put_back or any(callback.logged_evaluation == trainer.global_step for callback in measures):
+        trainer.loggers = []  # the curves have this step: of the last weights, or of an earlier attempt
+    if put_back or not any(callback.evaluated_step == trainer.global_step for callback in measures):
+        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def summarize(trainer: Trainer) -> None:
@@ -37,25 +52,35 @@ def summarize(trainer: Trainer) -> None:
         name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("eval/")
     }
     for callback in callbacks:
-        if isinstance(callback, MeasureCallback):
+        if isinstance(callback, (MeasureCallback, OptimizerLog)):
             metrics |= callback.logged
     metrics["step"] = trainer.global_step
+    final = next((callback for callback in callbacks if isinstance(callback, FinalModel)), FinalModel())
+    best = final.best
+    metrics |= {} if final.weights == "last" else {FINAL: final.weights}
+    metrics |= {} if best is None else {"final_model_step": best.step}
     counted = [(name, c.evaluated) for c in callbacks for kind, name in COUNTED.items() if isinstance(c, kind)]
     others = [("eval/rows", c.evaluated) for c in callbacks if isinstance(c, MeasureCallback)]
     name, rows = max(counted or others, key=lambda one: one[1], default=("eval/rows", 0))
     metrics[name] = rows
     lines = ["", f"summary after {trainer.global_step} steps, {trainer.default_root_dir}"]
+    lines += [] if best is None else [f"  final model         weights {best}"]
     if name == "eval/pairs" and "eval/rewards/accuracies" in metrics and rows:
         low, high = wilson(round(metrics["eval/rewards/accuracies"] * rows), rows)[1:]
         metrics["eval/rewards/accuracies_ci95"] = [low, high]
     lines += held_out_lines(metrics, rows)
+    left_out = count_left_out(trainer)
+    if left_out:
+        metrics["left_out"] = left_out
+        counts = ", ".join(f"{count:,} {name}" for name, count in left_out.items())
+        lines.append(f"  bad rows left out   {counts} ({BAD_ROWS})")
     if "train/loss" in metrics:
         lines.append(f"  training loss       {metrics['train/loss']:.4f} over the last logged steps")
     for callback in callbacks:
         if isinstance(callback, Samples) and callback.drawn:
             lines += sample_lines(*callback.drawn[0])
-    path = Path(trainer.default_root_dir) / FILE
-    path.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    with open_atomic(Path(trainer.default_root_dir) / METRICS) as file:
+        file.write(json.dumps(metrics, indent=1) + "\n")
     for line in lines:
         logger.info(line)
 

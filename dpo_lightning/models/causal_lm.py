@@ -8,24 +8,28 @@ from typing import Any, Literal
 
 from torch import nn
 
+from dpo_lightning.activity import activity
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.attention_backend import install
+from dpo_lightning.models.finite_weights import check_finite
 from dpo_lightning.models.folder_checks import (
-    KEY,
     adapter_base,
     call_loader,
     check_folder,
     check_hub_model,
+    check_loaded,
     count_values,
 )
-from dpo_lightning.models.folder_files import is_adapter_folder, read_json
+from dpo_lightning.models.folder_files import is_adapter_folder, list_values, read_json
 from dpo_lightning.models.forward_checks import OTHER_MODEL, check_model
-from dpo_lightning.models.lora import ORIGIN_FILE, Lora, attach_lora, load_adapter, save_adapter
+from dpo_lightning.models.lora import ORIGIN_FILE, Lora, attach_lora, load_adapter
+from dpo_lightning.models.missing_folders import KEY
 from dpo_lightning.models.patterns import check_tokenizer_file
 from dpo_lightning.models.quantization import Quantization, loader_options, set_compute_dtype, stabilize_layers
+from dpo_lightning.models.router_loss import check_coefficient
+from dpo_lightning.models.saving import save_model
 from dpo_lightning.models.size import check_size
-from dpo_lightning.models.transformers4 import add_older_names
 
 NAMED_TOKENS = ("eos_token", "bos_token", "pad_token")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -65,6 +69,10 @@ class CausalLM:
         Raises:
             UserError: the folder is not a complete model of this kind, or its adapter belongs to another base.
         """
+        with activity(f"loading {self.path}"):
+            return self._load()
+
+    def _load(self) -> nn.Module:
         adapter = self.adapter_folder()
         model = load_base(self.base_path(), self.dtype, self.attention, self.quantization)
         if adapter is not None:
@@ -81,6 +89,7 @@ class CausalLM:
         return model
 
     def __post_init__(self) -> None:
+        check_coefficient(self.router_aux_loss_coef)
         if self.quantization is None:
             return
         for what, where, bad, fix in (
@@ -144,6 +153,7 @@ class CausalLM:
         rows = self.config().get_text_config().vocab_size
         check_tokenizer_file(Path(path) / "tokenizer.json")
         tokenizer = call_loader(AutoTokenizer.from_pretrained, path, trust_remote_code=False)
+        report_unknown_class(path)
         check_known(tokenizer, path)  # before ids are compared: a missing special token gets the next free id
         last = max(tokenizer.get_vocab().values(), default=-1)  # ids may have gaps, so counting them is not enough
         if last >= rows:
@@ -172,13 +182,25 @@ class CausalLM:
             what = Problem(f"generation_config.json cannot be used: {error}", KEY, self.base_path())
             raise UserError(ExitCode.MODEL, what, fix="correct the file, or remove it") from None
         several = ids if isinstance(ids, list) else [] if ids is None else [ids]
-        if not all(type(one) is int for one in several):
+        rows = self.config().get_text_config().vocab_size
+        if not all(type(one) is int and 0 <= one < rows for one in several):
             raise UserError(
                 ExitCode.MODEL,
                 Problem("eos_token_id is not a token id", f"{self.base_path()}/generation_config.json", str(ids)),
-                fix="write an integer, or a list of integers",
+                fix="write an id of the vocabulary, or a list of them",
             )
         return frozenset(several)
+
+
+def report_unknown_class(path: str) -> None:
+    """Log that transformers does not know the class of a tokenizer, and uses its file without that class's rules."""
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    file = Path(path, TOKENIZER_FILES[1])
+    name = read_json(file).get("tokenizer_class") if file.is_file() else None
+    if isinstance(name, str) and not any(map(tokenizer_class_from_name, (name, f"{name}Fast"))):
+        what = f"names the class {name}, which transformers does not know: tokenizer.json alone is used"
+        logger.info(f"note: {file} {what}")
 
 
 def check_known(tokenizer: Any, path: str) -> None:
@@ -197,7 +219,7 @@ def check_known(tokenizer: Any, path: str) -> None:
     if not missing or len(present) < len(files):  # a format that transformers converts on loading
         return
     content, config = map(read_json, present)
-    added = [*content.get("added_tokens", ()), *config.get("added_tokens_decoder", {}).values()]
+    added = [*list_values(content.get("added_tokens")), *list_values(config.get("added_tokens_decoder"))]
     known = {token.get("content") for token in added if isinstance(token, dict)}
     problems = [
         Problem(f"{name} {token} is not in the tokenizer's vocabulary, so its embedding is untrained", KEY, path)
@@ -258,21 +280,8 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
         ignore_mismatched_sizes=True,  # refused below, with their names
         **quantized,
     )
-    problems = [
-        Problem(f"{len(keys)} {kind} weights, first: {sorted(map(str, keys))[0]}", KEY, path)
-        for kind, keys in (
-            ("missing", info["missing_keys"]),
-            ("unknown", info["unexpected_keys"]),
-            ("misshapen", info["mismatched_keys"]),
-        )
-        if keys
-    ]
-    if problems:
-        raise UserError(
-            ExitCode.MODEL,
-            problems,
-            fix="use a folder whose config.json matches its weights (copy it again)",
-        )
+    check_loaded(info, path, KEY, "use a folder whose config.json matches its weights (copy it again)")
+    check_finite(model, path, KEY)
     if quantization is not None:
         stabilize_layers(model)
         model.requires_grad_(False)
@@ -281,16 +290,6 @@ def load_base(path: str, dtype: str, attention: str, quantization: Quantization 
     if reason:
         logger.info(f"layout: padded rows ({reason})")
     return model
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path, base_path: str) -> None:
-    """Write a model, or its trained adapter, in the Hugging Face layout with tokenizer and chat template."""
-    if hasattr(model, "peft_config"):
-        save_adapter(model, folder, base_path)
-    else:
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    add_older_names(folder, tokenizer)
 
 
 __all__ = ["ORIGIN_FILE", "CausalLM", "Lora", "Quantization", "load_base", "save_model"]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
+from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt, lacks_memory
 from dpo_lightning.models.folder_files import (
     ADAPTER_CONFIG,
     check_description,
@@ -21,12 +22,10 @@ from dpo_lightning.models.folder_files import (
     read_json,
 )
 from dpo_lightning.models.foreign_code import READ_BESIDE
+from dpo_lightning.models.missing_folders import EMBEDDED, KEY, missing_folder_error
+from dpo_lightning.models.weight_headers import describe_fault
 
-KEY = "model.policy.path"
-EMBEDDED = "models/smollm2-135m-instruct"
-"""Where `fetch-model` puts the embedded model."""
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"(?=.{1,200}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """`name` or `org/name`."""
 
 PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
@@ -43,7 +42,7 @@ def check_folder(path: str) -> Path | None:
         UserError: the folder is missing, names code of its own, has only pickled weights, or its weights are damaged.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - false for a name that is too long
         if looks_like_hub_id(path):
             return None
         raise missing_folder_error(path)
@@ -115,32 +114,13 @@ def check_hub_model(path: str) -> None:
 
 def looks_like_hub_id(path: str) -> bool:
     """Whether a path has the form `name` or `org/name` and cannot mean a local folder."""
-    if Path(path) == Path(EMBEDDED) or not HUB_ID.fullmatch(path):
+    if Path(path) == Path(EMBEDDED) or not HUB_ID.fullmatch(path) or path.endswith(".ckpt") or os.path.lexists(path):
         return False
     parts = Path(path).parts
     # Two parts that start with a folder of this project, or any existing one, are a misspelt path.
     ours = len(parts) == 2 and (parts[0] in ("models", "outputs") or Path(parts[0]).is_dir())
     local = path.startswith((".", "/", "~")) or len(parts) > 2 or ours
     return bool(parts) and not local
-
-
-def missing_folder_error(path: str) -> UserError:
-    """Make the error for a missing folder, with similar names or the command that creates it."""
-    if Path(path) == Path(EMBEDDED):
-        fix = "python -m dpo_lightning fetch-model"
-    else:
-        parent = Path(path).parent
-        try:
-            names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-        except OSError:  # no permission to list the folder
-            names = []
-        near = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.4)
-        fix = (
-            f"did you mean {', '.join(str(parent / name) for name in near)}?"
-            if near
-            else "give a model folder, an adapter folder or a hub id"
-        )
-    return UserError(ExitCode.INPUT_MISSING, Problem("the model folder does not exist", KEY, path), fix=fix)
 
 
 def call_loader(load: Any, path: str, **options: Any) -> Any:
@@ -186,15 +166,15 @@ def check_weights(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
+        if not isinstance(weight_map, dict) or not weight_map:
             raise damaged_file_error(index, "no weight_map")
         shards = sorted({str(name) for name in weight_map.values()})
     else:
         shards = ["model.safetensors"]
     for shard in shards:
         if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise damaged_file_error(index, f"names a file outside the folder: {shard}")
-        if not (folder / shard).is_file():
+            raise damaged_file_error(index, f"names a file outside the folder: {excerpt(shard)}")
+        if not os.path.isfile(folder / shard):  # noqa: PTH113 - false for a name that is too long or has a NUL
             raise missing_weights_error(folder, shard)
         read_header(folder / shard)
 
@@ -210,7 +190,7 @@ def missing_weights_error(folder: Path, shard: str) -> UserError:
             ".save_pretrained(NEW_FOLDER)",
         )
     return UserError(
-        ExitCode.MODEL, Problem("a weight file is missing", f"{folder}/{shard}"), fix="copy the folder again"
+        ExitCode.MODEL, Problem("a weight file is missing", f"{folder}/{excerpt(shard)}"), fix="copy the folder again"
     )
 
 
@@ -230,14 +210,34 @@ def read_header(path: Path) -> bytes:
         if length > LARGEST_HEADER:
             raise damaged_file_error(path, "its header is not one of safetensors")
         header = file.read(length)
-    try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise damaged_file_error(path, "its header is not one of safetensors") from None
-    if size != expected:
-        raise damaged_file_error(path, f"it has {size} bytes, its header gives {expected}")
+    if fault := describe_fault(header, size - 8 - length):
+        raise damaged_file_error(path, fault)
     return header
+
+
+def check_loaded(info: Mapping[str, Collection[Any]], path: str, where: str, fix: str) -> None:
+    """Check that all weights of a folder belong to the model that was made of its config.json.
+
+    Args:
+        info: what `from_pretrained` returns with `output_loading_info`.
+        path: the folder.
+        where: the option that names it.
+        fix: the remedy.
+
+    Raises:
+        UserError: weights are missing, unknown or of another shape.
+    """
+    problems = [
+        Problem(f"{len(keys)} {kind} weights, first: {sorted(map(str, keys))[0]}", where, path)
+        for kind, keys in (
+            ("missing", info["missing_keys"]),
+            ("unknown", info["unexpected_keys"]),
+            ("misshapen", info["mismatched_keys"]),
+        )
+        if keys
+    ]
+    if problems:
+        raise UserError(ExitCode.MODEL, problems, fix=fix)
 
 
 def count_values(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def check_description(folder: Path, config: str) -> None:
     Raises:
         UserError: a file is refused; the error names the file and the key.
     """
-    content = read_json(folder / config)
     check_entries(folder)
+    content = read_json(folder / config)
     rules = ANYWHERE + (OF_ADAPTERS if config.startswith("adapter") else ())
     check_rules(content, rules, folder / config)
     for name in READ_BESIDE:
@@ -47,15 +48,16 @@ def check_description(folder: Path, config: str) -> None:
 
 def is_adapter_folder(path: str | Path) -> bool:
     """Whether a path is a folder of a peft adapter, complete or not."""
-    return Path(path, ADAPTER_CONFIG).exists()
+    return os.path.exists(os.path.join(path, ADAPTER_CONFIG))  # noqa: PTH110, PTH118 - false for a name that is too long
 
 
 def check_entries(folder: Path) -> None:
-    """Check that whatever is read from a folder is a file of limited size; links to files are followed.
+    """Check that whatever is read from a folder is a file of limited size in this folder.
 
     Raises:
-        UserError: an entry is a pipe, a socket, a device or a folder, or too large.
+        UserError: an entry is a pipe, a socket, a device or a folder, too large, or a link that leaves the folder.
     """
+    homes = list_homes(folder)
     for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         try:
             kind = special_kind(path)
@@ -63,13 +65,30 @@ def check_entries(folder: Path) -> None:
                 kind = kind or ("a folder" if path.is_dir() else "")
                 too_large = path.suffix != ".safetensors" and path.exists() and path.stat().st_size > LARGEST_TEXT
                 kind = kind or (f"a file of more than {LARGEST_TEXT >> 20} MiB" if too_large else "")
+                leaves = path.is_symlink() and path.exists() and not any(map(path.resolve().is_relative_to, homes))
+                kind = kind or ("a link that leaves the folder" if leaves else "")
         except OSError as error:  # a cycle of links, a folder without permission
             kind = f"an unreadable entry ({error.strerror})"
         if kind:
             what = f"expected a file of the model, found {kind}"
-            raise UserError(
-                ExitCode.MODEL, Problem(what, str(path)), fix="copy the folder again as `save_pretrained` wrote it"
-            )
+            fix = "copy the folder again as `save_pretrained` wrote it"
+            fix = "if you trust it, copy its target in place of the link" if path.is_symlink() else fix
+            raise UserError(ExitCode.MODEL, Problem(what, str(path)), fix=fix)
+
+
+def list_homes(folder: Path) -> list[Path]:
+    """Return the folders in which the targets of a model folder's links may be: its own, and the cache of a hub.
+
+    The cache has the files as `models--ORG--NAME/blobs/DIGEST`, and links to them in `snapshots/REVISION`.
+    """
+    home = folder.resolve()
+    cached = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
+    return [home, home.parent.parent / "blobs"] if cached else [home]
+
+
+def list_values(value: Any) -> list[Any]:
+    """Return the values of a list or of an object; none where something else is in its place."""
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -137,6 +137,9 @@ COUNT_KEYS = re.compile(r"(\w*_)?(layers?|experts?)")
 MAX_COUNT = 4096
 """Layers and experts that a model may have: each is built by itself before the model's size is known."""
 
+ABOVE_0 = {"hidden_size", "n_embd", "vocab_size", "max_position_embeddings", "n_positions"}
+"""Sizes that every model has."""
+
 
 def check_rules(content: Any, rules: tuple[Rule, ...], where: Path) -> None:
     """Check every key of a JSON file, at any depth.
@@ -147,12 +150,15 @@ def check_rules(content: Any, rules: tuple[Rule, ...], where: Path) -> None:
         where: the file, for the message.
 
     Raises:
-        UserError: a key names code or other files, or too many layers or experts.
+        UserError: a key names code or other files, too many layers or experts, or a size that is not above 0.
     """
     for key, value in entries(content):
         if COUNT_KEYS.fullmatch(key) and isinstance(value, (int, float)) and value > MAX_COUNT:
             fix = "use a folder whose config.json matches its weights (copy it again)"
             raise UserError(ExitCode.MODEL, Problem(f"{key} is more than {MAX_COUNT}", str(where), str(value)), fix=fix)
+        if key in ABOVE_0 and isinstance(value, (int, float)) and not value > 0:
+            fix = "use a folder whose config.json matches its weights (copy it again)"
+            raise UserError(ExitCode.MODEL, Problem(f"{key} is not above 0", str(where), str(value)), fix=fix)
         for rule in rules:
             if key in rule.names and not rule.allowed(value):
                 raise UserError(ExitCode.MODEL, Problem(rule.what.format(key), str(where), str(value)), fix=rule.fix)

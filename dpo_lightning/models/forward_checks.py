@@ -15,8 +15,8 @@ from dpo_lightning.data.collate import Collator, Padded
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.logps import logps_of, token_logps
 from dpo_lightning.models.dropout import active_dropouts
-from dpo_lightning.models.folder_checks import KEY
 from dpo_lightning.models.lm_head import causal_lm
+from dpo_lightning.models.missing_folders import KEY
 from dpo_lightning.models.probe import (
     FLOAT32_TOLERANCE,
     HALF_TOLERANCE,

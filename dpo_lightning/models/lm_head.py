@@ -72,6 +72,11 @@ def causal_lm(policy: nn.Module) -> Any:
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
+def sharding_units(policy: nn.Module) -> set[str]:
+    """Return the class names of the layers that are sharded one by one: those that transformers keeps on one device."""
+    return set(causal_lm(policy)._no_split_modules or ())
+
+
 def find_head(policy: nn.Module) -> SplitHead | None:
     """Split a model into backbone and output layer, and check that the parts give the model's own logits.
 

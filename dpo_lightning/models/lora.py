@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
 from dpo_lightning.models.folder_checks import call_loader, missing_weights_error, read_header, weights_digest
 from dpo_lightning.models.folder_files import ADAPTER_CONFIG, damaged_file_error, read_json
+from dpo_lightning.models.fused_experts import expert_warnings_silenced, takes_dropout
 from dpo_lightning.models.patterns import check_module_patterns
 from dpo_lightning.models.probe import list_generators
 from dpo_lightning.models.size import check_ranks
@@ -49,7 +50,9 @@ class Lora:
     """The update is scaled by `lora_alpha / r`."""
 
     lora_dropout: float = 0.05
-    """Dropout before the adapter, in SFT. DPO turns it off: policy and reference have to be equal at the start."""
+    """Dropout before the adapter, in SFT. DPO turns it off: policy and reference have to be equal at the start. Fused
+    experts have none.
+    """
 
     target_modules: str | list[str] = "all-linear"
     """Modules that get an adapter; `all-linear` is every linear layer except the output head."""
@@ -111,6 +114,9 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
     """Attach a new adapter to a model; base and adapter together start as the model."""
     from peft import LoraConfig, get_peft_model
 
+    if lora.lora_dropout and not takes_dropout(model, lora.target_modules):
+        logger.info("note: lora_dropout is 0 here: adapters of experts that are fused into one tensor have no dropout")
+        lora = replace(lora, lora_dropout=0.0)
     options = asdict(lora)
     whole = find_saved_modules(model, lora)
     # A trained copy of a tied embedding has to stay tied to the head, or one of the two is lost on saving.
@@ -123,7 +129,8 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
         with torch.random.fork_rng(list_generators(model), enabled="niter" in str(lora.init_lora_weights)):
             if "niter" in str(lora.init_lora_weights):
                 torch.manual_seed(0)  # the decomposition is random: a resumed run has to subtract the same one
-            policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", ensure_weight_tying=tied, **options))
+            with expert_warnings_silenced():
+                policy = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", ensure_weight_tying=tied, **options))
         check_shapes(policy, lora)
     except (ValueError, RuntimeError, TypeError, re.error) as error:
         if lacks_memory(error):
@@ -246,7 +253,8 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     header = json.loads(read_header(weights))
     stored = set(header) - {"__metadata__"}
     check_ranks(options, [size for name in stored for size in header[name]["shape"]], str(config))
-    policy = call_loader(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
+    with expert_warnings_silenced():
+        policy = call_loader(partial(PeftModel.from_pretrained, model), str(folder), is_trainable=True)
     state = get_peft_model_state_dict(policy)
     wanted = set(state)
     # peft stores a tied head under its plain name, and loads it from there.
@@ -264,37 +272,17 @@ def load_adapter(model: Any, folder: Path, base: Path) -> nn.Module:
     return policy
 
 
-def save_adapter(model: Any, folder: Path, base_path: str) -> None:
-    """Write an adapter so that it fits the base as it is on disk, whatever its initialization."""
-    base = Path(base_path)
-    model.peft_config[TRAINED].base_model_name_or_path = str(base.resolve()) if base.is_dir() else base_path
-    start = INITIAL_ADAPTERS.get(model)
-    state = None if start is None else restore_start(model.state_dict(), start)
-    model.save_pretrained(folder, safe_serialization=True, selected_adapters=[TRAINED], state_dict=state)
-    if start is not None:
-        config_file = folder / ADAPTER_CONFIG
-        config = read_json(config_file)
-        scale = 2**0.5 if config["use_rslora"] else 2  # the rank is doubled, the factor of the update stays
-        config |= {"r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"], "init_lora_weights": True}
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        logger.info(
-            f"adapter: saved with rank {config['r']}, which includes the part that was subtracted from the base"
-        )
-    if base.is_dir():
-        (folder / ORIGIN_FILE).write_text(json.dumps({"base_digest": weights_digest(base)}) + "\n", encoding="utf-8")
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+def check_precision(lora: Lora | None, precision: str) -> None:
+    """Refuse DoRA's magnitudes in half precision, where the update of a usual step is rounded to 0.
 
-
-def restore_start(state: dict[str, Any], start: dict[str, Tensor]) -> dict[str, Any]:
-    """Return adapter weights for the unchanged base, given those for a base without the initial adapter.
-
-    `W - s B0 A0 + s B A = W + s [B | -B0] [A ; A0]`; magnitudes (DoRA) and whole modules stay as they are.
+    Raises:
+        UserError: the adapter uses DoRA, and its parameters would be in half precision.
     """
-    converted = dict(state)
-    for name, first in start.items():
-        first = first.to(state[name])
-        if ".lora_A." in name:
-            converted[name] = torch.cat([state[name], first], dim=0)
-        elif ".lora_B." in name:
-            converted[name] = torch.cat([state[name], -first], dim=1)
-    return converted
+    if lora is not None and lora.use_dora and precision in ("bf16-true", "16-true"):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(
+                f"use_dora: with {precision}, updates of its magnitudes would be rounded to 0", "trainer.precision"
+            ),
+            fix=f"--trainer.precision {precision.replace('true', 'mixed')}, which keeps an adapter in float32",
+        )

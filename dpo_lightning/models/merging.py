@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dpo_lightning.activity import activity
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.folder_checks import call_loader
+from dpo_lightning.models.fused_experts import experts_one_by_one
 from dpo_lightning.models.lm_head import causal_lm
 from dpo_lightning.models.probe import draw_ids, exact_mode
 from dpo_lightning.models.transformers4 import add_older_names
@@ -76,6 +78,7 @@ def check_mergeable(builder: CausalLM) -> None:
         )
 
 
+@activity("merging the adapter")
 def merge_adapter(policy: nn.Module) -> Any:
     """Merge the adapter into the weights of its base, in place.
 
@@ -146,7 +149,7 @@ def probe_logits(model: Any) -> Float[Tensor, "row position vocab"]:
     if sum(value.numel() for value in model.parameters()) <= EXACT:
         model.double()
     try:
-        with exact_mode(causal_lm(model)):
+        with exact_mode(causal_lm(model)), experts_one_by_one(causal_lm(model)):
             logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
     finally:
         model.float()
@@ -180,6 +183,7 @@ def cast_weights(model: nn.Module, dtype: str) -> None:
         value.data = value.data.to(DTYPES[dtype])
 
 
+@activity("writing the model")
 def write_model(model: Any, tokenizer: Any, folder: Path, dtype: str, size: str) -> None:
     """Write a whole model with tokenizer and chat template as safetensors; it is converted to `dtype` in place."""
     cast_weights(model, dtype)

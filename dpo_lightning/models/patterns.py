@@ -89,9 +89,9 @@ def check_tokenizer_file(path: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return  # the loader reports it
-    parts = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")} if content else {}
+    parts = content if isinstance(content, dict) else {}
     patterns, growth = [], 1
-    waiting: list[Any] = list(parts.values())
+    waiting: list[Any] = [parts.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):

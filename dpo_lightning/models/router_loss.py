@@ -17,6 +17,20 @@ from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, draw_i
 KEY = "model.policy.router_aux_loss_coef"
 
 
+def check_coefficient(given: float | None) -> None:
+    """Refuse a coefficient that is negative or not finite.
+
+    Raises:
+        UserError: 64, it is.
+    """
+    if given is not None and not (math.isfinite(given) and given >= 0):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"router_aux_loss_coef={given} must be 0 or more", KEY),
+            fix=f"--{KEY} 0 or more, such as 0.001",
+        )
+
+
 def router_coefficient(given: float | None, config: Any) -> float:
     """Choose the coefficient of a model's load-balancing loss, and log it; 0 leaves the loss out.
 
@@ -30,12 +44,7 @@ def router_coefficient(given: float | None, config: Any) -> float:
     """
     config = config.get_text_config()
     enabled = getattr(config, "output_router_logits", None)
-    if given is not None and not (math.isfinite(given) and given >= 0):
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem(f"router_aux_loss_coef={given} must be 0 or more", KEY),
-            fix=f"--{KEY} 0 or more, such as 0.001",
-        )
+    check_coefficient(given)
     if enabled is None:
         if given is not None:
             raise router_loss_error(config, f"router_aux_loss_coef={given}, but {config.model_type} has no routers")
@@ -69,6 +78,7 @@ class RouterLoss:
             UserError: the model computes its load-balancing loss differently.
         """
         self.model, self.coefficient = model, coefficient
+        self._code = sys.modules[type(model).__module__]  # a sharded model has a class of torch's
         self.last: tuple[Tensor, Tensor] | None = None
         """Loss of the last micro-batch without the coefficient, and the micro-batch's weight."""
         self._mask = torch.zeros(0, dtype=torch.bool)
@@ -99,7 +109,7 @@ class RouterLoss:
     def balance(self, router_logits: tuple[Tensor, ...], mask: Bool[Tensor, "row position"]) -> Float[Tensor, ""]:
         """Compute the loss over the tokens of a mask by the model's own function."""
         # The function is in the model's own module, under the same name in every architecture.
-        function = vars(sys.modules[type(self.model).__module__])["load_balancing_loss_func"]
+        function = vars(self._code)["load_balancing_loss_func"]
         found: Tensor = function(router_logits, self.model.num_experts, self.model.num_experts_per_tok, mask)
         return found
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dpo_lightning.activity import activity
 from dpo_lightning.errors import UserError
 from dpo_lightning.log import logger
 from dpo_lightning.models.causal_lm import ORIGIN_FILE
@@ -16,6 +17,9 @@ from dpo_lightning.references.provenance import DIGEST_CHARS
 
 UNRECORDED = "no record"
 """`Stage.what` of weights that this package did not train."""
+
+WEIGHTS = "weights"
+"""The setting of a stage that says which weights of a run were written, where they are not the last ones."""
 
 
 class Stage(NamedTuple):
@@ -75,6 +79,7 @@ def format_section(stages: Sequence[Stage]) -> str:
     return "\n".join(["", "## Stages", "", "Digests of weights and of data files are in brackets.", "", *lines, ""])
 
 
+@activity("hashing the model's files")
 def folder_digest(path: str | Path) -> str:
     """Return a digest of the weights in a folder, the adapter's if it holds one; empty for a hub id."""
     folder = Path(path)
@@ -115,6 +120,18 @@ def read_stages(folder: Path) -> list[Stage]:
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         logger.info(f"note: {path} is damaged; its record of earlier stages is lost")
         return []
+
+
+def trained_steps(folder: Path) -> int:
+    """Return after how many steps the model in a folder was written; -1 for a folder that is missing or incomplete."""
+    stages = read_stages(folder) if folder.is_dir() else []
+    return stages[-1].steps if stages and stages[-1].digest == folder_digest(folder) else -1
+
+
+def written_weights(folder: Path) -> str:
+    """Return which weights of its run the model in a folder has; empty for the last ones."""
+    stages = read_stages(folder) if folder.is_dir() else []
+    return stages[-1].settings.get(WEIGHTS, "") if stages else ""
 
 
 def parse_stage(entry: Mapping[str, Any]) -> Stage:

@@ -94,7 +94,8 @@ def shapes_of(model: CausalLM) -> Shapes:
 
     config = read_architecture(model)
     with torch.device("meta"):
-        built: Any = call_loader(lambda _: AutoModelForCausalLM.from_config(config), model.path)
+        build = AutoModelForCausalLM.from_config
+        built: Any = call_loader(lambda _: build(config, trust_remote_code=False), model.path)
         head = built.get_output_embeddings()
         linear = {
             id(part.weight): part.weight.shape[1 if isinstance(part, Conv1D) else 0]
@@ -106,8 +107,7 @@ def shapes_of(model: CausalLM) -> Shapes:
         if folder is not None:
             trained, adapted = read_adapter_shapes(folder)
             return Shapes(layers, trained, adapted, config.get_text_config())
-        trained = [value.numel() for value in built.parameters()]
-        adapted = 0
+        trained, adapted = [value.numel() for value in built.parameters()], 0
         if model.lora is not None:
             # The initialization does not change shapes, and may need values, which meta tensors lack.
             built = attach_lora(built, replace(model.lora, init_lora_weights=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 from dpo_lightning.atomic_files import aside_path, move_aside, sync
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
+from dpo_lightning.special_files import real_path
 
 MARK = ".written-by-dpo_lightning"
 """Marker file: a hidden folder that contains it was left by an interrupted command and may be deleted."""
@@ -29,7 +30,7 @@ class NewFolder:
     @property
     def partial(self) -> Path:
         """The hidden folder beside the target in which everything is written first."""
-        return self.path.resolve().parent / f".{self.path.name}.partial"
+        return real_path(self.path).parent / f".{self.path.name}.partial"
 
     def check(self, sources: Collection[Path], *, fresh: bool = False) -> None:
         """Refuse a folder that is used or not writable, or that contains or is inside a source.
@@ -47,8 +48,8 @@ class NewFolder:
             raise self._refusal(f"the folder cannot be created: {error.strerror}") from None
 
     def _check(self, sources: Collection[Path], *, fresh: bool) -> None:
-        own = self.path.resolve()
-        for source in (folder.resolve() for folder in sources):
+        own = real_path(self.path)
+        for source in (real_path(folder) for folder in sources):
             if own == source or source in own.parents or own in source.parents:
                 raise self._refusal(f"the folder is, contains or is inside {source}, which is read")
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
@@ -137,7 +138,7 @@ class NewFolder:
 
     def _take_name(self, partial: Path) -> None:
         if not self.is_used():
-            partial.rename(self.path.resolve())  # an empty folder is replaced
+            partial.rename(real_path(self.path))  # an empty folder is replaced
             return
         aside = move_aside(self.path)
         partial.rename(self.path)

@@ -4,46 +4,59 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dpo_lightning.atomic_files import move_aside
+from dpo_lightning.atomic_files import move_aside, open_atomic
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.folder_names import CHECKPOINTS, CONFIG, check_output_path
 from dpo_lightning.log import logger
+from dpo_lightning.special_files import real_path
 
 KEY = "output_dir"
-CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+
+EARLY = (LOCK, "mlflow.db")
+"""What a folder may hold before a run begins in it; the client of MLflow creates its
+database as soon as its logger is made.
+"""
+
+LOCKS: set[int] = set()
+"""Open files of the locks that this process holds; a forked child closes them, or it would keep them locked."""
+
+
+def close_locks() -> None:
+    """Close the locks of the process that this one was forked from."""
+    while LOCKS:
+        os.close(LOCKS.pop())
+
+
+os.register_at_fork(after_in_child=close_locks)
 
 
 class RunFolder:
     """The folder of `--output_dir`. `check` changes nothing; `claim` creates it and locks it."""
 
     def __init__(self, path: str) -> None:
-        if "\0" in path or not path.strip():
-            raise UserError(ExitCode.CONFIG, Problem("not a folder name", KEY, path), fix="--output_dir outputs/NAME")
-        if path.startswith("~") or re.search(r"\$[\w{]|://", path) or not path.isprintable():
-            raise UserError(
-                ExitCode.CONFIG,
-                Problem("a folder's name may not contain `~`, `$NAME`, `://` or unprintable characters", KEY, path),
-                fix="write the full path (a shell expands `~` and `$NAME` outside of quotes)",
-            )
+        check_output_path(path, KEY, f"--{KEY} outputs/NAME")
         self.path = Path(path)
         self._lock: int | None = None
         self._was_used = False
+        self._checkpoints: Mapping[str, int] | None = None
         self._made: list[Path] = []
         self._before: set[Path] = set()
         self._aside: Path | None = None
 
-    def check(self, *, fresh: bool = False, ckpt_path: str | None = None, reads: Iterable[str] = ()) -> None:
+    def check(
+        self, *, fresh: bool = False, again: bool = False, ckpt_path: str | None = None, reads: Iterable[str] = ()
+    ) -> None:
         """Refuse a folder that is in use, used, or not writable.
 
         Args:
             fresh: whether a used folder will be moved aside.
+            again: whether the folder holds an earlier attempt of the same run.
             ckpt_path: a checkpoint with which the run is resumed; it may be in this folder.
             reads: strings of the config; paths of models and data among them may not be moved aside.
 
@@ -51,13 +64,13 @@ class RunFolder:
             UserError: 73, the folder is refused; 64, `fresh` is not possible.
         """
         self.check_writable()
-        self._was_used = self.is_used()
+        self._was_used, self._checkpoints = self.is_used(), self._list_checkpoints()
         if not self._was_used:
             return
-        self._refuse_running()
+        self.refuse_running()
         if fresh:
             self._check_movable(ckpt_path, reads)
-        elif not self.holds(ckpt_path):
+        elif not again and not self.holds(ckpt_path):
             raise self._taken_error()
         else:
             self.check_links()
@@ -68,10 +81,10 @@ class RunFolder:
         Raises:
             UserError: there is such a link.
         """
-        home = self.path.resolve()
+        home = real_path(self.path)
         for folder, folders, files in os.walk(self.path):
             for link in (Path(folder, name) for name in [*folders, *files]):
-                if link.is_symlink() and home not in link.resolve().parents:
+                if link.is_symlink() and home not in real_path(link).parents:
                     raise UserError(
                         ExitCode.OUTPUT,
                         Problem("a link leads out of the folder, and its target would be overwritten", KEY, str(link)),
@@ -105,13 +118,13 @@ class RunFolder:
             ) from None
 
     def is_used(self) -> bool:
-        """Whether the folder contains anything but the lock."""
-        return self.path.is_dir() and any(entry.name != LOCK for entry in self.path.iterdir())
+        """Whether the folder contains anything but what is there before a run begins."""
+        return self.path.is_dir() and any(entry.name not in EARLY for entry in self.path.iterdir())
 
     def holds(self, ckpt_path: str | None) -> bool:
         """Whether a checkpoint belongs to this folder's run, and not to one whose folder is inside it."""
         # The innermost folder above the checkpoint that has a configuration is its run's.
-        home, above = self.path.resolve(), Path(ckpt_path).resolve().parents if ckpt_path is not None else ()
+        home, above = real_path(self.path), Path(os.path.realpath(ckpt_path)).parents if ckpt_path else ()
         return next((folder for folder in above if folder == home or (folder / CONFIG).exists()), None) == home
 
     def claim(self, *, fresh: bool = False) -> None:
@@ -123,8 +136,9 @@ class RunFolder:
         try:
             if fresh and self.is_used():
                 self._move_aside()
-            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
+            place = real_path(self.path)  # of a link, the folder to which it leads
+            self._made = [folder for folder in (place, *place.parents) if not folder.exists()]
+            place.mkdir(parents=True, exist_ok=True)
             # `abandon` removes what was added to it.
             self._before = set(self.path.iterdir())
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -134,16 +148,23 @@ class RunFolder:
                 Problem(f"the folder cannot be created: {error.strerror}", KEY, str(self.path)),
                 fix="choose another --output_dir",
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise self._running_error() from None
+        if not acquire_lock(self._lock):
+            raise self._running_error()
+        LOCKS.add(self._lock)
+        self._remove_partial_files()
         if self.is_used() and not self._was_used:  # another run began and ended since `check`
             raise self._taken_error()
+        if not fresh and self._checkpoints not in (None, self._list_checkpoints()):
+            raise UserError(
+                ExitCode.OUTPUT,
+                Problem("another process has gone on with the run meanwhile", KEY, str(self.path)),
+                fix="run the same command again",
+            )
 
     def release(self) -> None:
         """Unlock the folder, so that other runs may use it; a second call has no effect."""
         if self._lock is not None:
+            LOCKS.discard(self._lock)
             os.close(self._lock)
             self._lock = None
 
@@ -153,7 +174,8 @@ class RunFolder:
         while target.exists():
             attempt += 1
             target = self.path / f"config-{attempt}.yaml"
-        target.write_text(text, encoding="utf-8")
+        with open_atomic(target) as file:
+            file.write(text)
 
     def abandon(self) -> None:
         """Restore the state before `claim`, for a run that ended before its first step."""
@@ -161,22 +183,31 @@ class RunFolder:
         if self.path / CHECKPOINTS in added:
             return
         for entry in added:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink()
+            remove_entry(entry)
         for folder in self._made:
             if not any(folder.iterdir()):
                 folder.rmdir()
         if self._aside is not None and not self.path.exists():
-            self._aside.rename(self.path)
+            self._aside.rename(real_path(self.path))
             logger.info(f"no step was trained: the previous run's folder was renamed back to {self.path}")
 
+    def _list_checkpoints(self) -> dict[str, int]:
+        return {path.name: path.lstat().st_mtime_ns for path in (self.path / CHECKPOINTS).glob("*.ckpt")}
+
+    def _remove_partial_files(self) -> None:
+        """Remove what a process that was killed has left half-written."""
+        for folder in (self.path, self.path / CHECKPOINTS):
+            for pattern in (".*.partial", ".final_model.old"):
+                for entry in folder.glob(pattern):
+                    remove_entry(entry)
+
     def _move_aside(self) -> None:
-        self._aside, self._was_used = move_aside(self.path), False
+        # The folder itself, not a link to it, beside which the new run would lie on another disk.
+        self._aside, self._was_used = move_aside(real_path(self.path)), False
         logger.info(f"the old run is now {self._aside}")
 
     def _check_movable(self, ckpt_path: str | None, reads: Iterable[str]) -> None:
+        """Refuse to move a folder aside that is no run, or that the new run reads."""
         if self.holds(ckpt_path):
             raise UserError(
                 ExitCode.CONFIG,
@@ -190,9 +221,11 @@ class RunFolder:
                 fix="write a path that ends in the name, such as --output_dir outputs/NAME",
             )
 
-        home = self.path.resolve()
+        if not (self.path / CONFIG).exists() and not (self.path / CHECKPOINTS).exists():
+            raise self._taken_error()
+        home = real_path(self.path)
         for path in reads:
-            if os.access(path, os.F_OK) and home in (Path(path).resolve(), *Path(path).resolve().parents):
+            if os.access(path, os.F_OK) and home in (real_path(path), *real_path(path).parents):
                 raise UserError(
                     ExitCode.OUTPUT,
                     Problem("--fresh would move files that the run reads", KEY, path),
@@ -206,16 +239,20 @@ class RunFolder:
             fix = "--output_dir NAME (make: OUT=NAME) for a new run beside it, or --fresh to move the old run aside"
         return UserError(ExitCode.OUTPUT, Problem(what, KEY, str(self.path)), fix=fix)
 
-    def _refuse_running(self) -> None:
+    def refuse_running(self) -> None:
+        """Refuse a folder in which another process works.
+
+        Raises:
+            UserError: 73, as described.
+        """
         lock = self.path / LOCK
         if not lock.exists():
             return
         # A lock that can be acquired was left by a process that ended; closing the file releases it.
-        handle = os.open(lock, os.O_RDONLY)
+        handle = os.open(lock, os.O_RDWR if os.access(lock, os.W_OK) else os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise self._running_error() from None
+            if not acquire_lock(handle):
+                raise self._running_error()
         finally:
             os.close(handle)
 
@@ -227,24 +264,24 @@ class RunFolder:
         )
 
 
-def check_space(path: Path, needed: int, key: str = KEY) -> None:
-    """Check that the disk can hold what the run will write.
+def remove_entry(entry: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
-    Args:
-        path: the run's folder, which may not exist yet.
-        needed: bytes.
-        key: the option that names the folder.
 
-    Raises:
-        UserError: the free space is too small.
+def acquire_lock(handle: int) -> bool:
+    """Lock a file, and return whether no other process has locked it.
+
+    On file systems without such locks, two runs in one folder are not noticed. NFS locks only files that are open for
+    writing.
     """
-    above = path
-    while not above.exists():
-        above = above.parent
-    free = shutil.disk_usage(above).free
-    if free < needed:
-        raise UserError(
-            ExitCode.OUTPUT,
-            Problem(f"{free / 1e9:.1f} GB are free, but the run writes up to {needed / 1e9:.1f} GB", key, str(path)),
-            fix=f"free some space, or choose --{key} on another disk",
-        )
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.info(f"note: the folder's file system has no locks ({error.strerror}): nothing else may write into it")
+    return True

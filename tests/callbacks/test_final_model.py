@@ -17,6 +17,8 @@ from dpo_lightning.logps import score
 from dpo_lightning.losses import DPOLoss, IPOLoss
 from dpo_lightning.models.causal_lm import CausalLM, Lora
 from dpo_lightning.references import FrozenCopy
+from dpo_lightning.runs.file_digests import data_digests
+from dpo_lightning.runs.lineage import Stage
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_a_failure_while_writing_leaves_the_earlier_result(tiny_llama, file, tmp
     train(short_runs.module(tiny_llama), file, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "final_model").iterdir()}
 
-    def fail(model, tokenizer, folder, base):
+    def fail(model, tokenizer, folder, base, state):
         (folder / "model.safetensors").write_text("half")
         raise OSError("No space left on device")
 
@@ -154,7 +156,7 @@ def test_a_failure_while_writing_leaves_the_earlier_result(tiny_llama, file, tmp
 def test_what_is_no_dataclass_is_named(tiny_llama, file, tmp_path):
     assert describe(object()) == "object()"
     runner = train(made := short_runs.module(tiny_llama), file, tmp_path)
-    runner.datamodule.files = {"train": ["hf://org/name", str(file)], "eval": None}
-    text = str(make_run_card(runner, made))
+    data = data_digests({"train": ["hf://org/name", str(file)], "eval": None})
+    text = str(make_run_card(runner, made, [Stage("DPOModule", {}, "", "", data=data)]))
     assert "| train data | `hf://org/name`" in text
     assert "eval data" not in text

@@ -2,17 +2,17 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from support import short_runs
-from support.command_line import Bench
+from support.command_line import CONFIGS, ON_CPU, QUIET, Bench, json_lines, run
 from torch.utils.data import DataLoader
 
-from dpo_lightning.callbacks import ProgressLog, progress_log
-from dpo_lightning.callbacks.progress_log import format_duration
+from dpo_lightning.callbacks import ProgressLog, pace, progress_log
 from dpo_lightning.data.datamodules import PreferenceDataModule
 
 
@@ -52,6 +52,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr(progress_log, "monotonic", made)
+    monkeypatch.setattr(pace, "monotonic", made)
     return made
 
 
@@ -86,11 +87,11 @@ def test_steps_are_logged_with_their_means_speed_and_time_left(module, files, tm
     trainer = fit(module, files, tmp_path, clock, 10.0)
     first, last = lines(capsys)
     assert first.startswith("training: step 2 of 4, loss 0.")
-    assert first.endswith(", 10.0 s per step, about 20 s left")
+    assert first.endswith(", 0.2 pairs/s, 20 s left")
     means = {name: value for part in trainer.callbacks for name, value in getattr(part, "logged", {}).items()}
     assert last == (
-        f"training: step 4 of 4, loss {means['train/loss']:.4f}, margin {means['train/rewards/margins']:.4f}, "
-        f"accuracy {means['train/rewards/accuracies']:.4f}, 10.0 s per step"
+        f"training: step 4 of 4, loss {means['train/loss']:.4f}, accuracy {means['train/rewards/accuracies']:.4f}, "
+        f"margin {means['train/rewards/margins']:.4f}, 0.2 pairs/s"
     )
 
 
@@ -98,9 +99,9 @@ def test_slow_steps_are_logged_between_two_log_steps(module, files, tmp_path, cl
     """Without means, which are known every `log_every_n_steps` only."""
     fit(module, files, tmp_path, clock, 31.0, log_every_n_steps=4)
     assert lines(capsys)[:3] == [
-        "training: step 1 of 4, 31.0 s per step, about 1 min 33 s left",
-        "training: step 2 of 4, 31.0 s per step, about 1 min 2 s left",
-        "training: step 3 of 4, 31.0 s per step, about 31 s left",
+        "training: step 1 of 4, 0.0645 pairs/s, 1 min 33 s left",
+        "training: step 2 of 4, 0.0645 pairs/s, 1 min 2 s left",
+        "training: step 3 of 4, 0.0645 pairs/s, 31 s left",
     ]
 
 
@@ -109,13 +110,22 @@ def test_slow_micro_batches_are_logged_within_a_step(module, files, tmp_path, cl
     found = lines(capsys)
     assert found[0] == "training: step 0 of 1, 2 of 3 micro-batches"
     assert found[1].startswith("training: step 1 of 1, loss 0.")
-    assert found[1].endswith(", 60.0 s per step")
+    assert found[1].endswith(", 0.1 pairs/s")
     assert len(found) == 2
 
 
-def test_fast_steps_do_not_fill_a_log(module, files, tmp_path, clock, capsys):
-    fit(module, files, tmp_path, clock, 0.5, log_every_n_steps=1)
-    assert [line.partition(",")[0] for line in lines(capsys)] == ["training: step 4 of 4"]
+def test_fast_steps_have_their_lines(module, files, tmp_path, clock, capsys):
+    """`log_every_n_steps` alone says how often."""
+    fit(module, files, tmp_path, clock, 0.01, log_every_n_steps=1)
+    assert [line.partition(",")[0] for line in lines(capsys)] == [f"training: step {k} of 4" for k in (1, 2, 3, 4)]
+
+
+def test_evaluations_leave_training_its_lines(module, files, tmp_path, clock, capsys):
+    """Steps of a second, each with an evaluation: two seconds pass between two lines of a kind."""
+    fit(module, files, tmp_path, clock, 1, steps=8, val_check_interval=1, limit_val_batches=1.0)
+    found = [line.split(",")[0] for line in lines(capsys)]
+    assert [line for line in found if line.startswith("training")] == [f"training: step {n} of 8" for n in (2, 4, 6, 8)]
+    assert found.count("evaluating: 5 rows") == 4  # each of two seconds
 
 
 def test_a_run_that_goes_on_counts_its_own_steps(module, files, tmp_path, clock, capsys):
@@ -125,7 +135,7 @@ def test_a_run_that_goes_on_counts_its_own_steps(module, files, tmp_path, clock,
     capsys.readouterr()
     checkpoint = tmp_path / "checkpoints" / "step=2.ckpt"
     fit(module, files, tmp_path, clock, 40.0, ckpt=checkpoint, **saved)
-    assert lines(capsys)[0] == "training: step 3 of 4, 40.0 s per step, about 40 s left"
+    assert lines(capsys)[0] == "training: step 3 of 4, 0.05 pairs/s, 40 s left"
 
 
 def test_evaluation_is_logged_by_rows(module, files, tmp_path, clock, capsys):
@@ -134,7 +144,7 @@ def test_evaluation_is_logged_by_rows(module, files, tmp_path, clock, capsys):
     fit(module, files, tmp_path, clock, 10.0, evaluation=31.0, **whole)
     found = lines(capsys)
     assert found[0].startswith("training: step 2 of 2, loss")
-    assert found[0].endswith("10.0 s per step")
+    assert found[0].endswith("0.2 pairs/s")
     assert found[1:] == [
         "evaluating: 5 rows",
         "evaluating: 2 of 5 rows, about 46 s left",
@@ -162,7 +172,7 @@ def test_a_part_of_the_rows_is_counted_as_such(module, files, tmp_path, clock, c
 def test_evaluation_is_no_time_of_a_step(module, files, tmp_path, clock, capsys):
     fit(module, files, tmp_path, clock, 10.0, evaluation=1000.0, limit_val_batches=1.0, val_check_interval=2)
     last = [line for line in lines(capsys) if line.startswith("training")][-1]
-    assert last.endswith(", 10.0 s per step")
+    assert last.endswith(", 0.2 pairs/s")
 
 
 @pytest.mark.parametrize(("command", "word"), [("test", "evaluating"), ("predict", "predicting")])
@@ -220,9 +230,9 @@ def test_every_command_has_it(tiny_llama, tmp_path, command):
 
 def test_its_options_come_from_a_config(tiny_llama, tmp_path):
     bench = Bench(tmp_path, tiny_llama)
-    ran = bench.fit("--trainer.callbacks", "ProgressLog", "--trainer.callbacks.least_seconds", "0")
+    ran = bench.fit("--trainer.callbacks", "ProgressLog", "--trainer.callbacks.every_n_seconds", "1e-9")
     assert ran.code == 0, ran
-    assert ran.out.count("evaluating: 5 rows\n") == 1
+    assert "evaluating: 4 of 5 rows, " in ran.out
     assert [line.partition(",")[0] for line in ran.out.splitlines() if line.startswith("training:")] == [
         "training: step 1 of 2",
         "training: step 2 of 2",
@@ -230,8 +240,36 @@ def test_its_options_come_from_a_config(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.6, "1 min 0 s"), (45, "45 s"), (125, "2 min 5 s"), (12000, "3 h 20 min")],
+    ("options", "last"),
+    [
+        (["--trainer.max_epochs=3"], 6),
+        (["--trainer.max_epochs=3", "--trainer.max_steps=5"], 5),
+        (["--trainer.max_epochs=3", "--trainer.limit_train_batches=1"], 3),
+        (["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2"], 3),
+        (["--trainer.max_epochs=3", "--data.batch_size=3", "--trainer.accumulate_grad_batches=2"], 6),
+    ],
 )
-def test_a_time_has_two_units(seconds, text):
-    assert format_duration(seconds) == text
+def test_the_total_is_where_the_run_ends(tiny_llama, tmp_path, options, last):
+    """In optimizer steps; a line for each of them."""
+    bench = Bench(tmp_path, tiny_llama)
+    ran = bench.fit(*options)
+    assert ran.code == 0, ran
+    found = [line.partition(",")[0] for line in ran.out.splitlines() if line.startswith("training:")]
+    assert found == [f"training: step {k} of {last}" for k in range(1, last + 1)]
+    assert bench.json("metrics.json")["step"] == last
+    pattern = r"training: step \d+ of \d+, loss [\d.]+, accuracy [\d.]+, margin [-\d.]+, [\d.,]+ pairs/s(, \d+ s left)?"
+    assert all(re.fullmatch(pattern, line) for line in ran.out.splitlines() if line.startswith("training:"))
+
+
+@pytest.mark.parametrize(("recipe", "unit"), [("kto.yaml", "answers"), ("sft.yaml", "rows")])
+def test_rows_have_the_name_of_their_kind(tiny_llama, tmp_path, recipe, unit):
+    column = {"label": True} if unit == "answers" else {}
+    rows = [{"prompt": f"Say {k}", "completion": f"{k}.", **column} for k in range(8)]
+    rows[0] |= {"label": False} if column else {}
+    file = json_lines(tmp_path / "rows.jsonl", rows)
+    ran = run(
+        "fit", "--config", CONFIGS / recipe, "--output_dir", tmp_path / "run", "--model.policy.path", tiny_llama,
+        "--data.train", file, "--data.eval", "null", "--data.max_length=64", *ON_CPU, *QUIET,
+    )  # fmt: skip
+    assert ran.code == 0, ran
+    assert f" {unit}/s" in ran.out

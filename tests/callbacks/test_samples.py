@@ -176,6 +176,12 @@ def test_code_in_a_table_shows_its_backticks_and_line_breaks():
     )
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_any_end_of_a_line_stays_in_its_cell(end):
+    """A carriage return by itself, too: Markdown would end the row there."""
+    assert format_table([("p", f"one{end}two", f"{end}")]).splitlines()[2:] == ["| p | one<br>two | <br> |"]
+
+
 def test_prompts_are_those_of_their_answers_in_an_array_on_one_line(tiny_llama, files, tmp_path):
     rows = [{"prompt": f"Say {k}", "chosen": f"{k}.", "rejected": "no"} for k in range(4)]
     (tmp_path / "eval.json").write_text(json.dumps(rows))

@@ -23,7 +23,7 @@ def curve(out):
 def test_the_next_run_and_the_next_beta_take_the_rows_of_the_first(bench):
     first = bench.fit()
     folder = bench.folder / "encoded"
-    assert f"rows: encoded into {folder} for further runs (1 set there, " in first.out
+    assert f"rows: encoded into {folder} for further runs (1 entry there, " in first.out
     second = bench.fit(out="again")
     assert f"rows: 8 train, 5 eval, encoded before, from {folder}" in second.out
     assert curve(second.out) == curve(first.out) != []
@@ -31,9 +31,9 @@ def test_the_next_run_and_the_next_beta_take_the_rows_of_the_first(bench):
     assert "encoded before" in other.out
     assert cache_folder.measure_folder(folder)[0] == 1
     longer = bench.fit("--data.max_length=127", out="longer")
-    assert "(2 sets there, " in longer.out
+    assert "(2 entries there, " in longer.out
     held_out = bench.run("validate", "--data.train=null", out="validate")
-    assert "(3 sets there, " in held_out.out
+    assert "(3 entries there, " in held_out.out
 
 
 def test_none_keeps_nothing(bench):

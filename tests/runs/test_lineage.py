@@ -12,11 +12,11 @@ from support.whole_runs import sft, sft_rows, write_rows
 from transformers import AutoModelForCausalLM
 
 from dpo_lightning.callbacks import FinalModel
-from dpo_lightning.callbacks.final_model import file_hash
 from dpo_lightning.data.datamodules import SFTDataModule
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.models.causal_lm import ORIGIN_FILE, CausalLM, Lora, save_model
+from dpo_lightning.runs.file_digests import file_hash
 from dpo_lightning.runs.lineage import (
     UNRECORDED,
     Stage,

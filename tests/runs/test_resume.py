@@ -82,8 +82,7 @@ def test_going_on_from_the_saved_config(first, bench, checkpoint):
         ("https://a.example/last.ckpt", 64, "a checkpoint is a local .ckpt file"),
         ("hf://org/last.ckpt", 64, "a checkpoint is a local .ckpt file"),
         ("last", 64, "--model.policy.path outputs/RUN/final_model"),
-        ("best", 64, "a checkpoint is a local .ckpt file"),
-        ("run", 64, "a checkpoint is a local .ckpt file"),
+        *((word, 64, "a checkpoint is a local .ckpt file") for word in ("best", "run", "")),
         ("run/checkpoints/lost.ckpt", 66, "the checkpoint does not exist at ckpt_path"),
         ("run/checkpoints/lost.ckpt", 66, "last.ckpt"),
         ("nowhere/lost.ckpt", 66, "checkpoints in this folder: none"),
@@ -175,11 +174,9 @@ def test_a_checkpoint_that_cannot_be_opened(bench, monkeypatch, command, place):
         ("model.loss.beta", "0.9", "0.1"),
         ("model.policy.dtype", "bfloat16", "float32"),
         ("model.policy.lora.r", "4", "None"),
-        ("data.batch_size", "2", "4"),
         ("data.max_tokens", "150", "None"),
         ("data.max_length", "100", "128"),
         ("seed_everything", "1", "42"),
-        ("trainer.accumulate_grad_batches", "2", "1"),
         ("trainer.gradient_clip_val", "0.7", "0.5"),
         ("trainer.precision", "bf16-mixed", "32-true"),
     ],
@@ -218,8 +215,13 @@ def test_a_configuration_that_cannot_be_read_counts_in_the_folder_of_a_run_only(
 
 
 def test_every_difference_is_named_at_once(bench, checkpoint):
-    ran = go_on(bench, checkpoint, "--model.loss", "IPOLoss", "--data.batch_size", "2")
-    refused(ran, 64, "model.loss.class_path is 'dpo_lightning.losses.IPOLoss'", "data.batch_size is 2")
+    ran = go_on(bench, checkpoint, "--model.loss", "IPOLoss", "--data.max_length", "64")
+    refused(ran, 64, "model.loss.class_path is 'dpo_lightning.losses.IPOLoss'", "data.max_length is 64")
+
+
+@pytest.mark.parametrize("option", ["data.batch_size", "trainer.accumulate_grad_batches"])
+def test_another_number_of_rows_a_step_is_refused(bench, checkpoint, option):
+    refused(go_on(bench, checkpoint, f"--{option}", "2"), 64, "the number of rows of an optimizer step has changed")
 
 
 def test_what_does_not_train_may_differ(bench, checkpoint, first):
@@ -287,3 +289,11 @@ def test_a_checkpoint_is_checked_without_a_command(checkpoint, tmp_path):
         check_checkpoint(str(checkpoint), {}, compare=True)
     with pytest.raises(UserError, match="the checkpoint does not exist"):
         check_checkpoint(str(tmp_path / "a.ckpt"), {}, compare=False)
+
+
+@pytest.mark.parametrize("key", ["loops", "optimizer_states", "callbacks"])
+def test_a_checkpoint_with_values_of_other_types(bench, checkpoint, key):
+    """As another program could have written it."""
+    target = bench.folder / "changed.ckpt"
+    torch.save({**torch.load(checkpoint, weights_only=True), key: 5}, target)
+    refused(go_on(bench, target), 66, "going on from the checkpoint failed before a step was trained", str(target))

@@ -15,9 +15,8 @@ from dpo_lightning.models.causal_lm import CausalLM, Lora, Quantization
 from dpo_lightning.references import ReferencePolicy
 from dpo_lightning.runs.resume import differences, flatten
 
-FREE_DATA = {"num_workers", "eval"}
+FREE_DATA = {"num_workers", "eval", "batch_size"}
 TRAINER = {
-    "accumulate_grad_batches",
     "limit_train_batches",
     "overfit_batches",
     "gradient_clip_val",

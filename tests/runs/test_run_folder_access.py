@@ -13,7 +13,8 @@ import pytest
 from support.command_line import ROOT, refused, watch_loading
 
 from dpo_lightning.errors import UserError
-from dpo_lightning.runs.run_folder import RunFolder, check_space
+from dpo_lightning.runs.disk_space import check_space
+from dpo_lightning.runs.run_folder import RunFolder
 
 HOLD = """
 import sys
@@ -94,7 +95,7 @@ def test_a_write_test_comes_before_anything_is_loaded(bench, monkeypatch):
 
 
 def test_a_name_that_is_too_long(bench):
-    refused(bench.fit("--output_dir", "x" * 300), 73, "File name too long at output_dir")
+    refused(bench.fit("--output_dir", "x" * 300), 64, "200 between two slashes at output_dir")
 
 
 def test_a_full_disk_is_noticed_with_numbers(bench, monkeypatch, tmp_path):
