@@ -45,7 +45,7 @@ class DPOModule(PreferenceModule):
             reference: what the policy is measured against. Left out, it follows from the policy and the loss: the
                 adapter switched off for a new LoRA, a frozen copy of an adapter that was trained before (or begins by
                 moving the base), a frozen copy of a whole model, none for a loss without a reference.
-            learning_rate: handed to the optimizer.
+            learning_rate: of the optimizer, before a scheduler changes it.
             optimizer: class of the optimizer and its other options.
             lr_scheduler: class of a scheduler that is stepped once per optimizer step.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 MAX_SHOWN = 10
 """Problems that one error prints; further ones are counted."""
 
+MAX_LINES = 22
+"""Lines that problems with their remedies take, apart from a common remedy; what does not fit is counted as well."""
+
 TEXT_LIMIT = 80
 """Characters of an offending text that are printed."""
 
 
 NO_MEMORY = re.compile(
-    "out of memory|(can't|cannot|could not|unable to) allocate|(not enough|insufficient) memory", re.IGNORECASE
+    "out of memory|(can't|cannot|could not|unable to) allocate|(not enough|insufficient) memory"
+    "|failed to map segment|can't start new thread|failed to launch worker thread|error return without exception set",
+    re.IGNORECASE,
 )
-"""How torch, CUDA and the operating system report that an allocation failed."""
+"""How torch, CUDA and the operating system report that an allocation failed, or a thread, whose stack is memory too,
+and Python, where an extension did not look whether it had succeeded.
+"""
 
 
 class ExitCode(IntEnum):
@@ -46,6 +54,12 @@ def excerpt(text: object) -> str:
     plain = str(text)
     shown = plain if len(plain) <= TEXT_LIMIT else plain[: TEXT_LIMIT - 1] + "…"
     return quote(shown)
+
+
+WRITE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE,
+}  # fmt: skip
+"""Errors of the operating system for a disk that is full or broken, or a folder that cannot be written any more."""
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -103,14 +117,31 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """Format the message as it is printed: consecutive problems with the same remedy are followed by it once."""
-        lines = []
-        shown = self.problems[:MAX_SHOWN]
-        for fix, alike in groupby(shown, key=lambda problem: problem.fix):
-            lines += [f"error: {problem}" for problem in alike]
-            lines += [f"fix: {one_line(fix)}"] if fix else []
-        if len(self.problems) > MAX_SHOWN:
-            rest = len(self.problems) - MAX_SHOWN
+        count = min(len(self.problems), MAX_SHOWN)
+        while count > 1 and len(self._format(count)) > MAX_LINES:
+            count -= 1
+        lines = self._format(count)
+        if (rest := len(self.problems) - count) > 0:
             lines.append(f"... and {rest} more problem{'s' * (rest > 1)}")
         if self.fix:
             lines.append(f"fix: {one_line(self.fix)}")
         return "\n".join(lines)
+
+    def _format(self, count: int) -> list[str]:
+        """Return the first problems as lines."""
+        blocks = []
+        for fix, alike in groupby(self.problems[:count], key=lambda problem: problem.fix):
+            blocks += [f"error: {problem}" for problem in alike]
+            blocks += [f"fix: {one_line(fix)}"] if fix else []
+        return "\n".join(blocks).split("\n")
+
+
+def no_memory_error() -> UserError:
+    """Make the error for a machine or a device without memory, with what takes less of it."""
+    return UserError(
+        ExitCode.IO,
+        "the device is out of memory, or this process may take no more of it",
+        fix="--data.batch_size 1 --trainer.accumulate_grad_batches 16, a smaller --data.max_tokens or "
+        "--data.max_length, --model.policy.gradient_checkpointing true, --model.policy.lora.r 16, or a higher "
+        "`ulimit -v` and `ulimit -u`",
+    )

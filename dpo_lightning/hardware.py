@@ -140,15 +140,18 @@ KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
 """Allocate blocks of any size from the heap, and never return memory to the system."""
 
 
-HAND_BACK = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 2**23, M_TRIM_THRESHOLD: 2**26}
-"""Return blocks of 8 MiB or more to the system when they are freed, so that they leave no holes in the heap."""
+BLOCK, PIECE = 2**23, 2**18
+"""Bytes from which blocks are returned, and where models are sharded: weights are gathered and freed one by one."""
+
+HAND_BACK = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: BLOCK, M_TRIM_THRESHOLD: 2**26}
+"""Return large blocks to the system when they are freed, so that they leave no holes in the heap."""
 
 
 OWN_CHOICE = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 """Environment variables by which a user sets the same options."""
 
 
-def settle_memory(*, keep: bool) -> bool:
+def settle_memory(*, keep: bool, least: int = BLOCK) -> bool:
     """Set glibc's allocator to favour speed or memory; its default gives neither.
 
     By default, the largest blocks are mapped again each time, and the system has to find and clear their pages: a
@@ -157,11 +160,13 @@ def settle_memory(*, keep: bool) -> bool:
 
     Args:
         keep: whether freed memory is kept for the next step, or returned where that costs no time.
+        least: the bytes of a block from which it is returned.
 
     Returns:
         Whether the options were set: not with another C library, nor if the environment sets them.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in OWN_CHOICE):
         return False
+    options = KEEP if keep else HAND_BACK | {M_MMAP_THRESHOLD: least}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(*option) for option in (KEEP if keep else HAND_BACK).items())
+    return mallopt is not None and all(mallopt(*option) for option in options.items())

@@ -1,4 +1,4 @@
-"""Limits of processor time and memory for chat templates and regular expressions from untrusted files."""
+"""Limits of processor time and memory, for chat templates and regular expressions of strangers and by `ulimit`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
+from dpo_lightning.errors import no_memory_error
+
 TEMPLATE_SECONDS = 2.0
 """Processor time for all chat templates of a tokenizer; wall-clock time would depend on other processes."""
 
 ROOM = 1 << 30
 """Bytes that may be allocated in addition to the memory that the process has mapped."""
+
+LEAST_ADDRESS_SPACE = 1_000_000_000
+"""Bytes of address space below which imports fail in many ways, or not at all: OpenBLAS tries again for ever."""
 
 AGAIN = 0.5
 """Seconds until the signal is repeated, in case a library caught the first exception."""
@@ -30,6 +35,17 @@ class LimitError(Exception):
 
 _PREPARED: ContextVar[bool] = ContextVar("_PREPARED", default=False)
 """Whether this thread is within `prepare_limits`."""
+
+
+def check_address_space() -> None:
+    """Refuse a limit of this process's address space (`ulimit -v`) under which the imports do not end.
+
+    Raises:
+        UserError: 74, the limit is too small.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise no_memory_error()
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ class ListwiseDPOModule(PreferenceModule):
             loss: the loss of ranked lists with its hyperparameters.
             reference: what the policy is measured against. Left out, it follows from the policy: the adapter switched
                 off for a new LoRA, a frozen copy of the start for everything else.
-            learning_rate: handed to the optimizer.
+            learning_rate: of the optimizer, before a scheduler changes it.
             optimizer: class of the optimizer and its other options.
             lr_scheduler: class of a scheduler that is stepped once per optimizer step.
         """

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+from dpo_lightning.activity import HEARTBEAT
 from dpo_lightning.terminal import one_line
 
 logger = logging.getLogger("dpo_lightning")
@@ -13,8 +17,14 @@ logger = logging.getLogger("dpo_lightning")
 
 def is_first_process(_: object = None) -> bool:
     """Whether this is rank 0, by the variables of a launcher or Slurm, or the only process."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    # Without a RANK, Lightning counts the ranks of a machine, and the machines by these variables.
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return os.environ["LOCAL_RANK"] == node == "0"
 
 
 logger.addFilter(is_first_process)
@@ -26,12 +36,21 @@ class TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; warnings are preceded by `warning:`."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        print(one_line(prefix + record.getMessage()), flush=True)
+        with above_bars():
+            print(one_line(prefix + record.getMessage()), flush=True)
+
+
+def above_bars() -> AbstractContextManager[Any]:
+    """Return a context that clears the progress bars of this terminal, and draws them again below what was printed."""
+    bars = sys.modules.get("tqdm")  # imported by the first bar
+    return bars.tqdm.external_write_mode(file=sys.stdout) if bars else nullcontext()
 
 
 def log_to_terminal() -> None:
     """Print the package's log to the terminal, as the command line does; further calls change nothing."""
     if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
         logger.addHandler(TerminalHandler())
+        logger.addHandler(HEARTBEAT)
+        HEARTBEAT.start()
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries give the root logger handlers, which would print each line again

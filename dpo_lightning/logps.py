@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpo_lightning.attention.flex import Forest
 from dpo_lightning.batches import Batch
+from dpo_lightning.sharding import run_within
 from dpo_lightning.types import SequenceLogps, Statistic, TokenLogps
 
 CHUNK = 2**25
@@ -73,7 +74,7 @@ def score(
     if {"collisions", "kl"}.isdisjoint(statistics):
         tokens = token_logps(model, batch, head)
     else:
-        values, *found = vocabulary_statistics(compute_scored(model, batch, head), batch.targets, reference)
+        values, *found = run_within(model, _score_vocabulary, model, batch, head, reference)
         tokens = TokenLogps(values, batch.sequence_ids)
         columns = zip(("collisions", "kl"), found, strict=True)
         others = {
@@ -86,8 +87,18 @@ def score(
     return reduce_by_sequence(tokens, batch.num_sequences)._replace(**others)
 
 
+def _score_vocabulary(
+    model: nn.Module, batch: Batch, head: Head | None, reference: Scored | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return vocabulary_statistics(compute_scored(model, batch, head), batch.targets, reference)
+
+
 def token_logps(model: nn.Module, batch: Batch, head: Head | None = None) -> TokenLogps:
     """Compute the log-probability of every scored token of a batch; the arguments are those of `score`."""
+    return run_within(model, _token_logps, model, batch, head)
+
+
+def _token_logps(model: nn.Module, batch: Batch, head: Head | None) -> TokenLogps:
     hidden, logits_of = compute_scored(model, batch, head)
     if head is None or not head.is_repeatable():
         values = logps_of(hidden, batch.targets)
@@ -145,6 +156,29 @@ def vocabulary_statistics(
         checkpoint(of_chunk, *chunk, use_reentrant=False)
         for chunk in split_rows(max(1, CHUNK // vocabulary), policy.hidden, targets, others)
     ]
+    empty = torch.zeros_like(targets, dtype=torch.float32)
+    return tuple(map(torch.cat, zip(*found, strict=True))) if found else (empty,) * 3  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def compare_distributions(
+    policy: Scored, reference: Scored, targets: Int[Tensor, " scored"]
+) -> tuple[Float[Tensor, " scored"], Float[Tensor, " scored"], Float[Tensor, " scored"]]:
+    """Compute the targets' log-probabilities under policy and reference, and `KL(policy || reference)`, per token.
+
+    The divergence is that of the whole distributions over the vocabulary, in nats. Logits are computed in chunks.
+    """
+
+    def of_chunk(hidden: Tensor, others: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        own = policy.logits_of(hidden).float().log_softmax(-1)
+        known = reference.logits_of(others).float().log_softmax(-1)
+        kl = nn.functional.kl_div(known, own, reduction="none", log_target=True)
+        kl = kl.masked_fill(own.isneginf(), 0).sum(-1)  # of a token that the policy never generates
+        values = (part.gather(1, targets[:, None]).squeeze(1) for part in (own, known))
+        return (*values, kl.clamp(min=0))  # type: ignore[return-value] # rounding may give -1e-7
+
+    rows = max(1, CHUNK // 4 // policy.logits_of(policy.hidden[:1]).shape[-1]) if len(targets) else 1
+    found = [of_chunk(*chunk) for chunk in split_rows(rows, policy.hidden, reference.hidden, targets)]
     empty = torch.zeros_like(targets, dtype=torch.float32)
     return tuple(map(torch.cat, zip(*found, strict=True))) if found else (empty,) * 3  # type: ignore[return-value]
 

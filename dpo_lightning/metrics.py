@@ -98,6 +98,13 @@ class Means(Metric):
         self.sums += torch.where(counted > 0, table * counted, 0).sum(dim=1)
         self.weights += counted.sum(dim=1)
 
+    def restore(self, sums: Tensor, weights: Tensor) -> None:
+        """Set the sums and weights, each `[name]`, to those of another metric of the same names."""
+        self.reset()
+        self.sums += sums.to(self.sums)
+        self.weights += weights.to(self.weights)
+        self._update_count = int(bool(weights.any()))  # what was not updated is not computed
+
     def compute(self) -> dict[str, Tensor]:
         """Return the mean of each name, on the CPU; names whose weights sum to 0 are left out."""
         table = torch.stack([self.sums, self.weights]).cpu()  # one copy, for which the host waits once

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
+from dpo_lightning.schedules import WarmupSchedule
+from dpo_lightning.sharding import is_split
 
 KEY = "model.optimizer"
 SCHEDULER = "model.lr_scheduler"
@@ -27,8 +33,11 @@ def make_optimizer(kind: Callable[..., Optimizer], parameters: list[Any], rate: 
     """
     with blaming(KEY):
         optimizer = kind(parameters, rate)
-    options, what = optimizer.defaults, ""
-    if isinstance(optimizer, LBFGS):
+    options = optimizer.defaults
+    what = ", ".join(f"`{name}` is {value}" for name, value in options.items() if not is_finite(value))
+    if what:
+        what += ", which is no number to compute with"
+    elif isinstance(optimizer, LBFGS):
         what = "LBFGS computes the loss several times a step, which the sums over a step's micro-batches do not allow"
     elif isinstance(optimizer, SparseAdam):
         what = "SparseAdam takes sparse gradients, and those of a language model are dense"
@@ -36,6 +45,8 @@ def make_optimizer(kind: Callable[..., Optimizer], parameters: list[Any], rate: 
         what = "`differentiable` is for gradients through the optimizer's step, which changes weights in place here"
     elif options.get("capturable") and on_cpu:
         what = "`capturable` is for graphs of a GPU"
+    elif type(optimizer).__module__.startswith("bitsandbytes") and any(map(is_split, parameters)):
+        what = "optimizers of bitsandbytes do not take parameters that are sharded over ranks"
     if what:
         raise UserError(ExitCode.CONFIG, Problem(what, KEY), fix=f"--{KEY} torch.optim.AdamW, or leave the option out")
     if getattr(optimizer, "is_paged", False) and on_cpu:
@@ -61,6 +72,31 @@ def make_scheduler(kind: Callable[..., Any], optimizer: Optimizer) -> dict[str, 
     return {"scheduler": scheduler, "interval": "step"}
 
 
+def plan_schedules(trainer: Any) -> None:
+    """Set the number of steps of schedules that follow the run's, once its batches are known."""
+    for each in trainer.lr_scheduler_configs:
+        if isinstance(each.scheduler, WarmupSchedule):
+            each.scheduler.plan(trainer.estimated_stepping_batches)
+
+
+def check_options(
+    optimizer: Callable[..., Optimizer], scheduler: Callable[..., Any] | None, rate: float, trainer: Any
+) -> None:
+    """Try the options of an optimizer and a scheduler on one small matrix, before any weights are loaded.
+
+    Raises:
+        UserError: as `make_optimizer` and `make_scheduler`.
+    """
+    tried = make_optimizer(optimizer, [nn.Parameter(torch.zeros(2, 2))], rate, on_cpu=False)
+    if scheduler is not None:
+        with warnings.catch_warnings(), blaming(SCHEDULER):
+            warnings.simplefilter("ignore")  # of a step without one of the optimizer
+            made = make_scheduler(scheduler, tried)["scheduler"]
+            if isinstance(made, WarmupSchedule) and trainer.max_steps < 0 and trainer.max_epochs == -1:
+                made.plan(math.inf)
+            made.step()
+
+
 @contextmanager
 def blaming(key: str) -> Iterator[None]:
     """Turn what an optimizer or a scheduler raises for its options into an error that names the key."""
@@ -71,6 +107,17 @@ def blaming(key: str) -> Iterator[None]:
             raise
         reason = " ".join(next(iter(str(error).splitlines()), "").split()) or type(error).__name__
         raise UserError(ExitCode.CONFIG, Problem(reason, key), fix=f"--{key} with other options") from error
+
+
+def is_settled_later(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether an option of an optimizer is left to its first step, as those of optimi leave what suits the weights."""
+    return "kahan_sum" in options and (options[name] is None or name == "setup")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether an option has no number that is infinite or NaN."""
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return all(math.isfinite(number) for number in several if isinstance(number, float))
 
 
 def without_fusing(optimizer: Optimizer) -> None:

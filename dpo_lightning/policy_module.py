@@ -13,24 +13,30 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import AdamW, Optimizer
 
 from dpo_lightning.batches import Batch
-from dpo_lightning.callbacks.router_balance import RouterBalance
+from dpo_lightning.callbacks import MonitorCheck, NonFinite, OptimizerLog, RoundedUpdates, RouterBalance
 from dpo_lightning.data.collate import Collator
 from dpo_lightning.data.text_datamodule import TextDataModule
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.hardware import settle_memory
+from dpo_lightning.fsdp2 import compiled_error, sharding_mesh
+from dpo_lightning.hardware import BLOCK, PIECE, settle_memory
 from dpo_lightning.log import logger
 from dpo_lightning.models.attention_backend import takes_trees
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.compilation import compile_layers
 from dpo_lightning.models.folder_files import is_adapter_folder
 from dpo_lightning.models.forward_checks import check_left_padding, independent_length
-from dpo_lightning.models.lm_head import causal_lm, find_head
+from dpo_lightning.models.lm_head import causal_lm, find_head, sharding_units
+from dpo_lightning.models.lora import check_precision
 from dpo_lightning.models.quantization import QUANTIZATION_KEY, quantization_states
 from dpo_lightning.models.router_loss import RouterLoss, router_coefficient
-from dpo_lightning.optimizers import SCHEDULER, blaming, make_optimizer, make_scheduler, without_fusing
+from dpo_lightning.optimizers import blaming, make_optimizer, make_scheduler, plan_schedules, without_fusing
+from dpo_lightning.runs.checkpoint_shards import check_joined, join_shards
+from dpo_lightning.schedules import KEY as SCHEDULER
+from dpo_lightning.sharding import broadcast_weights, local_gradients, shard_model
 
 OptimizerFactory = Callable[[Iterable[Any], float], Optimizer]
 """Called with parameters and learning rate, so that an optimizer's own `lr` option cannot be set in a config."""
@@ -56,7 +62,7 @@ class PolicyModule(LightningModule):
 
         Args:
             policy: the model to train.
-            learning_rate: handed to the optimizer.
+            learning_rate: of the optimizer, before a scheduler changes it.
             optimizer: class of the optimizer and its other options.
             lr_scheduler: class of a scheduler that is stepped once per optimizer step.
         """
@@ -72,7 +78,10 @@ class PolicyModule(LightningModule):
         self._check_trainable(policy)
         self.spec, self.learning_rate = policy, learning_rate
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self._window_weight = torch.zeros(())
+        self.window_weight = torch.zeros(())
+        """The weight of all rows of the optimizer step so far, on this rank; its gradients are sums over them."""
+        self.row_losses = torch.zeros(0)
+        """The loss of each row of the last micro-batch."""
         self.updating = False
         """True while an optimizer step may have changed weights and `global_step` does not count it yet."""
         self.evaluated = 0
@@ -81,8 +90,7 @@ class PolicyModule(LightningModule):
 
     @staticmethod
     def _check_trainable(policy: CausalLM) -> None:
-        adapted = policy.lora is not None or is_adapter_folder(policy.path)
-        if policy.quantization is not None and not adapted:
+        if policy.quantization is not None and policy.lora is None and not is_adapter_folder(policy.path):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("quantized weights cannot be trained; train an adapter on them", QUANTIZATION_KEY),
@@ -105,7 +113,7 @@ class PolicyModule(LightningModule):
         if "policy" not in kwargs:
             raise UserError(ExitCode.CONFIG, Problem("a checkpoint holds no arguments of a module", "policy"), fix=fix)
         try:
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            return super().load_from_checkpoint(join_shards(checkpoint_path), *args, **kwargs)
         except RuntimeError as error:
             if not str(error).startswith("Error(s) in loading state_dict"):
                 raise
@@ -124,7 +132,7 @@ class PolicyModule(LightningModule):
 
     def exclude_given(self, *callbacks: Callback) -> list[Callback]:
         """Return callbacks whose class the trainer has no instance of, as Lightning would replace the trainer's own."""
-        callbacks = (*callbacks, RouterBalance())
+        callbacks += RouterBalance(), NonFinite(), OptimizerLog(), MonitorCheck(), RoundedUpdates()
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         return [callback for callback in callbacks if not any(isinstance(other, type(callback)) for other in given)]
 
@@ -149,22 +157,41 @@ class PolicyModule(LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Configure glibc's malloc on a CPU: keep freed memory for speed, or return it with gradient checkpointing."""
+        """Configure glibc's malloc on a CPU: keep freed memory for speed, or return it where memory is short."""
+        if self.mesh is not None and self.spec.compile:
+            raise compiled_error()
         if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
-            settle_memory(keep=not self.spec.gradient_checkpointing)
+            keep = self.mesh is None and not self.spec.gradient_checkpointing
+            settle_memory(keep=keep, least=BLOCK if self.mesh is None else PIECE)
+
+    @property
+    def mesh(self) -> DeviceMesh | None:
+        """The ranks over which models are sharded; None where each rank holds them whole."""
+        return None if self._trainer is None else sharding_mesh(self.trainer.strategy)
 
     def configure_model(self) -> None:
-        """Load the policy once, before Lightning restores a checkpoint."""
+        """Load the policy once, before Lightning restores a checkpoint, and shard it if the strategy does."""
         if "policy" not in self._modules:
-            if self._trainer is not None:
-                self.spec = self.spec.under(self.trainer.precision)
-                check_precision(self.spec, self.trainer.precision)
-            coefficient = router_coefficient(self.spec.router_aux_loss_coef, self.spec.config())
-            self.policy = self.spec.build().train()  # transformers returns models in eval mode
-            self.head = find_head(self.policy)
-            self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
-            if self.spec.compile:
-                compile_layers(causal_lm(self.policy))
+            self._load()
+            if self.mesh is not None:
+                self._shard(self.mesh)
+
+    def _load(self) -> None:
+        if self._trainer is not None:
+            self.spec = self.spec.under(self.trainer.precision)
+            check_precision(self.spec.lora, self.trainer.precision)
+        coefficient = router_coefficient(self.spec.router_aux_loss_coef, self.spec.config())
+        self.policy = self.spec.build().train()  # transformers returns models in eval mode
+        if self.mesh is not None:  # a new adapter may be another one on each rank
+            trained = (value for value in self.policy.parameters() if value.requires_grad)
+            broadcast_weights(trained, self.trainer.strategy.root_device)
+        self.head = find_head(self.policy)
+        self.routers = RouterLoss(causal_lm(self.policy), coefficient) if coefficient else None
+        if self.spec.compile:
+            compile_layers(causal_lm(self.policy))
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        shard_model(self.policy, sharding_units(self.policy), mesh)
 
     @property
     def needs_mismatched(self) -> bool:
@@ -193,8 +220,9 @@ class PolicyModule(LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_train_start(self) -> None:
-        """Reset the accumulation window; unfuse optimizers where scaled gradients have to be clipped."""
-        self._window_weight.zero_()
+        """Begin schedules and the accumulation window; unfuse optimizers where scaled gradients have to be clipped."""
+        plan_schedules(self.trainer)
+        self.window_weight.zero_()
         self.updating = False
         if getattr(self.trainer.precision_plugin, "scaler", None) and self.trainer.gradient_clip_val:
             for optimizer in self.trainer.optimizers:
@@ -221,21 +249,25 @@ class PolicyModule(LightningModule):
         ranks); `on_before_optimizer_step` divides the gradients by the weight of the whole window. The router loss of
         a mixture of experts is added here, for every kind of training.
         """
+        self.row_losses = losses.detach()
         if self.routers is not None:
             losses = self.routers.add_to(losses, weights)
-        self._window_weight = self._window_weight.to(weights.device) + weights.detach().sum()
+        self.window_weight = self.window_weight.to(weights.device) + weights.detach().sum()
         total = torch.where(weights > 0, losses * weights, 0).sum()
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def drop_step(self) -> None:
+        """Forget the sums of an optimizer step that will change nothing."""
+        self.window_weight.zero_()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide summed gradients by the window's weight; Lightning clips them afterwards."""
         self.updating = True
-        weight = self.trainer.strategy.reduce(self._window_weight.clone(), reduce_op="sum")
-        weight = torch.where(weight > 0, weight, 1)
-        gradients = [parameter.grad for parameter in self.policy.parameters() if parameter.grad is not None]
+        weight = self.trainer.strategy.reduce(self.window_weight.clone(), reduce_op="sum")
+        gradients = local_gradients(self.policy.parameters())
         if gradients:
-            torch._foreach_div_(gradients, weight)
-        self._window_weight.zero_()
+            torch._foreach_div_(gradients, torch.where(weight > 0, weight, 1))
+        self.window_weight.zero_()
 
     def configure_gradient_clipping(
         self,
@@ -259,25 +291,10 @@ class PolicyModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the frozen weights, so that strict loading still checks the trained ones."""
+        check_joined(checkpoint)
         checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
 
     def _frozen(self) -> dict[str, Tensor]:
         """Return the weights that are not trained; tied weights under each of their names, as in a state dict."""
         named = self.policy.named_parameters(remove_duplicate=False)
         return {f"policy.{name}": value for name, value in named if not value.requires_grad}
-
-
-def check_precision(policy: CausalLM, precision: str) -> None:
-    """Refuse DoRA's magnitudes in half precision, where the update of a usual step is rounded to 0.
-
-    Raises:
-        UserError: the adapter uses DoRA, and its parameters would be in half precision.
-    """
-    if policy.lora is not None and policy.lora.use_dora and precision in ("bf16-true", "16-true"):
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem(
-                f"use_dora: with {precision}, updates of its magnitudes would be rounded to 0", "trainer.precision"
-            ),
-            fix=f"--trainer.precision {precision.replace('true', 'mixed')}, which keeps an adapter in float32",
-        )

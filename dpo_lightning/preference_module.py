@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from dpo_lightning.data.collate import Collator
@@ -19,10 +20,12 @@ from dpo_lightning.losses.running_mean import RunningMean
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.dropout import without_dropout
 from dpo_lightning.models.forward_checks import check_left_padding, check_training_mode
+from dpo_lightning.models.lm_head import sharding_units
 from dpo_lightning.policy_module import OptimizerFactory, PolicyModule
 from dpo_lightning.references import REFERENCE_KEY, AdapterDisabled, ReferencePolicy, default_reference
 from dpo_lightning.references.precomputed import Precomputed
 from dpo_lightning.references.reference_pass import ScoringContext
+from dpo_lightning.sharding import FSDP2, shard_model
 
 
 class PreferenceModule(PolicyModule):
@@ -61,6 +64,13 @@ class PreferenceModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Configure memory and check that the rows have the columns the loss needs; report them once a run."""
         super().setup(stage)
+        if self.mesh is not None and "kl" in self.loss.statistics:
+            what = f"{type(self.loss).__name__} needs whole distributions of policy and reference at once"
+            raise UserError(
+                ExitCode.CONFIG,
+                Problem(f"{what}, which sharded models do not give", "trainer.strategy", FSDP2),
+                fix="--trainer.strategy ddp, or another loss",
+            )
         data = getattr(self.trainer, "datamodule", None)
         for name, rows in getattr(data, "encoded", {}).items():
             check_columns(self.loss, rows, name)
@@ -70,13 +80,11 @@ class PreferenceModule(PolicyModule):
 
     def configure_model(self) -> None:
         """Load the policy and bind the reference to it, before a checkpoint changes the weights."""
-        if "policy" not in self._modules:
-            self._load()
-        if isinstance(self.reference, Precomputed):
-            self.reference.look_up(self.policy, ScoringContext.of(self.trainer, self.tokenizer))
+        super().configure_model()
+        self._look_up()
 
     def _load(self) -> None:
-        super().configure_model()
+        super()._load()
         silenced = without_dropout(self.policy)
         if silenced:
             logger.info(
@@ -88,6 +96,7 @@ class PreferenceModule(PolicyModule):
         self.given_reference = None  # registered under two names, its state would be saved twice
         if reference is None:
             reference, reason = default_reference(self.policy, self.spec, reference_free=self.loss.reference_free)
+        reference.sharded = self.mesh is not None
         reference.bind(self.policy, self.spec)
         if "kl" in self.loss.statistics and not reference.has_model:
             what = (
@@ -96,6 +105,22 @@ class PreferenceModule(PolicyModule):
             raise UserError(ExitCode.CONFIG, Problem(what, REFERENCE_KEY), fix=f"leave --{REFERENCE_KEY} out")
         self.reference = reference
         logger.info(f"reference: {type(reference).__name__}{reason and f' ({reason})'}")
+        if self.mesh is not None:
+            self._look_up()  # before the policy is sharded: ranks compute different numbers of batches
+
+    def _look_up(self) -> None:
+        if isinstance(self.reference, Precomputed):
+            if self._trainer is None:
+                raise UserError(
+                    ExitCode.CONFIG,
+                    Problem("Precomputed needs the rows of a data module, and this module has no trainer", "reference"),
+                    fix="python -m dpo_lightning export --model PATH.ckpt --out FOLDER for the policy of a checkpoint",
+                )
+            self.reference.look_up(self.policy, ScoringContext.of(self.trainer, self.tokenizer))
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        super()._shard(mesh)
+        self.reference.shard(self.policy, lambda model: shard_model(model, sharding_units(model), mesh))
 
     @abstractmethod
     def compare(self, batch: Any, rows: str = "train") -> tuple[Any, Any]:
@@ -149,6 +174,12 @@ class PreferenceModule(PolicyModule):
         super().on_before_optimizer_step(optimizer)
         for part in self._means():
             part.step(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+    def drop_step(self) -> None:
+        """Forget the sums of an optimizer step that will change nothing."""
+        super().drop_step()
+        for part in self._means():
+            part.begin()
 
     def _means(self) -> list[RunningMean]:
         parts = () if self.loss_state is None else self.loss_state.modules()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -12,6 +13,19 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 """File types by the name that messages use."""
+
+
+def real_path(path: str | Path) -> Path:
+    """Return a path without links; unlike `Path.resolve`, also where a link leads back to itself."""
+    return Path(os.path.realpath(path))
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a file; unlike `Path.is_file`, also for a name that is too long for one."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def special_kind(path: str | Path) -> str:

@@ -7,6 +7,8 @@ import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests run: other tests run beside them
 
 import hypothesis
 import jaxtyping
@@ -14,6 +16,8 @@ import pytest
 import torch._dynamo
 from support import tiny_models
 from support.toy_setup import Toy
+
+LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
 
 SHAPED = tuple(
     f"dpo_lightning.{name}"
@@ -36,6 +40,23 @@ def check_shapes():
     with jaxtyping.install_import_hook(SHAPED, "beartype.beartype"):
         for name in SHAPED:
             importlib.import_module(name)
+
+
+SLOWEST = (
+    "test_images",
+    "test_setup_interrupted",
+    "test_slurm_runs",
+    "test_benchmarks",
+    "test_gpu_check",
+    "test_setup",
+    "test_transformers4",
+)
+"""Files that take minutes: they run first, so that several processes end at about the same time."""
+
+
+def pytest_collection_modifyitems(items):
+    """Move the tests of `SLOWEST` to the front."""
+    items.sort(key=lambda item: item.path.stem not in SLOWEST)
 
 
 torch.set_num_threads(1)
@@ -68,6 +89,18 @@ def tiny_llama(tmp_path_factory):
     return tiny_models.save(
         tmp_path_factory.mktemp("llama"), tiny_models.make_llama(), tiny_models.make_chat_tokenizer()
     )
+
+
+@pytest.fixture(autouse=True)
+def variables_of_launchers():
+    """Ranks and ports that libraries leave in the environment do not reach the next test."""
+    kept = {name: os.environ.get(name) for name in LAUNCHER_VARIABLES}
+    yield
+    for name, value in kept.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def test_the_first_of_cap_and_epochs_ends_the_run(bench):
         (["--trainer.strategy", "hope"], 64, "invalid strategy name"),
         (["--trainer.profiler", "eyes"], 64, "profiler"),
         (["--trainer.limit_val_batches", "-1"], 64, "limit_val_batches"),
-        (["--trainer.devices", "0"], 69, "devices"),
+        (["--trainer.devices", "0"], 64, "devices"),
         (["--data.batch_size", "9"], 65, "8 training rows are fewer than one batch"),
         (["--model.policy.path", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--model.policy.path", "."], 67, "no config.json"),
@@ -220,6 +220,16 @@ def test_bad_rows_are_named_before_a_tokenizer_is_loaded(bench, monkeypatch, row
     refused(bench.fit(), code, said)
     assert not loaded
     assert not (bench.folder / "run").exists()
+
+
+def test_a_checkpoint_is_evaluated_without_advice_to_list_the_runs_own_callbacks(bench, tmp_path, recwarn):
+    assert bench.fit().code == 0
+    recwarn.clear()
+    ran = run(
+        "validate", "--config", tmp_path / "run/config.yaml", "--ckpt_path", tmp_path / "run/checkpoints/last.ckpt"
+    )
+    assert ran.code == 0, ran
+    assert [str(each.message) for each in recwarn if "callbacks" in str(each.message)] == []
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -16,15 +16,24 @@ from dpo_lightning.models.folder_checks import EMBEDDED
 from dpo_lightning.runs.resume import flatten, format_key
 
 README = "README.md"
-NAMES = "models references data formats layouts memory resuming devices gpu logging"
+NAMES = "evaluation compare models references data formats layouts memory resuming devices"
+NAMES += " multi-process gpu logging sweep containers"
 PAGES = [README, *(f"docs/{name}.md" for name in NAMES.split())]
 """Pages with commands, in an order in which each finds what it needs."""
+
+ALL_LISTED = ("docs/gpu.md", "docs/containers.md", "docs/multi-process.md")
+"""Of these, every command is listed in `NOT_RUN`."""
 
 PROGRAM = ["python", "-m", "dpo_lightning"]
 NOT_RUN = {
     "make setup": "installs everything; tests/test_setup.py does that",
     "make test": "is what runs this test",
     "make gpu-check": "is run part by part by tests/test_gpu_check.py",
+    "make image": "tests/containers/ builds the image and the SIF, and runs them",
+    "make sif": "the same",
+    "docker run": "the same, with podman",
+    "podman run": "the same",
+    "apptainer run": "the same",
     "make lint": "is a step of its own",
     "make lock": "resolves all packages anew, from their registry",
     "make clean": "removes what other tests are using",
@@ -40,6 +49,9 @@ SHORT = {
     "test": ("--config", "configs/smoke.yaml", *QUIET),
     "predict": QUIET,
     "infer": ("--max_new_tokens", "8"),
+    "sweep": ("--dry_run",),  # tests/sweeps/test_whole_sweep.py runs one
+    "evaluate": ("--max_new_tokens", "8", "--accelerator", "cpu"),
+    "compare": ("--max_new_tokens", "8", "--accelerator", "cpu"),
 }
 """What each command gets added here, so that it takes a moment."""
 
@@ -132,7 +144,7 @@ def test_no_page_with_commands_is_left_out():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/gpu.md"])  # all of that one are listed
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ALL_LISTED])
 def test_the_commands_work_in_their_order(place, monkeypatch, page):
     """Each may use what those before it left."""
     monkeypatch.chdir(place)
@@ -200,6 +212,9 @@ def test_every_flag_of_the_docs_exists(place, monkeypatch):
         "data.collator.side",
         "trainer.logger.save_dir",
         "trainer.logger.project",
+        "trainer.logger.offline",
+        "trainer.logger.id",
+        "model.lr_scheduler.warmup_ratio",
     }
     flags = set(re.findall(r"--((?:model|data|trainer)\.[\w.]*\w)", "\n".join(map(read, PAGES))))
     assert len(flags) >= 12

@@ -102,3 +102,10 @@ def test_ten_problems_are_shown_and_the_rest_is_counted(count, last):
 )
 def test_lack_of_memory_is_told_from_other_errors(error, lacks):
     assert lacks_memory(error) is lacks
+
+
+def test_problems_with_texts_and_remedies_of_their_own_fit_on_a_screen():
+    problems = [Problem(f"problem {n}", f"f:{n}", "text", f"mend {n}") for n in range(12)]
+    lines = str(UserError(ExitCode.DATA, problems, fix="mend all")).splitlines()
+    assert len(lines) <= 25
+    assert lines[-3:] == ["fix: mend 6", "... and 5 more problems", "fix: mend all"]

@@ -105,7 +105,7 @@ def test_training_on_a_cpu_is_for_speed_unless_memory_is_what_counts(
     checkpointing, tiny_llama, file, tmp_path, monkeypatch
 ):
     made = []
-    monkeypatch.setattr(module, "settle_memory", lambda *, keep: made.append(keep))
+    monkeypatch.setattr(module, "settle_memory", lambda *, keep, least: made.append(keep))
     short_runs.fit(
         short_runs.module(tiny_llama, gradient_checkpointing=checkpointing), file, tmp_path, enable_checkpointing=False
     )

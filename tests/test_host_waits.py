@@ -37,6 +37,13 @@ padding need no such mask.
 MEANS = "dpo_lightning/metrics.py: table = torch.stack([self.sums, self.weights]).cpu()"
 """Means are logged: once for each callback that measures."""
 
+FINITE = (
+    'callbacks/non_finite.py: losses, norms, squares, total = trainer.strategy.reduce(own, reduce_op="sum").tolist()'
+)
+"""Whether loss and gradients are finite has to be known before the optimizer changes the weights; their norm comes with
+it.
+"""
+
 STEPS, EVERY = 6, 3
 
 
@@ -108,7 +115,7 @@ ROWS = {
 
 @pytest.mark.parametrize("layout", [Padded(), PackedSharedPrefix()])
 @pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in ROWS), (DPOModule, {"lora": Lora(r=2)})])
-def test_a_step_reads_nothing(kind, options, layout, tiny_llama, tmp_path, monkeypatch):
+def test_a_step_reads_nothing_else(kind, options, layout, tiny_llama, tmp_path, monkeypatch):
     # The meta device has no autocast, and no sums over ranks.
     monkeypatch.setattr("lightning.pytorch.loops.fit_loop.has_len_all_ranks", lambda *_: True)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
@@ -140,6 +147,7 @@ def test_a_step_reads_nothing(kind, options, layout, tiny_llama, tmp_path, monke
     with reads:
         trainer.fit(made, datamodule=data)
     masks = {MASK: 1 if kind is SFTModule else 2} if isinstance(layout, Padded) else {}
+    masks |= {FINITE: 1}
     logged = masks | {MEANS: 2 if kind is DPOModule else 1}
     assert [Counter(places) for places in steps.steps] == 2 * [masks, masks, logged]
 

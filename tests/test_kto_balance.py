@@ -25,7 +25,8 @@ def test_the_balance_of_kinds_is_told(capsys):
 
 def test_what_weights_do_is_told_once(tiny_llama, capsys):
     """Set up again for the evaluation after training, a module has nothing new to say."""
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(encoded={"train": labelled(1, 1, 0.5)}))
+    data = SimpleNamespace(encoded={"train": labelled(1, 1, 0.5)})
+    trainer = SimpleNamespace(datamodule=data, strategy=None)
     module = kto(tiny_llama)
     module.trainer = trainer
     for _ in range(2):

@@ -65,9 +65,9 @@ def test_what_does_not_go_together(flags, said, options, tmp_path):
 
 def test_a_loss_of_unpaired_rows_is_none_of_pairs(tiny_llama, tmp_path):
     options = ("--config", CONFIGS / "dpo.yaml", "--model.policy.path", tiny_llama, "--output_dir", tmp_path / "run")
-    refused(
-        run("fit", *options, "--model.loss", "KTOLoss"), 64, "this class belongs to another module", "configs/kto.yaml"
-    )
+    for name in ("KTOLoss", "dpo_lightning.losses.KTOLoss"):
+        ran = run("fit", *options, "--model.loss", name)
+        refused(ran, 64, "this class belongs to another module", "--model KTOModule (configs/kto.yaml)")
     refused(run("fit", *options, "--data", "UnpairedDataModule"), 64, "DPOModule takes PreferenceDataModule")
 
 

@@ -10,12 +10,14 @@ import pytest
 import dpo_lightning
 
 FLOORS = (
-    "version errors terminal console log special_files atomic_files limits batches types intervals",
+    "version activity errors terminal foreign_names console streams launcher_variables library_variables log "
+    "folder_names special_files json_files atomic_files limits batches types intervals signals stopping sharding",
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
-    "config runs callbacks loss_requirements optimizers policy_module preference_module sft dpo kto listwise "
-    "data.row_loaders data.text_datamodule data.datamodules",
-    "cli commands __main__ __init__",
+    "ranks fsdp2 logger_failures config runs callbacks loss_requirements optimizers schedules policy_module "
+    "preference_module sft dpo kto listwise data.row_loaders data.text_datamodule data.datamodules evaluation "
+    "comparison sweeps pages",
+    "default_callbacks cli commands __main__ __init__",
 )
 """Wings and modules, lowest floor first; a wing's modules are on its floor, where they are not listed themselves."""
 

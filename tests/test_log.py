@@ -30,12 +30,26 @@ def test_a_program_can_redirect_it(capsys):
     assert [record.getMessage() for record in records] == ["kept"]
 
 
-@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
-def test_other_processes_are_silent(monkeypatch, capsys, name):
-    for other in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        monkeypatch.delenv(other, raising=False)
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1", "LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "1"},
+        {"LOCAL_RANK": "1"},
+        {"LOCAL_RANK": "0", "NODE_RANK": "1"},
+        {"LOCAL_RANK": "0", "GROUP_RANK": "1"},
+    ],
+    ids=str,
+)
+def test_other_processes_are_silent(monkeypatch, capsys, variables):
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
     assert is_first_process()
-    monkeypatch.setenv(name, "1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     logger.warning("from rank 1")
     assert capsys.readouterr().out == ""
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from importlib import import_module
 
 import pytest
@@ -170,6 +171,15 @@ def test_the_program_exits_with_the_code():
     assert done.stderr.splitlines()[0] == "error: there is no command 'bogus'"
 
 
+def test_the_installed_program_notes_signals_as_the_module_does():
+    """A container runs `dpo-lightning`: a signal ended it at once there."""
+    (named,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
+    module, function = named.split(":")
+    called = f"import sys; sys.argv[1:] = ['--version']; from {module} import {function} as program; program()"
+    done = python("-c", f"{called}; from dpo_lightning import signals; sys.exit(not signals.is_installed())")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_gone_is_no_traceback(unbuffered):
     """`python -m dpo_lightning --help | true`, whether Python notices while it prints or when it ends."""
@@ -188,3 +198,9 @@ def test_fit_runs_where_there_is_no_home(tmp_path, tiny_llama):
     assert "summary after 1 steps" in done.stdout
     assert done.stderr == ""
     assert {entry.name for entry in tmp_path.iterdir()} == {"train.jsonl", "eval.jsonl", "run", "encoded"}
+
+
+def test_a_path_that_cannot_be_used_is_named(command):
+    """In place of a report of a bug, where no command expected it."""
+    command(raising(OSError(36, "File name too long", "a/b")))
+    refused(run("oops"), 74, "File name too long at a/b")

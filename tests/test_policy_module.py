@@ -154,6 +154,7 @@ def test_a_log_line_is_the_mean_since_the_last_one(tiny_llama, tmp_path):
     bar = trainer.progress_bar_metrics
     assert bar["train/loss"] == pytest.approx(seldom.curve("train/loss")[0], rel=1e-6)
     assert bar["train/rewards/margins"] == pytest.approx(seldom.curve("train/rewards/margins")[0], rel=1e-6)
+    assert seldom.steps[3].pop("train/grad_norm") == pytest.approx(often.curve("train/grad_norm")[-1], rel=1e-5)
     for name, value in seldom.steps[3].items():
         assert value == pytest.approx(sum(often.curve(name)) / len(often.curve(name)), rel=1e-5, abs=1e-4)
 

@@ -19,11 +19,16 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from datasets import Dataset
 from jsonargparse import ArgumentParser
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.models.mixtral import modeling_mixtral
 
@@ -40,9 +45,13 @@ TRIED = {
 }
 
 
-def fit_loop():
+def trainer():
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", **options).fit_loop
+    return Trainer(accelerator="cpu", **options)
+
+
+def fit_loop():
+    return trainer().fit_loop
 
 
 def fused_adamw():
@@ -61,8 +70,22 @@ PRIVATE = {
         "_parse_ckpt_path": lambda: LightningCLI._parse_ckpt_path,
         "_run_subcommand": lambda: LightningCLI._run_subcommand,
         "_subcommand_parsers": lambda: in_source(LightningCLI, "self._subcommand_parsers"),
+        "_accelerator_connector": lambda: [trainer()._accelerator_connector.cluster_environment],
+        "_signal_connector": lambda: trainer()._signal_connector.register_signal_handlers,
+        "_child_processes": lambda: in_source(_ChildProcessObserver, "self._child_processes"),
+        "_batches_that_stepped": lambda: [fit_loop().epoch_loop._batches_that_stepped],
+        "_should_check_val_fx": lambda: fit_loop().epoch_loop._should_check_val_fx,
+        "_data_fetcher": lambda: [fit_loop()._data_fetcher],
+        "_logger_connector": lambda: trainer()._logger_connector,
+        "_first_loop_iter": lambda: [trainer()._logger_connector._first_loop_iter],
+        "_kwargs": lambda: [TensorBoardLogger("x")._kwargs],
         "_check_on_train_epoch_end": lambda: [EarlyStopping("eval/loss")._check_on_train_epoch_end],
+        "_flush_logs_every_n_steps": lambda: [CSVLogger("x")._flush_logs_every_n_steps],
+        "_save_topk_checkpoint": lambda: ModelCheckpoint._save_topk_checkpoint,
+        "_rewrite_with_new_header": lambda: ExperimentWriter._rewrite_with_new_header,
         "_skip_next_val": lambda: [fit_loop().epoch_loop._skip_next_val],
+        "_timeout": lambda: DDPStrategy()._timeout,
+        "_setup_distributed": lambda: ModelParallelStrategy._setup_distributed,
         "_trainer": lambda: [LightningModule()._trainer],
     },
     "jsonargparse": {"_actions": lambda: ArgumentParser()._actions},
@@ -70,12 +93,16 @@ PRIVATE = {
     "torch": {
         "_DropoutNd": lambda: nn.modules.dropout._DropoutNd,
         "_apply": lambda: nn.Module._apply,
+        "_cdata": lambda: [torch.zeros(1).untyped_storage()._cdata],
         "_foreach_add_": lambda: torch._foreach_add_,
         "_foreach_div_": lambda: torch._foreach_div_,
+        "_foreach_norm": lambda: torch._foreach_norm,
         "_modules": lambda: [nn.Module()._modules],
         "_parameters": lambda: [nn.Module()._parameters],
         "_softmax_backward_data": lambda: torch._softmax_backward_data,
         "_step_supports_amp_scaling": lambda: fused_adamw()._step_supports_amp_scaling,
+        "_task_info": lambda: in_source(_MultiProcessingDataLoaderIter, "self._task_info"),
+        "_workers": lambda: in_source(_MultiProcessingDataLoaderIter, "self._workers"),
     },
     "transformers": {
         "_attn_implementation": lambda: [LlamaConfig()._attn_implementation],
@@ -97,9 +124,23 @@ UNDOCUMENTED = {
         "checkpoint: epoch_loop.batch_progress": lambda: fit_loop().state_dict()["epoch_loop.batch_progress"],
         "checkpoint: epoch_progress": lambda: fit_loop().state_dict()["epoch_progress"],
         "MixedPrecision.scaler": lambda: [MixedPrecision("bf16-mixed", "cpu").scaler],
+        "child-process-observer": lambda: in_source(_ChildProcessObserver, '"child-process-observer"'),
+        "strategy.reduce_boolean_decision": lambda: trainer().strategy.reduce_boolean_decision,
         "Precision.clip_gradients": lambda: Precision.clip_gradients,
+        "default_pg_timeout": lambda: (
+            import_module("lightning.fabric.plugins.collectives.torch_collective").default_pg_timeout
+        ),
     },
-    "torch": {"mkldnn.matmul.fp32_precision": lambda: torch.backends.mkldnn.matmul.fp32_precision},
+    "torch": {
+        "mkldnn.matmul.fp32_precision": lambda: torch.backends.mkldnn.matmul.fp32_precision,
+        "DataLoader's messages": lambda: all(
+            in_source(module, text)
+            for module, text in (
+                (_MultiProcessingDataLoaderIter, "DataLoader timed out after"),
+                (_MultiProcessingDataLoaderIter, "DataLoader worker (pid(s)"),
+            )
+        ),
+    },
     "transformers": {"load_balancing_loss_func": lambda: modeling_mixtral.load_balancing_loss_func},
     "bitsandbytes": {
         "Linear4bit.support_avx512bf16_for_cpu": lambda: [Linear4bit(8, 8).support_avx512bf16_for_cpu],
@@ -114,8 +155,8 @@ NAMES = [(library, name) for table in (PRIVATE, UNDOCUMENTED) for library, names
 DOCUMENTED = {"_replace", "_asdict", "_make", "_fields"}
 """Methods of a NamedTuple."""
 
-STANDARD = {"_is_protocol"}
-"""Of Python itself: `typing.is_protocol` is there from Python 3.13 on."""
+STANDARD = {"_is_protocol", "_exit"}
+"""Of Python itself: `typing.is_protocol` is there from Python 3.13 on; `os._exit` is documented."""
 
 
 def look_up(library: str, name: str) -> None:

@@ -29,6 +29,14 @@ def break_backend(toy):
     (toy.root / "broken").touch()
 
 
+def lose_record(toy, content=None):
+    """An environment that works, and a record of it that is gone, or without its content, as after a power failure."""
+    state = toy.venv / ".dpo-lightning"
+    state.unlink()
+    if content is not None:
+        state.write_text(content)
+
+
 FULL = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
 ANEW, MORE, PROJECT = (CPU, ()), (None, (TESTS,)), ("pyproject.toml", ())
 FAILURES = {
@@ -66,3 +74,28 @@ def test_a_failure(toy, case):
     assert f"{toy.venv} is again what it was before" in said
     assert toy.tree() == before
     assert toy.packages()["torch"] == "1.0+cpu"
+
+
+@pytest.mark.parametrize("content", [None, "", "\0" * 100], ids=["gone", "empty", "zeros"])
+@pytest.mark.parametrize("fault", [lose_index, break_backend, lambda toy: spoil_hash(toy, CPU, "backend")])
+def test_a_failure_without_a_record_of_what_was_there(toy, content, fault):
+    """It is made anew, as nothing tells what it has; it stays where that fails, also in the calls that follow."""
+    lose_record(toy, content)
+    before = toy.tree()
+    fault(toy)
+    for _ in range(2):
+        code, said = toy.install()
+        assert code == 1, said
+        assert f"{toy.venv} is again what it was before" in said
+        assert toy.tree() == before
+        assert toy.packages()["torch"] == "1.0+cpu"
+
+
+@pytest.mark.parametrize("content", [None, "", "\0" * 100], ids=["gone", "empty", "zeros"])
+def test_it_is_made_anew_without_a_record(toy, content):
+    lose_record(toy, content)
+    code, said = toy.install()
+    assert code == 0, said
+    assert "anew" in said
+    assert toy.packages().keys() == {"pip", "torch", "backend", "toy"}
+    assert toy.install() == (0, "")

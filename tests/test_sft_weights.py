@@ -55,7 +55,7 @@ def test_the_held_out_loss_is_weighted_and_its_tokens_are_counted_once(tiny_llam
     assert memory.curve("eval/loss") == pytest.approx(plain.curve("eval/loss"), rel=1e-6)
     lengths = [len(row.completion.ids) for row in trainer.datamodule.encoded["eval"]]
     assert told["eval/tokens"] == sum(lengths)
-    assert set(memory.steps[1]) == {"train/loss", "eval/loss"}
+    assert set(memory.steps[1]) == {"train/loss", "eval/loss", "train/learning_rate", "train/grad_norm"}
     assert other.callback_metrics.keys() == trainer.callback_metrics.keys()
 
 

@@ -14,7 +14,7 @@ from support.command_line import Bench, json_lines, pairs, refused, run
 from dpo_lightning.callbacks.summary import sample_lines
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models import generation
+from dpo_lightning.models import streaming
 from dpo_lightning.terminal import CONTROL, clean_libraries, escape_controls, one_line, quote
 
 HOSTILE = {
@@ -120,7 +120,7 @@ def test_messages_of_libraries(capsys):
 def test_an_answer_keeps_its_lines_and_letters(tiny_llama, monkeypatch):
     """Also where standard output is a pipe or a file: what is written is the same everywhere."""
     hostile = "".join(HOSTILE.values())
-    monkeypatch.setattr(generation, "answer", lambda *_: [f"one\n\ttwo {PLAIN}{hostile}"])
+    monkeypatch.setattr(streaming, "decode_answers", lambda *_: [f"one\n\ttwo {PLAIN}{hostile}"])
     ran = run("infer", "--model", tiny_llama, "--instruction", "hi")
     assert ran.code == 0
     assert ran.out == f"one\n\ttwo {PLAIN}{escape_controls(hostile)}\n"
@@ -181,8 +181,8 @@ def test_a_model_folder_of_an_odd_name(tiny_llama, tmp_path):
 def test_a_terminal_without_the_letters(tiny_llama):
     """An ASCII terminal gets escapes, not a traceback."""
     code = (
-        "import sys; from dpo_lightning.models import generation; from dpo_lightning.__main__ import main;"
-        f"generation.answer = lambda *_: ['안녕'];"
+        "import sys; from dpo_lightning.models import streaming; from dpo_lightning.__main__ import main;"
+        f"streaming.decode_answers = lambda *_: ['안녕'];"
         f"sys.exit(main(['infer', '--model', {str(tiny_llama)!r}, '--instruction', 'hi']))"
     )
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

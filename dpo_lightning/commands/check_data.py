@@ -7,14 +7,15 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dpo_lightning.commands.row_options import add_row_options, make_read_options, take_columns
+from dpo_lightning.commands.row_options import add_bad_rows_option, add_row_options, make_read_options, take_columns
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.terminal import CONTROL
 
 if TYPE_CHECKING:
+    from dpo_lightning.data.checks.reading import CheckedRows
     from dpo_lightning.data.checks.report import Report
     from dpo_lightning.data.checks.tokens import EncodedSet
     from dpo_lightning.data.encoding.rendering import Renderer
@@ -41,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument("--special_tokens", choices=("refuse", "neutralize"), default="refuse", help="as for fit")
     options.add_argument("--strict", action="store_true", help="treat warnings about rows as errors, as for fit")
     options.add_argument("--allow", action="append", choices=ALLOWED, default=[], help="as for fit")
+    add_bad_rows_option(options)
     add_row_options(options)
     options.add_argument("--json", action="store_true", help="print one JSON object, with all places")
     return options
@@ -90,20 +92,22 @@ def check(args: argparse.Namespace, columns: dict[str, str]) -> Report:
             kind, args.eval, replace(options, columns_optional=True), strict=args.strict, allow=args.allow
         )
     renderer = make_renderer(args) if args.model else None
-    report = build_report(args.files, kind, train, encode(args, kind, train.examples, renderer))
+    report = build_report(args.files, kind, train, encode(args, kind, train, renderer))
     report.recognized = args.kind is None
     if held_out is not None:
-        encoded = encode(args, kind, held_out.examples, renderer)
+        encoded = encode(args, kind, held_out, renderer)
         report.held_out = build_report(args.eval, kind, held_out, encoded)
         compare_sets(train, held_out, report.held_out, args.allow)
     return report
 
 
-def encode(args: argparse.Namespace, kind: str, examples: list[Any], renderer: Renderer | None) -> EncodedSet | None:
+def encode(args: argparse.Namespace, kind: str, rows: CheckedRows, renderer: Renderer | None) -> EncodedSet | None:
     """Encode rows; None without a model."""
     from dpo_lightning.data.checks.tokens import encode_set
 
-    return None if renderer is None else encode_set(kind, examples, renderer, args.max_length, args.overlong)
+    if renderer is None:
+        return None
+    return encode_set(kind, rows.examples, renderer, args.max_length, args.overlong, rows.bad)
 
 
 def make_renderer(args: argparse.Namespace) -> Renderer:
@@ -113,20 +117,13 @@ def make_renderer(args: argparse.Namespace) -> Renderer:
         UserError: 66 if there is no such model, 67 if its tokenizer cannot be used.
     """
     from dpo_lightning.config.library_noise import silence_libraries
-    from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
+    from dpo_lightning.data.encoding.chat_templates import RunDate, choose_template
     from dpo_lightning.data.encoding.rendering import Renderer
     from dpo_lightning.models.causal_lm import CausalLM
 
     silence_libraries()
     spec = CausalLM(args.model)
     tokenizer = spec.tokenizer()
-    if args.chat_template:
-        tokenizer.chat_template = read_template(args.chat_template)
-    if args.template == "chat" and not tokenizer.chat_template:
-        raise UserError(
-            ExitCode.MODEL,
-            Problem("the model has no chat template", "--template"),
-            fix="--chat_template FILE, or --template raw",
-        )
+    choose_template(tokenizer, args.template, args.chat_template, "--")
     day = RunDate(None).choose_day(tokenizer.chat_template)
     return Renderer(tokenizer, args.template, args.special_tokens, spec.end_ids(), day)

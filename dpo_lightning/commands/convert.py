@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dpo_lightning.commands.row_options import add_row_options, make_read_options, take_columns
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.folder_names import check_output_path
 from dpo_lightning.log import logger
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
     for name in ("input", "output"):
         if not getattr(args, name):
             raise UserError(ExitCode.CONFIG, Problem("the option is missing", f"--{name}"), fix=f"--{name} FILE")
+    check_output_path(args.output, "--output", "--output rows.jsonl", file=True)
     output = Path(args.output)
     left_out = output.with_name(f"{output.stem}.left-out.jsonl")
     check_output(output, left_out, overwrite=args.overwrite, sources=args.input)
@@ -105,7 +107,8 @@ def check_output(*paths: Path, overwrite: bool, sources: Sequence[str]) -> None:
             raise UserError(ExitCode.OUTPUT, problem, fix="name another file")
         if not path.parent.is_dir():
             problem = Problem("the folder does not exist", where=str(path.parent))
-            raise UserError(ExitCode.OUTPUT, problem, fix=f"mkdir -p {shlex.quote(str(path.parent))}")
+            fix = "name a file in a folder" if path.parent.exists() else f"mkdir -p {shlex.quote(str(path.parent))}"
+            raise UserError(ExitCode.OUTPUT, problem, fix=fix)
         if path.is_dir() or (path.exists() and not overwrite):
             fix = "name another file" if path.is_dir() else "--overwrite, or name another file"
             raise UserError(ExitCode.OUTPUT, Problem("it exists already", where=str(path)), fix=fix)

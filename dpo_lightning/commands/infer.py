@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_parser() -> argparse.ArgumentParser:
     """Create the parser of the command's options."""
     options = RaisingArgumentParser("python -m dpo_lightning infer", description=__doc__)
-    options.add_argument("--model", required=True, help="model folder, adapter folder or hub id")
+    options.add_argument("--model", required=True, help="model folder, adapter folder, .ckpt file of a run, or hub id")
     options.add_argument("--instruction", required=True, help="the text to answer; - reads standard input")
     options.add_argument("--system", help="a system message")
     options.add_argument("--max_new_tokens", type=int, default=256)
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Load the model, print its answer, and return the exit code."""
+    """Load the model, print its answer while it is generated, and return the exit code."""
     args = make_parser().parse_args(argv)
     instruction = read_instruction(args.instruction)
     if not 0 <= args.seed < 2**63:
@@ -44,20 +44,28 @@ def main(argv: list[str]) -> int:
 
     from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.data.encoding.rendering import Renderer
-    from dpo_lightning.models.causal_lm import CausalLM
-    from dpo_lightning.models.generation import Sampling, answer
+    from dpo_lightning.models.generation import Sampling, generate_ids
+    from dpo_lightning.models.streaming import AnswerStream
+    from dpo_lightning.runs.checkpoint_model import open_model
 
     silence_libraries()
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
-    spec = CausalLM(args.model)
+    source = open_model(args.model)
+    spec = source.spec
     tokenizer = spec.tokenizer()
     renderer = Renderer(tokenizer, args.template, "neutralize", spec.end_ids(), day)
     system = ({"role": "system", "content": args.system},) if args.system else ()
     prompt = (*system, {"role": "user", "content": instruction}) if system else instruction
     ids = renderer.encode_prompt(prompt)
     sampling = limit_new_tokens(sampling, len(ids), spec.config().get_text_config())
-    model = spec.build().to("cuda" if torch.cuda.is_available() else "cpu")
-    print(escape_controls(answer(model, tokenizer, [ids], sampling, renderer.stops)[0]))
+    model = source.build().to("cuda" if torch.cuda.is_available() else "cpu")
+    stream = AnswerStream(tokenizer, lambda text: print(escape_controls(text), end="", flush=True))
+    (answer,) = generate_ids(model, [ids], sampling, renderer.stops, stream)
+    print()
+    if answer[-1] not in renderer.stops:
+        what = f"note: the answer was cut after {len(answer)} tokens"
+        longer = sampling.max_new_tokens == args.max_new_tokens
+        print(f"{what}: --max_new_tokens allows more" if longer else what, file=sys.stderr)
     return 0
 
 

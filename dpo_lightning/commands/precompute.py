@@ -10,7 +10,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from dpo_lightning import cli
 from dpo_lightning.cli import PreferenceCLI
+from dpo_lightning.config.option_help import find_topic, format_help
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.folder_names import check_output_path
 from dpo_lightning.log import logger
 from dpo_lightning.loss_requirements import check_reference
 from dpo_lightning.preference_module import PreferenceModule
@@ -67,7 +69,7 @@ class PrecomputeCLI(PreferenceCLI):
 
     def _parse_ckpt_path(self) -> None:
         path = self.config[NAME].get("ckpt_path")
-        if path:
+        if path is not None:
             raise UserError(
                 ExitCode.CONFIG,
                 Problem("a reference is where a run begins, not a checkpoint of it", "ckpt_path", str(path)),
@@ -86,7 +88,9 @@ class PrecomputeCLI(PreferenceCLI):
             )
         config = self.config[NAME]
         self.reference = precomputed(self.model.given_reference)
-        self.reference.path = config.out or self.reference.path
+        if config.out is not None:
+            check_output_path(config.out, "--out", "--out reference.safetensors", file=True)
+            self.reference.path = config.out
         self.reference.share = share(config.shard) if config.shard else None
         check_reference(self.model.loss, self.reference)
         self.model.given_reference = self.reference
@@ -152,4 +156,7 @@ def share(text: str) -> tuple[int, int]:
 
 def main(argv: list[str]) -> int:
     """Run `precompute` with the arguments `argv`, and return the exit code."""
+    if (topic := find_topic(argv)) is not None:
+        print(format_help(NAME, topic))
+        return 0
     return cli.main([NAME, *argv], PrecomputeCLI)

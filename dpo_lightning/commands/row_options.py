@@ -10,6 +10,7 @@ from dpo_lightning.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from dpo_lightning.data.load import ReadOptions
+    from dpo_lightning.data.readers.left_out import BadRowsOption
 
 COLUMNS, DATA = "--columns.", "--data."
 
@@ -23,12 +24,19 @@ def add_row_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--first_wins", metavar="VALUE", help="the verdict with which the first of two answers wins")
 
 
+def add_bad_rows_option(options: argparse.ArgumentParser) -> None:
+    """Add the option that says what is done with a bad row; `convert` leaves such rows out always."""
+    help = "a row that cannot be used is an error, or left out and listed (default: %(default)s)"
+    options.add_argument("--bad_rows", choices=("error", "drop"), default="error", help=help)
+
+
 def make_read_options(args: argparse.Namespace, columns: Mapping[str, str]) -> ReadOptions:
     """The options as `load_examples` takes them; a list of columns may be written as in YAML, as errors print it."""
     from dpo_lightning.data.load import ReadOptions
 
     ignored = [name.strip() for word in args.ignore_columns for name in _split_list(word)]
-    return ReadOptions(columns or None, False, args.format, ignored, args.first_wins)
+    bad_rows: BadRowsOption = getattr(args, "bad_rows", "error")
+    return ReadOptions(columns or None, False, args.format, ignored, args.first_wins, bad_rows=bad_rows)
 
 
 def _split_list(word: str) -> list[str]:

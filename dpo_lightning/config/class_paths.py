@@ -29,6 +29,7 @@ ALLOWED = (
     "torch.optim",
     "peft",
     "bitsandbytes",
+    "optimi",
     "torchmetrics",
 )
 """Where these classes are defined. Configs may come from others, and naming a class imports its module."""

@@ -20,6 +20,7 @@ def silence_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for pattern in (
         ".*does not have many workers.*",
+        ".*`srun` command is available on your system but is not used.*",  # a login node, or one process of a job
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*number of training batches.*smaller than the logging interval.*",
         ".*Total length of `list` across ranks is zero.*",
@@ -27,6 +28,10 @@ def silence_libraries() -> None:
         ".*when logging on epoch level in distributed setting.*",  # metrics are already reduced over ranks
         ".*is_gradient_checkpointing.*",
         ".*but have no logger configured.*",  # only `fit` has a logger; other commands print a table
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a checkpoint that is evaluated
         ".*The dirpath has changed.*",  # a run that is resumed in another folder
+        ".*Detected pickle protocol.*",  # of a file that is no checkpoint, which is refused
+        ".*Found missing adapter keys.*",  # they are refused
+        ".*Initializing zero-element tensors.*",  # of a model that is refused
     ):
         warnings.filterwarnings("ignore", pattern)

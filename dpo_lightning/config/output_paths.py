@@ -12,8 +12,11 @@ import yaml
 from jsonargparse import Namespace
 
 from dpo_lightning.config.class_paths import find_option, import_object, is_within, members, qualified_name
+from dpo_lightning.data.cache.cache_choice import AUTO, DEFAULT, KEY, OFF
+from dpo_lightning.data.cache.cache_folder import KNOWN_DIGESTS
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.references.precomputed import FOLDER, Precomputed
+from dpo_lightning.special_files import is_file, real_path
 
 FOLDERS = {
     "dirpath",
@@ -33,6 +36,12 @@ NAMES = {"filename", "filename_suffix", "name", "version", "sub_dir", "run_name"
 NUMBER = re.compile(r"[-+ ]?#?0?\d*[,_]?(\.\d+)?[bdeEfFgGnoxX%]?")
 """Format specifications of metrics in a name that give a number, which contains no `..` or `/`."""
 
+SAVED = "config.yaml"
+"""The file by which an output folder is recognized as that of a run."""
+
+OUTSIDE = {"output_dir": "a folder in a config may not lead up by `..`"}
+"""What is wrong with a path, where it is not that it is outside of the run's folder."""
+
 
 def check_outputs(config: Mapping[str, Any] | Namespace, args: Sequence[str]) -> None:
     """Refuse options of a file that would have something written outside of the run's folder.
@@ -50,15 +59,21 @@ def check_outputs(config: Mapping[str, Any] | Namespace, args: Sequence[str]) ->
         for key, value, inside in [
             *find_places(config["trainer"], "trainer", home),
             *find_reference_files(config, home),
+            *find_cache(config, home),
+            *find_way_up(home),
         ]
         if not inside and not on_command_line(key, value, flags)
     ]
     if outside:
         key = outside[0][0]
+        within = "the working folder" if key == "output_dir" else "output_dir"
         raise UserError(
             ExitCode.CONFIG,
-            [Problem(f"the path is outside of output_dir ({home})", key, value) for key, value in outside],
-            fix=f"use a path in output_dir, or set --{key} on the command line, where any path is allowed",
+            [
+                Problem(OUTSIDE.get(key, f"the path is outside of output_dir ({home})"), key, value)
+                for key, value in outside
+            ],
+            fix=f"use a path in {within}, or set --{key} on the command line, where any path is allowed",
         )
 
 
@@ -102,15 +117,32 @@ def find_reference_files(config: Mapping[str, Any] | Namespace, home: str) -> It
         named["model.reference.path"] = members(reference.get("init_args")).get("path")
     for key, path in named.items():
         if path is not None:
-            yield key, path, Path(path).is_file() or is_inside(path, home) or is_inside(path, str(FOLDER))
+            yield key, path, is_file(path) or is_inside(path, home) or is_inside(path, str(FOLDER))
+
+
+def find_cache(config: Mapping[str, Any] | Namespace, home: str) -> Iterator[tuple[str, str, bool]]:
+    """Iterate over key, path and permission of the folder of encoded rows.
+
+    A folder that has encoded rows may be anywhere, as only entries are added to it.
+    """
+    path = members(members(config["data"]).get("init_args")).get("cache")
+    if isinstance(path, str) and path != AUTO and path.lower() not in OFF:
+        default = str(Path(home).parent / DEFAULT)
+        yield KEY, path, is_inside(path, home) or is_inside(path, default) or is_file(Path(path, KNOWN_DIGESTS))
+
+
+def find_way_up(home: str) -> Iterator[tuple[str, str, bool]]:
+    """Iterate over key, path and permission of an output folder beside the working folder; that of a run may be."""
+    if ".." in Path(home).parts:
+        yield "output_dir", home, is_file(Path(home) / SAVED)
 
 
 def is_inside(path: str, home: str) -> bool:
     """Whether a path leads into a folder after links and shell variables are resolved."""
     if "://" in path or path.startswith("file:"):
         return False
-    place = Path(os.path.expandvars(Path(path).expanduser())).resolve()
-    return Path(home).resolve() in (place, *place.parents)
+    place = real_path(os.path.expandvars(Path(path).expanduser()))
+    return real_path(home) in (place, *place.parents)
 
 
 def is_name(text: str) -> bool:

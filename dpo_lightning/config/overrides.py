@@ -52,8 +52,41 @@ def model_options(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return (model.get("init_args") or model) if isinstance(model, Mapping) else {}
 
 
+ADDED = (
+    "FinalModel", "MonitorCheck", "NonFinite", "OptimizerLog", "PreferenceAccuracy", "ProgressLog", "RankedRewards",
+    "RewardMargins", "RouterBalance", "RunCheckpoints", "SelfCheck", "StepBar", "TokenLoss", "UnpairedRewards",
+)  # fmt: skip
+"""Callbacks that a run adds by itself where its config names none, with their defaults."""
+
+
+def find_dropped_callbacks(files: Sequence[Mapping[str, Any]], config: Any) -> Iterator[str]:
+    """Iterate over a message about callbacks of a file that a later list of callbacks has replaced."""
+    kept = {class_name(str(each["class_path"])) for each in listed(config.trainer.get("callbacks"))}
+    dropped: dict[str, str] = {}
+    for content in files:
+        trainer = content.get("trainer")
+        for key in ("callbacks", "callbacks+"):
+            for each in listed(trainer.get(key) if isinstance(trainer, Mapping) else None):
+                known = isinstance(each, Mapping)
+                name = class_name(str(each.get("class_path") if known else each))
+                options = bool(each.get("init_args")) if known else False
+                if name not in kept and (name not in ADDED or options):
+                    dropped[name] = f"{name} (its options)" if name in ADDED else name
+    if dropped:
+        yield (
+            f"a later trainer.callbacks replaces the file's list; dropped: {', '.join(dropped.values())} "
+            "(callbacks+ in place of callbacks adds to the list)"
+        )
+
+
+def listed(value: Any) -> list[Any]:
+    """Return several values, one or none as a list."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
 def find_dropped_options(files: Sequence[Mapping[str, Any]], config: Any) -> Iterator[str]:
     """Iterate over messages about options of a file that do not apply, because another class was named later."""
+    yield from find_dropped_callbacks(files, config)
     for content in files:
         given = model_options(content)
         for name in ("loss", "reference", "optimizer", "lr_scheduler"):

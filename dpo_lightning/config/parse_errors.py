@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import pairwise
 from typing import NamedTuple
 
 from dpo_lightning.config.class_paths import ALLOW_FLAG
-from dpo_lightning.errors import ExitCode, Problem, UserError
-
-HELP = "python -m dpo_lightning fit --help lists the options"
+from dpo_lightning.config.key_check import SWITCHES
+from dpo_lightning.config.option_table import read_options
+from dpo_lightning.config.unknown_classes import unknown_class_error
+from dpo_lightning.config.unknown_options import HELP, UnknownOption, unknown_options_error
+from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
+from dpo_lightning.foreign_names import translate_value, value_names
 
 
 class Known(NamedTuple):
@@ -43,9 +45,18 @@ class ParsedMessage(NamedTuple):
 
 
 UNKNOWN = re.compile(r"(?:Group '([\w.]+)' does not accept option|does not accept option|Option) '([^']+)'")
-EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|(.+?))(?:\. Got value: (.*))?")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+OF_ANOTHER = re.compile(r"Import path (dpo_lightning\.[\w.]+) does not correspond to a subclass")
+EXPECTED = re.compile(r"Expected an? (?:<class '(.+?)'>|(.+?))(?:\. Got value:(?: (.*))?)?")
 CALLED = re.compile(r"Type .+ expects a function or a callable class: (.*?)\.*(?:\. Got value: .*)?")
 OTHER = re.compile(r"Expected '([\w.]+)' to be a (?:subclass of (.+)|class that instantiates into .+|function that .+)")
+NOT_INSTALLED = re.compile(r"No module named '([\w.]+)'|import of ([\w.]+) halted")
+EXTRAS = {"optimi": "dpo-lightning[kahan]"}
+"""Packages that a config may name and that are no dependencies: the extra that has each."""
+NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)")
+"""jsonargparse's form of a flag for an option below another one."""
+
 NOISE = (
     "Does not validate",
     "Subtypes:",
@@ -57,43 +68,71 @@ NOISE = (
 )
 
 
-def parser_error(message: str, known: Known) -> UserError:
+def parser_error(message: str, known: Known, args: Sequence[str] = ()) -> UserError:
     """Shorten a message of jsonargparse to the key, the reason, and a similar name or the help.
 
     Args:
         message: lines of `Parser key "..."`, deeper and deeper, then the reason.
         known: every key and class name that may have been meant.
+        args: the command line, where a message does not say which of its flags is meant.
     """
     parsed = parse_message(message.splitlines())
     reason = parsed.reasons[-1] if parsed.reasons else message.strip().partition("\n")[0]
+    classes = known.classes.get(parsed.key, ())
     if unknown := UNKNOWN.search(reason):
-        key = ".".join(part for part in (parsed.key, *unknown.groups()) if part)
-        return unknown_option_error(key, known.keys, parsed.owner)
+        return refused_option_error(unknown, parsed, message, known)
     if reason.startswith("unrecognized arguments:"):
-        return unknown_option_error(reason.split()[2].partition("=")[0].lstrip("-"), known.keys)
+        return stray_word_error(reason.split()[2], known)
+    if reason.endswith("expected one argument") and (flag := find_valueless(args)):
+        return UserError(ExitCode.CONFIG, Problem("a value is missing", flag), fix=f"--{flag} VALUE")
     if "are required:" in reason:
         return missing_options_error(parsed.key, reason)
-    if denied := re.search(r"Importing '([^']+)' is not allowed", "\n".join(parsed.reasons)):
-        return UserError(
-            ExitCode.CONFIG,
-            Problem("a config may not import this package", parsed.key, denied.group(1)),
-            fix=f"if you trust it: {ALLOW_FLAG} PACKAGE",
-        )
-    if name := re.search(r"Expected a dot import path string: (\S+)", reason):
-        return unknown_class_error(parsed.key, name.group(1), known)
-    wanted = [match for match in map(EXPECTED.fullmatch, parsed.reasons) if match]
-    if wanted and EXPECTED.fullmatch(reason):
-        types = " or ".join(dict.fromkeys(format_type(match.group(1) or match.group(2)) for match in wanted))
-        given = wanted[-1].group(3) or parsed.given
-        return UserError(
-            ExitCode.CONFIG, Problem(f"expected {types}", parsed.key, given), fix=f"change the value of --{parsed.key}"
-        )
+    failed = import_error(reason, parsed, message) or class_error(reason, parsed, classes)
+    if failed is not None:
+        return failed
+    if EXPECTED.fullmatch(reason):
+        return unexpected_value_error(parsed, known)
+    return UserError(ExitCode.CONFIG, Problem(shorten(reason), parsed.key), fix=HELP)
+
+
+def class_error(reason: str, parsed: ParsedMessage, classes: Sequence[str]) -> UserError | None:
+    """Make the error for a class that does not exist, or that the option does not take; None for other messages."""
+    if path := UNKNOWN_CLASS.search(reason):
+        nested = NESTED.fullmatch(parsed.given)  # `path` is the default then
+        return missing_class_error(parsed) if nested else unknown_class_error(parsed.key, path.group(1), classes)
+    if name := find_unknown_class(parsed, classes):
+        return unknown_class_error(parsed.key, name, classes)
+    if several := re.match(r"Multiple subclasses with name (\w+)\. .*: (.+)\.", reason):
+        fix = f"--{parsed.key} " + several.group(2).replace(", ", " or ")
+        return UserError(ExitCode.CONFIG, Problem("several classes have this name", parsed.key, several.group(1)), fix)
     if other := OTHER.match(reason):
         names = " or ".join(re.findall(r"(\w+)(?:'>|[,\]]|$)", other.group(2) or "")) or "class that the option takes"
         return UserError(ExitCode.CONFIG, Problem(f"not a {names}", parsed.key, other.group(1)), fix=HELP)
     if kind := re.match(r"Not a valid subclass of (\w+)", reason):
         return UserError(ExitCode.CONFIG, Problem(f"not a {kind.group(1)}", parsed.key, parsed.given), fix=HELP)
-    return UserError(ExitCode.CONFIG, Problem(shorten(reason), parsed.key), fix=HELP)
+    return None
+
+
+def find_unknown_class(parsed: ParsedMessage, classes: Sequence[str]) -> str:
+    """Return the path of a class that does not exist, or that belongs to another option; empty for other messages."""
+    text = "\n".join(parsed.reasons)
+    if absent := ABSENT.search(text):
+        return f"{absent[1]}.{absent[2]}"
+    if (other := OF_ANOTHER.search(text)) and other[1].rpartition(".")[2] in classes:
+        return other[1]
+    path = UNKNOWN_CLASS.search(text)
+    return path[1] if path and f"'class_path': '{path[1]}'" in parsed.given else ""
+
+
+def import_error(reason: str, parsed: ParsedMessage, message: str) -> UserError | None:
+    """Make the error for a class whose package may not be imported, or is not installed; None for other messages."""
+    if denied := re.search(r"Importing '([^']+)' is not allowed", "\n".join(parsed.reasons)):
+        return denied_import_error(denied.group(1), parsed, message)
+    if missing := NOT_INSTALLED.search(reason):
+        package = next(filter(None, missing.groups())).partition(".")[0]
+        fix = f"pip install '{EXTRAS[package]}'" if package in EXTRAS else "install it, or correct the class path"
+        return UserError(ExitCode.CONFIG, Problem(f"the package {package} is not installed", parsed.key), fix)
+    return None
 
 
 def parse_message(lines: Sequence[str]) -> ParsedMessage:
@@ -133,6 +172,80 @@ def format_type(name: str) -> str:
     return plain
 
 
+def refused_option_error(unknown: re.Match[str], parsed: ParsedMessage, message: str, known: Known) -> UserError:
+    """Make the error for an option that its class does not take."""
+    key = ".".join(part for part in (parsed.key, *unknown.groups()) if part)
+    called = re.search(r"is not accepted\.+ Got value: Namespace\(class_path='(?:[\w.]*\.)?(\w+)'", message)
+    owner = called.group(1) if called else parsed.owner
+    ours = any(owner in names for names in known.classes.values())
+    if owner and not ours and not key.endswith("optimizer.lr"):  # similar options of other classes mean something else
+        fix = f"python -m dpo_lightning fit --{parsed.key}.help {owner} lists its options"
+        return UserError(ExitCode.CONFIG, f"{owner} has no option {key}", fix=fix)
+    return unknown_option_error(key, known.keys, owner)
+
+
+def find_valueless(args: Sequence[str]) -> str:
+    """Return the first flag of a command line that lacks its value, without dashes; empty if there is none."""
+    flags = (flag[2:] for flag, following in pairwise([*args, "--"]) if flag[:2] == "--" == following[:2])
+    return next((flag for flag in flags if "=" not in flag and flag not in SWITCHES), "")
+
+
+def stray_word_error(word: str, known: Known) -> UserError:
+    """Make the error for a word of a command line that is no option, or none that exists."""
+    if word.startswith("-") or "=" in word or word.endswith((".yaml", ".yml")):
+        return unknown_option_error(word.partition("=")[0].lstrip("-"), known.keys)
+    fix = "options begin with --; --fresh and --print_config take no value"
+    return UserError(ExitCode.CONFIG, f"the option {excerpt(word)} does not exist", fix=fix)
+
+
+def denied_import_error(name: str, parsed: ParsedMessage, message: str) -> UserError:
+    """Make the error for a class that may not be imported, or for the type of an option, tried in place of a class."""
+    values = " ".join(re.findall(r"Given value: (.*)", message))
+    if values and not re.search(rf"\b{re.escape(name.rpartition('.')[2])}\b", values):
+        return missing_class_error(parsed)
+    return UserError(
+        ExitCode.CONFIG,
+        Problem("a config may not import this package", parsed.key, name),
+        fix=f"if you trust it: {ALLOW_FLAG} PACKAGE",
+    )
+
+
+def unexpected_value_error(parsed: ParsedMessage, known: Known) -> UserError:
+    """Make the error for a value of another type."""
+    wanted = [match for match in map(EXPECTED.fullmatch, parsed.reasons) if match]
+    types = " or ".join(dict.fromkeys(format_type(match.group(1) or match.group(2)) for match in wanted))
+    # Of several nested values, the innermost is the offending one.
+    given = (wanted[-1].group(3) or parsed.given).partition(". Got value: ")[0]
+    if "instantiatable class" in types and (parsed.given.startswith("{") or NESTED.fullmatch(given)):
+        return missing_class_error(parsed)
+    if nested := NESTED.fullmatch(given):
+        return unknown_option_error(f"{parsed.key}.{nested.group(1)}", known.keys)
+    ours = translate_value(parsed.key, given)
+    fix = f"--{parsed.key} {ours}" if ours else f"change the value of --{parsed.key}"
+    return UserError(ExitCode.CONFIG, Problem(f"expected {types}", parsed.key, given), fix)
+
+
+def missing_class_error(parsed: ParsedMessage) -> UserError:
+    """Make the error for options of a class that is not named, or that stand beside `class_path`."""
+    nested = NESTED.fullmatch(parsed.given)
+    if nested is None:
+        fix = "`class_path: NAME`, and the options of that class below `init_args:` beside it"
+        return UserError(ExitCode.CONFIG, Problem("not a class with its options", parsed.key, parsed.given), fix=fix)
+    option = f"{parsed.key}.{nested.group(1).removeprefix(f'{parsed.key}.')}"
+    names = list_owners(option)
+    listed = names or list(dict.fromkeys(value_names(parsed.key).values()))
+    fix = f"name the class before it: --{parsed.key} {names[0] if len(names) == 1 else 'CLASS'}"
+    fix += f", one of {', '.join(listed)}" if len(listed) > 1 else ""
+    return UserError(ExitCode.CONFIG, Problem("an option of a class that is not named", option), fix=fix)
+
+
+def list_owners(option: str) -> list[str]:
+    """List the classes of this package that have an option, by its dotted key."""
+    place, _, name = option.rpartition(".")
+    kinds = read_options().places.get(place, ())
+    return [kind.name for kind in kinds if any(name == each.name for each in kind.options)]
+
+
 def missing_options_error(key: str, reason: str) -> UserError:
     """Make the error for required keys that are not set."""
     names = [name.strip() for name in reason.rpartition(":")[2].split(",")]
@@ -145,27 +258,8 @@ def missing_options_error(key: str, reason: str) -> UserError:
     )
 
 
-def unknown_class_error(key: str, name: str, known: Known) -> UserError:
-    """Make the error for an unknown class, with the most similar one or those that the key takes."""
-    classes = known.classes.get(key, ())
-    if name in classes:
-        return UserError(
-            ExitCode.CONFIG,
-            Problem("this class belongs to another module", key, name),
-            fix="use the recipe of its module (configs/dpo.yaml for pairs, configs/kto.yaml for unpaired rows)",
-        )
-    if name == "None":
-        overlay = "use a second --config with `init_args: {policy: {lora: null}}` below `model`"
-        return UserError(ExitCode.CONFIG, Problem("a flag cannot set this to null", key), fix=overlay)
-    lower = {kind.lower(): kind for kind in classes or chain(*known.classes.values())}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    listed = f"--{key} takes {', '.join(classes)}" if classes else HELP
-    fix = f"did you mean {lower[near[0]]}?" if near else listed
-    return UserError(ExitCode.CONFIG, Problem("the class does not exist", key, name), fix=fix)
-
-
 def unknown_option_error(key: str, known: Sequence[str], owner: str = "") -> UserError:
-    """Make the error for an unknown key, with the most similar one: a sibling, a whole key, or a last part.
+    """Make the error for a key that does not exist, or not for the class at hand, with the one that was meant.
 
     Args:
         key: as it was written.
@@ -178,18 +272,15 @@ def unknown_option_error(key: str, known: Sequence[str], owner: str = "") -> Use
             Problem("the optimizer's learning rate is set by model.learning_rate", key),
             fix="--model.learning_rate 5e-7",
         )
+    if key.endswith(".help"):
+        fix = "python -m dpo_lightning fit --help SECTION, or name the class of the model before it: --model DPOModule"
+        return UserError(ExitCode.CONFIG, Problem("the help of this option depends on the class", key), fix=fix)
     if key in known:
-        return UserError(ExitCode.CONFIG, Problem(f"{owner} has no option {key}"), fix="leave the option out")
-    parent, _, last = key.rpartition(".")
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
-    anywhere = {name.rpartition(".")[2]: name for name in known}
-    for word, names in ((last, siblings), (key, {name: name for name in known}), (last, anywhere)):
-        near = difflib.get_close_matches(word, names, n=1)
-        if near:
-            return UserError(
-                ExitCode.CONFIG, Problem(f"the option {key} does not exist"), fix=f"did you mean {names[near[0]]}?"
-            )
-    return UserError(ExitCode.CONFIG, Problem(f"the option {key} does not exist"), fix=HELP)
+        what = f"{owner} has no option {key}" if owner else f"{key} is given on the command line only, as a flag"
+        owners = list_owners(key) if owner else []
+        fix = "leave the option out" + (f", or name a class that has it: {', '.join(owners)}" if owners else "")
+        return UserError(ExitCode.CONFIG, Problem(what), fix=fix)
+    return unknown_options_error([UnknownOption(key)], known)
 
 
 def shorten(text: str, limit: int = 300) -> str:

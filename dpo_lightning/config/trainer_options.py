@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping
 
 from dpo_lightning.config.class_paths import is_within, members
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.launcher_variables import launched_by_srun
+from dpo_lightning.sharding import FSDP2, unsupported_error
 
 COUNTS = {
     "accumulate_grad_batches": 1,
@@ -52,18 +55,23 @@ UNFIT = {
     "BatchSizeFinder": "changes a batch size that was settled before the model was loaded",
     "GradientAccumulationScheduler": "changes the size of a step, of which the plan and checkpoints have one",
     "LearningRateFinder": "trains before the run: config.yaml would have another learning rate than it",
+    "Timer": "ends training as if it were complete",
     "ModelPruning": "sets weights to 0 that the final model and the checkpoints have to have",
     "StochasticWeightAveraging": "is not restored from a checkpoint: a run that goes on would give other weights",
 }
 """Callbacks of lightning that change what is trained, and why a run cannot have them."""
 
+AVERAGES = dict.fromkeys(("WeightAveraging", "EMAWeightAveraging"), "copies models, which sharded ones do not allow")
+"""Callbacks that a run with sharded models cannot have, and why."""
+
+OTHER_SHARDING = ("fsdp", "fsdp_cpu_offload", "FSDPStrategy", "ModelParallelStrategy")
+"""Names and classes of lightning's strategies that shard models."""
+
 REMEDIES = {
     "GradientAccumulationScheduler": "--trainer.accumulate_grad_batches with one number",
+    "Timer": "--trainer.max_time, which stops the run so that the same command goes on",
     "StochasticWeightAveraging": "WeightAveraging or EMAWeightAveraging, which are restored exactly",
 }
-
-RANKS = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "LOCAL_WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS"}
-VARIABLES = (*RANKS, *RANKS.values(), "NODE_RANK", "GROUP_RANK", "SLURM_LOCALID", "SLURM_NODEID")
 
 
 def check_trainer(trainer: Any, command: str) -> None:
@@ -92,15 +100,77 @@ def check_trainer(trainer: Any, command: str) -> None:
             [Problem(f"{name}={options[name]} {what}", f"trainer.{name}") for name, what in problems],
             fix=f"change --trainer.{problems[0][0]}, or leave it out",
         )
+    sharded = check_strategy(options.get("strategy"))
     if command == "fit":
-        check_callbacks(options.get("callbacks"))
+        check_callbacks(options.get("callbacks"), AVERAGES if sharded else {})
 
 
-def check_callbacks(callbacks: Any) -> None:
+def check_strategy(strategy: Any) -> bool:
+    """Refuse strategies that shard models in another way than this package's modules do.
+
+    Args:
+        strategy: the parsed option: a name, or a class with options.
+
+    Returns:
+        Whether models are sharded.
+
+    Raises:
+        UserError: 64, the strategy is one of these.
+    """
+    name = str(members(strategy).get("class_path") if isinstance(strategy, Namespace) else strategy).rpartition(".")[2]
+    if name in OTHER_SHARDING:
+        raise unsupported_error(name)
+    return name in (FSDP2, "FSDP2Strategy")
+
+
+def check_machine(trainer: Any, precision: Any) -> None:
+    """Refuse float16 on a CPU, and devices that are not Slurm's tasks.
+
+    On a CPU, small updates of weights in float16 vanish, and Lightning computes in bfloat16 in place of `16-mixed`.
+
+    Args:
+        trainer: the trainer, whose devices are chosen.
+        precision: what the config has.
+
+    Raises:
+        UserError: 64, it is one of these.
+    """
+    tasks = os.environ.get("SLURM_NTASKS_PER_NODE", "").partition("(")[0]
+    if launched_by_srun() and tasks.isdecimal() and int(tasks) != trainer.num_devices:
+        what = f"each machine has {tasks} tasks of Slurm (--ntasks-per-node) for {trainer.num_devices} devices"
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"{what}: a process would wait for others, or train alone", "trainer.devices"),
+            fix=f"--trainer.devices {tasks}, or --ntasks-per-node={trainer.num_devices}",
+        )
+    if str(precision).startswith("16") and isinstance(trainer.accelerator, CPUAccelerator):
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("float16 is not trained on a CPU", "trainer.precision", str(precision)),
+            fix="--trainer.precision 32-true or bf16-mixed",
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that the random number generators do not take; true draws one.
+
+    Raises:
+        UserError: 64, it is out of range.
+    """
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem(f"seed_everything={seed} is not in 0 to 2**32 - 1", "seed_everything"),
+            fix="--seed_everything 42",
+        )
+
+
+def check_callbacks(callbacks: Any, more: Mapping[str, str]) -> None:
     """Refuse callbacks of lightning that change what is trained.
 
     Args:
         callbacks: the parsed option: one, several or none.
+        more: further callbacks that this run cannot have, and why.
 
     Raises:
         UserError: 64, with every such callback.
@@ -108,11 +178,16 @@ def check_callbacks(callbacks: Any) -> None:
     several = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
     paths = [str(members(callback).get("class_path")) for callback in several if isinstance(callback, Namespace)]
     unfit = [path.rpartition(".")[2] for path in paths if is_within(path, ("lightning",))]
-    unfit = [name for name in unfit if name in UNFIT]
+    reasons = {**UNFIT, **more}
+    unfit = [name for name in unfit if name in reasons]
+    patience = [members(members(callback).get("init_args")).get("patience") for callback in several]
+    if any(isinstance(value, int) and value < 0 for value in patience):
+        what = Problem("patience is less than 0", "trainer.callbacks.patience")
+        raise UserError(ExitCode.CONFIG, what, fix="--trainer.callbacks.patience 3")
     if unfit:
         raise UserError(
             ExitCode.CONFIG,
-            [Problem(f"{name} {UNFIT[name]}", "trainer.callbacks") for name in unfit],
+            [Problem(f"{name} {reasons[name]}", "trainer.callbacks") for name in unfit],
             fix=REMEDIES.get(unfit[0], "leave it out"),
         )
 
@@ -178,6 +253,12 @@ def check_times(options: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, "is not a time above 0; write DD:HH:MM:SS"
 
 
+def read_max_time(trainer: Any) -> float | None:
+    """Return the seconds of `trainer.max_time`, None without a limit."""
+    value = members(trainer).get("max_time")
+    return parse_duration(value).total_seconds() if isinstance(value, (str, dict)) else None
+
+
 def parse_duration(value: str | dict[str, int]) -> timedelta:
     """Return the time that an option holds; zero if it is invalid."""
     if isinstance(value, str):
@@ -188,25 +269,3 @@ def parse_duration(value: str | dict[str, int]) -> timedelta:
         return timedelta(**value)
     except (TypeError, OverflowError):
         return timedelta()
-
-
-def check_environment() -> None:
-    """Refuse launcher variables that are no numbers, and ranks that are not below the number of processes.
-
-    Raises:
-        UserError: 64, with every such variable.
-    """
-    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    problems = [
-        Problem("this is not a rank or a number of processes", f"the environment's {name}", value)
-        for name, value in found.items()
-        if not (value.isascii() and value.isdecimal()) or (name in RANKS.values() and int(value) == 0)
-    ]
-    for rank, size in RANKS.items():
-        # A RANK without a WORLD_SIZE means one process.
-        count = found.get(size, "1" if rank == "RANK" else None)
-        if not problems and rank in found and count is not None and int(found[rank]) >= int(count):
-            problems.append(Problem(f"{rank}={found[rank]} is not below {size}={count}", "the environment"))
-    if problems:
-        names = " ".join(name for name in found if name in str(problems))
-        raise UserError(ExitCode.CONFIG, problems, fix=f"unset {names}, or start the processes by torchrun or srun")

@@ -13,6 +13,9 @@ from dpo_lightning.special_files import special_kind
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control and text direction characters: values become names of files, curves and columns."""
 
+LARGEST_INTEGER = 2**64
+"""Larger integers overflow in libraries; Python refuses to print those of thousands of digits."""
+
 
 def check_values(value: Any, key: str) -> None:
     """Check every string of a config.
@@ -33,6 +36,8 @@ def check_values(value: Any, key: str) -> None:
     elif isinstance(value, list):
         for part in value:
             check_values(part, key)
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise UserError(ExitCode.CONFIG, Problem("the number is too large", key), fix="write a smaller number")
     elif isinstance(value, str) and FORBIDDEN.search(value):
         raise UserError(ExitCode.CONFIG, Problem("the value has control characters", key, value), fix="remove them")
     elif isinstance(value, str) and key != "output_dir" and (kind := kind_at(value)):

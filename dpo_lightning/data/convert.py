@@ -14,7 +14,7 @@ from dpo_lightning.data.formats.recognition import TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.pairs import PairExample
 from dpo_lightning.data.kinds.ranked import RankedExample
 from dpo_lightning.data.kinds.unpaired import UnpairedExample
-from dpo_lightning.data.load import KINDS, ReadOptions, RowSet, known_columns, read_set
+from dpo_lightning.data.load import KINDS, ReadOptions, RowSet, keep_sound, known_columns, read_set
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -55,7 +55,7 @@ def convert_rows(
         UserError: 64 for a wrong option; 65 if no row can be converted, or a column is not read on which answers may
             depend; 66 for a source that does not exist.
     """
-    bad = BadRows(most=None)
+    bad = BadRows(drops=True)
     notes = Notes(bad, strict=False)
     read = read_set(paths, known_columns(*KINDS.values()), bad, options)
     chosen = find_format(options.format)
@@ -66,7 +66,9 @@ def convert_rows(
         raise UserError(ExitCode.CONFIG, Problem(what, where="--to"), fix=f"--to {source}")
     found = RowSet(read, KINDS[target], bad, notes, options)
     examples = found.read_examples()
-    if not examples:
+    found.check_media()
+    sound = keep_sound(examples, bad)
+    if not sound:
         bad.raise_if_any()
     unread = BadRows()
     found.check_unread(unread)
@@ -76,7 +78,7 @@ def convert_rows(
         for row in found.rows
     }
     left_out, reasons = _describe_left_out(bad, {row.origin: row.values for row in read.rows})
-    converted = [format_row(example, rest.get(example.origin, {})) for example in examples]
+    converted = [format_row(example, rest.get(example.origin, {})) for example in sound]
     return Conversion(target, converted, left_out, reasons, found.format_lines())
 
 

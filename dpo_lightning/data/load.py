@@ -5,18 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.cache.spilled_list import SpilledList
-from dpo_lightning.data.examples import Example
 from dpo_lightning.data.formats.base import Format, KindName
 from dpo_lightning.data.formats.between_kinds import convert_kind
 from dpo_lightning.data.formats.own import OwnFormat, Ranked
 from dpo_lightning.data.formats.recognition import AUTO, MAPPABLE, OWN, RECIPES, TAKEN, find_format, recognize
 from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, remove_columns, rename
-from dpo_lightning.data.kinds.duplicates import check_allowances, excerpt_text
+from dpo_lightning.data.kinds.duplicates import check_allowances, check_types
 from dpo_lightning.data.kinds.list_order import check_list_order
 from dpo_lightning.data.kinds.markup import note_markup
+from dpo_lightning.data.kinds.media_columns import check_media
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.row_kind import RowKind
@@ -26,6 +28,7 @@ from dpo_lightning.data.kinds.unread_columns import check_unread, describe_unuse
 from dpo_lightning.data.progress import track
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.invisible_characters import find_invisible_kinds
+from dpo_lightning.data.readers.left_out import BadRowsOption
 from dpo_lightning.data.readers.sources import Row, read_files
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
@@ -35,9 +38,6 @@ KINDS: dict[KindName, type[RowKind]] = {
     "unpaired": UnpairedKind,
     "sft": SFTKind,
 }
-
-LEAST_ROWS = 2
-"""Rows that a set needs; a single one is more likely a wrong file than a data set."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class ReadOptions:
         first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
         limit_rows: the number of rows that are used at most, drawn at random; None uses all.
         seed: the seed by which they are drawn.
+        text_column: the column of a row that is a text and not an object; if None, such a row is bad.
+        bad_rows: whether a bad row is an `error`, or left out (`drop`).
     """
 
     columns: Mapping[str, str] | None = None
@@ -61,6 +63,8 @@ class ReadOptions:
     first_wins: str | int | None = None
     limit_rows: int | None = None
     seed: int = 0
+    text_column: str | None = None
+    bad_rows: BadRowsOption = "error"
 
 
 def load_examples(
@@ -76,7 +80,8 @@ def load_examples(
     first_wins: str | int | None = None,
     limit_rows: int | None = None,
     seed: int = 0,
-) -> tuple[SpilledList[Any], list[str]]:
+    bad: BadRows | None = None,
+) -> tuple[Sequence[Any], list[str]]:
     """Read the rows of files as examples; also return the warnings about them, with counts and the first lines.
 
     Args:
@@ -91,18 +96,18 @@ def load_examples(
         first_wins: for rows of two answers and a verdict, the value with which the first answer wins.
         limit_rows: the number of rows that are used at most, drawn at random; None uses all.
         seed: the seed by which they are drawn.
+        bad: collects the bad rows; with `drops`, they are left out.
 
     Raises:
         UserError: 64 for a wrong option, 65 for bad rows (all of them), 66 for a source that does not exist.
     """
     check_allowances(allow)
-    bad = BadRows()
+    bad = BadRows() if bad is None else bad
     options = ReadOptions(columns, columns_optional, format, ignore_columns, first_wins, limit_rows, seed)
     rows = read_set(paths, known_columns(kind), bad, options)
     found = RowSet(rows, kind, bad, Notes(bad, strict=strict), options)
-    examples = found.read_examples()
-    found.check(examples, allow)
-    bad.raise_if_any()
+    examples = found.check(found.read_examples(), allow)
+    bad.leave_out()
     return examples, found.format_lines()
 
 
@@ -132,12 +137,11 @@ def read_set(paths: str | Sequence[str], known: Collection[str], bad: BadRows, o
         UserError: as in `load_examples`, but not for single bad rows.
     """
     lines: list[str] = []
-    found = SpilledList(track(read_files(paths, bad, lines), "reading rows"))
-    if len(found) < LEAST_ROWS:
+    found = SpilledList(track(read_files(paths, bad, lines, options.text_column), "reading rows"))
+    if not found:
         bad.raise_if_any()
-        raise UserError(
-            ExitCode.DATA, Problem("there is only 1 row", where=str(found[0].origin)), fix="give at least 2 rows"
-        )
+    if len(found) == 1:
+        lines.append("there is only 1 row")
     if options.limit_rows is not None and options.limit_rows < len(found):
         lines.append(f"{options.limit_rows:,} of {len(found):,} rows are used, drawn by the seed {options.seed}")
         places = sorted(random.Random(options.seed).sample(range(len(found)), options.limit_rows))
@@ -185,40 +189,63 @@ class RowSet:
         self.named = self.converter.guesses or "prompt" in columns
         names = {**self.converter.renames, **columns}
         self.reader = kind.choose(self._counts)(self.rows, names, bad, notes)
-        self._unasked = bytearray()
+        self._empty_prompts = bytearray()
 
     def read_examples(self) -> SpilledList[Any]:
         """Read the rows; those with a fault in a column that is read are bad."""
         used = self.reader.used
         examples: SpilledList[Any] = SpilledList()
-        self._unasked = bytearray(len(self.rows))
+        self._empty_prompts = bytearray(len(self.rows))
         for number, row in enumerate(track(self.rows, "checking rows", len(self.rows))):
             if row.add_faults(used, self.bad):
                 continue
             for example in self.reader.read(row):
                 examples.append(example)
-                self._unasked[number] |= not example.prompt
+                self._empty_prompts[number] |= not example.prompt
         return examples
 
-    def check(self, examples: Sequence[Example], allow: Collection[str]) -> None:
-        """Compare the rows, and look for columns and texts that were probably not meant; see `load_examples`."""
-        _check_kinds(examples, self.bad)
+    def check(self, examples: Sequence[Any], allow: Collection[str]) -> Sequence[Any]:
+        """Compare the rows, and look for columns and texts that were probably not meant; see `load_examples`.
+
+        Returns:
+            The rows; those that are sound where bad ones are left out.
+        """
+        check_types(examples, self.bad)
+        self.check_media()
         self.check_unread(self.bad)
+        examples = keep_sound(examples, self.bad)
         self.reader.check(examples, allow, self.bad, self.notes)
         self._note_invisible()
         note_markup(examples, self.notes)
+        examples = keep_sound(examples, self.bad)
+        if self.bad.drops:
+            self.bad.total = len(self.bad.origins) + sum(1 for _ in groupby(examples, attrgetter("origin")))
+        return examples
+
+    def check_media(self) -> None:
+        """Report rows that need pictures, video or sound."""
+        check_media(self.rows, self._unread, self.bad)
+
+    @property
+    def _unread(self) -> list[str]:
+        return [name for name in self._counts if name not in self.reader.used]
 
     def check_unread(self, bad: BadRows) -> None:
         """Report columns that are not read although answers, or their order, may depend on them, to `bad`."""
+        left_out = self.bad.origins if self.bad.drops else frozenset()
         if isinstance(self.converter, Ranked):
-            check_list_order(self._read, bad)
-        unread = [name for name in self._counts if name not in self.reader.used]
-        check_unread(self.rows, self.reader.used, unread, self._unasked, bad, named=self.named)
+            rows = SpilledList(row for row in self._read if row.origin not in left_out) if left_out else self._read
+            check_list_order(rows, bad)
+        check_unread(
+            self.rows, self.reader.used, self._unread, self._empty_prompts, bad, named=self.named, left_out=left_out
+        )
 
     def _note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""
-        used = self.reader.used
+        used, faulty = self.reader.used, self.bad.origins
         for row in self.rows:
+            if row.origin in faulty:
+                continue
             kinds = set().union(*(find_invisible_kinds(value) for name, value in row.values.items() if name in used))
             for kind in sorted(kinds):
                 self.notes.add(row.origin, f"rows with {kind}", fix="remove the characters from the texts")
@@ -244,6 +271,14 @@ class RowSet:
                 self.bad.add(row.origin, error)
 
 
+def keep_sound(examples: Sequence[Any], bad: BadRows) -> Sequence[Any]:
+    """The rows without bad ones, where these are left out."""
+    if not (bad and bad.drops):
+        return examples
+    faulty = bad.origins
+    return SpilledList(example for example in examples if example.origin not in faulty)
+
+
 def _choose_format(rows: Sequence[Row], kind: type[RowKind], name: str) -> Format:
     """Create the converter of the format that the user named, or that recognizes the rows."""
     chosen = find_format(name)
@@ -259,18 +294,3 @@ def _choose_format(rows: Sequence[Row], kind: type[RowKind], name: str) -> Forma
             fix=f"--config {RECIPES[chosen.kind]}",
         )
     return chosen(rows)
-
-
-def _check_kinds(examples: Sequence[Example], bad: BadRows) -> None:
-    """Check that all prompts are text or all are messages; only messages always go through the chat template."""
-    if not examples:
-        return
-    first = examples[0]
-    for example in examples:
-        if isinstance(example.prompt, str) != isinstance(first.prompt, str):
-            kinds = ("text", "messages") if isinstance(example.prompt, str) else ("messages", "text")
-            what = f"the prompt is {kinds[0]}, but {first.origin} has {kinds[1]}"
-            bad.add(
-                example.origin,
-                RowError(what, excerpt_text(example.prompt), "write all rows as text or all as messages"),
-            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,8 @@ from typing import Any, Protocol
 from dpo_lightning.data.cache.cache_folder import StorageError
 from dpo_lightning.data.cache.encoded_rows import EncodedRows
 from dpo_lightning.data.cache.keys import digest_rows, digest_tokens
-from dpo_lightning.data.cache.row_cache import Entry, Key, Manifest, RowCache
+from dpo_lightning.data.cache.manifest import Key, Manifest
+from dpo_lightning.data.cache.row_cache import Entry, RowCache
 from dpo_lightning.data.cache.row_writer import RowWriter
 from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
@@ -19,6 +19,8 @@ from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.progress import track
+from dpo_lightning.data.readers.bad_rows import BadRows
+from dpo_lightning.data.readers.left_out import LeftOutRow, format_left_out
 from dpo_lightning.log import logger
 from dpo_lightning.terminal import quote
 
@@ -43,6 +45,10 @@ class Options(Protocol):
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
         """What was noticed when they were read, by set."""
+
+    @property
+    def bad(self) -> Mapping[str, BadRows]:
+        """The bad rows that were found when they were read, by set."""
 
     @property
     def kind(self) -> type[RowKind]:
@@ -121,7 +127,7 @@ class _Search:
             return False
         if self._key is None:  # once, since a process that waits for another looks again and again
             self._key = self._make_key(self._data.make_renderer(self._module))
-        entry = self.cache.find(self._key, self._data.kind.example.encoded)
+        entry = self.cache.find(self._key, self._names, self._data.kind.example.encoded)
         if entry is not None:
             self.entry = entry
         return entry is not None
@@ -161,13 +167,13 @@ def _build(cache: RowCache, key: Key, data: Options, names: Sequence[str], rende
         cache.publish(partial, key, manifest)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    entry = cache.find(key, data.kind.example.encoded)
+    entry = cache.find(key, names, data.kind.example.encoded)
     if entry is None:
         raise StorageError("what was written cannot be read")
     entries, size = cache.measure()
     logger.info(
         f"rows: encoded into {quote(str(cache.folder))} for further runs "
-        f"({entries:,} set{'s' * (entries != 1)} there, {size / 1e6:,.1f} MB in all)"
+        f"({entries:,} entr{'y' if entries == 1 else 'ies'} there, {size / 1e6:,.1f} MB in all)"
     )
     return entry
 
@@ -175,26 +181,17 @@ def _build(cache: RowCache, key: Key, data: Options, names: Sequence[str], rende
 def _encode_for_this_run(data: Options, names: Sequence[str], renderer: Renderer) -> Entry:
     """Encode sets into files that are gone when the process ends, or in memory if none can be written."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix="dpo_lightning-"))
-    except OSError:
-        manifest, rows = _encode(data, names, renderer, None)
-        return Entry(rows, manifest.lines, manifest.wrote_date)
-    try:
-        manifest, rows = _encode(data, names, renderer, folder)
-        for opened in rows.values():
-            opened.detach()
+        manifest, rows = _encode(data, names, renderer, temporary=True)
     except StorageError as error:
-        logger.info(f"note: the rows are encoded in memory: {folder.parent} cannot be written ({error})")
-        manifest, rows = _encode(data, names, renderer, None)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Entry(rows, manifest.lines, manifest.wrote_date)
+        logger.info(f"note: the rows are encoded in memory: temporary files cannot be written to $TMPDIR ({error})")
+        manifest, rows = _encode(data, names, renderer)
+    return Entry(rows, manifest.lines, manifest.wrote_date, manifest.left_out)
 
 
 def _encode(
-    data: Options, names: Sequence[str], renderer: Renderer, folder: Path | None
+    data: Options, names: Sequence[str], renderer: Renderer, folder: Path | None = None, *, temporary: bool = False
 ) -> tuple[Manifest, dict[str, EncodedRows]]:
-    """Encode sets into a folder, or in memory for None, and log what was noticed.
+    """Encode sets into a folder, into temporary files or in memory, and log what was noticed.
 
     Raises:
         UserError: 65 for bad rows, 67 for the template or the tokenizer.
@@ -202,19 +199,24 @@ def _encode(
     """
     encoded: dict[str, EncodedRows] = {}
     lines: list[str] = []
+    left_out: dict[str, list[LeftOutRow]] = {}
     for name in names:
-        examples, encoder = data.examples[name], Encoder(renderer, data.max_length, data.overlong)
+        examples, bad = data.examples[name], data.bad[name]
+        encoder = Encoder(renderer, data.max_length, data.overlong, bad=bad)
         kept = name == HELD_OUT
-        writer = RowWriter(folder and folder / name, data.kind.example.encoded, prompts=kept)
+        place, kind = folder and folder / name, data.kind.example.encoded
+        writer = RowWriter(place, kind, prompts=kept, temporary=temporary)
         # By origin, since examples may have been dropped, and a subclass may encode them in another order.
         places = {example.origin: place for place, example in enumerate(examples)} if kept else {}
         for row in track(data.encode(encoder, examples), f"encoding {name} rows", len(examples)):
             writer.append(row, examples[places[row.origin]].prompt if kept else None)
         encoded[name] = writer.close()
-        noticed = [*encoder.counts.format_lines(), *format_unlisted_ends(encoder.counts.ends, renderer)]
+        left_out[name] = bad.leave_out()
+        left = format_left_out(left_out[name], bad.total)
+        noticed = [*left, *encoder.counts.format_lines(), *format_unlisted_ends(encoder.counts.ends, renderer)]
         lines += [f"{name}: {line}" for line in noticed]
     for line in lines:
         logger.info(f"note: {line}")
     read = [line for name in names for line in data.notes.get(name, ())]
     files = {name: list(rows.stored.files) for name, rows in encoded.items()}
-    return Manifest(files, [*read, *lines], renderer.wrote_date), encoded
+    return Manifest(files, [*read, *lines], renderer.wrote_date, left_out), encoded

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TypeVar
 
+from dpo_lightning.activity import bar_shown
 from dpo_lightning.log import is_first_process, logger
+from dpo_lightning.stopping import raise_if_requested
 
 T = TypeVar("T")
 
@@ -21,19 +23,28 @@ LEAST = 2.0
 def track(rows: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Iterate over rows; the first process shows how many are done, how fast, and the time that is left.
 
+    Between two rows, a signal or a time limit ends the loop.
+
     Args:
         rows: the rows.
         what: what is done, such as `encoding`.
         total: the number of rows, where it is known.
+
+    Raises:
+        Stopped: a signal has come, or a time limit has passed.
     """
     if is_first_process() and sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(rows, what, total, leave=False, unit=" rows", delay=LEAST, dynamic_ncols=True)
+        with bar_shown():
+            for row in tqdm(rows, what, total, leave=False, unit=" rows", delay=LEAST, dynamic_ncols=True):
+                yield row
+                raise_if_requested()
         return
     began = logged = monotonic()
     for done, row in enumerate(rows, 1):
         yield row
+        raise_if_requested()
         now = monotonic()
         if now - logged >= EVERY:
             logged = now

@@ -17,12 +17,15 @@ ACCUMULATION = "trainer.accumulate_grad_batches"
 class TrainingLoader(DataLoader[Any]):
     """A loader that can resume after any optimizer step of an epoch.
 
-    Its place is the number of batches that were trained on, not of those that workers have prefetched. Resuming is
-    bit-identical unless a training step draws random numbers: the state of dropout's generators is not saved.
+    Its place is the number of batches that were trained on, not of those that workers have prefetched. Random numbers
+    that a step draws, such as those of dropout, are restored by `RunCheckpoints`.
     """
 
     fit_loop: Any
     """The trainer's loop over epochs, whose counters give the place."""
+
+    begun_before: int | None = None
+    """Batches that had begun when the trainer went on from an epoch's end, which is the place until another begins."""
 
     def follow(self, fit_loop: Any, place: Mapping[str, int] | None) -> None:
         """Read the place from a trainer's loop; if the trainer resumes, start from its checkpoint's `place`."""
@@ -30,7 +33,8 @@ class TrainingLoader(DataLoader[Any]):
         if not fit_loop.is_resuming:
             return
         if place:
-            restore_progress(fit_loop, window_start(place, self.window))
+            restore_progress(fit_loop, resumed := self.translate(place))
+            self.begun_before = None if resumed["batches"] else fit_loop.epoch_loop.batch_progress.total.ready
         else:
             check_window(fit_loop.epoch_loop.batch_progress.state_dict(), self.window)
 
@@ -51,12 +55,11 @@ class TrainingLoader(DataLoader[Any]):
         evaluating = loop.trainer.validating and not (
             evaluation.is_last_batch and evaluation.current.completed == evaluation.current.ready
         )
-        if trained.current.started < trained.current.ready:  # an epoch begins: the counts are still of the one before
-            batches = begun = 0
-        state = self.order.state(batches, ended=bool(batches) and progress.is_last_batch and batches == begun)
+        if trained.current.started < trained.current.ready or progress.total.ready == self.begun_before:
+            batches = begun = 0  # an epoch begins: the counts are still of the one before
+        ended = bool(batches) and progress.is_last_batch and batches == begun
         return {
-            **state,
-            "batches": state["batches"] - state["batches"] % self.window,
+            **self.order.state(batches - batches % self.window, ended=ended),
             "window": self.window,
             "evaluated": progress.current.completed - evaluating,
             "torn": int(loop.trainer.lightning_module.updating and batches < begun),
@@ -64,7 +67,22 @@ class TrainingLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Resume from a place; Lightning calls this for a checkpoint within an epoch."""
-        self.order.load_state(window_start(state, self.window))
+        self.order.load_state(self.translate(state))
+
+    def translate(self, place: Mapping[str, int]) -> dict[str, int]:
+        """Return a place in the batches of this run, whose ranks may be others, if its steps have as many rows.
+
+        Raises:
+            UserError: they have not, or the checkpoint was written during an optimizer step.
+        """
+        place, now = window_start(place, self.window), self.order.rows_per_step
+        if not place.get("rows") or not now:
+            return place
+        kept = place.get("window", self.window)
+        if place["rows"] // place["batches"] * kept != now * self.window and kept != self.window:
+            raise window_error(self.window, kept)
+        batches = place["rows"] // now
+        return place if batches == place["batches"] else {**place, "batches": batches, "evaluated": batches}
 
     @property
     def order(self) -> BatchOrder:
@@ -87,13 +105,18 @@ def window_start(place: Mapping[str, int], window: int) -> dict[str, int]:
     """
     check_complete(place)
     kept = place.get("window", window)
-    if place["batches"] and kept != window:
-        raise UserError(
-            ExitCode.CONFIG,
-            Problem(f"accumulate_grad_batches is {window}, but was {kept} in the checkpoint's epoch", ACCUMULATION),
-            fix=f"--{ACCUMULATION} {kept}, or give the checkpoint of an epoch's end",
-        )
-    return {**place, "batches": place["batches"] - place["batches"] % window}
+    if place["batches"] and kept != window and "rows" not in place:
+        raise window_error(window, kept)
+    return {**place, "batches": place["batches"] - place["batches"] % kept}
+
+
+def window_error(window: int, kept: int) -> UserError:
+    """Make the error for windows of another size than in the checkpoint's run."""
+    return UserError(
+        ExitCode.CONFIG,
+        Problem(f"accumulate_grad_batches is {window}, but was {kept} in the checkpoint's epoch", ACCUMULATION),
+        fix=f"--{ACCUMULATION} {kept}, or give the checkpoint of an epoch's end",
+    )
 
 
 def check_complete(place: Mapping[str, int]) -> None:

@@ -22,7 +22,9 @@ from dpo_lightning.data.samplers import (
     check_batch_size,
     prepare_epoch,
 )
+from dpo_lightning.data.watched_loader import SECONDS, WatchedLoader, WatchedTrainingLoader
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.signals import is_installed, shield_worker
 
 DEFAULT_SEED = 42
 """The seed of the shuffled order where Lightning has set none."""
@@ -74,7 +76,7 @@ class RowLoaders(LightningDataModule):
         """The loader of training batches, in the order drawn from seed and epoch."""
         order = self._order("train", shuffle=self.shuffle and not self.trainer.overfit_batches)
         prepare_epoch(self.trainer, order, self.collator)
-        self._training = self._loader("train", order, TrainingLoader)
+        self._training = self._loader("train", order, WatchedTrainingLoader)
         self._training.follow(self.trainer.fit_loop, self._place)
         return self._training
 
@@ -127,7 +129,7 @@ class RowLoaders(LightningDataModule):
             longest_first=longest_first,
         )
 
-    def _loader(self, name: str, order: BatchOrder, kind: type[DataLoader[Any]] = DataLoader) -> Any:
+    def _loader(self, name: str, order: BatchOrder, kind: type[WatchedLoader] = WatchedLoader) -> Any:
         return kind(
             RowDataset(self.encoded[name]),
             batch_size=None,
@@ -135,5 +137,7 @@ class RowLoaders(LightningDataModule):
             collate_fn=self.collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=shield_worker if is_installed() else None,
+            timeout=SECONDS if self.num_workers else 0,
             generator=torch.Generator(),  # of its own: an iterator would draw from the generator that the model uses
         )

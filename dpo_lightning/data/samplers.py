@@ -77,6 +77,11 @@ class BatchOrder(DistributedSampler[Any], SequentialSampler):
         self._first = 0
         self._count = self.count_groups()
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a batch on all ranks together; 0 where it differs from batch to batch."""
+        return 0
+
     @abstractmethod
     def groups(self) -> list[list[int]]:
         """The epoch's rows, fillers included: one list per step of all n ranks; rank r takes items r, r + n, ..."""
@@ -110,9 +115,14 @@ class BatchOrder(DistributedSampler[Any], SequentialSampler):
         Args:
             batches: number of batches of this epoch that were trained on.
             ended: whether the trainer takes no more of this epoch: the state is then the start of the next one.
+
+        Returns:
+            `epoch`, `batches`, `order` (a checksum) and, where batches have a fixed size, `rows`: their number on all
+            ranks, from which a run with another number of ranks goes on.
         """
         place = {"epoch": self.epoch + 1, "batches": 0} if ended else {"epoch": self.epoch, "batches": batches}
-        return {**place, "order": self.digest()}
+        rows = {"rows": place["batches"] * self.rows_per_step} if self.rows_per_step else {}
+        return {**place, **rows, "order": self.digest()}
 
     def load_state(self, state: Mapping[str, int]) -> None:
         """Resume after the batches that were trained on.
@@ -121,7 +131,8 @@ class BatchOrder(DistributedSampler[Any], SequentialSampler):
             UserError: the state is within an epoch whose batches have changed.
         """
         self.epoch, self._first = state["epoch"], state["batches"]
-        if self._first and self.digest() != state["order"]:
+        changed = state.get("rows", 0) % (self.rows_per_step or 1) != 0
+        if self._first and (changed or self.digest() != state["order"]):
             raise UserError(
                 ExitCode.CONFIG,
                 Problem(
@@ -142,6 +153,18 @@ class FixedBatches(BatchOrder):
         """Cut one order of all rows into groups of `most` rows per rank."""
         return list(self._cut(0))
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a batch on all ranks together."""
+        return self.most * self.num_replicas
+
+    def digest(self) -> int:
+        """A CRC-32 checksum of the epoch's rows in their order, whatever the ranks."""
+        return zlib.crc32(repr(self._draw()).encode())
+
+    def _draw(self) -> list[int]:
+        return torch.randperm(len(self.sizes), generator=self.generator()).tolist() if self.shuffle else self.unshuffled
+
     def count_groups(self) -> int:
         """Number of steps of an epoch, without making its groups, which are many for many rows."""
         return -(-self.total_size // (self.most * self.num_replicas))
@@ -153,8 +176,7 @@ class FixedBatches(BatchOrder):
 
     def _cut(self, first: int) -> Iterator[list[int]]:
         """Yield the groups of the epoch from the number `first` on."""
-        rows, step = len(self.sizes), self.most * self.num_replicas
-        order = torch.randperm(rows, generator=self.generator()).tolist() if self.shuffle else self.unshuffled
+        rows, step, order = len(self.sizes), self.rows_per_step, self._draw()
         filled = order + [~order[place % rows] for place in range(rows, self.total_size)]
         for place in range(first * step, self.total_size, step):
             yield filled[place : place + step]
@@ -220,13 +242,7 @@ def check_batch_size(
     Raises:
         UserError: that is not so.
     """
-    rows, size = len(encoded.get("train", ())), 1 if max_tokens else batch_size
-    if rows and rows < size * world_size:
-        raise UserError(
-            ExitCode.DATA,
-            f"{rows} training rows are fewer than one batch ({size} x {world_size} devices)",
-            fix=f"--data.batch_size {rows // world_size} or more rows" if rows >= world_size else "give more rows",
-        )
+    check_row_count(len(encoded.get("train", ())), 1 if max_tokens else batch_size, world_size)
     long = []
     for several in encoded.values() if max_tokens else ():
         tokens = collator.count_tokens(RowSizes.of(several))
@@ -240,6 +256,19 @@ def check_batch_size(
             ],
             fix=f"--data.max_tokens {max(tokens for tokens, _ in long)} or more, or a lower --data.max_length with "
             "--data.overlong drop or truncate",
+        )
+
+
+def check_row_count(rows: int, batch_size: int, world_size: int = 1) -> None:
+    """Raise if there are too few training rows for one batch on every rank; none at all is another error."""
+    if 0 < rows < world_size:
+        what = Problem(f"{rows} training rows are fewer than the {world_size} devices", "trainer.devices")
+        raise UserError(ExitCode.CONFIG, what, fix=f"--trainer.devices {rows} or fewer in all, or more rows")
+    if 0 < rows < batch_size * world_size:
+        raise UserError(
+            ExitCode.DATA,
+            f"{rows} training rows are fewer than one batch ({batch_size} x {world_size} devices)",
+            fix=f"--data.batch_size {rows // world_size} or more rows",
         )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dpo_lightning.data.cache import cache_choice
 from dpo_lightning.data.collate import Collator, Padded, select_collator
-from dpo_lightning.data.encoding.chat_templates import RunDate, read_template
+from dpo_lightning.data.encoding.chat_templates import RunDate, choose_template
 from dpo_lightning.data.encoding.control_tokens import SpecialTokens
 from dpo_lightning.data.encoding.rendering import Renderer, Template
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
@@ -20,17 +23,15 @@ from dpo_lightning.data.kinds.duplicates import check_leak
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.load import load_examples
 from dpo_lightning.data.preparation import prepare_sets
+from dpo_lightning.data.readers.bad_rows import BadRows
+from dpo_lightning.data.readers.left_out import BAD_ROWS, BadRowsOption, LeftOutRow, write_left_out
 from dpo_lightning.data.row_loaders import DEFAULT_SEED, RowLoaders, get_seed
-from dpo_lightning.data.samplers import check_batch_size
+from dpo_lightning.data.samplers import check_batch_size, check_row_count
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
 Allow = Literal["contradictions", "leak"]
 
-CACHE = "encoded"
-"""The default folder of encoded rows, beside the folders of runs."""
-
-NO_CACHE = "none"
 PACKAGE = "dpo_lightning"
 
 
@@ -55,11 +56,12 @@ class TextDataModule(RowLoaders):
         ignore_columns: list[str] | str | None = None,
         first_wins: str | int | None = None,
         strict: bool = False,
+        bad_rows: BadRowsOption = "error",
         allow: list[Allow] | Allow | None = None,
         collator: Collator | None = None,
         num_workers: int = 0,
         limit_rows: int | None = None,
-        cache: str | None = None,
+        cache: str | Literal[False] | None = cache_choice.AUTO,
     ) -> None:
         """Store the options; nothing is read before `setup`.
 
@@ -83,30 +85,37 @@ class TextDataModule(RowLoaders):
             ignore_columns: columns of the file that are left aside although an answer may depend on their text.
             first_wins: for rows of two answers and a verdict, the value of the verdict with which the first wins.
             strict: treat warnings about rows as errors.
+            bad_rows: a row that cannot be used is an `error`, or left out (`drop`): counted by reason, and listed in
+                `bad_rows.jsonl` in the run's folder. At most half of a set is left out.
             allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
             num_workers: processes that collate batches; 0 is best, since rows are encoded already.
             limit_rows: for trials, use at most as many rows of each set, drawn at random by the seed.
-            cache: the folder of encoded rows, which all runs and ranks use; `none` encodes them for each run. By
-                default, `encoded` beside the run's folder; in Python, none.
+            cache: the folder of encoded rows, which all runs and ranks use; `auto` is `encoded` beside the run's
+                folder (from Python, there is none); `none` encodes the rows for each run.
         """
         super().__init__()
         _check_least(batch_size=(batch_size, 1), max_tokens=(max_tokens, 2), max_length=(max_length, 2))
-        _check_least(limit_rows=(limit_rows, 2))
+        _check_least(limit_rows=(limit_rows, 1), num_workers=(num_workers, 0))
         self.files = {"train": train, "eval": eval}
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens
         self.chat_template, self.columns, self.strict = chat_template, columns, strict
-        self.format, self.first_wins = format, first_wins
+        self.format, self.first_wins, self.bad_rows = format, first_wins, bad_rows
         self.ignore_columns = [ignore_columns] if isinstance(ignore_columns, str) else ignore_columns or []
         self.template_date = RunDate(template_date)
         self.allow = frozenset([allow] if isinstance(allow, str) else allow or ())
         self.given_collator, self.num_workers = collator, num_workers
         self.limit_rows, self.cache = limit_rows, cache
-        self.default_cache: Path | None = None
+        self.run_folder: Path | None = None
         self.collator = collator or Padded()
         self.examples: dict[str, Sequence[Any]] = {}
+        self.world_size = 1
+        """The number of processes, as `prepare` was told."""
         self.notes: dict[str, list[str]] = {}
+        self.bad: dict[str, BadRows] = {}
+        self.left_out: dict[str, Sequence[LeftOutRow]] = {}
+        """The bad rows that were left out of each set."""
 
     @property
     @abstractmethod
@@ -137,15 +146,19 @@ class TextDataModule(RowLoaders):
             paths = self.files[name]
             if name in self.examples or not paths:
                 continue
+            self.bad[name] = BadRows(drops=self.bad_rows == "drop")
             self.examples[name], notes = load_examples(
                 self.kind,
                 paths,
+                bad=self.bad[name],
                 columns_optional=name == "eval" and self._shares_columns,
                 **self._reading_options(),
             )
             if name == "eval" and "train" in self.examples:
                 sets = self.examples["train"], self.examples["eval"]
                 notes += check_leak(*sets, self.kind.check, allow=self.allow)
+            if name == "train":
+                check_row_count(len(self.examples[name]), 1 if self.max_tokens else self.batch_size, self.world_size)
             self.notes[name] = notes
             for note in notes:
                 logger.info(f"note: {note}")
@@ -171,7 +184,8 @@ class TextDataModule(RowLoaders):
     def describe_reading(self) -> dict[str, Any]:
         """What the rows that are read depend on, besides their files."""
         classes = [type(self).__qualname__, self.kind.__qualname__]
-        return {**self._reading_options(), "shares_columns": self._shares_columns, "classes": classes}
+        options = {**self._reading_options(), "bad_rows": self.bad_rows}
+        return {**options, "shares_columns": self._shares_columns, "classes": classes}
 
     def describe_encoding(self) -> dict[str, Any]:
         """What the ids depend on, besides the rows and the tokenizer; a subclass may add to it."""
@@ -181,9 +195,13 @@ class TextDataModule(RowLoaders):
         """The folder of encoded rows; None encodes them for this run alone.
 
         Rows of classes outside this package are never kept: nothing tells which code and options they depend on.
+
+        Raises:
+            UserError: as in `choose_folder`.
         """
-        folder = self.default_cache if self.cache is None else Path(self.cache)
-        if folder is None or self.cache == NO_CACHE:
+        given = [[files] if isinstance(files, (str, os.PathLike)) else files or () for files in self.files.values()]
+        folder = cache_choice.choose_folder(self.cache, self.run_folder, map(os.fspath, chain.from_iterable(given)))
+        if folder is None:
             return None
         for kind in (type(self), self.kind):
             if kind.__module__.partition(".")[0] != PACKAGE:
@@ -198,6 +216,14 @@ class TextDataModule(RowLoaders):
         if self.template_date.adopt(self.trainer.strategy.broadcast):
             self.encoded = {}
             prepare()
+        if stage == "fit" and any(self.left_out.values()) and self.trainer.is_global_zero:
+            self._list_left_out(Path(self.trainer.default_root_dir))
+
+    def _list_left_out(self, folder: Path) -> None:
+        """List the bad rows in a run's folder; `precompute` has none."""
+        if folder.is_dir():
+            write_left_out(folder / BAD_ROWS, self.left_out)
+            logger.info(f"bad rows: listed in {folder / BAD_ROWS}")
 
     def prepare(self, stage: str, module: Any, world_size: int = 1) -> None:
         """Read, check and encode the rows of a stage that are not yet encoded. No weights are loaded.
@@ -208,6 +234,7 @@ class TextDataModule(RowLoaders):
             world_size: the number of processes.
         """
         self.check_module(module)
+        self.world_size = world_size
         needed = ("train", "eval") if stage == "fit" else ("eval",)
         if not self.files[needed[0]]:
             raise UserError(
@@ -222,6 +249,7 @@ class TextDataModule(RowLoaders):
             finally:
                 self.examples.clear()  # their texts take disk space, and the files may be corrected after an error
             self.encoded.update(found.rows)
+            self.left_out |= found.left_out
             self.template_date.log(written=found.wrote_date)
         # It computes the fewest tokens: a row that is too long for it is too long for every collator.
         fewest = select_collator(self.given_collator, takes_trees=True)
@@ -235,14 +263,7 @@ class TextDataModule(RowLoaders):
 
     def renderer(self, tokenizer: Any, end_ids: frozenset[int]) -> Renderer:
         """The renderer of texts to tokens; a template file replaces the tokenizer's own template for the export too."""
-        if self.chat_template:
-            tokenizer.chat_template = read_template(self.chat_template)
-        if self.template == "chat" and not tokenizer.chat_template:
-            raise UserError(
-                ExitCode.MODEL,
-                Problem("the model has no chat template", where="data.template"),
-                fix="--data.chat_template FILE, or --data.template raw",
-            )
+        choose_template(tokenizer, self.template, self.chat_template)
         day = self.template_date.choose_day(tokenizer.chat_template)
         return Renderer(tokenizer, self.template, self.special_tokens, end_ids, day)
 

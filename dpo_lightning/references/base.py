@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import isabstract
 from typing import Any
@@ -19,6 +19,7 @@ from dpo_lightning.logps import Scored, compute_scored, score
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.lm_head import SplitHead, causal_lm
 from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, probe_batch, trial
+from dpo_lightning.sharding import is_split
 from dpo_lightning.types import SequenceLogps, Statistic
 
 REFERENCE_KEY = "model.reference"
@@ -33,6 +34,9 @@ class ReferencePolicy(nn.Module, ABC):
     It gets no gradients and is no part of a checkpoint's `state_dict`. A checkpoint holds its identity instead (a
     digest of the weights and the log-probabilities of a few tokens), and resuming against another reference is refused.
     """
+
+    sharded = False
+    """Whether policy and reference are sharded over ranks after `bind`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +70,14 @@ class ReferencePolicy(nn.Module, ABC):
     def as_model(self, policy: nn.Module) -> Any:
         """Return a context manager that yields a model which computes the reference's log-probabilities."""
 
+    def shard(self, policy: nn.Module, shard_model: Callable[[nn.Module], None]) -> None:
+        """Split the weights that the reference holds over ranks; one without any does nothing.
+
+        Args:
+            policy: the policy, which is sharded and has the weights that it starts from.
+            shard_model: shards a model as the policy was.
+        """
+
     def after_step(self, policy: nn.Module, step: int) -> None:
         """Update the reference after an optimizer step; a fixed reference does nothing.
 
@@ -81,7 +93,8 @@ class ReferencePolicy(nn.Module, ABC):
     def broadcast(self) -> None:
         """Copy the held weights of rank 0 to all ranks: a new adapter may have been initialized differently on each."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for value in self.held_weights().values():
+            # What is split was copied from rank 0 before it was split.
+            for value in (value for value in self.held_weights().values() if not is_split(value)):
                 torch.distributed.broadcast(value.data, 0)
 
     @property
@@ -97,6 +110,11 @@ class ReferencePolicy(nn.Module, ABC):
         differ slightly, because the graphs with and without gradients are compiled separately.
         """
         return self._start_tolerance
+
+    @property
+    def model_path(self) -> str | None:
+        """The folder or hub id of another model that is the reference; None where the policy's own start is."""
+        return None
 
     @property
     def has_model(self) -> bool:
@@ -183,7 +201,8 @@ class ReferencePolicy(nn.Module, ABC):
         raise UserError(
             ExitCode.CONFIG,
             Problem(what, "ckpt_path"),
-            fix="use the --model.policy.path and --model.reference of the run that wrote it",
+            fix="use the --model.policy.path and --model.reference of the run that wrote it, which is another "
+            "than that of the folder if the checkpoint was copied",
         )
 
 

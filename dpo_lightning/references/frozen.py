@@ -25,7 +25,7 @@ from dpo_lightning.references.base import (
     fingerprint,
     frozen_weights,
 )
-from dpo_lightning.references.weight_swap import Place, current_parameters, find_trained, swapped
+from dpo_lightning.references.weight_swap import Place, copy_parameters, current_parameters, find_trained, swapped
 
 
 class HeldStart(ReferencePolicy):
@@ -57,10 +57,16 @@ class FrozenCopy(HeldStart):
         """Whether the copy is one of the policy, and not another model given by `path`."""
         return self.path is None
 
+    @property
+    def model_path(self) -> str | None:
+        """The path of the other model, if one is given."""
+        return self.path
+
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
         """Copy the policy, or load the model given by `path`."""
         if self.path is None:
-            model = copy.deepcopy(policy)
+            # Before both are sharded, the copy takes no memory: its parameters have the storage of the policy's.
+            model = copy.deepcopy(policy, shared_parameters(policy) if self.sharded else None)
         else:
             other = CausalLM(self.path, builder.dtype, builder.attention, quantization=builder.quantization)
             check_same_tokenizer(builder, other, "path")
@@ -75,6 +81,10 @@ class FrozenCopy(HeldStart):
         # the digest, and the probe's log-probabilities show whether the function is the same.
         fresh = self.path is None and has_new_adapter(policy, builder)
         self.record_identity(policy, fingerprint(frozen_weights(policy if fresh else model)))
+
+    def shard(self, policy: nn.Module, shard_model: Callable[[nn.Module], None]) -> None:
+        """Shard the copy or the other model."""
+        shard_model(self._held[0])
 
     @contextmanager
     def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -128,16 +138,17 @@ class FrozenAdapter(HeldStart):
                 fix="leave --model.reference out (FrozenCopy is then used), or add --model.policy.lora.r 16",
             )
         self._places = find_trained(policy)
-        self._held = {
-            name: nn.Parameter(value.detach().clone(), requires_grad=False)
-            for name, value in current_parameters(self._places).items()
-        }
+        self._held = copy_parameters(self._places)
         self._head = find_head(policy)
         self._start_tolerance = HALF_TOLERANCE if builder.compile else 0.0
         # A new adapter is initialized randomly, maybe differently when the run is resumed: its weights are left out of
         # the digest, and the probe's log-probabilities show whether the function is the same.
         trained = () if has_new_adapter(policy, builder) else self._held.items()
         self.record_identity(policy, fingerprint([*frozen_weights(policy), *trained]))
+
+    def shard(self, policy: nn.Module, shard_model: Callable[[nn.Module], None]) -> None:
+        """Copy the trained parameters again, now split as the policy's are."""
+        self._held = copy_parameters(self._places)
 
     @contextmanager
     def as_model(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -156,3 +167,14 @@ class FrozenAdapter(HeldStart):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FrozenAdapter:
         self._held = {name: nn.Parameter(fn(value.data), requires_grad=False) for name, value in self._held.items()}
         return super()._apply(fn, recurse)
+
+
+def shared_parameters(model: nn.Module) -> dict[int, Any]:
+    """Return the memo with which `copy.deepcopy` makes a frozen model on the parameters of another one.
+
+    Quantized parameters are handed on as they are: their scales are attributes.
+    """
+    return {
+        id(value): nn.Parameter(value.detach(), requires_grad=False) if value.is_floating_point() else value
+        for value in model.parameters()
+    }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpo_lightning.activity import activity
 from dpo_lightning.batches import Batch
 from dpo_lightning.data.examples import Encoded
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -35,6 +36,7 @@ from dpo_lightning.references.row_index import AnswerDigests, list_digests
 from dpo_lightning.references.stored_values import KEY, StoredValues
 from dpo_lightning.references.table_file import read
 from dpo_lightning.references.token_table import cumulative_ends
+from dpo_lightning.stopping import requested
 from dpo_lightning.types import SequenceLogps, Statistic
 
 FOLDER = Path("outputs/reference")
@@ -97,6 +99,11 @@ class Precomputed(ReferencePolicy):
     def equals_start(self) -> bool:
         """True unless another model is the reference."""
         return self.model is None
+
+    @property
+    def model_path(self) -> str | None:
+        """The path of the model whose log-probabilities the file has, if one is given."""
+        return self.model
 
     @property
     def has_model(self) -> bool:
@@ -186,6 +193,7 @@ class Precomputed(ReferencePolicy):
             digests = {name: list_digests(rows) for name, rows in run.rows.items()}
             number, count = self.share or (0, 1)
             self._fill(logp_file, digests, policy, run, (number * run.world_size + run.rank, count * run.world_size))
+            run.stop("the reference's log-probabilities so far are kept")
             if self.share is not None:
                 return
             run.barrier()
@@ -217,6 +225,7 @@ class Precomputed(ReferencePolicy):
             return self._builder
         return replace(self._builder, path=self.model, lora=None, gradient_checkpointing=False, compile=False)
 
+    @activity("computing the reference")
     def _fill(
         self,
         logp_file: LogpFile,
@@ -247,6 +256,8 @@ class Precomputed(ReferencePolicy):
                     found = score_rows(model, head, collator, [plan.rows[place] for place in batch], run)
                     answers |= {key: found[key] for key in plan.claim_answers(batch)}
                     done += len(batch)
+                    if requested():  # what is kept is written below; all ranks stop together after it
+                        break
                     if time.monotonic() - flushed_at >= FLUSH_SECONDS:
                         logp_file.add(answers)
                         answers, flushed_at = {}, time.monotonic()

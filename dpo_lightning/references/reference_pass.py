@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from dpo_lightning.models.lm_head import SplitHead, causal_lm
 from dpo_lightning.references.base import REFERENCE_KEY
 from dpo_lightning.references.logp_store import LogpFile
 from dpo_lightning.references.row_index import AnswerDigests, RowIndex, RowView, row_digests
+from dpo_lightning.stopping import raise_if_any, raise_if_requested
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class ScoringContext:
     barrier: Callable[[], Any] = lambda: None
     """Waits for all processes."""
 
+    stop: Callable[[str], None] = raise_if_requested
+    """Raises in every process if one of them is to stop; it is given what was saved."""
+
     @classmethod
     def of(cls, trainer: Any, tokenizer: Any) -> ScoringContext:
         """The context of a `Trainer` whose data module has encoded its rows.
@@ -81,6 +86,7 @@ class ScoringContext:
             trainer.global_rank,
             trainer.world_size,
             strategy.barrier,
+            partial(raise_if_any, strategy),
         )
 
     def collator(self, model: nn.Module) -> Collator:

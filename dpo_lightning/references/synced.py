@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -51,8 +51,13 @@ class Synced(ReferencePolicy):
     def bind(self, policy: nn.Module, builder: CausalLM) -> None:
         """Hold the starting weights: of the adapter if there is one, else of the whole policy."""
         self.start: HeldStart = FrozenAdapter() if has_adapter(policy) else FrozenCopy()
+        self.start.sharded = self.sharded
         self.start.bind(policy, builder)
         self._names = tuple(self.start.trained_state(policy))
+
+    def shard(self, policy: nn.Module, shard_model: Callable[[nn.Module], None]) -> None:
+        """Shard the frozen start that is moved."""
+        self.start.shard(policy, shard_model)
 
     def as_model(self, policy: nn.Module) -> Any:
         """Return a context manager that yields a model with the reference's current weights."""

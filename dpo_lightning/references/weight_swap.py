@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import nn
+
+from dpo_lightning.sharding import is_split, local_part
 
 
 class Place(NamedTuple):
@@ -35,19 +38,46 @@ def current_parameters(places: Mapping[str, Sequence[Place]]) -> dict[str, nn.Pa
     return {name: value for name, value in found.items() if value is not None}
 
 
+def copy_parameters(places: Mapping[str, Sequence[Place]]) -> dict[str, nn.Parameter]:
+    """Return frozen copies of the parameters that are registered at these places now, by name."""
+    return {
+        name: nn.Parameter(value.detach().clone(), requires_grad=False)
+        for name, value in current_parameters(places).items()
+    }
+
+
 @contextmanager
 def swapped(places: Mapping[str, Sequence[Place]], others: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Replace parameters within the block.
 
     The parameter objects are replaced, not their values: autocast caches half-precision copies by parameter, and would
-    return the copies of the old values.
+    return the copies of the old values. A sharded model knows its parameter objects, so their values are exchanged, and
+    autocast forgets its copies.
     """
     own = current_parameters(places)
+    if any(map(is_split, own.values())):
+        exchange_values(own, others)
+        try:
+            yield
+        finally:
+            exchange_values(own, others)
+        return
     set_parameters(places, others)
     try:
         yield
     finally:
         set_parameters(places, own)
+
+
+@torch.no_grad()
+def exchange_values(own: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter]) -> None:
+    """Exchange the values of split parameters, of which no part is gathered."""
+    for name, value in own.items():
+        mine, other = local_part(value), local_part(others[name])
+        before = mine.clone()
+        mine.copy_(other)
+        other.copy_(before)
+    torch.clear_autocast_cache()
 
 
 def set_parameters(places: Mapping[str, Sequence[Place]], parameters: Mapping[str, nn.Parameter]) -> None:

@@ -25,7 +25,7 @@ def adapter(tiny_llama, file, tmp_path_factory):
         (["--model", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--dtype", "int4"], 64, "--dtype"),
         (["--max_shard_size", "much"], 64, "not a size at max_shard_size"),
-        (["--out", " "], 64, "not a folder name"),
+        (["--out", " "], 64, "not the name of a file or folder"),
         (["--bogus"], 64, "--bogus"),
     ],
 )

@@ -5,10 +5,17 @@ import re
 import sys
 
 import pytest
+import torch
 from support import tiny_models
 from support.command_line import refused, run
 
+from dpo_lightning.commands.infer import main
 from dpo_lightning.data.encoding.rendering import Renderer
+from dpo_lightning.models import generation
+from dpo_lightning.models.causal_lm import CausalLM
+from dpo_lightning.models.generation import decode_answers
+from dpo_lightning.models.streaming import AnswerStream
+from dpo_lightning.terminal import escape_controls
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def infer(model, *more, instruction="안녕하세요?"):
 def test_infer_hands_the_instruction_on_as_it_is(tiny_llama, asked, instruction):
     model = tiny_llama
     ran = run("infer", "--model", model, f"--instruction={instruction}", "--max_new_tokens", "8")
-    assert (ran.code, ran.err) == (0, ""), ran
+    assert (ran.code, ran.err.count("\n")) == (0, 1), ran
     assert ran.out.strip()
     assert asked == [instruction]
 
@@ -94,4 +101,59 @@ def test_infer_stays_within_the_models_positions(tmp_path):
     model = tiny_models.save(tmp_path / "model", tiny_models.make_gpt2(n_positions=32), tiny_models.make_tokenizer())
     ran = run("infer", "--model", model, "--instruction", "Hello there", "--temperature", "0")
     assert ran.code == 0, ran
-    assert re.fullmatch(r"note: the model's \d+ positions limit the answer to \d+ tokens\n", ran.err)
+    assert re.fullmatch(
+        r"note: the model's \d+ positions limit the answer to \d+ tokens\nnote: the answer was cut .*\n", ran.err
+    )
+
+
+class Parts(io.StringIO):
+    """A stream that keeps what it is given, part by part."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = []
+
+    def write(self, text):
+        self.parts.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("instruction", ["안녕하세요?", "Tell me a story."])
+def test_an_answer_is_written_while_it_is_generated(tiny_llama, monkeypatch, instruction):
+    """In the end it is the text of all tokens together."""
+    known = []
+    real = generation.generate_ids
+
+    def watched(*args):
+        known.append(real(*args))
+        return known[-1]
+
+    monkeypatch.setattr(generation, "generate_ids", watched)
+    out = Parts()
+    monkeypatch.setattr(sys, "stdout", out)
+    args = ["--model", str(tiny_llama), "--instruction", instruction, "--max_new_tokens", "60", "--temperature", "3"]
+    assert main(args) == 0
+    whole = decode_answers(CausalLM(str(tiny_llama)).tokenizer(), known[0])[0]
+    assert out.getvalue() == escape_controls(whole) + "\n"
+    assert sum(bool(part.strip()) for part in out.parts) > 5
+
+
+def test_what_is_written_of_an_answer_stays_as_it_is(tiny_llama):
+    """Words are written when they are complete: a token may be a part of a character."""
+    tokenizer = CausalLM(str(tiny_llama)).tokenizer()
+    text = "첫째, 물을 끓입니다.\n\n    그리고 the tea 🍵 is ready."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    parts = []
+    stream = AnswerStream(tokenizer, parts.append)
+    stream.put(torch.tensor([[1, 2, 3]]))
+    for number in ids:
+        stream.put(torch.tensor([number]))
+    stream.end()
+    assert "".join(parts) == text
+    assert len(parts) > 5
+    assert not any("\ufffd" in part for part in parts)
+
+
+def test_a_cut_answer_is_noted(tiny_llama):
+    ran = infer(tiny_llama)
+    assert ran.err == "note: the answer was cut after 8 tokens: --max_new_tokens allows more\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny_models
-from support.command_line import Bench, refused, run, watch_loading
+from support.command_line import quiet_bench, refused, run, watch_loading
 
 from dpo_lightning.commands.precompute import share
 from dpo_lightning.errors import UserError
@@ -17,11 +17,7 @@ PRECOMPUTED = ("--model.reference", "Precomputed")
 def bench(tmp_path, tiny_llama, monkeypatch):
     """The recipe without its samples, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    made = Bench(tmp_path, tiny_llama)
-    quiet = made.overlay("trainer: {callbacks: []}")
-    options = made.options
-    made.options = lambda out="run": [*options(out), *quiet]
-    return made
+    return quiet_bench(tmp_path, tiny_llama)
 
 
 def answers(path):
@@ -130,7 +126,7 @@ def test_a_run_that_used_a_file_goes_on(bench):
         (["--out", "train.jsonl/ref.safetensors"], 73, "cannot be written: File exists (train.jsonl)"),
         (["--out", "train.jsonl"], 65, "no whole file of reference log-probabilities"),
         (["--out", "train.jsonl"], 65, "fix: --model.reference.path (or --out) with another name; if it was one of"),
-        (["--out", "/"], 64, "this is no file name at model.reference.path"),
+        (["--out", "/"], 64, "found that of a folder at --out"),
         (["--data.train", "none.jsonl"], 66, "none.jsonl"),
         (["--model.policy.path", "nowhere/at/all"], 66, "the model folder does not exist"),
         (["--model", "SFTModule", "--data", "SFTDataModule"], 64, "SFTModule has no reference"),

@@ -151,6 +151,7 @@ def test_the_allow_list_is_narrow():
         "torch",
         "peft",
         "bitsandbytes",
+        "optimi",
         "torchmetrics",
     }
     assert not {"torch", "lightning", "lightning.pytorch", "torch.hub"} & set(ALLOWED)

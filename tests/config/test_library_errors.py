@@ -23,11 +23,7 @@ def of_model(option, name, options=""):
 CASES = {
     "a logger that is not installed": (of_trainer("logger", "WandbLogger"), 64, "WandbLogger", "wandb"),
     "another": (of_trainer("logger", "MLFlowLogger"), 64, "MLFlowLogger", "mlflow"),
-    "a timer's interval": (
-        "trainer: {callbacks: [{class_path: Timer, init_args: {interval: day}}]}",
-        64,
-        "Timer(interval=day)",
-    ),
+    "a timer": ("trainer: {callbacks: [{class_path: Timer}]}", 64, "as if it were complete", "trainer.max_time"),
     "a negative constant": (of_model("optimizer", "AdamW", "eps: -1"), 64, "Invalid epsilon", "at model.optimizer"),
     "an optimizer of matrices": (of_model("optimizer", "Muon"), 64, "only supports 2D", "at model.optimizer"),
     "no optimizer": (of_model("optimizer", "Optimizer"), 64, "at model.optimizer"),
@@ -76,13 +72,13 @@ CASES = {
         "at least one scheduler",
         "at model.lr_scheduler",
     ),
-    "all devices of a CPU": ("trainer: {devices: -1}", 69, "devices", "doctor"),
+    "all devices of a CPU": ("trainer: {devices: -1}", 64, "devices", "auto"),
     "a device that is not installed": ("trainer: {accelerator: tpu}", 64, "torch_xla"),
     "a metric that nobody measures": (
         "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: nope}}]}",
         64,
-        "`nope`",
-        "eval/loss",
+        "'nope'",
+        "train/loss",
     ),
 }
 
@@ -103,6 +99,14 @@ KNOWN = [
     (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 74, "the device is out of memory"),
     (RuntimeError("Out of memory"), 74, "the device is out of memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 74, "the device is out of memory"),
+    (ImportError("a.so: failed to map segment from shared object"), 74, "the device is out of memory"),
+    (RuntimeError("can't start new thread"), 74, "the device is out of memory"),
+    (failed_write(errno.EFBIG), 74, "writing failed: File too large"),
+    (PermissionError(errno.EACCES, "Permission denied", "run/file"), 74, "Permission denied: run/file"),
+    (ValueError("Error while serializing: I/O error: Permission denied (os error 13)"), 74, ": Permission denied (os"),
+    (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), 74, "unexpected pos 64 vs 0"),
+    (RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. "), 74, "--data.num_workers 0"),
+    (RuntimeError("[../gloo/transport/tcp/pair.cc:5] Connection closed by peer"), 74, "another process of the run"),
     (RuntimeError("Error(s) in loading state_dict for DPO:\n\tsize mismatch"), 64, "belongs to another model"),
     (ValueError("a group that doesn't match the size of optimizer's group"), 64, "belongs to another model"),
     (

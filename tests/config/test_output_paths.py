@@ -48,7 +48,8 @@ OUTSIDE = {
     "an absolute name": (callback("ModelCheckpoint", "filename: VICTIM/important"), "callbacks.filename"),
     "on an exception": (callback("OnExceptionCheckpoint", "dirpath: victim"), "callbacks.dirpath"),
     "a class by another path": (
-        "trainer: {callbacks: [{class_path: dpo_lightning.cli.ModelCheckpoint, init_args: {dirpath: victim}}]}",
+        "trainer: {callbacks: [{class_path: dpo_lightning.default_callbacks.ModelCheckpoint, "
+        "init_args: {dirpath: victim}}]}",
         "callbacks.dirpath",
     ),
     "curves by another path": (

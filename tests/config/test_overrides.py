@@ -1,6 +1,7 @@
 """Options of a file that a flag or a later file drops with their class: a warning names them, and defaults apply."""
 
 import pytest
+import yaml
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,46 @@ def test_a_model_without_the_part_says_so(bench):
     ran = bench.fit(*data, "--trainer.callbacks", "TokenLoss", "--trainer.max_steps", "1")
     assert ran.code == 0, ran
     assert "warning: --model SFTModule does not use the file's loss: DPOLoss" in ran.out
+
+
+RECIPE = "a later trainer.callbacks replaces the file's list; dropped: "
+
+
+@pytest.mark.parametrize(
+    ("text", "dropped"),
+    [
+        ("callbacks: [{class_path: ProgressLog}]", "Samples "),
+        ("callbacks: []", "Samples "),
+        ("callbacks: {class_path: SelfCheck, init_args: {enabled: false}}", "Samples "),
+        ("callbacks: [{class_path: Samples, init_args: {num_prompts: 0}}]", ""),
+        ("callbacks+: [{class_path: ProgressLog}]", ""),
+        ("max_steps: 1", ""),
+    ],
+)
+def test_callbacks_that_an_overlay_drops_are_named(bench, text, dropped):
+    """Measures are not among them: each module adds its own again."""
+    ran = bench.fit(*bench.overlay(f"trainer: {{{text}}}"), "--trainer.max_steps", "1")
+    assert ran.code == 0, ran
+    lines = [line for line in ran.out.splitlines() if RECIPE in line]
+    assert [line.partition("dropped: ")[2].partition("(")[0] for line in lines] == ([dropped] if dropped else [])
+
+
+def test_options_of_a_callback_that_comes_back_by_itself_are_named(bench):
+    options = "{class_path: RunCheckpoints, init_args: {every_n_steps: 1}}"
+    first = bench.overlay(f"trainer: {{callbacks+: [{options}]}}")
+    ran = bench.fit(*first, "--trainer.callbacks", "ProgressLog", "--trainer.max_steps", "1")
+    assert f"{RECIPE}Samples, RunCheckpoints (its options) " in ran.out
+
+
+def test_the_last_file_wins_however_it_is_given(bench):
+    """Attached to its flag or beside it: the loss of the second file has its own defaults."""
+    second = bench.overlay("model: {init_args: {loss: {class_path: SimPOLoss}}}")
+    ran = bench.fit(*second, "--trainer.max_steps", "1")  # the recipe is given as --config=FILE
+    assert ran.code == 0, ran
+    assert "SimPOLoss replaces DPOLoss" in ran.out
+    assert (
+        yaml.safe_load((bench.folder / "run/config.yaml").read_text())["model"]["init_args"]["loss"]["init_args"][
+            "beta"
+        ]
+        == 2.0
+    )

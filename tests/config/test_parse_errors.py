@@ -41,22 +41,65 @@ FLAGS = {
     "a word that is no choice": (["--data.overlong", "cut"], "one of error, drop, truncate at data.overlong\n  | cut"),
     "no choice of the trainer": (["--trainer.precision", "7"], "16-mixed", "at trainer.precision\n  | 7"),
     "a word for a seed": (["--seed_everything", "x"], "expected bool or int at seed_everything\n  | x"),
-    "a flag without its value": (["--data.batch_size"], "expected one argument at data"),
+    "a flag without its value": (["--data.batch_size"], "a value is missing at data.batch_size"),
+    "a flag before another": (["--model.loss.beta", "--fresh"], "a value is missing at model.loss.beta"),
     "no such loss": (["--model.loss", "IPPOLoss"], "the class does not exist at model.loss\n  | IPPOLoss", "IPOLoss"),
-    "no loss at all": (["--model.loss", "null"], "no loss is given at model.loss", "name a loss"),
+    "no loss at all": (["--model.loss", "null"], "the value may not be null at model.loss", "--model.loss"),
     "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot set this to null", "lora: null"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
     "no such model": (["--model", "PPO"], "the class does not exist at model\n  | PPO", "DPOModule, SFTModule"),
     "no such data": (
         ["--data", "Rows"],
         "the class does not exist at data\n  | Rows",
-        "PreferenceDataModule, SFTDataModule",
+        "PreferenceDataModule, RankedDataModule",
     ),
     "no such callback": (
         ["--trainer.callbacks+=Sample"],
         "the class does not exist at trainer.callbacks",
         "did you mean Samples?",
     ),
+    "an option of a scheduler that is not named": (
+        ["--model.lr_scheduler.warmup_steps", "3"],
+        "an option of a class that is not named at model.lr_scheduler.warmup_steps",
+        "--model.lr_scheduler CLASS, one of CosineWithWarmup",
+    ),
+    "an option of a logger that is not named": (
+        ["--trainer.logger.project", "x"],
+        "not named at trainer.logger.project",
+        "--trainer.logger CLASS, one of TensorBoardLogger, WandbLogger",
+    ),
+    "an option of a strategy that is not named": (
+        ["--trainer.strategy.static_graph", "true"],
+        "not named at trainer.strategy.static_graph",
+        "fix: name the class before it: --trainer.strategy CLASS\n",
+    ),
+    "an option of a reference that is not named": (
+        ["--model.reference.alpha", "0.5"],
+        "not named at model.reference.alpha",
+        "fix: name the class before it: --model.reference Synced\n",
+    ),
+    "an option of another optimizer": (
+        ["--model.optimizer.momentum", "0.9"],
+        "error: AdamW has no option model.optimizer.momentum\n",
+        "fit --model.optimizer.help AdamW lists its options",
+    ),
+    "an option of another divergence": (
+        ["--model.loss.divergence.alpha", "0.3"],
+        "ReverseKL has no option model.loss.divergence.alpha",
+        "AlphaDivergence",
+    ),
+    "a name of several classes": (
+        ["--model.lr_scheduler", "ReduceLROnPlateau"],
+        "several classes have this name at model.lr_scheduler\n  | ReduceLROnPlateau",
+        "fix: --model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau or lightning.",
+    ),
+    "an option below one that is no class": (["--output_dir.x", "3"], "the option output_dir.x does not exist"),
+    "a value for a switch": (
+        ["--fresh", "false"],
+        "the option false does not exist",
+        "--fresh and --print_config take no",
+    ),
+    "an empty value": (["--model.loss.beta="], "expected float at model.loss.beta\n"),
     "a class of another kind": (["--model.loss", "dpo_lightning.models.causal_lm.Lora"], "at model.loss"),
     "smoothing of a hinge": (
         ["--model.loss", "HingeLoss", "--model.loss.label_smoothing", "0.1"],
@@ -131,7 +174,7 @@ FILES = {
     ),
     "an impossible date": ("a: 2024-13-45\n", "invalid YAML"),
     "Python in YAML": ("a: !!python/object/apply:os.abort []\n", "invalid YAML", "overlay.yaml:1:4"),
-    "no text": (b"\xff\xfe\x00", "invalid YAML", "overlay.yaml"),
+    "no text": (b"\xff\xfe\x00", "not text in UTF-8", "overlay.yaml"),
     "empty": ("", "a config has to be a mapping of keys"),
     "a list": ("- 1\n", "a config has to be a mapping of keys"),
 }
@@ -211,6 +254,26 @@ def test_a_large_rate_is_warned_about(bench):
     ran = bench.fit("--model.learning_rate", "0.02", "--trainer.max_steps", "1")
     assert ran.code == 0, ran
     assert "warning: learning_rate=0.02 is very large" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("callbacks+: [{class_path: EarlyStopping, monitor: eval/loss}]", "below `init_args:`"),
+        ("callbacks+: [{class_path: EarlyStopping, init_args: {monitr: x}}]", "EarlyStopping has no option"),
+        ("logger: {save_dir: x}", "below `init_args:`"),
+    ],
+)
+def test_options_beside_their_class_are_not_taken_for_packages(bench, text, said):
+    """A class that nobody named is no reason to propose `--allow-class-path`."""
+    ran = bench.fit(*bench.overlay(f"trainer: {{{text}}}"))
+    refused(ran, 64, said)
+    assert "allow-class-path" not in ran.err
+    assert "did you mean" not in ran.err
+
+
+def test_a_flag_in_a_config_is_named_as_such(bench):
+    refused(bench.fit(*bench.overlay("print_config: true")), 64, "print_config is given on the command line only")
 
 
 @pytest.mark.parametrize(

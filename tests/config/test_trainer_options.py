@@ -4,7 +4,7 @@ import pytest
 from support.command_line import refused, watch_loading
 
 from dpo_lightning.config.class_paths import Namespace
-from dpo_lightning.config.trainer_options import LAUNCHERS, check_environment, check_trainer
+from dpo_lightning.config.trainer_options import LAUNCHERS, check_trainer
 from dpo_lightning.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -169,57 +169,7 @@ def test_early_stopping_ends_a_run_after_an_evaluation(bench):
     assert bench.json("metrics.json")["step"] == 4  # the second evaluation was no better than the first
 
 
-def test_early_stopping_without_held_out_rows_still_names_what_there_is(bench):
-    overlay = bench.overlay(STOPPING.replace("OPTIONS", "patience: 1"))
-    refused(bench.fit(*overlay, "--data.eval", "null"), 64, "`eval/loss` which is not available")
-
-
 def test_rows_that_are_not_measured_are_told(bench):
     ran = bench.fit("--trainer.limit_val_batches", "0", "--trainer.max_steps", "1")
     assert ran.code == 0, ran
     assert "note: none of the 5 held-out rows is evaluated: trainer.limit_val_batches is 0\n" in ran.out
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"WORLD_SIZE": "abc"},
-        {"WORLD_SIZE": "0"},
-        {"RANK": "-1"},
-        {"RANK": "abc"},
-        {"RANK": "1"},
-        {"RANK": "٠"},
-        {"RANK": "2", "WORLD_SIZE": "2"},
-        {"LOCAL_RANK": "x"},
-        {"LOCAL_RANK": ""},
-        {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
-        {"NODE_RANK": "1.5"},
-        {"GROUP_RANK": "x"},
-        {"SLURM_LOCALID": "x"},
-        {"SLURM_NODEID": "-1"},
-        {"SLURM_PROCID": "4", "SLURM_NTASKS": "4"},
-        {"SLURM_NTASKS": "two"},
-    ],
-    ids=str,
-)
-def test_a_launchers_variables_are_numbers_that_fit(bench, monkeypatch, variables):
-    """A process that took itself for another than the first would train without a word, or in the first one's place."""
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    refused(bench.fit(), 64, "the environment", next(iter(variables)), "fix: unset ")
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"},
-        {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"},
-        {"SLURM_PROCID": "0"},
-        {},
-    ],
-    ids=str,
-)
-def test_what_launchers_set_passes(monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    check_environment()

@@ -23,7 +23,7 @@ from dpo_lightning.data.samplers import (
     describe_steps,
     prepare_epoch,
 )
-from dpo_lightning.errors import UserError
+from dpo_lightning.errors import ExitCode, UserError
 
 LAYOUTS = (Padded(), Packed(), SharedPrefix(), PackedSharedPrefix())
 
@@ -181,22 +181,22 @@ def test_rows_that_fit_into_no_batch_are_named_with_the_remedy():
 def test_a_rank_without_a_row_is_refused():
     rows = {"train": [pair([1], [2], [3])] * 3}
     check_batch_size(rows, 4, 50, Padded(), 3)
-    with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
+    with pytest.raises(UserError, match="3 training rows are fewer than the 4 devices") as told:
         check_batch_size(rows, 4, 50, Padded(), 4)
-    assert told.value.fix == "give more rows"
+    assert told.value.code == ExitCode.CONFIG
+    assert told.value.fix == "--trainer.devices 3 or fewer in all, or more rows"
     with pytest.raises(UserError, match="3 training rows are fewer than one batch") as told:
         check_batch_size(rows, 4, None, Padded(), 1)
     assert told.value.fix == "--data.batch_size 3 or more rows"
 
 
-@pytest.mark.parametrize(("size", "world_size"), [(3, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("size", "world_size"), [(3, 1), (3, 3), (2, 2)])
 def test_as_many_rows_as_one_batch_of_all_ranks_do(size, world_size):
     rows = [pair([1], [2], [3])] * (size * world_size)
     check_batch_size({"train": rows, "eval": rows[:1]}, size, None, Padded(), world_size)
     with pytest.raises(UserError, match=rf"{len(rows) - 1} training rows are fewer than one batch \({size} x") as told:
         check_batch_size({"train": rows[1:]}, size, None, Padded(), world_size)
-    fewer = (len(rows) - 1) // world_size
-    assert told.value.fix == (f"--data.batch_size {fewer} or more rows" if fewer else "give more rows")
+    assert told.value.fix == f"--data.batch_size {(len(rows) - 1) // world_size} or more rows"
 
 
 # What is said of an epoch
@@ -281,3 +281,20 @@ def test_another_epoch_is_not_taken_up_in_its_middle():
             FixedBatches(sizes, most, shuffle=True, seed=seed).load_state(state)
     end = FixedBatches([1] * 9, 2, shuffle=True, seed=5).state(5, ended=True)
     FixedBatches([1] * 8, 2, shuffle=True, seed=5).load_state(end)  # more rows, from the next epoch on
+
+
+def test_another_number_of_ranks_takes_the_same_rows():
+    """As long as a step has as many of them in all: 1 x 4, 2 x 2 and 4 x 1 rows."""
+    sizes = [1] * 22
+
+    def rows(most, ranks, state=None):
+        options = {"shuffle": True, "seed": 5, "world_size": ranks}
+        orders = [FixedBatches(sizes, most, rank=rank, **options) for rank in range(ranks)]
+        for order in orders if state else ():
+            order.load_state(state | {"batches": state["rows"] // order.rows_per_step})
+        steps = zip(*orders, strict=True)
+        return [sorted(row for batch in step for row in batch if row >= 0) for step in steps], orders[0]
+
+    whole, order = rows(4, 1)
+    state = order.state(3, ended=False)
+    assert rows(2, 2, state)[0] == rows(1, 4, state)[0] == whole[3:]

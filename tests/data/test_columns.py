@@ -119,7 +119,8 @@ def test_columns_of_the_training_rows_do_not_hide_those_of_held_out_ones(tmp_pat
     """The recipe's own held-out file has our names; in the training file a misspelt name stays an error."""
     renamed = [{"question": row["prompt"], **{k: row[k] for k in ("chosen", "rejected")}} for row in (PAIR, OTHER)]
     train, other = jsonl(tmp_path, renamed, "train.jsonl"), [PAIR | {"prompt": "Name a bird."}, OTHER | {"prompt": "?"}]
-    data = PreferenceDataModule(train, jsonl(tmp_path, other, "eval.jsonl"), columns={"prompt": "question"})
+    held_out = jsonl(tmp_path, other, "eval.jsonl")
+    data = PreferenceDataModule(train, held_out, columns={"prompt": "question"}, batch_size=2)
     data.read_rows(("train", "eval"))
     assert [example.prompt for example in data.examples["eval"]] == ["Name a bird.", "?"]
     assert [example.prompt for example in data.examples["train"]] == [PAIR["prompt"], OTHER["prompt"]]

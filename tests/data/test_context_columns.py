@@ -188,13 +188,6 @@ def test_text_that_a_question_may_need_is_refused(tmp_path: Path, kind: str, nam
         assert value in str(examples[0].prompt)
 
 
-@pytest.mark.parametrize(("name", "value"), [("images", ["a.png"]), ("image", "a.png"), ("audio", {"bytes": "x"})])
-def test_answers_about_images_are_refused(tmp_path: Path, name: str, value: Any) -> None:
-    parts = [f"'{name}' has content that is not read", f"--data.ignore_columns {name}"]
-    refusal(lambda: read(tmp_path, "pairs", {name: value}), ExitCode.DATA, *parts)
-    assert read(tmp_path, "pairs", {"images": []})[1] == ["columns that are not used: images"]
-
-
 def test_text_that_is_read_elsewhere_is_no_loss(tmp_path: Path) -> None:
     """Such as the question that a conversation begins with, and what is no text."""
     _, warnings = read(tmp_path, "pairs", {"question": "Name a colour.", "context_id": "x", "input_ids": [1, 2]})

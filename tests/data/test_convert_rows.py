@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.row_files import assistant, jsonl, refusal, user, written
+from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, written
 
 from dpo_lightning.data.convert import convert_rows, format_jsonl
 from dpo_lightning.data.examples import Origin
@@ -23,8 +23,8 @@ SETS: dict[str, list[dict[str, Any]]] = {
         {"prompt": "", "chosen": "네", "rejected": "아니요", "margin": 0},
     ],
     "pairs without a prompt": [
-        {"chosen": "Paris is big.", "rejected": "Paris is small."},
-        {"chosen": "x", "rejected": "y"},
+        {"chosen": "Q: Is it big?\nA: Yes, it is.", "rejected": "Q: Is it big?\nA: Yes, or no."},
+        {"chosen": "Q: x\nA: x", "rejected": "Q: x\nA: y"},
     ],
     "pairs of messages": [
         {"prompt": [Q], "chosen": [A], "rejected": [B], "tools": [TOOL]},
@@ -80,6 +80,14 @@ def test_rows_that_cannot_be_used_are_left_out_with_the_reasons(tmp_path: Path) 
     assert [row["origin"] for row in result.left_out] == [f"{path}:{line}" for line in (2, 3, 4, 5)]
     assert result.left_out[0] == {"origin": f"{path}:2", "reasons": ["'chosen' is empty"], "row": rows[1]}
     assert result.reasons["'chosen' is empty"] == 2
+
+
+def test_rows_that_need_pictures_are_left_out(tmp_path: Path) -> None:
+    rows = [{**OTHER, "image": "a.png"}, PAIR, {**OTHER, "image": None}]
+    result = convert_rows(jsonl(tmp_path, rows))
+    assert [row["prompt"] for row in result.rows] == [PAIR["prompt"], OTHER["prompt"]]
+    assert list(result.reasons.values()) == [1]
+    assert "need pictures" in next(iter(result.reasons))
 
 
 def test_more_bad_rows_than_fit_would_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.prompts import PromptKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.load import load_examples
 from dpo_lightning.errors import ExitCode
@@ -75,3 +76,8 @@ def test_answers_that_begin_with_the_prompt(tmp_path: Path) -> None:
     copied = {name: f"{PLAIN['prompt']}\n{PLAIN[name]}" for name in ("chosen", "rejected")}
     path = jsonl(tmp_path, [{**PLAIN, **copied}, {**OTHER, "chosen": f"{OTHER['prompt']} Shakespeare."}])
     assert load_examples(PairKind, path)[1] == [f"rows whose answers begin with a copy of the prompt: 1 ({path}:1)"]
+
+
+def test_prompts_alone_copy_nothing(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"prompt": PLAIN["prompt"]}, {"prompt": OTHER["prompt"]}])
+    assert load_examples(PromptKind, path)[1] == []

@@ -57,7 +57,7 @@ def test_null_keys_are_absent_keys() -> None:
         ([{"role": "user"}], "'x' message 1 has no content"),
         ([{"role": "assistant", "content": None}], "has no content"),
         ([{"role": "assistant", "tool_calls": []}], "has no content"),
-        ([{"role": "user", "content": [{"type": "image", "image": "a"}]}], "has a content part that is not text"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a"}]}], "message 1 needs pictures"),
         ([user("")], "has no text as content"),
         ([assistant(" \n")], "has only white space as content"),
         ([{**CALL, "role": "user"}], "a user message with tool_calls"),

@@ -77,11 +77,6 @@ def test_implicit_prompts(tmp_path: Path) -> None:
     rows = [{"chosen": [U, A], "rejected": [U, B]}, {"chosen": [V, A], "rejected": [V, B]}]
     example, _ = first(tmp_path, *rows)
     assert (example.prompt, example.chosen, example.rejected) == ((U,), (A,), (B,))
-    texts = [{"chosen": "Q: 1 A: Yes", "rejected": "Q: 1 A: No"}, {"chosen": "yes ", "rejected": "no"}]
-    examples, warnings = load_examples(PairKind, jsonl(tmp_path, texts))
-    assert [example.prompt for example in examples] == ["Q: 1 A:", ""]
-    assert ["empty prompt" in warning for warning in warnings] == [True, False]
-    assert warnings[1] == "prompts that are the common beginning of both answers: 1"
 
 
 def test_tools_and_groups(tmp_path: Path) -> None:

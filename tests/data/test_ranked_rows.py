@@ -146,6 +146,6 @@ def test_a_prompt_in_both_sets_is_a_leak(tmp_path: Path) -> None:
 
 
 def test_the_data_module_reads_them(tmp_path: Path) -> None:
-    data = RankedDataModule(train=jsonl(tmp_path, [ROW, OTHER]))
+    data = RankedDataModule(train=jsonl(tmp_path, [ROW, OTHER]), batch_size=2)
     data.read_rows(["train"])
     assert [len(example.answers) for example in data.examples["train"]] == [3, 2]

@@ -13,7 +13,7 @@ from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user, writ
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.load import load_examples
-from dpo_lightning.errors import ExitCode
+from dpo_lightning.errors import ExitCode, UserError
 
 THIRD = {"prompt": "c", "chosen": "d", "rejected": "e"}
 
@@ -72,10 +72,29 @@ def test_unpaired_rows(tmp_path: Path, label: object) -> None:
     refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "the rows are unpaired rows", f"{path}:1")
 
 
-@pytest.mark.parametrize("read", [PairKind, SFTKind])
-def test_one_row_is_not_enough(tmp_path: Path, read: Any) -> None:
-    path = jsonl(tmp_path, [{**PAIR, "completion": "c"}])
-    refusal(lambda: load_examples(read, path), ExitCode.DATA, "only 1 row", f"{path}:1")
+@pytest.mark.parametrize(("kind", "row"), [(PairKind, PAIR), (SFTKind, {"prompt": "p", "completion": "c"})])
+def test_one_row_is_enough_for_a_trial(tmp_path: Path, kind: Any, row: dict[str, Any]) -> None:
+    examples, notes = load_examples(kind, jsonl(tmp_path, [row]))
+    assert len(examples) == 1
+    assert "there is only 1 row" in notes
+
+
+def test_the_columns_of_a_single_row_are_checked(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"prompt": "p", "good": "b", "best": "c"}])
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "chosen", f"{path}:1")
+
+
+@pytest.mark.parametrize("comment", ["// rows of May", "# rows", "/* rows */"])
+def test_a_comment_in_front_is_one_error(tmp_path: Path, comment: str) -> None:
+    for rows in (f"[{json.dumps(PAIR)}]", json.dumps(PAIR), f"{json.dumps(PAIR)}\n{json.dumps(OTHER)}"):
+        path = written(tmp_path, f"\n{comment}\n{rows}\n")
+        with pytest.raises(UserError) as raised:
+            load_examples(PairKind, path)
+        (problem,) = raised.value.problems
+        assert (problem.what, problem.where) == (
+            "the file begins with a comment, which JSON does not have",
+            f"{path}:2",
+        )
 
 
 def test_no_row_at_all(tmp_path: Path) -> None:

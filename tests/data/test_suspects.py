@@ -9,7 +9,7 @@ from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.kinds import duplicates
 from dpo_lightning.data.kinds.duplicates import check_labels, check_leak, check_order, check_repeats
 from dpo_lightning.data.kinds.ranked import RankedExample
-from dpo_lightning.data.kinds.suspects import ROUNDS, find_cyclic, select_contradicting, select_repeated
+from dpo_lightning.data.kinds.suspects import PRUNING_ROUNDS, find_cyclic, select_contradicting, select_repeated
 from dpo_lightning.data.kinds.unpaired import UnpairedExample
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes
 from dpo_lightning.errors import UserError
@@ -89,9 +89,9 @@ def test_leaks(allow, train, held_out):
 
 def test_rows_that_agree_are_not_compared():
     """Several rankings of one prompt that are consistent, and rows with prompts of their own."""
-    order = [f"a{n}" for n in range(ROUNDS)]
+    order = [f"a{n}" for n in range(PRUNING_ROUNDS)]
     rows = ranked(
-        [("p", order[first : first + 4]) for first in range(ROUNDS - 4)] + [(f"q{n}", "ab") for n in range(50)]
+        [("p", order[first : first + 4]) for first in range(PRUNING_ROUNDS - 4)] + [(f"q{n}", "ab") for n in range(50)]
     )
     assert select_contradicting(rows, duplicates._ranking_key) == []
     assert select_repeated(rows, duplicates._answers_key) == []
@@ -107,4 +107,4 @@ def test_a_contradiction_selects_the_rows_of_its_prompt_alone():
 def test_a_cycle_of_any_length_remains(length):
     nodes = np.arange(length)
     assert sorted(find_cyclic(nodes, np.roll(nodes, -1))) == list(range(length))
-    assert len(find_cyclic(nodes, nodes + 1)) == max(0, length - 2 * ROUNDS)
+    assert len(find_cyclic(nodes, nodes + 1)) == max(0, length - 2 * PRUNING_ROUNDS)

@@ -16,6 +16,7 @@ from transformers.utils import chat_template_utils
 from dpo_lightning.data.datamodules import PreferenceDataModule
 from dpo_lightning.data.encoding import chat_templates
 from dpo_lightning.models import generation
+from dpo_lightning.models.causal_lm import CausalLM
 
 FIRST, NEXT = datetime.date(2026, 3, 5), datetime.date(2026, 3, 6)
 NOTE = "note: the chat template writes the date "
@@ -113,11 +114,12 @@ def test_a_file_of_log_probabilities_is_bound_to_the_date(bench, tmp_path, set_d
     assert "computing" not in ran.out
 
 
-def test_a_rank_that_begins_after_midnight_takes_the_first_ones_date(bench, model, set_day):
+def test_a_rank_that_begins_after_midnight_takes_the_first_ones_date(bench, model, set_day, tmp_path):
     set_day(NEXT)
     data = PreferenceDataModule(train=str(bench.train), max_length=128)
     strategy = SimpleNamespace(broadcast=lambda _: FIRST)
-    data.trainer = SimpleNamespace(lightning_module=short_runs.module(model), world_size=1, strategy=strategy)
+    module = short_runs.module(model)
+    data.trainer = SimpleNamespace(lightning_module=module, world_size=1, strategy=strategy, default_root_dir=tmp_path)
     data.setup("fit")
     prompts = [data.trainer.lightning_module.tokenizer.decode(row.prompt_ids) for row in data.encoded["train"]]
     assert len(prompts) == 8
@@ -147,8 +149,9 @@ def test_a_template_file_with_a_date_of_its_own_takes_the_one_that_is_given(benc
 
 def test_infer_writes_todays_date_or_the_one_that_is_given(model, set_day, monkeypatch):
     asked = []
+    words = CausalLM(str(model)).tokenizer()
     monkeypatch.setattr(
-        generation, "answer", lambda _, words, prompts, *more: [asked.append(words.decode(prompts[0])) or "Hi"]
+        generation, "generate_ids", lambda _, prompts, *more: [asked.append(words.decode(prompts[0])) or [1]]
     )
     command = ("infer", "--model", model, "--instruction", "Hello")
     assert run(*command).code == run(*command, "--template_date", NEXT).code == 0

@@ -77,7 +77,7 @@ def test_a_turn_between_learned_ones_is_context(tmp_path: Path) -> None:
         ({**WRONG, "loss_mask": [0, 1]}, "has a 'loss_mask' that is neither"),
         ({**WRONG, "loss": False, "train": True}, "contradicting marks: train, loss"),
         ({**WRONG, "masked": True}, "the unknown key 'masked'"),
-        ({**WRONG, "images": ["a.png"]}, "the unknown key 'images'"),
+        ({**WRONG, "images": ["a.png"]}, "needs pictures"),
         ({**WRONG, "mask": 0}, "the unknown key 'mask'"),
     ],
 )

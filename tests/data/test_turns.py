@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.row_files import assistant, user
+from support.row_files import assistant, jsonl, refusal, user
 
 from dpo_lightning.data.formats.turns import parse_messages_text, unwrap_answer
 from dpo_lightning.data.kinds.fields import parse_text
+from dpo_lightning.data.kinds.pairs import PairKind
+from dpo_lightning.data.kinds.sft import SFTKind
+from dpo_lightning.data.kinds.unpaired import UnpairedKind
+from dpo_lightning.data.load import load_examples
 from dpo_lightning.data.readers.bad_rows import RowError
+from dpo_lightning.errors import ExitCode
 
 CALL = {"name": "f", "arguments": {"x": 1}}
 
@@ -44,7 +51,7 @@ def test_other_names(given: dict[str, Any], message: dict[str, Any]) -> None:
     [
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
-            "a content part that is not text",
+            "needs pictures, and this package trains text",
         ),
         ({"role": "user", "content": [{"type": "text", "text": 3}]}, "a content part that is not text"),
         ({"from": "function_call", "value": "not JSON"}, "a function call without a name"),
@@ -80,3 +87,23 @@ def test_an_answer_may_be_an_object_with_one_text() -> None:
     for value in ("a", [assistant("a")], assistant("a"), {"from": "gpt", "text": "a"}, {"text": 3}, {}, None):
         assert unwrap_answer(value) == value
     assert unwrap_answer({"text": "a", "output": "b"}) == {"text": "a", "output": "b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "format", "more"),
+    [
+        (SFTKind, "sharegpt", {}),
+        (PairKind, "sharegpt-pairs", {"chosen": "b", "rejected": "c"}),
+        (UnpairedKind, "messages-label", {"label": True}),
+    ],
+)
+def test_an_unknown_role_of_a_conversation_is_named(
+    tmp_path: Path, kind: Any, format: str, more: dict[str, Any]
+) -> None:
+    answer = [] if kind is PairKind else [{"from": "gpt", "value": "a"}]
+    rows = [
+        {"conversations": [{"from": who, "value": "p"}, {"from": "human", "value": "q"}, *answer], **more}
+        for who in ("system", "martian")
+    ]
+    call = partial(load_examples, kind, jsonl(tmp_path, rows), format=format)
+    refusal(call, ExitCode.DATA, "'conversations' message 1 has the unknown role \"martian\" at", "rows.jsonl:2")

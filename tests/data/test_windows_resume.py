@@ -166,13 +166,8 @@ def test_a_window_of_another_checkpoint_without_a_place_is_refused(within, tiny_
 
 def test_windows_of_another_size_do_not_begin_there(within, tiny_llama, tmp_path):
     """Where no config of the run is beside the checkpoint, or where a callback changes the accumulation."""
-    content = torch.load(within[3], weights_only=True)
-    for go_on in (
-        lambda: train(tiny_llama, tmp_path / "b", within[3], accumulate_grad_batches=2),
-        lambda: check_progress(content, {"trainer.accumulate_grad_batches": 2}),
-    ):
-        with pytest.raises(UserError, match="accumulate_grad_batches is 2, but was 3 in the checkpoint's epoch"):
-            go_on()
+    with pytest.raises(UserError, match="accumulate_grad_batches is 2, but was 3 in the checkpoint's epoch"):
+        train(tiny_llama, tmp_path / "b", within[3], accumulate_grad_batches=2)
     train(tiny_llama, tmp_path / "c", within[4], accumulate_grad_batches=2)  # an epoch's end
 
 

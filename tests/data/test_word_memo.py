@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dpo_lightning.data.encoding import word_memo
 from dpo_lightning.data.encoding.text_encoder import TextEncoder
-from dpo_lightning.data.encoding.word_memo import CUT, encodes_words, split_at_cuts
+from dpo_lightning.data.encoding.word_memo import WORD_BREAK, encodes_words, split_at_breaks
 from dpo_lightning.errors import UserError
 
 LLAMA = (
@@ -159,8 +159,8 @@ def test_white_space_of_the_patterns_is_white_space_in_python():
 
 def test_texts_are_split_at_the_same_places_in_either_way():
     texts = ["".join(letters) for n in range(6) for letters in itertools.product(" \n\x1fa\u2003", repeat=n)]
-    assert [split_at_cuts(text) for text in texts] == [CUT.split(text) for text in texts]
-    assert split_at_cuts(" a  b\n c d") == [" a", " b\n c", "d"]
+    assert [split_at_breaks(text) for text in texts] == [WORD_BREAK.split(text) for text in texts]
+    assert split_at_breaks(" a  b\n c d") == [" a", " b\n c", "d"]
 
 
 OTHER = {

@@ -73,7 +73,6 @@ def test_weights_that_are_not_the_configs_are_named(folder, changes, told):
     [
         {"hidden_size": "x"},
         {"num_attention_heads": 0},
-        {"vocab_size": -1},
         {"hidden_act": "nothing"},
         {"rope_parameters": "nothing"},
         {"model_type": "nothing"},
@@ -84,6 +83,11 @@ def test_weights_that_are_not_the_configs_are_named(folder, changes, told):
 def test_a_config_that_makes_no_model(folder, changes):
     change_json(folder / "config.json", **changes)
     assert "cannot be loaded" in refused(CausalLM(str(folder)))
+
+
+def test_a_size_below_1(folder):
+    change_json(folder / "config.json", vocab_size=-1)
+    assert "vocab_size is not above 0" in refused(CausalLM(str(folder)))
 
 
 def test_lack_of_memory_is_not_taken_for_a_broken_folder(tiny_llama, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from support import short_runs, tiny_models
 from support.batch_layouts import read_back
 from support.command_line import refused, run
@@ -14,7 +15,7 @@ from support.command_line import refused, run
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.models.generation import Sampling, answer
+from dpo_lightning.models.generation import SampleByPrompt, Sampling, answer, generate_ids
 
 STOPS = frozenset([0, 2])
 GREEDY = Sampling(max_new_tokens=12, temperature=0)
@@ -109,7 +110,7 @@ def test_dropout_is_off_and_the_mode_comes_back(training, chat_tokenizer):
     expected = [alone(tiny_models.make_gpt2(), chat_tokenizer, prompt) for prompt in PROMPTS]
     assert answer(model, chat_tokenizer, PROMPTS, GREEDY, STOPS) == expected
     assert {part.training for part in model.modules()} == {training}
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError):
         answer(model, chat_tokenizer, [[3]], GREEDY, frozenset(["none"]))
     assert model.training == training
 
@@ -133,6 +134,14 @@ def test_no_more_tokens_than_the_model_has_positions(chat_tokenizer):
     with pytest.raises(UserError, match="a prompt has 256 tokens, the model 256 positions") as raised:
         answer(model, chat_tokenizer, [[7], [7] * 256], GREEDY, STOPS)
     assert raised.value.code == ExitCode.DATA
+
+
+def test_a_long_prompt_does_not_cut_the_answers_of_others(model):
+    """Each answer may be as long as the positions that its own prompt leaves."""
+    long, never = [7] * 250, frozenset([479])
+    alone = [generate_ids(model, [prompt], GREEDY, never)[0] for prompt in ([40], long, [41])]
+    assert [len(ids) for ids in alone] == [12, 6, 12]
+    assert generate_ids(model, [[40], long, [41]], GREEDY, never) == alone
 
 
 @pytest.mark.parametrize(
@@ -188,6 +197,35 @@ def test_prompts_are_those_of_training(row, template, tmp_path):
     assert renderer.stops == {tokenizer.eos_token_id}
 
 
+def test_an_answer_does_not_depend_on_the_other_prompts(model):
+    """Drawn at temperature 1 in float32: alone, in a batch, and in a batch of another order."""
+    sampling = Sampling(12, temperature=1.0, seed=3)
+    alone = [generate_ids(model, [prompt], sampling, STOPS)[0] for prompt in PROMPTS]
+    assert len(set(map(tuple, alone))) == len(PROMPTS)
+    assert generate_ids(model, PROMPTS, sampling, STOPS) == alone
+    assert generate_ids(model, PROMPTS[::-1], sampling, STOPS) == alone[::-1]
+    assert all(len(ids) == 12 or ids[-1] in STOPS for ids in alone)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6)])
+def test_tokens_are_drawn_with_their_probabilities(temperature, top_p):
+    """20,000 prompts with the same scores: Pearson's chi-squared test against the softmax, cut at top_p."""
+    count = 20_000
+    scores = torch.tensor([1.0, 0.3, -0.5, 2.0, -1.0, float("-inf")])
+    prompts = [[place] for place in range(count)]
+    draw = SampleByPrompt(Sampling(1, temperature, top_p, seed=1), prompts, torch.device("cpu"))
+    tokens = draw(torch.tensor(prompts), scores.expand(count, -1)).argmax(1)
+    expected = (scores.double() / temperature).softmax(0)
+    order = expected.argsort(descending=True)
+    outside = order[expected[order].cumsum(0) - expected[order] >= top_p]
+    expected[outside] = 0
+    expected /= expected.sum()
+    found = torch.bincount(tokens, minlength=len(scores))
+    assert not found[expected == 0].any()
+    kept = expected > 0
+    assert chisquare(found[kept].numpy(), (expected[kept] * count).numpy()).pvalue > 1e-3
+
+
 def test_compiled_layers_answer_uncompiled(tiny_llama, chat_tokenizer):
     """They would be compiled again for every length of the cache."""
     model = CausalLM(str(tiny_llama)).build()
@@ -201,8 +239,10 @@ def test_compiled_layers_answer_uncompiled(tiny_llama, chat_tokenizer):
     assert compiled
 
 
-@pytest.mark.parametrize("changes", [{"num_beams": 10**6}, {"num_beam_groups": 2}])
-def test_a_folders_beams_are_not_used(tiny_llama, tmp_path, changes):
+@pytest.mark.parametrize(
+    "changes", [{"num_beams": 10**6}, {"num_beam_groups": 2}, {"penalty_alpha": 0.6, "top_k": 4}, {"top_k": 1}]
+)
+def test_a_folders_search_is_not_used(tiny_llama, tmp_path, changes):
     """`temperature` 0 takes the likeliest token; a folder could ask for any amount of memory."""
     folder = with_generation_config(tiny_llama, tmp_path, changes)
     args = ("infer", "--instruction", "hi", "--max_new_tokens", 3, "--temperature", 0, "--model")
@@ -212,10 +252,13 @@ def test_a_folders_beams_are_not_used(tiny_llama, tmp_path, changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"penalty_alpha": 0.6, "top_k": 4},
         {"dola_layers": "high"},
         {"stop_strings": ["x"]},
         {"num_return_sequences": 10**6},
+        {"suppress_tokens": ["x"]},
+        {"begin_suppress_tokens": "x"},
+        {"repetition_penalty": "x"},
+        {"bos_token_id": "x"},
     ],
 )
 def test_what_a_folder_may_not_ask_for_is_refused(tiny_llama, tmp_path, changes):

@@ -11,6 +11,7 @@ from support.tiny_models import change_json
 
 from dpo_lightning.errors import UserError
 from dpo_lightning.models.folder_files import check_description, check_entries
+from dpo_lightning.models.patterns import check_tokenizer_file
 
 pytestmark = pytest.mark.usefixtures("given_up")
 
@@ -60,17 +61,43 @@ def test_no_file_of_an_adapter_is_waited_for(adapter, name):
     refused(infer(adapter), 67, "a pipe", name)
 
 
-def test_links_to_files_are_followed(folder, tmp_path):
-    """As the cache of a hub has them."""
-    linked = tmp_path / "linked"
-    linked.mkdir()
+def linked(folder, home):
+    """A folder of links to the files of another one."""
+    home.mkdir(parents=True)
     for path in folder.iterdir():
-        (linked / path.name).symlink_to(path)
-    assert infer(linked).code == 0
+        (home / path.name).symlink_to(os.path.relpath(path, home))
+    return home
+
+
+def test_links_of_a_hubs_cache_are_followed(folder, tmp_path):
+    """Its snapshots are links to the blobs beside them; also where the folder is reached by a link itself."""
+    blobs = shutil.copytree(folder, tmp_path / "hub" / "models--org--name" / "blobs")
+    snapshot = linked(blobs, blobs.parent / "snapshots" / "abc")
+    (tmp_path / "model2").symlink_to(snapshot)
+    for path in (snapshot, tmp_path / "model2"):
+        assert infer(path).code == 0
     for name in ("chat_template.jinja", "config.json"):
-        (linked / name).unlink(missing_ok=True)
-        (linked / name).symlink_to(name)
-        refused(infer(linked), 67, name, "Too many levels of symbolic links")
+        (snapshot / name).unlink(missing_ok=True)
+        (snapshot / name).symlink_to(name)
+        refused(infer(snapshot), 67, name, "Too many levels of symbolic links")
+        (snapshot / name).unlink()
+
+
+def test_links_within_the_folder_are_followed(folder):
+    (folder / "chat_template.jinja").rename(folder / "template.txt")
+    (folder / "chat_template.jinja").symlink_to("template.txt")
+    assert infer(folder).code == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_links_that_leave_the_folder_are_not(folder, tmp_path, name):
+    """They could lead to any file of the user's, whose content would be in the next model."""
+    other = linked(folder, tmp_path / "linked")
+    for path in other.iterdir():
+        if path.name != name:
+            path.unlink()
+            shutil.copy(folder / path.name, path)
+    refused(infer(other), 67, "a link that leaves the folder", name, "copy its target")
 
 
 def test_files_that_are_far_too_large(folder):
@@ -164,3 +191,11 @@ def test_a_broken_file_is_no_missing_one(folder, name):
     for text in ("{", "[1]"):
         (folder / name).write_text(text)
         refused(infer(folder), 67, "the model file is damaged", str(folder / name))
+
+
+@pytest.mark.parametrize("text", ["true", "5", "[1]", '"x"', "null"])
+def test_a_tokenizer_file_that_is_no_object_has_no_expressions(tmp_path, text):
+    """The loader reports it."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text)
+    check_tokenizer_file(path)

@@ -132,6 +132,14 @@ class Bench:
         return json.loads((self.folder / out / name).read_text(encoding="utf-8"))
 
 
+def quiet_bench(folder: Path, model: Path) -> Bench:
+    """A bench whose recipe has no callbacks of its own, so that nothing is sampled."""
+    made = Bench(folder, model)
+    quiet, options = made.overlay("trainer: {callbacks: []}"), made.options
+    made.options = lambda out="run": [*options(out), *quiet]  # type: ignore[method-assign]
+    return made
+
+
 def watch_loading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that gets the name of every tokenizer, model or config that is loaded from now on."""
     import transformers

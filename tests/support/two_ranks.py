@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def free_port() -> int:
+    """A port of this machine that nothing uses, below those that the system gives to others meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(12000, 32000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_on_two_ranks(script: str | None, model: Any, folder: Path) -> Any:
@@ -20,9 +31,7 @@ def run_on_two_ranks(script: str | None, model: Any, folder: Path) -> Any:
         model: the model's folder.
         folder: the shared folder.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     ranks = [  # lightning starts no second process where LOCAL_RANK is set
@@ -35,7 +44,7 @@ def run_on_two_ranks(script: str | None, model: Any, folder: Path) -> Any:
         for rank in range(2)
     ]
     try:
-        errors = [rank.communicate(timeout=400)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=550)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

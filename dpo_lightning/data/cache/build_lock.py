@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -13,17 +14,23 @@ from contextlib import suppress
 from pathlib import Path
 
 from dpo_lightning.log import is_first_process, logger
+from dpo_lightning.special_files import check_not_special
+from dpo_lightning.stopping import raise_if_requested
 
-BEAT = 3.0
-"""Seconds between the signs of life of a process that builds: it updates the time of its lock file."""
+HEARTBEAT_SECONDS = 3.0
+"""Time between the signs of life of a process that builds: it updates the time of its lock file."""
 
-STALE = 90.0
-"""Seconds without a sign of life after which a process counts as ended; NFS may show times up to 60 s late."""
+STALE_SECONDS = 90.0
+"""Time without a sign of life after which a lock is removed; NFS may show times up to 60 s late."""
 
-PATIENCE = 20.0
-"""Seconds that other ranks wait for the first to begin, since its progress is what the user sees."""
+HEAD_START_SECONDS = 20.0
+"""Time that other ranks wait for the first to begin, since its progress is what the user sees."""
 
-POLL = 0.2
+POLL_SECONDS = 0.2
+"""Time between two looks at the lock of another process."""
+
+MAX_BYTES = 4096
+"""What is read of a lock file; its content takes about 100 bytes."""
 
 
 class BuildLock:
@@ -31,11 +38,15 @@ class BuildLock:
 
     It saves work and protects nothing: what is built has to be published by a single rename. If a process is taken for
     dead by mistake, two of them build the same.
+
+    Attributes:
+        has_waited: whether `acquire` waited for a process that then gave the lock back.
     """
 
     def __init__(self, path: Path) -> None:
         """Choose the file; nothing is created."""
         self.path = path
+        self.has_waited = False
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
 
@@ -49,35 +60,41 @@ class BuildLock:
             Whether the lock was taken; False once `is_done`.
 
         Raises:
-            OSError: the file cannot be created for another reason than that it exists.
+            OSError: the file cannot be created for another reason than that it exists, or it is a folder.
         """
         began, logged, seen, seen_at = time.monotonic(), False, "", time.monotonic()
         while not is_done():
-            content = self._read()
+            raise_if_requested()
+            content = read_lock(self.path)
             waited = time.monotonic() - began
-            may_begin = is_first_process() or waited >= PATIENCE
+            may_begin = is_first_process() or waited >= HEAD_START_SECONDS
             if content is None and may_begin:
                 if self._create():
                     return True
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
                 continue
-            state = f"{content} {self._stamp()}"
+            state = f"{content} {self._read_time()}"
             if state != seen:
                 seen, seen_at = state, time.monotonic()
-            if content is not None and (time.monotonic() - seen_at > STALE or is_dead(content)):
-                self._break(content)
+            silence = time.monotonic() - seen_at
+            self.has_waited |= content is not None
+            if content is not None and is_dead(content):
+                self._remove_stale(content, "ended before the rows were encoded")
+                continue
+            if content is not None and silence > STALE_SECONDS:
+                self._remove_stale(content, f"has shown no sign of life for {silence:.0f} s")
                 continue
             if content is not None and not logged and waited > 1:
                 logged = True
                 logger.info(f"waiting for {describe_owner(content)}, which encodes the same rows")
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return False
 
     def release(self) -> None:
         """Give the lock back; does nothing if another process has taken it over."""
         self._released.set()
-        if self._token in (self._read() or ""):
-            with suppress(OSError):
+        with suppress(OSError):
+            if self._token in (read_lock(self.path) or ""):
                 self.path.unlink()
 
     def _create(self) -> bool:
@@ -87,42 +104,56 @@ class BuildLock:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # another process has removed the folder, which was empty
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return False
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
         self._released.clear()
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._give_signs_of_life, daemon=True).start()
         return True
 
-    def _beat(self) -> None:
-        while not self._released.wait(BEAT):
+    def _give_signs_of_life(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
                 os.utime(self.path)
 
-    def _break(self, content: str) -> None:
-        """Remove the lock of a process that has ended, unless another one has done so already."""
+    def _remove_stale(self, content: str, reason: str) -> None:
+        """Remove the lock of another process, unless a third one has done so already."""
+        self.has_waited = False
         moved = self.path.with_name(f"{self.path.name}.{self._token}")
         with suppress(OSError):
             self.path.rename(moved)
-            if moved.read_text(encoding="utf-8") != content:  # the lock of a process that was faster
+            if read_lock(moved) != content:  # the lock of a process that was faster
                 moved.rename(self.path)
                 return
             moved.unlink()
-            logger.info(f"note: {describe_owner(content)} ended before the rows were encoded: this run encodes them")
+            logger.info(f"note: {describe_owner(content)} {reason}: this run encodes the rows")
 
-    def _read(self) -> str | None:
-        """The content of the file; None if there is none."""
-        try:
-            return self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            return ""
-
-    def _stamp(self) -> float:
+    def _read_time(self) -> float:
+        """The time of the last sign of life, by the clock of the file system."""
         try:
             return self.path.stat().st_mtime
         except OSError:
             return 0.0
+
+
+def read_lock(path: Path) -> str | None:
+    """The content of a lock file; None if there is none, and "" for something else in its place, such as a pipe.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+    """
+    try:
+        check_not_special(path)
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES).decode()
+    except FileNotFoundError:
+        return "" if path.is_symlink() else None
+    except IsADirectoryError:
+        raise IsADirectoryError(errno.EISDIR, f"{path.name} in it is a folder, and not a lock") from None
+    except (OSError, ValueError):
+        return ""
 
 
 def is_dead(content: str) -> bool:
@@ -149,6 +180,6 @@ def parse_owner(content: str) -> dict[str, object]:
     """The values of a lock file; none for one that is being written, or was damaged."""
     try:
         owner = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -14,8 +14,8 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 """The suffix of the folder of an entry that is being written."""
 
-MEMO = "files.json"
-"""The file that remembers digests of files."""
+KNOWN_DIGESTS = "files.json"
+"""The file with the digests of files that have been computed; see `FileDigests`."""
 
 OWN_FOLDER = re.compile(r"[0-9a-f]{24}-[0-9a-f]{24}|\.[0-9a-f]{24}-[0-9a-f]{24}\.[0-9a-f]{8}\.partial")
 OWN_LOCK = re.compile(r"[0-9a-f]{24}\.lock")
@@ -24,6 +24,10 @@ OWN_LOCK = re.compile(r"[0-9a-f]{24}\.lock")
 
 class StorageError(Exception):
     """Encoded rows cannot be written, or a file of theirs not be opened; the message is the reason."""
+
+
+class DamagedError(ValueError):
+    """Encoded rows are not what was written; the message is what is wrong with them."""
 
 
 @contextmanager
@@ -60,6 +64,6 @@ def clear_folder(folder: Path) -> None:
             shutil.rmtree(path)
         elif OWN_LOCK.fullmatch(path.name):
             path.unlink(missing_ok=True)
-    if [path.name for path in folder.iterdir()] == [MEMO]:
-        (folder / MEMO).unlink(missing_ok=True)
+    if [path.name for path in folder.iterdir()] == [KNOWN_DIGESTS]:
+        (folder / KNOWN_DIGESTS).unlink(missing_ok=True)
         folder.rmdir()

@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from dpo_lightning.atomic_files import open_atomic
-from dpo_lightning.data.cache.cache_folder import MEMO
+from dpo_lightning.data.cache.cache_folder import KNOWN_DIGESTS
+from dpo_lightning.json_files import read_json
 
-SETTLED = 1.0
-"""Seconds since the last change after which a file is not changed again without another time of change."""
+SETTLED_SECONDS = 1.0
+"""Time since the last change after which a file is not changed again without another time of change."""
 
-MOST_FILES = 10_000
+MAX_FILES = 10_000
 """Files that are remembered."""
 
 
@@ -28,12 +29,12 @@ class FileDigests:
 
     def __init__(self, folder: Path) -> None:
         """Load what is remembered in a folder; nothing if there is none or it cannot be read."""
-        self._path = folder / MEMO
+        self._path = folder / KNOWN_DIGESTS
         self._known: dict[str, tuple[list[int], str]] = {}
         self._changed = False
         with suppress(OSError, ValueError, TypeError, AttributeError):
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
-            self._known = {str(name): (list(stamp), str(digest)) for name, (stamp, digest) in stored.items()}
+            stored = read_json(self._path)
+            self._known = {str(name): (list(state), str(digest)) for name, (state, digest) in stored.items()}
 
     def compute(self, path: Path) -> str:
         """The digest of a file, computed or remembered.
@@ -41,37 +42,37 @@ class FileDigests:
         Raises:
             OSError: the file cannot be read.
         """
-        name, stamp = str(path.absolute()), read_stamp(path)
+        name, state = str(path.absolute()), read_state(path)
         known, digest = self._known.get(name, ([], ""))
-        if known == stamp:
+        if known == state:
             return digest
         now = time.time()
         digest = hash_file(path)
         # A file that is changed while it is read, or soon after, may keep its times.
-        if read_stamp(path) == stamp and now - max(stamp[2:]) / 1e9 > SETTLED:
-            self._remember(name, stamp, digest)
+        if read_state(path) == state and now - max(state[2:]) / 1e9 > SETTLED_SECONDS:
+            self._remember(name, state, digest)
         return digest
 
     def add(self, path: Path, digest: str) -> None:
         """Remember the digest of a file that this process has just written and that nothing changes any more."""
-        self._remember(str(path.absolute()), read_stamp(path), digest)
+        self._remember(str(path.absolute()), read_state(path), digest)
 
     def save(self) -> None:
         """Write what is remembered; does nothing if the folder cannot be written."""
         if not self._changed:
             return
-        kept = dict(list(self._known.items())[-MOST_FILES:])
+        kept = dict(list(self._known.items())[-MAX_FILES:])
         with suppress(OSError), open_atomic(self._path) as file:
             json.dump(kept, file)
         self._changed = False
 
-    def _remember(self, name: str, stamp: list[int], digest: str) -> None:
+    def _remember(self, name: str, state: list[int], digest: str) -> None:
         self._known.pop(name, None)
-        self._known[name] = stamp, digest
+        self._known[name] = state, digest
         self._changed = True
 
 
-def read_stamp(path: Path) -> list[int]:
+def read_state(path: Path) -> list[int]:
     """What changes whenever a file does: inode, size in bytes, and the times of modification and change in ns."""
     status = path.stat()
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -2,72 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_lightning.atomic_files import sync
 from dpo_lightning.data.cache.build_lock import BuildLock
-from dpo_lightning.data.cache.cache_folder import MANIFEST, PARTIAL, measure_folder, report_storage
-from dpo_lightning.data.cache.encoded_rows import DIGESTS, ROWS, SIZES, EncodedRows, map_rows
+from dpo_lightning.data.cache.cache_folder import MANIFEST, PARTIAL, DamagedError, measure_folder, report_storage
+from dpo_lightning.data.cache.encoded_rows import EncodedRows, map_rows
 from dpo_lightning.data.cache.file_digests import FileDigests, hash_file
+from dpo_lightning.data.cache.manifest import (
+    KEY_CHARS,
+    Key,
+    Manifest,
+    check_regular,
+    list_parts,
+    read_manifest,
+    write_manifest,
+)
 from dpo_lightning.data.examples import Encoded
+from dpo_lightning.data.readers.left_out import LeftOutRow
 from dpo_lightning.log import logger
 from dpo_lightning.terminal import quote
-
-FORMAT = 1
-"""Version of the layout of an entry; entries of other versions have other keys, and are not opened."""
-
-KEY_CHARS = 24
-"""Hexadecimal characters of each half of a key."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """What an entry depends on.
-
-    Attributes:
-        rows: a digest of the files and of how they are read.
-        tokens: a digest of the tokenizer and of how rows are encoded.
-    """
-
-    rows: str
-    tokens: str
-
-    @property
-    def name(self) -> str:
-        """The name of the entry's folder."""
-        return f"{self.rows[:KEY_CHARS]}-{self.tokens[:KEY_CHARS]}"
-
-
-@dataclass
-class Manifest:
-    """What an entry has besides its rows.
-
-    Attributes:
-        files: name of a set -> the files that its rows come from.
-        lines: what was logged when the rows were read and encoded; each use logs it again.
-        wrote_date: whether prompts contain the date.
-        digests: path in the entry -> SHA-256 of the file.
-    """
-
-    files: dict[str, list[str]] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    wrote_date: bool = False
-    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Encoded sets by name, and what was logged about them."""
+    """Encoded sets by name, what was logged about them, and the bad rows that were left out of each."""
 
     rows: Mapping[str, EncodedRows]
     lines: Sequence[str]
     wrote_date: bool
+    left_out: Mapping[str, Sequence[LeftOutRow]]
 
 
 class RowCache:
@@ -79,14 +50,20 @@ class RowCache:
         self.digests = FileDigests(folder)
 
     def has_rows(self, rows: str) -> bool:
-        """Whether an entry has these files, read in the same way, whatever the tokenizer."""
-        return any(self._list(rows))
+        """Whether an entry has these files, read in the same way, whatever the tokenizer.
 
-    def find(self, key: Key, kind: type[Encoded]) -> Entry | None:
+        Raises:
+            StorageError: the folder cannot be read, or is not a folder.
+        """
+        with report_storage():
+            return self._is_folder() and bool(self._list(rows))
+
+    def find(self, key: Key, names: Sequence[str], kind: type[Encoded]) -> Entry | None:
         """Open an entry; None if there is none. A damaged one is removed.
 
         Args:
             key: what it depends on.
+            names: its sets.
             kind: the class of its rows.
 
         Raises:
@@ -97,11 +74,8 @@ class RowCache:
             return None
         try:
             with report_storage():
-                try:
-                    entry = self._open(folder, key, kind)
-                except FileNotFoundError as error:
-                    raise ValueError(f"{error.filename or error} is missing") from None
-        except (ValueError, KeyError, TypeError) as error:
+                entry = self._open(folder, key, names, kind)
+        except DamagedError as error:
             logger.info(f"note: the encoded rows in {quote(str(folder))} are damaged ({error}): encoding them again")
             self._remove(folder)
             return None
@@ -111,6 +85,9 @@ class RowCache:
     @contextmanager
     def reserve(self, rows: str, is_done: Callable[[], bool]) -> Iterator[bool]:
         """Keep other processes from building entries with these files; they wait for the end of the block.
+
+        If this process waited for another one, which then built no entry, it builds one without waiting for further
+        ones: the rows are probably faulty, and all processes would read them one after the other.
 
         Args:
             rows: the digest of the files.
@@ -123,11 +100,14 @@ class RowCache:
             StorageError: the folder cannot be written.
         """
         lock = BuildLock(self.folder / f"{rows[:KEY_CHARS]}.lock")
+        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         with report_storage():
             self.folder.mkdir(parents=True, exist_ok=True)
+            before = self._list(rows)
             reserved = lock.acquire(is_done)
-        if not reserved:
-            yield False
+        if not reserved or (lock.has_waited and self._list(rows) == before):
+            lock.release()
+            yield reserved
             return
         try:
             for left in self.folder.glob(f".{rows[:KEY_CHARS]}-*{PARTIAL}"):  # by processes that were killed
@@ -135,6 +115,9 @@ class RowCache:
             yield True
         finally:
             lock.release()
+            with suppress(OSError):  # rows that are refused leave no empty folders
+                for folder in made:
+                    folder.rmdir()
 
     def make_partial(self, key: Key) -> Path:
         """Create the folder in which an entry is written.
@@ -162,12 +145,10 @@ class RowCache:
             self._publish(partial, key, manifest)
 
     def _publish(self, partial: Path, key: Key, manifest: Manifest) -> None:
-        files = [partial / name / part for name in manifest.files for part in (ROWS, SIZES, DIGESTS)]
-        for file in files:
-            sync(file)
-            manifest.digests[str(file.relative_to(partial))] = hash_file(file)
-        content = {"format": FORMAT, "key": asdict(key), **asdict(manifest)}
-        (partial / MANIFEST).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        for path in list_parts(list(manifest.files)):
+            sync(partial / path)
+            manifest.digests[path] = hash_file(partial / path)
+        write_manifest(partial, key, manifest)
         sync(partial / MANIFEST)
         target = self.folder / key.name
         try:
@@ -186,23 +167,38 @@ class RowCache:
         """The number of entries, and the bytes of all files in the folder."""
         return measure_folder(self.folder)
 
-    def _list(self, rows: str) -> Iterator[Path]:
-        return (path for path in self.folder.glob(f"{rows[:KEY_CHARS]}-*") if path.is_dir())
+    def _list(self, rows: str) -> set[Path]:
+        """The entries with these files."""
+        return {path for path in self.folder.glob(f"{rows[:KEY_CHARS]}-*") if path.is_dir()}
 
-    def _open(self, folder: Path, key: Key, kind: type[Encoded]) -> Entry:
+    def _is_folder(self) -> bool:
+        """Whether the folder exists.
+
+        Raises:
+            OSError: it cannot be examined, or is not a folder.
+        """
+        try:
+            mode = self.folder.stat().st_mode
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
+        return True
+
+    def _open(self, folder: Path, key: Key, names: Sequence[str], kind: type[Encoded]) -> Entry:
         """Open an entry, whose files are read once by each machine to compare their digests.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: it is not whole.
+            DamagedError: it is not whole.
+            OSError: it cannot be read.
         """
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if content["key"] != asdict(key):
-            raise ValueError("it has another key")
-        for path, digest in content["digests"].items():
+        manifest = read_manifest(folder, key, names)
+        for path, digest in manifest.digests.items():
+            check_regular(folder, path)
             if self.digests.compute(folder / path) != digest:
-                raise ValueError(f"{path} has changed")
-        rows = {str(name): map_rows(folder / name, files, kind) for name, files in content["files"].items()}
-        return Entry(rows, [str(line) for line in content["lines"]], bool(content["wrote_date"]))
+                raise DamagedError(f"{path} has changed")
+        rows = {name: map_rows(folder / name, manifest.files[name], kind) for name in names}
+        return Entry(rows, manifest.lines, manifest.wrote_date, manifest.left_out)
 
     def _remove(self, folder: Path) -> None:
         """Remove a damaged entry, first from its name, so that no process opens one that is half removed."""

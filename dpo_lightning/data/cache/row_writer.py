@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import tempfile
 from array import array
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from dpo_lightning.data.cache.encoded_rows import (
     EncodedRows,
     Stored,
     freeze,
+    make_schema,
     map_rows,
 )
 from dpo_lightning.data.encoding.digests import DIGEST_BYTES, answer_digest
@@ -34,13 +37,17 @@ class RowWriter:
         files: the names of the files that rows come from, by the number that rows have in their place.
     """
 
-    def __init__(self, folder: Path | None, kind: type[Encoded], *, prompts: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None, kind: type[Encoded], *, prompts: bool = False, temporary: bool = False
+    ) -> None:
         """Open the files.
 
         Args:
             folder: where they are written, which does not exist; None keeps them in memory.
             kind: the class of the rows.
             prompts: whether the text of each row's prompt is stored too.
+            temporary: without a folder, whether the rows are in an unnamed file in the folder for temporary files
+                (`TMPDIR`), which is gone when the process ends, however it ends.
 
         Raises:
             StorageError: a file cannot be written.
@@ -48,11 +55,16 @@ class RowWriter:
         import pyarrow
 
         self._folder, self._kind, self._prompts = folder, kind, prompts
-        self._schema = make_schema()
+        self._schema = make_schema(ROWS_PER_BATCH)
         with report_storage():
+            self._file = tempfile.TemporaryFile() if temporary else None  # noqa: SIM115 - open until it is mapped
             if folder is not None:
                 folder.mkdir()
-            self._sink = pyarrow.BufferOutputStream() if folder is None else pyarrow.OSFile(str(folder / ROWS), "wb")
+                self._sink = pyarrow.OSFile(str(folder / ROWS), "wb")
+            elif self._file is not None:
+                self._sink = pyarrow.PythonFile(self._file, "w")
+            else:
+                self._sink = pyarrow.BufferOutputStream()
             self._writer = pyarrow.ipc.new_file(self._sink, self._schema)
         self._batch = _Columns()
         self._sizes, self._digests = array("i"), bytearray()
@@ -96,11 +108,21 @@ class RowWriter:
         with report_storage():
             self._writer.close()
             if self._folder is None:
-                return EncodedRows(Stored(self._sink.getvalue(), sizes, digests, self.files), self._kind)
+                return EncodedRows(Stored(self._get_content(), sizes, digests, self.files), self._kind)
             self._sink.close()
             np.save(self._folder / SIZES, sizes)
             np.save(self._folder / DIGESTS, digests)
             return map_rows(self._folder, self.files, self._kind)
+
+    def _get_content(self) -> Any:
+        """The content of a file without a name, mapped, or of the memory."""
+        import pyarrow
+
+        if self._file is None:
+            return self._sink.getvalue()
+        with self._file as file:
+            file.flush()
+            return pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def _flush(self) -> None:
         with report_storage():
@@ -161,27 +183,6 @@ class _Columns:
             pyarrow.array(self.prompts, pyarrow.string()),
         ]
         return pyarrow.record_batch(columns, schema=schema)
-
-
-def make_schema() -> Any:
-    """The columns of the Arrow file."""
-    import pyarrow
-
-    ids, flags = pyarrow.list_(pyarrow.int32()), pyarrow.list_(pyarrow.bool_())
-    columns = {
-        "prompt_ids": ids,
-        "answer_ids": ids,  # of all answers, one after the other
-        "scored": flags,
-        "lengths": ids,  # of each answer
-        "cut": flags,
-        "weight": pyarrow.float64(),
-        "file": pyarrow.int32(),
-        "line": pyarrow.int64(),
-        "nth": pyarrow.int32(),
-        "own": pyarrow.string(),  # the fields that the kind of the row adds, as a JSON list
-        "prompt": pyarrow.string(),  # text or messages as JSON, only of held-out rows
-    }
-    return pyarrow.schema(list(columns.items()), metadata={"rows_per_batch": str(ROWS_PER_BATCH)})
 
 
 def write_own_fields(row: Encoded) -> str | None:

@@ -10,7 +10,7 @@ from dpo_lightning.data.checks.normalization import normalize, read_content, rea
 from dpo_lightning.data.checks.scripts import NAMED_LANGUAGE, count_scripts, differ_in_script
 from dpo_lightning.data.examples import Example, Text
 from dpo_lightning.data.kinds.fields import look_alike_texts
-from dpo_lightning.data.readers.bad_rows import format_places
+from dpo_lightning.data.readers.left_out import format_places
 
 HEAD = 40
 """Characters of two answers that are compared before the whole of them is."""

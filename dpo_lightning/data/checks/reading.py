@@ -26,12 +26,14 @@ class CheckedRows:
         notes: the warnings about them, as `fit` prints them.
         places: the rows that a warning counts, by its kind; all of them.
         errors: why `fit` refuses the set.
+        bad: the bad rows.
     """
 
     examples: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     places: dict[str, list[str]] = field(default_factory=dict)
     errors: list[UserError] = field(default_factory=list)
+    bad: BadRows = field(default_factory=BadRows)
 
 
 def check_rows(
@@ -42,16 +44,17 @@ def check_rows(
     Raises:
         UserError: 64 for a wrong option, 66 for a source that does not exist.
     """
-    checked = CheckedRows()
-    bad = BadRows()
+    bad = BadRows(drops=options.bad_rows == "drop")
+    checked = CheckedRows(bad=bad)
     notes = Notes(bad, strict=strict, most=None)
     try:
         read = read_set(paths, known_columns(KINDS[kind]), bad, options)
         found = RowSet(read, KINDS[kind], bad, notes, options)
         checked.examples = list(found.read_examples())
-        found.check(checked.examples, allow)
+        checked.examples = list(found.check(checked.examples, allow))
         checked.notes = found.format_lines()
-        bad.raise_if_any()
+        if not bad.drops:  # otherwise, further rows may be bad as tokens
+            bad.raise_if_any()
     except UserError as error:
         if error.code != ExitCode.DATA:
             raise

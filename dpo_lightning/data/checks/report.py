@@ -17,6 +17,7 @@ from dpo_lightning.data.checks.tokens import EncodedSet
 from dpo_lightning.data.formats.base import KindName
 from dpo_lightning.data.kinds.duplicates import check_leak, find_shared_prompts
 from dpo_lightning.data.load import KINDS
+from dpo_lightning.data.readers.left_out import LeftOutRow, format_left_out
 from dpo_lightning.errors import ExitCode, UserError
 
 NO_SCRIPT = "few letters"
@@ -35,6 +36,7 @@ class Report:
         notes: the warnings that `fit` prints.
         places: the rows that a note counts, by its kind.
         errors: why `fit` would refuse the rows.
+        left_out: the bad rows, where `fit` would leave these out.
         first_rows: the first rows as they are trained.
         lengths: the lengths of texts; None without a sound row.
         longer_wins: how often the longer answer is the better one; None where there is nothing to compare.
@@ -51,6 +53,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     places: dict[str, list[str]] = field(default_factory=dict)
     errors: list[UserError] = field(default_factory=list)
+    left_out: list[LeftOutRow] = field(default_factory=list)
     first_rows: list[ShownRow] = field(default_factory=list)
     lengths: Lengths | None = None
     longer_wins: LongerWins | None = None
@@ -78,6 +81,7 @@ class Report:
             "rows": self.rows,
             "exit_code": self.exit_code,
             "errors": [problem for error in self.errors for problem in list_problems(error)],
+            "left_out": [row.to_json() for row in self.left_out],
             "notes": [{"text": line, "places": self._find_places(line)} for line in self.notes],
             "first_rows": [asdict(row) for row in self.first_rows],
             "lengths": self.lengths and self.lengths.to_json(),
@@ -117,6 +121,15 @@ def build_report(files: Sequence[str], kind: KindName, rows: CheckedRows, encode
     if encoded is not None:
         report.notes += encoded.notes
         report.errors += encoded.errors
+    if rows.bad.drops and not report.errors:
+        try:
+            report.left_out = rows.bad.leave_out()
+        except UserError as error:
+            report.errors.append(error)
+        report.notes += format_left_out(report.left_out, rows.bad.total)
+        faulty = rows.bad.origins
+        examples = [example for example in examples if example.origin not in faulty]
+        report.rows = len(examples)
     if not examples:
         return report
     in_characters = measure_characters(kind, examples)

@@ -12,7 +12,7 @@ from dpo_lightning.data.checks.display_width import fold, measure_width, pad, qu
 from dpo_lightning.data.checks.first_rows import ShownRow, ShownText
 from dpo_lightning.data.checks.lengths import LongerWins
 from dpo_lightning.data.checks.report import Report
-from dpo_lightning.data.readers.bad_rows import format_places
+from dpo_lightning.data.readers.left_out import format_places
 from dpo_lightning.errors import MAX_SHOWN
 from dpo_lightning.terminal import one_line
 

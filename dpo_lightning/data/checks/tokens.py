@@ -12,7 +12,7 @@ from dpo_lightning.data.encoding.counts import Counts, format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example
-from dpo_lightning.data.readers.bad_rows import MAX_BAD_ROWS
+from dpo_lightning.data.readers.bad_rows import MAX_BAD_ROWS, BadRows
 from dpo_lightning.errors import ExitCode, UserError
 
 
@@ -36,7 +36,7 @@ class EncodedSet:
 
 
 def encode_set(
-    kind: str, examples: Sequence[Example], renderer: Renderer, max_length: int, overlong: Overlong
+    kind: str, examples: Sequence[Example], renderer: Renderer, max_length: int, overlong: Overlong, bad: BadRows
 ) -> EncodedSet:
     """Encode rows.
 
@@ -46,6 +46,7 @@ def encode_set(
         renderer: converts texts to ids.
         max_length: tokens of the prompt and the longest answer.
         overlong: what `fit` does with a row beyond it.
+        bad: collects the bad rows, where these are left out.
 
     Raises:
         UserError: 67 if the template or the tokenizer cannot be used for any row.
@@ -53,7 +54,7 @@ def encode_set(
     found, counts = EncodedSet(max_length), Counts()
     long: list[Example] = []
     for example in examples:
-        row = _encode(example, renderer, counts, found.errors)
+        row = _encode(example, renderer, counts, found.errors, bad)
         if len(found.errors) == MAX_BAD_ROWS:
             break
         if row is None:
@@ -67,15 +68,17 @@ def encode_set(
     if overlong == "drop":
         counts.dropped = len(long)
     elif long:
-        _refit(long, renderer, max_length, overlong, counts, found.errors)
+        _refit(long, Encoder(renderer, max_length, overlong, bad=bad), counts, found.errors)
     found.notes = counts.format_lines() + list(format_unlisted_ends(counts.ends, renderer))
     return found
 
 
-def _encode(example: Example, renderer: Renderer, counts: Counts, errors: list[UserError]) -> Encoded | None:
+def _encode(
+    example: Example, renderer: Renderer, counts: Counts, errors: list[UserError], bad: BadRows
+) -> Encoded | None:
     """Encode a row of any length; add the error of a row that cannot be encoded, and return None for it."""
     try:
-        return Encoder(renderer, sys.maxsize, "error", counts).encode([example])[0]
+        return next(iter(Encoder(renderer, sys.maxsize, "error", counts, bad).encode([example])), None)
     except UserError as error:
         if error.code != ExitCode.DATA:
             raise
@@ -83,16 +86,8 @@ def _encode(example: Example, renderer: Renderer, counts: Counts, errors: list[U
         return None
 
 
-def _refit(
-    long: Sequence[Example],
-    renderer: Renderer,
-    max_length: int,
-    overlong: Overlong,
-    counts: Counts,
-    errors: list[UserError],
-) -> None:
+def _refit(long: Sequence[Example], encoder: Encoder, counts: Counts, errors: list[UserError]) -> None:
     """Encode the rows that are too long once more, within `max_length`, and add what `fit` would say of them."""
-    encoder = Encoder(renderer, max_length, overlong)
     try:
         encoder.encode(long)
     except UserError as error:

@@ -177,6 +177,28 @@ def locate_template(tokenizer: Any) -> str:
     return str(next((folder / name for name in FILES if (folder / name).is_file()), folder))
 
 
+def choose_template(tokenizer: Any, template: str, file: str | None, prefix: str = "data.") -> None:
+    """Give a tokenizer the chat template of a file, if one is named, and check that there is one where it is needed.
+
+    Args:
+        tokenizer: its own template is replaced, for an export as well.
+        template: the value of the option `template`; `chat` needs a template.
+        file: the value of `chat_template`.
+        prefix: of these options, for an error.
+
+    Raises:
+        UserError: 66 if the file cannot be read as UTF-8; 67 if there is no template.
+    """
+    if file:
+        tokenizer.chat_template = read_template(file)
+    if template == "chat" and not tokenizer.chat_template:
+        raise UserError(
+            ExitCode.MODEL,
+            Problem("the model has no chat template", where=f"{prefix}template"),
+            fix=f"--{prefix.strip('-')}chat_template FILE, or --{prefix.strip('-')}template raw",
+        )
+
+
 def read_template(path: str) -> str:
     """Read the source text of a chat template.
 

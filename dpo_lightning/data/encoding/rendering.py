@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property, partial
@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from dpo_lightning.data.encoding.chat_templates import build_date_options, locate_template
 from dpo_lightning.data.encoding.control_tokens import ControlTokens, SpecialTokens
 from dpo_lightning.data.encoding.kept_texts import check_rendering, get_tool_name, omission_error
+from dpo_lightning.data.encoding.neutral_texts import NeutralEncoder
 from dpo_lightning.data.encoding.template_limits import render_template
 from dpo_lightning.data.encoding.text_encoder import TextEncoder
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
@@ -151,20 +152,8 @@ class Renderer:
     def encode_texts(self, texts: Sequence[str]) -> list[list[int] | UserError]:
         """Encode several texts, which is faster in one call; an error is returned in place of the ids of its text."""
         split = [[(text, False)] if text and text.isascii() else list(self.control.split(text)) for text in texts]
-        plain = iter(self._encoder.encode([piece for pieces in split for piece, control in pieces if not control]))
-        return [self._join(pieces, plain) for pieces in split]
-
-    def _join(
-        self, pieces: Sequence[tuple[str, bool]], plain: Iterator[list[int] | UserError]
-    ) -> list[int] | UserError:
-        """Join the ids of the pieces of a text; those that are no control tokens are encoded in `plain`."""
-        ids: list[int] = []
-        for piece, control in pieces:
-            found = self._encoder.encode_alone(piece, split_special_tokens=True) if control else next(plain)
-            if isinstance(found, UserError):
-                return found
-            ids += found
-        return ids
+        ordinary = iter(self._encoder.encode(["".join(dict(pieces)) for pieces in split if not has_control(pieces)]))
+        return [self._neutral.encode(pieces) if has_control(pieces) else next(ordinary) for pieces in split]
 
     def check_one_bos(self, ids: Sequence[int], origin: Origin | None = None) -> None:
         """Refuse ids that begin with the BOS twice: models are pretrained with one.
@@ -206,6 +195,10 @@ class Renderer:
     @cached_property
     def _encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer)
+
+    @cached_property
+    def _neutral(self) -> NeutralEncoder:
+        return NeutralEncoder(self._encoder, self.control.texts)
 
     @cached_property
     def calls_as_text(self) -> bool:
@@ -283,6 +276,11 @@ class Renderer:
             return render_template(self.tokenizer, messages, tokenize=False, **options)
         except Exception:  # a template may raise anything
             return None
+
+
+def has_control(pieces: Sequence[tuple[str, bool]]) -> bool:
+    """Whether one of the pieces of a text is a neutralized control token."""
+    return any(control for _, control in pieces)
 
 
 def _suggest_fix(error: Exception, messages: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from dpo_lightning.data.encoding.lockstep import Steps, run_in_lockstep
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.whole_texts import Conversation, RenderedAnswer
 from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Origin, Text
+from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 Overlong = Literal["error", "drop", "truncate"]
@@ -64,6 +65,8 @@ class Encoder:
     """Tokens of the prompt and the longest answer together."""
     overlong: Overlong = "error"
     counts: Counts = field(default_factory=Counts)
+    bad: BadRows | None = None
+    """Collects the bad rows where these are left out."""
     _refused: list[UserError] = field(default_factory=list)
 
     def encode(self, examples: Iterable[Example]) -> list[Encoded]:
@@ -100,6 +103,10 @@ class Encoder:
         except UserError as error:
             if error.code != ExitCode.DATA:  # of the template or the tokenizer: the same for every row
                 raise
+            if self.bad is not None and self.bad.drops:
+                for problem in error.problems:
+                    self.bad.add(example.origin, RowError(problem.what, problem.text, problem.fix or error.fix))
+                return None
             self._refused.append(error)
             if len(self._refused) == MAX_REFUSED:
                 self._raise_errors(0)
@@ -227,7 +234,7 @@ class Encoder:
                 self.counts.too_long,
                 fix="raise --data.max_length, or --data.overlong drop, or --data.overlong truncate",
             )
-        if not kept:
+        if not kept and not self.bad:
             raise UserError(
                 ExitCode.DATA,
                 f"all {self.counts.read} rows are longer than max_length {self.max_length}",

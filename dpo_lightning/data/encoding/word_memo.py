@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-CUT = re.compile(r" (?<=\S )")
-"""Where texts are cut into words: before a space that follows a character other than white space."""
+WORD_BREAK = re.compile(r" (?<=\S )")
+"""Where texts are divided into words: before a space that follows a character other than white space."""
 
 OTHER_WHITE_SPACE = "\t\r\v\f\x1c\x1d\x1e\x1f"
 """What Python takes for white space in ASCII, besides the space and the newline."""
@@ -40,14 +40,14 @@ ALTERNATIVES = (
 )
 r"""Alternatives of the patterns by which tokenizers split a text, besides `\s+` at the end.
 
-None of them continues across a cut: a match that contains the space after a cut begins with it. The space is either
+None of them continues across a break: a match that contains the space after a break begins with it. The space is either
 the first character of the match (` ?` or `[^\r\n\p{L}\p{N}]?`; the classes after it contain no space), or part of white
-space at the beginning of the match (`\s+`, `\s*`), which cannot begin further left, as the character before a cut is
+space at the beginning of the match (`\s+`, `\s*`), which cannot begin further left, as the character before a break is
 not white space. Since `\s+` at least matches the space, a match does begin there.
 
-The matches before a cut do not depend on what follows it: where a match ends at a cut, the space ends it as the end
+The matches before a break do not depend on what follows it: where a match ends at a break, the space ends it as the end
 of the text would, and the only alternative that looks further, `\s+(?!\S)`, matches white space, which is not what
-comes before a cut. The matches after a cut do not depend on what precedes it, as no alternative looks back.
+comes before a break. The matches after a break do not depend on what precedes it, as no alternative looks back.
 """
 
 _ONE = "|".join(map(re.escape, ALTERNATIVES))
@@ -71,7 +71,7 @@ class WordMemo:
         """Encode texts; the ids are those of the whole texts."""
         found = []
         for text in texts:
-            first, *further = split_at_cuts(text)
+            first, *further = split_at_breaks(text)
             found.append([self._first[first], *map(self._further.__getitem__, further)])
         self._add_new()
         encoded = [list(chain.from_iterable(words)) for words in found]
@@ -115,19 +115,19 @@ class _Words(dict[str, list[int]]):
         return ids
 
 
-def split_at_cuts(text: str) -> list[str]:
-    """Split a text as `CUT.split` does, in half the time where no space is at the beginning or after white space."""
+def split_at_breaks(text: str) -> list[str]:
+    """Split a text like `WORD_BREAK.split`, in half the time if no space is at the beginning or after white space."""
     if text.isascii() and text[:1] != " " and "  " not in text and "\n " not in text:
         for other in OTHER_WHITE_SPACE:
             if other in text:
                 break
         else:
             return text.split(" ")
-    return CUT.split(text)
+    return WORD_BREAK.split(text)
 
 
 def encodes_words(tokenizer: Any) -> bool:
-    """Whether a tokenizer encodes the words between the cuts of a text independently of each other.
+    """Whether a tokenizer encodes the words between the breaks of a text independently of each other.
 
     Each of its steps has to: it splits a text at added tokens, normalizes it, splits it by a pattern, and applies BPE
     to each part.
@@ -151,8 +151,8 @@ def _describe(step: Any) -> Any:
 
 
 def _is_plain(token: Any) -> bool:
-    """Whether an added token contains no cut, and is found whatever is before or after it."""
-    return not (token.lstrip or token.rstrip or token.single_word or CUT.search(token.content))
+    """Whether an added token contains no break, and is found whatever is before or after it."""
+    return not (token.lstrip or token.rstrip or token.single_word or WORD_BREAK.search(token.content))
 
 
 def _is_nfc(normalizer: Mapping[str, Any] | None) -> bool:
@@ -165,7 +165,7 @@ def _is_nfc(normalizer: Mapping[str, Any] | None) -> bool:
 def _splits_at_cuts(step: Any) -> bool:
     r"""Whether a text is split by a known pattern and encoded as bytes; digits may be split off before.
 
-    The rest of a text between digits may end with the space after a cut, which `\s+` then matches.
+    The rest of a text between digits may end with the space after a break, which `\s+` then matches.
     """
     *before, last = step["pretokenizers"] if step and step["type"] == "Sequence" else [step]
     if last is None or last["type"] != "ByteLevel" or last["add_prefix_space"]:

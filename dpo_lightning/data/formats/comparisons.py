@@ -7,10 +7,11 @@ from typing import Any
 
 from dpo_lightning.data.formats.arena import Arena, ArenaTexts
 from dpo_lightning.data.formats.base import Format
-from dpo_lightning.data.formats.names import VERDICTS, find_other_question, match_names, split_name
+from dpo_lightning.data.formats.names import VERDICTS, find_other_question, match_names
 from dpo_lightning.data.formats.preference_sets import HelpSteer2Preference, HelpSteer3
 from dpo_lightning.data.formats.twin_columns import Twins, find_answers, order_answers
 from dpo_lightning.data.formats.verdicts import SIGNS, VerdictReader, normalize_verdict
+from dpo_lightning.data.formats.words import split_name
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError

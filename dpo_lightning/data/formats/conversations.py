@@ -14,6 +14,9 @@ CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialo
 """Columns that have a whole conversation."""
 
 LABELS = ("label", "kto_tag")
+ASKING = ("user", "tool")
+"""Roles after which an answer follows."""
+
 OTHERS = ("rejected_response", "rejected_messages", "rejected_conversations")
 
 
@@ -47,10 +50,11 @@ class ConversationFormat(Format):
         if len(found) != 1:
             what = "the row has several conversations" if found else "the row has no conversation"
             raise RowError(what, "columns: " + ", ".join(found or values), "write one, in 'messages'")
-        if not is_messages(values[found[0]]):
+        turns = values[found[0]]  # an unknown role of one is reported where messages are parsed
+        if not (isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)):
             fix = 'write each message as {"role": ..., "content": ...}'
-            raise RowError(f"'{found[0]}' is not a list of messages", str(values[found[0]]), fix)
-        return list(values[found[0]])
+            raise RowError(f"'{found[0]}' is not a list of messages", str(turns), fix)
+        return list(turns)
 
 
 class ConversationPairs(ConversationFormat):
@@ -70,7 +74,7 @@ class ConversationPairs(ConversationFormat):
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Read the conversation as the prompt."""
         turns = self.read_conversation(values)
-        if not _ends_with_user(turns):
+        if find_role(turns[-1]) not in ASKING:
             raise RowError("the conversation does not end with the user", fix="cut the turns after the question")
         return {"prompt": turns, "chosen": values["chosen"], "rejected": values["rejected"]}
 
@@ -160,7 +164,7 @@ def split_last_answer(turns: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _ends_with_user(turns: Any) -> bool:
-    return is_messages(turns) and find_role(turns[-1]) in ("user", "tool")
+    return is_messages(turns) and find_role(turns[-1]) in ASKING
 
 
 def _turn_key(turn: Any) -> tuple[str, Any]:

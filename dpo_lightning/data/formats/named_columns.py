@@ -18,9 +18,9 @@ from dpo_lightning.data.formats.names import (
     has_words,
     match_names,
     normalize_label,
-    split_name,
 )
 from dpo_lightning.data.formats.transcripts import is_transcript
+from dpo_lightning.data.formats.words import split_name
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 

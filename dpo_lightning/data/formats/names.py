@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from dpo_lightning.data.formats.turns import is_messages
+from dpo_lightning.data.formats.words import normalize_name, split_name
 
 
 def _split_names(names: str) -> frozenset[str]:
@@ -83,19 +83,6 @@ JUDGEMENTS = {
     **dict.fromkeys(("rejected", "undesirable", "dislike", "thumbs_down", "👎", "나쁨"), False),
 }
 """Values of a label that judge one answer -> whether it is good. Any other value is the name of a category."""
-
-SPLIT = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
-
-
-def split_name(name: str) -> tuple[str, ...]:
-    """The words of a column name in lower case: `chosenResponse` and `chosen_response` give the same two."""
-    return tuple(word.lower() for word in SPLIT.split(name) if word)
-
-
-@lru_cache(1024)  # columns have the same few names in all rows
-def normalize_name(name: str) -> str:
-    """The words of a column name in lower case, joined by spaces."""
-    return " ".join(split_name(name))
 
 
 @lru_cache(1024)

@@ -13,10 +13,10 @@ from dpo_lightning.data.formats.names import (
     SCORES,
     find_other_question,
     match_names,
-    normalize_name,
 )
 from dpo_lightning.data.formats.transcripts import is_transcript, split_prompt
 from dpo_lightning.data.formats.twin_columns import is_answer
+from dpo_lightning.data.formats.words import normalize_name
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name

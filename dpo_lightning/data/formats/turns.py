@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from dpo_lightning.data.formats.media import INSTEAD, find_media_part
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.text_cleaning import excerpt_value
 
@@ -29,6 +30,9 @@ ANSWER_KEYS = ("content", "text", "response", "answer", "output", "completion")
 
 AS_JSON = ("[{", "[ {", "[\n", "[\r\n")
 """How a list of messages begins that was written as text."""
+
+NEEDS_MEDIA = "remove the row; or, where its texts mean something alone, keep only these"
+"""The remedy for a message with a picture, a video or sound."""
 
 EXPORT = "write the column as JSON (`json.dumps`), or the whole table as JSON lines or parquet"
 
@@ -105,12 +109,14 @@ def join_parts(parts: Sequence[Any], place: str) -> str:
     """Join the texts of content parts: strings, or objects such as `{"type": "text", "text": ...}`.
 
     Raises:
-        RowError: a part is an image, audio or anything else that is not text.
+        RowError: a part is a picture, sound or anything else that is not text.
     """
     texts = []
     for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if isinstance(part, dict) and (media := find_media_part(part)):
+            raise RowError(f"{place} needs {media}, {INSTEAD}", excerpt_value(part), NEEDS_MEDIA)
         if kind not in TEXT_PARTS or not isinstance(text, str):
             what = f"{place} has a content part that is not text"
             raise RowError(what, excerpt_value(part), "keep the text parts only")

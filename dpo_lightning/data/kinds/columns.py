@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.data.cache.spilled_list import SpilledList
-from dpo_lightning.data.formats.names import VERDICTS, find_preference, has_negation, has_words, normalize_name
+from dpo_lightning.data.formats.names import VERDICTS, find_preference, has_negation, has_words
+from dpo_lightning.data.formats.words import normalize_name
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 from dpo_lightning.errors import ExitCode, Problem, UserError

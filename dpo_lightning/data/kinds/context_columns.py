@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_lightning.data.examples import Message, Text
@@ -55,11 +55,13 @@ class ContextColumns:
         columns: our column name -> the file's, for error messages.
         chats: whether any row has a system message or earlier turns: all rows are then read as messages.
         read: how a column was read (`AS_SYSTEM`, `AS_TURNS`, `JOINED`, `THERE`) -> the number of such rows.
+        examples: how a column was read -> a place and what was read there, where this is not plain.
     """
 
     columns: Mapping[str, str]
     chats: bool
     read: dict[str, int]
+    examples: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Sequence[Row], columns: Mapping[str, str] | None) -> ContextColumns:
@@ -113,12 +115,15 @@ class ContextColumns:
 
     def lines(self) -> list[str]:
         """One line for each way in which a column was read, with the number of rows."""
-        return [f"{what}: {count:,}" for what, count in self.read.items()]
+        first = {what: f" (first: {example})" for what, example in self.examples.items()}
+        return [f"{what}: {count:,}{first.get(what, '')}" for what, count in self.read.items()]
 
-    def count(self, what: str, happened: bool = True) -> None:
-        """Count a row whose columns were read in the way that `what` describes."""
+    def count(self, what: str, happened: bool = True, *, example: str = "") -> None:
+        """Count a row whose columns were read in the way that `what` describes; the line shows the first `example`."""
         if happened:
             self.read[what] = self.read.get(what, 0) + 1
+        if happened and example:
+            self.examples.setdefault(what, example)
 
     def _quote_name(self, name: str) -> str:
         return f"'{self.columns.get(name, name)}'"

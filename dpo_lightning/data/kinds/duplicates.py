@@ -1,4 +1,4 @@
-"""Checks across rows: repeated rows, contradictions, and prompts that are in both training and held-out rows."""
+"""Checks across rows: types of prompts, repeated rows, contradictions, and prompts of training and held-out rows."""
 
 from __future__ import annotations
 
@@ -38,6 +38,23 @@ def check_allowances(allow: Collection[str]) -> None:
         if word not in ALLOWANCES:
             problem = Problem(f"'{word}' cannot be allowed", where="data.allow")
             raise UserError(ExitCode.CONFIG, problem, fix="use one of " + ", ".join(ALLOWANCES))
+
+
+def check_types(examples: Sequence[Example], bad: BadRows) -> None:
+    """Check that all prompts are text or all are messages; only messages always go through the chat template."""
+    if not examples:
+        return
+    texts = sum(isinstance(example.prompt, str) for example in examples)
+    usual = 2 * texts >= len(examples)
+    first = next(example for example in examples if isinstance(example.prompt, str) == usual)
+    for example in examples:
+        if isinstance(example.prompt, str) != isinstance(first.prompt, str):
+            kinds = ("text", "messages") if isinstance(example.prompt, str) else ("messages", "text")
+            what = f"the prompt is {kinds[0]}, but {first.origin} has {kinds[1]}"
+            bad.add(
+                example.origin,
+                RowError(what, excerpt_text(example.prompt), "write all rows as text or all as messages"),
+            )
 
 
 def check_repeats(
@@ -110,7 +127,7 @@ def _report(example: Example, what: str, other: Origin, allow: Collection[str], 
         notes.add(example.origin, CONTRADICTING, other=other)
         return
     fix = f"remove one of the two, or --data.allow {CONTRADICTIONS}"
-    bad.add(example.origin, RowError(what, excerpt_text(example.prompt), fix))
+    bad.refuse(example.origin, RowError(what, excerpt_text(example.prompt), fix))
 
 
 def _check_cycles(
@@ -129,7 +146,7 @@ def _check_cycles(
         others = ", ".join(map(str, cycle.others)) + (", ..." if cycle.length > len(cycle.others) + 1 else "")
         what = f"the preferences form a cycle with those of {others}"
         fix = f"remove one of them, or --data.allow {CONTRADICTIONS}"
-        bad.add(cycle.closing, RowError(what, excerpt_text(prompts[cycle.closing]), fix))
+        bad.refuse(cycle.closing, RowError(what, excerpt_text(prompts[cycle.closing]), fix))
 
 
 def check_leak(

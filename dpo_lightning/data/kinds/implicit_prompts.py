@@ -1,12 +1,41 @@
-"""Pairs without a prompt column: the common beginning of both answers becomes the prompt."""
+"""Pairs without a prompt column: the turns with which both answers begin become the prompt."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
 
 from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Message
 from dpo_lightning.data.readers.bad_rows import RowError
 
-OWN_COLUMN = "put the prompt into a column of its own"
+ASKS = r"Q|Question|Human|HUMAN|User|USER|Instruction|Prompt|Input|질문|문|問|问"
+ANSWERS = r"A|Answer|Assistant|ASSISTANT|AI|Bot|Response|Output|답변|답|答"
+
+ASKED = re.compile(rf"(?:\A|\n)\s*(?:#{{2,4}} ?)?(?:{ASKS})s?[ \t]?[:：]")
+"""The beginning of the first question in a transcript."""
+
+MARKED = r"(?<=\s)(?:#{{2,4}} ?)?(?:{})[ \t]?[:：]"
+ANSWERED = re.compile(MARKED.format(ANSWERS))
+"""The beginning of its answer."""
+
+PARTNERS = {
+    "Question": "Answer",
+    **dict.fromkeys(("Human", "HUMAN", "User", "USER"), "Assistant|ASSISTANT|AI|Bot"),
+    "Instruction": "Response|Output",
+    "질문": "답변",
+}
+"""What begins the answers in a transcript whose questions begin so: `A:` is rather an option of a question then."""
+
+RENDERED = re.compile(
+    r"\[/INST\]|<\|im_start\|>assistant\n|<\|(?:assistant|model)\|>|<start_of_turn>model\n"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<\|im_sep\|>|<\|Assistant\|>|<\uff5cAssistant\uff5c>"
+)
+"""The beginning of an answer as chat templates write it."""
+
+OWN_COLUMN = 'write the prompt into a column `prompt` ("" where there is none), or the conversations as messages'
+SHOWN = 40
+"""Characters of the end of a prompt that a note shows."""
 
 
 def split_messages(
@@ -21,37 +50,54 @@ def split_messages(
 
 
 def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split off the longest common beginning as the prompt, so that no word is split and no answer becomes blank.
+    """Split two transcripts after the last turn of the user that they share, where an answer begins in both.
 
-    A single space before the answers belongs to them: tokenizers encode it as part of the first word.
+    Words with which both answers happen to begin are no prompt: a chat template would write them as the user's turn.
+    A single space before the answers belongs to them, as tokenizers encode it as part of the first word.
 
     Returns:
         The prompt, the chosen and the rejected answer.
 
     Raises:
-        RowError: one text is the beginning of the other, and there is no word boundary at which to end a prompt.
+        RowError: no turn ends where both texts are still the same, or an answer after it is blank.
     """
     common = count_common(chosen, rejected)
-    cut = common
-    while cut and not (_is_border(chosen, cut) and _is_border(rejected, cut)):
+    cut = _find_border(chosen[:common])
+    if not cut:
+        what = "the row has no prompt: in what both answers begin with, no answer to a question begins"
+        raise RowError(what, chosen[:common] or chosen, OWN_COLUMN)
+    while cut < common and chosen[cut].isspace():
+        cut += 1
+    if chosen[cut - 1] == " ":
         cut -= 1
-    cut = min(cut, _last_start(chosen), _last_start(rejected))
-    while cut and not (_is_border(chosen, cut) and _is_border(rejected, cut)):
-        cut -= 1
-    if cut and chosen[cut - 1] == " ":
-        cut -= 1
-    if not chosen[:cut].strip():
-        cut = 0
-    if not cut and common == min(len(chosen), len(rejected)):
-        raise RowError("one answer is the beginning of the other, so no prompt can be split off", chosen, OWN_COLUMN)
+    if not (chosen[cut:].strip() and rejected[cut:].strip()):
+        raise RowError("an answer is blank after the turns that both begin with", chosen, OWN_COLUMN)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
-def _is_border(text: str, cut: int) -> bool:
-    """Whether a cut is at white space; other boundaries could split an emoji, a Korean particle or code."""
-    return cut == len(text) or text[cut - 1].isspace() or text[cut].isspace()
+def show_end(prompt: str) -> str:
+    """The end of a prompt as a note shows it."""
+    return prompt if len(prompt) <= SHOWN else "…" + prompt[-SHOWN:]
 
 
-def _last_start(text: str) -> int:
-    """The last position at which a cut leaves more than white space after it."""
-    return len(text.rstrip()) - 1
+def _find_border(text: str) -> int:
+    """Where the answer to the last question of a transcript begins; 0 if none does."""
+    rendered = max((found.end() for found in RENDERED.finditer(text)), default=0)
+    asked = ASKED.search(text)
+    answered = asked and _find_answer(asked, text)
+    if not (asked and answered):
+        return rendered
+    # A transcript names each side in one way: other such words are part of what is said.
+    last = max(found.end() for found in _find_all(asked[0], text))
+    return next((found.end() for found in _find_all(answered[0], text) if found.start() >= last), rendered)
+
+
+def _find_answer(asked: re.Match[str], text: str) -> re.Match[str] | None:
+    """The marker of the first answer: the partner of the question's where that begins a line, or else the first one."""
+    partner = PARTNERS.get(asked[0].strip(" \t\n\r#:：").removesuffix("s"))
+    found = partner and re.compile(rf"(?<=\n){MARKED.format(partner)}").search(text, asked.end())
+    return found or ANSWERED.search(text, asked.end())
+
+
+def _find_all(marker: str, text: str) -> Iterator[re.Match[str]]:
+    return re.finditer(rf"(?<!\S){re.escape(marker.strip())}", text)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpo_lightning.data.formats.comparisons import is_pointer
-from dpo_lightning.data.formats.names import VERDICTS, find_preference, has_words, normalize_name, split_name
+from dpo_lightning.data.formats.names import VERDICTS, find_preference, has_words
+from dpo_lightning.data.formats.words import normalize_name, split_name
 from dpo_lightning.data.kinds.columns import NO_TEXT
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.sources import Row
@@ -44,7 +45,7 @@ def check_list_order(rows: Sequence[Row], bad: BadRows) -> None:
         for name, value in row.values.items():
             if answers and name not in reported and _orders(name, value, answers):
                 reported.add(name)
-                bad.add(row.origin, _describe(name, value))
+                bad.refuse(row.origin, _describe(name, value))
 
 
 def _read_answers(value: Any) -> list[Any]:

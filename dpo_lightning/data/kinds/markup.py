@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dpo_lightning.data.examples import Example, Text
+from dpo_lightning.data.formats.media import PLACEHOLDER
 from dpo_lightning.data.readers.bad_rows import Notes
 
 MARKUP: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
@@ -33,6 +34,11 @@ MARKUP: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
 )
 """What a warning shows; strings of which each such text contains one, for speed; and the pattern of such texts."""
 
+PLACES = ("image", "video", "audio", "vision", "IMG")
+"""Strings of which each text with a placeholder contains one."""
+
+LEFT_PLACES = "rows with placeholders of pictures, video or sound (such as <image>)"
+
 CODE = "```"
 """Texts with code may contain `{{name}}` and `</s>` as what they are about."""
 
@@ -49,8 +55,8 @@ def note_markup(examples: Sequence[Example], notes: Notes) -> None:
 
     Args:
         examples: the rows.
-        notes: collects the warnings: one for each kind of markup, one for carriage returns in one answer only, and one
-            for answers that repeat the prompt.
+        notes: collects the warnings: one for each kind of markup, one for placeholders of pictures, one for carriage
+            returns in one answer only, and one for answers that repeat the prompt.
     """
     for example in examples:
         prompt, answers = _list_contents(example.prompt), [_list_contents(answer) for answer in example.answers]
@@ -59,12 +65,18 @@ def note_markup(examples: Sequence[Example], notes: Notes) -> None:
         for shown, needles, pattern in MARKUP:
             if any(needle in joined for needle in needles) and _match_any(pattern, texts):
                 notes.add(example.origin, f"rows with markup of a template ({shown})", fix=FIX)
+        if any(needle in joined for needle in PLACES) and _match_any(PLACEHOLDER, texts):
+            notes.add(example.origin, LEFT_PLACES, fix="remove the placeholders, or the rows")
         if "\r" in joined:
             returns = {any("\r" in text for text in answer) for answer in answers}
             if len(returns) > 1:
                 notes.add(example.origin, LINE_ENDS, fix="write the same line ends in all answers")
         question = prompt[-1].strip() if prompt else ""
-        if len(question) >= LEAST_COPIED and all(answer[0].lstrip().startswith(question) for answer in answers):
+        if (
+            answers
+            and len(question) >= LEAST_COPIED
+            and all(answer[0].lstrip().startswith(question) for answer in answers)
+        ):
             notes.add(example.origin, REPEATED_PROMPT, fix="remove the prompt from the answers")
 
 

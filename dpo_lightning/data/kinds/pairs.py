@@ -10,7 +10,7 @@ from dpo_lightning.data.examples import Encoded, EncodedAnswer, Example, Text
 from dpo_lightning.data.kinds.columns import find_look_alike
 from dpo_lightning.data.kinds.duplicates import check_order
 from dpo_lightning.data.kinds.fields import fit_answer, look_alike_texts, parse_number, strip_text
-from dpo_lightning.data.kinds.implicit_prompts import split_messages, split_strings
+from dpo_lightning.data.kinds.implicit_prompts import show_end, split_messages, split_strings
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.kinds.turn_marks import check_no_mark, remove_marks
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
@@ -25,7 +25,8 @@ SCORES = tuple(
 )
 """Columns with a score of each answer: `chosen_score, rejected_score`, `score_chosen, score_rejected`, ..."""
 
-SPLIT_OFF = "prompts that are the common beginning of both answers"
+SPLIT_OFF = "prompts that are the turns with which both answers begin"
+OTHER_QUESTIONS = "pairs that differ in a question already, and not only in answers"
 REPEATS_PROMPT = "pairs whose answers begin with the prompt's messages (read once)"
 
 
@@ -110,9 +111,23 @@ class PairKind(RowKind):
             prompt, *answers = self._fit_to_prompt(row, values["prompt"], chosen, rejected)
         else:
             prompt, *answers = self._split(row, chosen, rejected)
+        self._check_question(row, prompt, *answers)
         for name, answer in zip(self.answers, answers, strict=True):
             check_no_mark(values[name], len(answer), self.quote_name(name))
         return prompt, tuple(answers)
+
+    def _check_question(self, row: Row, prompt: Text, chosen: Text, rejected: Text) -> None:
+        """Refuse conversations that differ from their first question on; note those that do so from a later one on."""
+        if isinstance(prompt, str) or isinstance(chosen, str) or isinstance(rejected, str):
+            return
+        first, second = chosen[0], rejected[0]
+        if first == second or not first["role"] == second["role"] == "user":
+            return
+        if not any(message["role"] == "user" for message in prompt):
+            names = " and ".join(map(self.quote_name, self.answers))
+            fix = "begin both with the same question, or remove the row"
+            raise RowError(f"{names} answer different questions", str(second.get("content") or ""), fix)
+        self.notes.add(row.origin, OTHER_QUESTIONS, fix="begin both answers with the same question, or remove the row")
 
     def _note_scores(self, row: Row) -> None:
         """Note a row whose scores of both answers prefer the rejected one."""
@@ -142,7 +157,7 @@ class PairKind(RowKind):
         prompt: Text
         if isinstance(chosen, str) and isinstance(rejected, str):
             prompt, chosen, rejected = split_strings(chosen, rejected)
-            self.context.count(SPLIT_OFF, bool(prompt))
+            self.context.count(SPLIT_OFF, example=f"{show_end(prompt)!r} at {row.origin}")
         else:
             prompt, chosen, rejected = split_messages(chosen, rejected)  # type: ignore[arg-type]
         prompt = self.context.add_turns(row, prompt)

@@ -12,8 +12,10 @@ import numpy as np
 T = TypeVar("T")
 Key = Callable[[T], Hashable]
 
-ROUNDS = 8
-"""How often dead ends are removed from a graph: each time, the rankings of a prompt lose an answer at either end."""
+PRUNING_ROUNDS = 8
+"""How often `find_cyclic` removes edges: none is left of a graph without cycles whose longest path has 16 edges, as one
+ranking of 17 answers.
+"""
 
 
 def hash_keys(items: Sequence[T], key: Key[T]) -> np.ndarray[Any, Any]:
@@ -21,7 +23,7 @@ def hash_keys(items: Sequence[T], key: Key[T]) -> np.ndarray[Any, Any]:
     return np.fromiter((hash(key(item)) for item in items), np.int64, len(items))
 
 
-def pick(items: Sequence[T], chosen: np.ndarray[Any, Any]) -> list[T]:
+def select_marked(items: Sequence[T], chosen: np.ndarray[Any, Any]) -> list[T]:
     """The items for which a mask of shape `[items]` is true."""
     return [items[place] for place in np.flatnonzero(chosen).tolist()]
 
@@ -37,13 +39,13 @@ def select_repeated(items: Sequence[T], key: Key[T]) -> list[T]:
 
     A few others may be selected with them, since hashes are compared and not keys.
     """
-    return pick(items, mark_repeated(hash_keys(items, key)))
+    return select_marked(items, mark_repeated(hash_keys(items, key)))
 
 
 def select_shared(items: Sequence[T], others: Sequence[T], key: Key[T]) -> tuple[list[T], list[T]]:
     """Select the items whose key one of the others has as well, and these others; see `select_repeated`."""
     left, right = hash_keys(items, key), hash_keys(others, key)
-    return pick(items, np.isin(left, right)), pick(others, np.isin(right, left))
+    return select_marked(items, np.isin(left, right)), select_marked(others, np.isin(right, left))
 
 
 def select_contradicting(items: Sequence[T], key: Callable[[T], tuple[Hashable, Sequence[Hashable]]]) -> list[T]:
@@ -69,15 +71,16 @@ def select_contradicting(items: Sequence[T], key: Callable[[T], tuple[Hashable, 
     starts, ends = np.array(edges, np.int64).reshape(-1, 2).T
     cyclic = np.array(owners, np.int64)[find_cyclic(starts, ends)]
     repeated = mark_repeated(np.array(whole, np.int64))
-    return pick(items, repeated | np.isin(np.array(contexts, np.int64), cyclic))
+    return select_marked(items, repeated | np.isin(np.array(contexts, np.int64), cyclic))
 
 
 def find_cyclic(starts: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The indices of the edges of a graph that may be part of a cycle; both arguments have the shape `[edges]`.
 
-    Edges that lead to a dead end, or come from one, are removed `ROUNDS` times: of long paths, some remain.
+    An edge is part of no cycle if no edge begins where it ends, or none ends where it begins. Such edges are removed
+    `PRUNING_ROUNDS` times; of paths that are longer than twice as many edges, some remain.
     """
     kept = np.arange(len(starts))
-    for _ in range(ROUNDS):
+    for _ in range(PRUNING_ROUNDS):
         kept = kept[np.isin(ends[kept], starts[kept]) & np.isin(starts[kept], ends[kept])]
     return kept

@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from dpo_lightning.data.examples import TRAIN, Message, Text
+from dpo_lightning.data.formats.media import INSTEAD, find_media, has_content
+from dpo_lightning.data.formats.turns import NEEDS_MEDIA
 from dpo_lightning.data.readers.bad_rows import RowError
-from dpo_lightning.data.readers.text_cleaning import excerpt_name
+from dpo_lightning.data.readers.text_cleaning import excerpt_name, excerpt_value
 
 KEYS = frozenset(
     (
@@ -36,6 +38,9 @@ def read_mark(message: dict[str, Any], place: str) -> dict[str, Any]:
         key: value for key, value in message.items() if key not in marks and (key in KEYS or value not in ("", [], {}))
     }
     unknown = [key for key in rest if key not in KEYS]
+    for key in unknown:
+        if (media := find_media(key)) and has_content(rest[key]):
+            raise RowError(f"{place} needs {media}, {INSTEAD}", excerpt_value(rest[key]), NEEDS_MEDIA)
     if unknown:
         raise RowError(
             f"{place} has the unknown key '{excerpt_name(unknown[0])}'",

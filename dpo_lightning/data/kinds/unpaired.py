@@ -103,7 +103,7 @@ class UnpairedKind(SFTKind):
     def check(cls, examples: Sequence[UnpairedExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:
         """Note repeated rows; an answer with both labels is bad unless allowed. A set needs good and bad answers."""
         check_labels(examples, allow, bad, notes)
-        if not bad and len({example.good for example in examples}) == 1:
+        if (bad.drops or not bad) and len({example.good for example in examples}) == 1:
             what = f"all {len(examples):,} answers are {'good' if examples[0].good else 'bad'}"
             raise UserError(ExitCode.DATA, Problem(what, str(examples[0].origin)), fix="give good and bad answers")
 

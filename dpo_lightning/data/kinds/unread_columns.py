@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.formats.media import find_media
 from dpo_lightning.data.formats.names import (
     JUDGEMENTS,
     LABELS,
@@ -16,9 +18,8 @@ from dpo_lightning.data.formats.names import (
     find_preference,
     has_words,
     normalize_label,
-    normalize_name,
-    split_name,
 )
+from dpo_lightning.data.formats.words import normalize_name, split_name
 from dpo_lightning.data.kinds.columns import NO_TEXT, WEIGHTS
 from dpo_lightning.data.kinds.context_columns import INPUT, JOINT, WORDS
 from dpo_lightning.data.kinds.turn_marks import MARKED, MARKS
@@ -42,9 +43,6 @@ META = "meta"
 SWAPS = frozenset(("swapped", "flipped", "is swapped", "is flipped", "reversed"))
 """Names of columns that say that the answers of a pair changed places."""
 
-MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
-"""Names of columns with images, video or sound, which no model here reads, although the answers may be about them."""
-
 ABOUT_ANSWERS = frozenset(
     (
         *("rationale", "explanation", "reason", "reasons", "critique", "feedback", "comment", "comments", "judgement"),
@@ -64,10 +62,11 @@ def check_unread(
     rows: Sequence[Row],
     used: Collection[str],
     unread: Sequence[str],
-    unasked: Sequence[int],
+    empty_prompts: Sequence[int],
     bad: BadRows,
     *,
     named: bool = False,
+    left_out: Collection[Origin] = (),
 ) -> None:
     """Report columns that are not read although an answer may depend on them, each once, at the first such row.
 
@@ -78,18 +77,22 @@ def check_unread(
     Args:
         rows: the rows with our columns.
         used: the columns that are read.
-        unread: the other columns, in the order in which they first appear.
-        unasked: for each row, whether what was read of it has an empty prompt.
+        unread: the other columns, in the order in which they first appear; `check_media` reports pictures.
+        empty_prompts: for each row, whether what was read of it has an empty prompt.
         bad: collects the errors.
         named: whether the column of the question was assigned by its name.
+        left_out: rows that are bad already and are left out, whose columns do not count.
     """
+    unread = [name for name in unread if not find_media(name)]
     if not unread:
         return
     has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))
     meant = {name: match_context(name, has_prompt) for name in unread}
     found: dict[str, Row] = {}  # the first row that needs the column
     counts = dict.fromkeys(unread, 0)
-    for row, empty in zip(rows, unasked, strict=True):
+    for row, empty in zip(rows, empty_prompts, strict=True):
+        if row.origin in left_out:
+            continue
         implied = "prompt" not in row.values and isinstance(row.values.get("chosen"), str)
         for name in unread:
             if _is_needed(name, row, used, meant[name], bool(named or empty or implied)):
@@ -100,7 +103,7 @@ def check_unread(
     ignore = f"--data.ignore_columns {shlex.quote(names if len(reported) == 1 else f'[{names}]')}"
     for name in reported:
         ours = meant[name] or ("" if named else "prompt")
-        bad.add(found[name].origin, _describe(name, found[name], counts[name], used, ours, ignore))
+        bad.refuse(found[name].origin, _describe(name, found[name], counts[name], used, ours, ignore))
 
 
 def match_context(name: str, has_prompt: bool) -> str:
@@ -121,7 +124,7 @@ def _is_needed(name: str, row: Row, used: Collection[str], ours: str, any_text: 
     value = row.values.get(name)
     if value is None or value == "":
         return False
-    if _selects(name, value, used) or (normalize_name(name) in MEDIA and value != []):
+    if _selects(name, value, used):
         return True
     if not ours:
         if not any_text or not has_words(value) or name.lower().endswith(NO_TEXT):
@@ -168,8 +171,7 @@ def _describe(name: str, row: Row, rows: int, used: Collection[str], ours: str, 
             "weight": f"for a turn, {MARKED} in the message; for a row, --data.columns.weight {shown}; or {ignore}",
         }
         return RowError(what, excerpt_value(values[name]), ways[selects])
-    content = "content" if normalize_name(name) in MEDIA else "text"
-    what = f"'{shown}' has {content} that is not read, and the answer may depend on it{count}"
+    what = f"'{shown}' has text that is not read, and the answer may depend on it{count}"
     way = f"--data.columns.{ours} {shlex.quote(shown)}" if ours and ours not in values else "write it into the prompt"
     return RowError(what, next(iterate_texts(values[name]), ""), f"{way}, or {ignore}")
 

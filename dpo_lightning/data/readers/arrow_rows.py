@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
@@ -11,7 +12,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
 HUB = "hf://"
 """The prefix of a path that names a data set of the hub."""
 
-HUB_ID = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^:/]+))?(?::(.+))?")
+HUB_ID = re.compile(r"hf://([A-Za-z0-9][\w.-]*/\w[\w.-]*)(?:/(\w[^:/]*))?(?::(.+))?")
 """`hf://org/name[/config][:split]`; the groups are `org/name`, the config and the split."""
 
 DEFAULT_SPLIT = "train"
@@ -74,13 +75,21 @@ def check_hub_id(path: str) -> None:
     """Check the form of a hub id; whether the data set exists is not checked.
 
     Raises:
-        UserError: 64 if it is not `hf://org/name[/config][:split]`.
+        UserError: 64 if it is not `hf://org/name[/config][:split]`, or a local path has the name: `datasets` would read
+            that one instead.
     """
-    if not HUB_ID.fullmatch(path):
+    found = HUB_ID.fullmatch(path)
+    if not found:
         raise UserError(
             ExitCode.CONFIG,
             Problem("not a valid name of a data set of the hub", text=path),
             fix="write hf://org/name, hf://org/name/config or hf://org/name/config:split",
+        )
+    if Path(found[1]).exists():
+        raise UserError(
+            ExitCode.CONFIG,
+            Problem("a file or folder here has the name of this data set of the hub", text=path),
+            fix=f"name its files without {HUB} if it is meant, or run the command in another folder",
         )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.data.readers.left_out import MAX_PLACES, LeftOutRow, check_share, format_places
+from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
 
 MAX_BAD_ROWS = 1000
 """Bad rows after which reading stops: a file with more of them is probably not in the expected format."""
-
-MAX_PLACES = 5
-"""Rows that one warning lists; further ones are counted."""
 
 
 class RowError(ValueError):
@@ -30,11 +28,24 @@ class RowError(ValueError):
 
 
 class BadRows:
-    """Collects the errors of all rows, so that one error lists every row that has to be corrected."""
+    """Collects the errors of all rows, so that one error lists every row that has to be corrected.
 
-    def __init__(self, *, most: int | None = MAX_BAD_ROWS) -> None:
-        """Create an empty collection; reading stops after `most` bad rows, or never for None."""
-        self._most = most
+    Attributes:
+        drops: whether bad rows are left out in place of an error.
+        total: the number of all rows of the set, sound and bad; 0 until they are read.
+    """
+
+    def __init__(self, *, most: int | None = MAX_BAD_ROWS, drops: bool = False) -> None:
+        """Create an empty collection.
+
+        Args:
+            most: the number of bad rows after which reading stops; None reads all.
+            drops: leave bad rows out, all of which are read.
+        """
+        self._most = None if drops else most
+        self.drops = drops
+        self.total = 0
+        self._refused: list[tuple[Origin, Problem]] = []
         self._found: list[tuple[Origin, Problem]] = []
         # Files by the order in which their first bad row was added: errors are sorted by it.
         self._files: dict[str, int] = {}
@@ -58,6 +69,22 @@ class BadRows:
         self._files.setdefault(origin.file, len(self._files))
         self._found.append((origin, Problem(error.what, str(origin), error.text, error.fix)))
 
+    def refuse(self, origin: Origin, error: RowError) -> None:
+        """Add an error that concerns more than the row at `origin`: it is one too where bad rows are left out.
+
+        These are contradictions between rows, columns that nothing reads, and files that cannot be read to their end.
+
+        Raises:
+            UserError: as in `add`.
+        """
+        self.add(origin, error)
+        self._refused.append(self._found[-1])
+
+    @property
+    def origins(self) -> set[Origin]:
+        """The bad rows."""
+        return {origin for origin, _ in self._found}
+
     @property
     def found(self) -> list[tuple[Origin, Problem]]:
         """The errors in the order in which they were added, each with its row."""
@@ -72,9 +99,29 @@ class BadRows:
         if self._found:
             raise self._error()
 
+    def leave_out(self) -> list[LeftOutRow]:
+        """Return the bad rows where they are left out; raise as `raise_if_any` where they are errors.
+
+        Raises:
+            UserError: 65, the set is refused, or hardly a row is sound.
+        """
+        if not self.drops:
+            self.raise_if_any()
+        if self._refused:
+            raise UserError(ExitCode.DATA, [problem for _, problem in self._refused])
+        rows: dict[Origin, LeftOutRow] = {}
+        for origin, problem in self._sort():
+            row = rows.setdefault(origin, LeftOutRow(origin.file, origin.line, origin.nth, [], excerpt(problem.text)))
+            if problem.what not in row.reasons:  # rows may be encoded twice
+                row.reasons.append(problem.what)
+        check_share(len(rows), self.total - len(rows), (problem for _, problem in self._sort()))
+        return list(rows.values())
+
+    def _sort(self) -> list[tuple[Origin, Problem]]:
+        return sorted(self._found, key=lambda entry: (self._files[entry[0].file], entry[0].line))
+
     def _error(self, *first: Problem) -> UserError:
-        found = sorted(self._found, key=lambda entry: (self._files[entry[0].file], entry[0].line))
-        return UserError(ExitCode.DATA, [*first, *(problem for _, problem in found)])
+        return UserError(ExitCode.DATA, [*first, *(problem for _, problem in self._sort())])
 
 
 class Notes:
@@ -123,14 +170,3 @@ class Notes:
         """Format one line for each kind, in the order in which the kinds were added first."""
         counted = ((kind, places, self.counts[kind]) for kind, places in self.places.items())
         return [f"{kind}: {count:,} ({format_places(places, count)})" for kind, places, count in counted]
-
-
-def format_places(places: list[str], count: int | None = None) -> str:
-    """Join the first `MAX_PLACES` places with commas, and append the number of the others.
-
-    Args:
-        places: at least the first `MAX_PLACES` places.
-        count: the number of all; by default, that of `places`.
-    """
-    rest = (len(places) if count is None else count) - MAX_PLACES
-    return ", ".join(places[:MAX_PLACES]) + (f", and {rest:,} more" if rest > 0 else "")

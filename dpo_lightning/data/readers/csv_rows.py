@@ -82,7 +82,7 @@ def parse_csv_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterator
     if separator not in SEPARATORS:
         found = " and ".join(name for mark, name in SEPARATORS.items() if mark in first_line)
         what = f"the header has {found}" if found else f"the fields are separated by '{separator}'"
-        bad.add(Origin(source.name, 1), RowError(what, first_line, SAVE_WITH_COMMAS))
+        bad.refuse(Origin(source.name, 1), RowError(what, first_line, SAVE_WITH_COMMAS))
         return
     if separator != ",":
         source.notes.append(f"separated by {SEPARATORS[separator]}")
@@ -91,7 +91,7 @@ def parse_csv_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterator
     header_line, header = next(records, (1, []))
     error = check_header(header, first_line)
     if error:
-        bad.add(Origin(source.name, header_line), error)
+        bad.refuse(Origin(source.name, header_line), error)
         return
     named = all(header)
     for line, fields in records:
@@ -171,7 +171,7 @@ def _split_records(
             continue
         last = line + text.count(syntax.line_feed, place, stop)  # a quoted field may contain line ends
         if error:
-            bad.add(Origin(file, last), error)
+            bad.refuse(Origin(file, last), error)
             return
         if fields != [""]:  # an empty line
             yield line, [field.strip() for field in fields] if header else fields

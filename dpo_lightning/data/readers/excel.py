@@ -113,7 +113,7 @@ def _parse_rows(
     header = ["" if name is None else str(name).strip() for name in names]
     error = check_header(header, ", ".join(header))
     if error:
-        bad.add(Origin(source.name, first), error)
+        bad.refuse(Origin(source.name, first), error)
         return
     for number, cells in others:
         cells = cells + [None] * (len(header) - len(cells))

@@ -13,6 +13,7 @@ from dpo_lightning.data.readers.json_decoding import (
     MAX_SHOWN,
     ONE_PER_LINE,
     describe_error,
+    find_comment,
     find_element_end,
     skip_space,
 )
@@ -32,7 +33,8 @@ def parse_array(window: TextWindow, start: int, file: str, bad: BadRows) -> Iter
         value, error, end = elements.decode()
         line = elements.line
         if error:
-            bad.add(Origin(file, line), describe_error(error, window.text, "the array", cut=True))
+            report = bad.add if end >= 0 else bad.refuse
+            report(Origin(file, line), describe_error(error, window.text, "the array", cut=True))
             if end < 0:
                 return
         else:
@@ -41,7 +43,7 @@ def parse_array(window: TextWindow, start: int, file: str, bad: BadRows) -> Iter
         elements.skip_space()
         more = not elements.at("]")
         if more and not elements.at(","):
-            bad.add(Origin(file, elements.count_lines()), _missing_comma_error(elements.show(), elements.place))
+            bad.refuse(Origin(file, elements.count_lines()), _missing_comma_error(elements.show(), elements.place))
             return
         if more:
             elements.place += 1
@@ -51,7 +53,7 @@ def parse_array(window: TextWindow, start: int, file: str, bad: BadRows) -> Iter
     if elements.place < len(elements.show()):
         shown = window.text[elements.place : elements.place + MAX_SHOWN]
         trailing = RowError("text after the end of the array", shown, ONE_PER_LINE)
-        bad.add(Origin(file, elements.count_lines()), trailing)
+        bad.refuse(Origin(file, elements.count_lines()), find_comment(window.text, elements.place) or trailing)
 
 
 class _Elements:
@@ -120,4 +122,6 @@ class _Elements:
 def _missing_comma_error(text: str, place: int) -> RowError:
     if place >= len(text):
         return RowError("the array ends early", text[-KEPT:], "the file is cut off: write or copy it again")
+    if comment := find_comment(text, place):
+        return comment
     return RowError("no comma between two rows of the array", text[place : place + MAX_SHOWN], ONE_PER_LINE)

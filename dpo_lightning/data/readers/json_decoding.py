@@ -12,6 +12,8 @@ from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
 SPACE = re.compile(r"[ \t\r\n]*")
+COMMENT = re.compile(r"//|/\*|#")
+CLOSING = re.compile(r",\s*([}\]])")
 CONTEXT = 30
 """Characters before a syntax error that are quoted."""
 
@@ -84,10 +86,22 @@ def describe_error(error: Exception, text: str, whole: str, *, cut: bool) -> Row
         return RowError("a number has too many digits", fix="write a smaller number, or a string")
     at_end = not text[error.pos :].strip() or error.msg.startswith("Unterminated string")
     shown = text[max(0, error.pos - CONTEXT) : error.pos + KEPT]
+    if comment := find_comment(text, error.pos):
+        return comment
+    if trailing := CLOSING.match(text, len(text[: error.pos].rstrip()) - (text[error.pos : error.pos + 1] != ",")):
+        return RowError(f"not JSON (a comma before {trailing[1]})", shown, "remove the comma")
     if at_end:
         remedy = "the file is cut off: write or copy it again" if cut else ONE_PER_LINE
         return RowError(f"{whole} ends early", text[-KEPT:] if cut else shown, remedy)
-    return RowError(f"not JSON ({error.msg[0].lower()}{error.msg[1:]})", shown, ONE_PER_LINE)
+    what = error.msg[0].lower() + error.msg[1:].removesuffix(" at")
+    return RowError(f"not JSON ({what})", shown, ONE_PER_LINE)
+
+
+def find_comment(text: str, place: int) -> RowError | None:
+    """The error for a comment at `place`; None if there is none."""
+    if not COMMENT.match(text, place):
+        return None
+    return RowError("a comment, which JSON does not have", text[place:].partition("\n")[0], "remove all comments")
 
 
 def skip_space(text: str, place: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.json_arrays import parse_array
-from dpo_lightning.data.readers.json_decoding import CONTEXT, DECODER, UNCHECKED, describe_error, skip_space
+from dpo_lightning.data.readers.json_decoding import COMMENT, CONTEXT, DECODER, UNCHECKED, describe_error, skip_space
 from dpo_lightning.data.readers.json_objects import find_rows
 from dpo_lightning.data.readers.source import Source
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
@@ -29,6 +29,11 @@ def parse_json_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterato
         bad: receives an error for each row that cannot be parsed.
     """
     start = _find_content(window, 0)
+    if COMMENT.match(window.text, start):
+        shown = window.text[start:].partition("\n")[0]
+        error = RowError("the file begins with a comment, which JSON does not have", shown, "remove all comments")
+        bad.refuse(Origin(source.name, window.text.count("\n", 0, start) + 1), error)
+        return iter(())
     if window.text.startswith("[", start):
         return parse_array(window, start, source.name, bad)
     while "\n" not in window.text and not window.ended:
@@ -43,7 +48,7 @@ def parse_json_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterato
     try:
         rows = _find_rows_in_object(text, start, source)
     except RowError as error:
-        bad.add(Origin(source.name, line), error)
+        bad.refuse(Origin(source.name, line), error)
         return iter(())
     if isinstance(rows, range):
         return parse_array(TextWindow([text[: rows.stop]]), rows.start, source.name, bad)

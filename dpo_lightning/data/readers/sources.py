@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.readers.arrow_files import is_arrow, read_arrow_rows
 from dpo_lightning.data.readers.arrow_rows import HUB, check_hub_id, read_hub_rows, read_parquet_rows
-from dpo_lightning.data.readers.bad_rows import BadRows, RowError, format_places
+from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.csv_rows import parse_csv_rows
 from dpo_lightning.data.readers.excel import read_workbook_rows
 from dpo_lightning.data.readers.folders import list_files
 from dpo_lightning.data.readers.json_rows import parse_json_rows
+from dpo_lightning.data.readers.left_out import format_places
 from dpo_lightning.data.readers.paths import check_path, format_path
 from dpo_lightning.data.readers.source import Source
 from dpo_lightning.data.readers.text_cleaning import clean
@@ -73,13 +74,19 @@ class Row(NamedTuple):
         return bool(found)
 
 
-def read_files(paths: str | Sequence[str], bad: BadRows | None = None, notes: list[str] | None = None) -> Iterator[Row]:
+def read_files(
+    paths: str | Sequence[str],
+    bad: BadRows | None = None,
+    notes: list[str] | None = None,
+    text_column: str | None = None,
+) -> Iterator[Row]:
     """Read one or several sources one after the other; all paths are checked before the first is read.
 
     Args:
         paths: files, folders, patterns and hub ids.
         bad: receives the errors of rows; if None, they are raised together after the last row.
         notes: receives one line for each thing that was guessed, after the last row.
+        text_column: the column of a row that is a text and not an object; if None, such a row is bad.
 
     Raises:
         UserError: as in `read_rows`; 64 if `paths` is empty.
@@ -91,7 +98,7 @@ def read_files(paths: str | Sequence[str], bad: BadRows | None = None, notes: li
         check_source(path)
     collected = BadRows() if bad is None else bad
     for path in sources:
-        yield from _read_source(os.fspath(path), collected, notes, keep_faults=bad is not None)
+        yield from _read_source(os.fspath(path), collected, notes, keep_faults=bad is not None, text_column=text_column)
     if bad is None:
         collected.raise_if_any()
 
@@ -132,9 +139,11 @@ def check_source(path: str) -> None:
         check_path(file)
 
 
-def _read_source(path: str, bad: BadRows, notes: list[str] | None, *, keep_faults: bool) -> Iterator[Row]:
+def _read_source(
+    path: str, bad: BadRows, notes: list[str] | None, *, keep_faults: bool, text_column: str | None = None
+) -> Iterator[Row]:
     """Read the files of one source; see `read_rows`. Without `keep_faults`, the faults of all columns are errors."""
-    heard: dict[str, list[str]] = {}  # what was guessed -> the names of files
+    guesses: dict[str, list[str]] = {}  # what was guessed -> the names of files
     chosen: list[str] = []
     files = [path] if path.startswith(HUB) else list_files(path, chosen)
     empty = True
@@ -146,6 +155,8 @@ def _read_source(path: str, bad: BadRows, notes: list[str] | None, *, keep_fault
                 # An array may have several rows on one line: `nth` counts them.
                 empty, nth, before = False, nth + 1 if line == before else 1, line
                 origin = Origin(source.name, line, nth)
+                if text_column is not None and isinstance(value, str):
+                    value = {text_column: value}
                 try:
                     row = _make_row(origin, value, source)
                 except RowError as error:
@@ -156,7 +167,7 @@ def _read_source(path: str, bad: BadRows, notes: list[str] | None, *, keep_fault
                     else:
                         yield row
         for note in source.notes:
-            heard.setdefault(note, []).append(source.name)
+            guesses.setdefault(note, []).append(source.name)
     if empty and not bad:
         raise UserError(
             ExitCode.DATA,
@@ -165,7 +176,7 @@ def _read_source(path: str, bad: BadRows, notes: list[str] | None, *, keep_fault
         )
     if notes is not None:
         notes += [f"{format_path(path)}: {text}" for text in chosen]
-        notes += [f"{format_places(names)}: {note}" for note, names in heard.items()]
+        notes += [f"{format_places(names)}: {note}" for note, names in guesses.items()]
 
 
 def _make_row(origin: Origin, value: Any, source: Source) -> Row:

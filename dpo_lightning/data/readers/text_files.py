@@ -41,6 +41,9 @@ TAR = (257, b"ustar")
 HEAD = TAR[0] + len(TAR[1])
 """Bytes by which all formats are recognized."""
 
+MAX_DECODED = 512 << 20
+"""Bytes of a file in another encoding than UTF-8, which is decoded as a whole."""
+
 
 class Content(NamedTuple):
     """The content of a file.
@@ -107,10 +110,18 @@ def open_text(content: Content) -> TextWindow:
     Raises:
         UserError: 65 for another format or encoding.
     """
-    refuse_other_formats(content.read_head(), content.source)
+    head, name = content.read_head(), content.source.name
+    refuse_other_formats(head, content.source)
+    if head and not head.strip(b"\0"):
+        raise file_error(name, "expected text, found NUL bytes", "write, copy or download the file again")
     if is_plain_utf8(content.file):
-        return TextWindow(decode_chunks(content.file, content.source.name))
-    return TextWindow([decode_text(content.read_data(), content.source)])
+        return TextWindow(decode_chunks(content.file, name))
+    content.file.seek(0)
+    data = content.file.read(MAX_DECODED + 1)
+    if len(data) > MAX_DECODED:
+        what = f"not UTF-8, and too large to find its encoding (more than {MAX_DECODED >> 20} MiB)"
+        raise file_error(name, what, "write the file in UTF-8")
+    return TextWindow([decode_text(data, content.source)])
 
 
 def read_text(path: str) -> str:

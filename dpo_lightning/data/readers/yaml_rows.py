@@ -36,11 +36,11 @@ def parse_yaml_rows(text: str, source: Source, bad: BadRows) -> Iterator[tuple[i
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = RowError(f"not YAML ({error.problem or error.context})", fix="correct the line, or write JSON lines")
-        bad.add(Origin(source.name, mark.line + 1 if mark else 1), problem)
+        bad.refuse(Origin(source.name, mark.line + 1 if mark else 1), problem)
         return
     except (yaml.YAMLError, RecursionError) as error:
         shown = getattr(error, "reason", "") or "nested too deep"
-        bad.add(Origin(source.name, 1), RowError(f"not YAML ({shown})", fix="correct the file, or write JSON lines"))
+        bad.refuse(Origin(source.name, 1), RowError(f"not YAML ({shown})", fix="correct the file, or write JSON lines"))
         return
     builder = _Builder(yaml)
     if len(documents) == 1 and isinstance(documents[0], yaml.MappingNode):
@@ -56,7 +56,7 @@ def _parse_mapping(document: Any, builder: _Builder, source: Source, bad: BadRow
     try:
         found = find_rows(builder.build(document), source, "")
     except RowError as error:
-        bad.add(Origin(source.name, line), error)
+        bad.refuse(Origin(source.name, line), error)
         return
     if isinstance(found, str):
         nodes = next(value for key, value in document.value if key.value == found)

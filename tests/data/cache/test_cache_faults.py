@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from itertools import count
 from pathlib import Path
@@ -42,7 +43,7 @@ def flip(path, place, value=255):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_made_anew_with_a_line(damage, prepare, tmp_path):
+def test_a_damaged_entry_is_encoded_again_with_a_line(damage, prepare, tmp_path):
     first = copy_rows(prepare()[0])
     (name,) = entries(tmp_path)
     time.sleep(0.02)  # a write within the same tick of the kernel's clock would have the same time
@@ -54,7 +55,7 @@ def test_a_damaged_entry_is_made_anew_with_a_line(damage, prepare, tmp_path):
     assert not any("are damaged (" in line for line in prepare()[1])
 
 
-def test_a_memo_of_nonsense_is_ignored(prepare, tmp_path):
+def test_a_file_of_digests_that_is_nonsense_is_ignored(prepare, tmp_path):
     first, _ = prepare()
     for content in ("{", "[1]", '{"a": 1}', '{"a": [1, 2, 3]}', "\xff"):
         (tmp_path / "cache/files.json").write_text(content, encoding="latin-1")
@@ -62,14 +63,6 @@ def test_a_memo_of_nonsense_is_ignored(prepare, tmp_path):
 
 
 # Folders that cannot be written
-
-
-def test_without_a_folder_that_can_be_written_the_rows_are_encoded_for_the_run(prepare, files, tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    data, lines = prepare()
-    assert same(data, prepare(cache="none")[0])
-    (line,) = [line for line in lines if "cannot be used" in line]
-    assert line == f"note: {tmp_path / 'cache'} cannot be used (File exists): the rows are encoded for this run alone"
 
 
 @pytest.mark.parametrize("first", [0, 5])
@@ -80,9 +73,7 @@ def test_a_full_disk_leaves_right_rows(first, places, prepare, tmp_path, monkeyp
     append, calls = row_writer.RowWriter.append, count()
 
     def fail(writer, row, prompt=None):
-        folder = writer._folder
-        of_cache = folder is not None and str(tmp_path) in str(folder)
-        full = of_cache or (places == 2 and folder is not None)
+        full = writer._folder is not None or (places == 2 and writer._file is not None)
         if full and next(calls) >= first:
             raise StorageError("No space left on device")
         append(writer, row, prompt)
@@ -117,11 +108,32 @@ def test_a_real_write_error_is_one_too(prepare, tmp_path):
 # Several processes
 
 
+def test_a_killed_run_without_a_cache_leaves_no_temporary_files(prepare, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(row_writer, "ROWS_PER_BATCH", 4)
+
+    def stop(rows, *_):
+        for number, row in enumerate(rows):
+            if number == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "track", stop)
+        child = in_child(lambda: prepare(cache="none")[1], tmp_path / "out.json")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list((tmp_path / "tmp").iterdir()) == []
+    data, _ = prepare(cache="none")
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert same(data, prepare()[0])
+
+
 def test_of_processes_that_start_at_once_one_encodes(prepare, tmp_path, monkeypatch):
     expected, _ = prepare(cache="none")
     slow = preparation.track
     monkeypatch.setattr(preparation, "track", lambda rows, *_: (time.sleep(0.02) or row for row in slow(rows, "x")))
-    monkeypatch.setattr(build_lock, "POLL", 0.01)
+    monkeypatch.setattr(build_lock, "POLL_SECONDS", 0.01)
 
     def work():
         data, lines = prepare()
@@ -172,6 +184,19 @@ def test_the_lock_of_a_process_that_ended_is_taken_over_with_a_line(prepare, tmp
     _, lines = prepare()
     assert sum("ended before the rows were encoded" in line for line in lines) == 1
     assert entries(tmp_path) == [name]
+
+
+def test_a_folder_in_the_place_of_a_lock_leaves_the_rows_to_the_run(prepare, tmp_path):
+    prepare()
+    (name,) = entries(tmp_path)
+    cache_folder.clear_folder(tmp_path / "cache")
+    (tmp_path / "cache" / f"{name[:24]}.lock").mkdir(parents=True)
+    data, lines = prepare()
+    assert same(data, prepare(cache="none")[0])
+    assert (
+        sum(".lock in it is a folder, and not a lock): the rows are encoded for this run" in line for line in lines)
+        == 1
+    )
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_put_under_its_old_content(prepare, files, tmp_path, monkeypatch):
@@ -262,25 +287,3 @@ def test_rows_of_a_users_class_are_not_kept(prepare, tmp_path):
     assert data.encoded["eval"].read_prompt(0) == "Count to 39."
     assert not (tmp_path / "cache").exists()
     assert "note: Reversed is not of dpo_lightning: its rows are encoded for each run" in lines
-
-
-def test_a_lock_that_cannot_be_read_is_waited_for(tmp_path, monkeypatch):
-    """A link to nothing: it exists, and has no content."""
-    waits = []
-    monkeypatch.setattr(build_lock.time, "sleep", waits.append)
-    (tmp_path / "x.lock").symlink_to(tmp_path / "nowhere")
-    assert not BuildLock(tmp_path / "x.lock").acquire(lambda: len(waits) == 3)
-
-
-def test_clearing_removes_what_a_killed_run_left_and_nothing_of_others(prepare, tmp_path):
-    prepare()
-    folder = tmp_path / "cache"
-    name = entries(tmp_path)[0]
-    (folder / f".{name}.12345678.partial").mkdir()
-    (folder / f"{name[:24]}.lock").write_text("{}")
-    for other in ("my-run", ".x.partial"):
-        (folder / other).mkdir()
-        (folder / other / "manifest.json").write_text("{}")
-    (folder / "uv.lock").write_text("x")
-    cache_folder.clear_folder(folder)
-    assert sorted(path.name for path in folder.iterdir()) == [".x.partial", "files.json", "my-run", "uv.lock"]

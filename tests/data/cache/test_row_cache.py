@@ -41,7 +41,7 @@ def test_the_second_run_reads_nothing_and_says_the_same(prepare, files, tmp_path
     assert any("repeated rows: 1" in line for line in notes)
     assert any("not used: score" in line for line in notes)
     assert [line for line in later if line.startswith("note: ")] == notes
-    assert lines[-1].startswith(f"rows: encoded into {tmp_path / 'cache'} for further runs (1 set there, 0.")
+    assert lines[-1].startswith(f"rows: encoded into {tmp_path / 'cache'} for further runs (1 entry there, 0.")
     assert later[-1] == f"rows: 26 train, 5 eval, encoded before, from {tmp_path / 'cache'}"
     assert isinstance(again.encoded["train"], EncodedRows)
     assert again.encoded["eval"].read_prompt(4) == "Count to 39."
@@ -69,7 +69,7 @@ def test_a_changed_file_is_read_again(prepare, files):
 
 def test_a_file_whose_digest_is_known_is_read_once(prepare, files, monkeypatch):
     """Later starts take the same time for any number of rows."""
-    monkeypatch.setattr(file_digests, "SETTLED", -1)
+    monkeypatch.setattr(file_digests, "SETTLED_SECONDS", -1)
     hashed = []
     hash_file = file_digests.hash_file
     monkeypatch.setattr(file_digests, "hash_file", lambda path: hashed.append(path) or hash_file(path))
@@ -204,3 +204,17 @@ def test_clearing_leaves_what_is_not_of_the_cache(prepare, tmp_path):
     cache_folder.clear_folder(tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["files.json", "mine.txt", "other-run"]
     assert cache_folder.measure_folder(tmp_path / "nothing") == (0, 0)
+
+
+def test_clearing_removes_what_a_killed_run_left_and_nothing_of_others(prepare, tmp_path):
+    prepare()
+    folder = tmp_path / "cache"
+    name = entries(tmp_path)[0]
+    (folder / f".{name}.12345678.partial").mkdir()
+    (folder / f"{name[:24]}.lock").write_text("{}")
+    for other in ("my-run", ".x.partial"):
+        (folder / other).mkdir()
+        (folder / other / "manifest.json").write_text("{}")
+    (folder / "uv.lock").write_text("x")
+    cache_folder.clear_folder(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".x.partial", "files.json", "my-run", "uv.lock"]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import tempfile
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 
@@ -116,9 +117,17 @@ def test_rows_in_a_folder_are_mapped_and_open_in_another_process(tmp_path):
     copied = pickle.loads(pickle.dumps(stored))
     assert copied.stored.folder == tmp_path / "set"
     assert copied == rows
-    stored.detach()
-    for file in (tmp_path / "set").iterdir():
-        file.unlink()
+
+
+def test_rows_in_a_file_without_a_name_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = [EncodedSFT(Origin("f", n), [n, 2], (EncodedAnswer([3], [True]),)) for n in range(1, 300)]
+    writer = RowWriter(None, EncodedSFT, temporary=True)
+    for row in rows:
+        writer.append(row)
+    assert list(tmp_path.iterdir()) == []
+    stored = writer.close()
+    assert list(tmp_path.iterdir()) == []
     assert stored == rows
     assert pickle.loads(pickle.dumps(stored)) == rows
 

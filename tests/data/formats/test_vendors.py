@@ -29,7 +29,7 @@ CANDIDATE = ["messages", 1, "candidates", 0]
         ("vertex", ["systemInstruction"], 7, "'systemInstruction' is neither text nor an object"),
         ("vertex-preference", ["completions", 0, "score"], "good", "'score' of completions 1 is not a number"),
         ("vertex-preference", ["completions", 1], {"score": 1}, "'completions 2' has no 'completion'"),
-        ("bedrock", ["system", 0], {"image": "x"}, "'system' has a content part"),
+        ("bedrock", ["system", 0], {"image": "x"}, "'system' needs pictures"),
         ("bedrock", ["messages"], None, "'messages' is null"),
         ("bedrock-preference", ["messages", 1, "candidates"], None, "'candidates' is not a list"),
         ("bedrock-preference", CANDIDATE, {"content": []}, "no 'preferenceLabel'"),
