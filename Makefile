@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev sft dpo kto infer tensorboard test lint gpu-check lock clean
+.PHONY: help setup setup-dev sft dpo kto sweep-beta infer tensorboard test coverage lint campaign gpu-check image sif lock clean
 MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
@@ -17,10 +17,12 @@ MODEL :=
 DATA :=
 OUT :=
 BETA :=
+BETAS :=
 LR :=
 EPOCHS :=
 INSTRUCTION :=
 ARGS :=
+COVERAGE :=
 
 # Recipes read these from the environment, so that quotes, dollars and spaces arrive as they were typed:
 # `value` takes the text before make expands it.
@@ -28,7 +30,7 @@ define literally
 override $(1) := $$(value $(1))
 export $(1)
 endef
-$(foreach name,MODEL DATA OUT BETA LR EPOCHS INSTRUCTION,$(eval $(call literally,$(name))))
+$(foreach name,MODEL DATA OUT BETA BETAS LR EPOCHS INSTRUCTION,$(eval $(call literally,$(name))))
 override ARGS := $(value ARGS)
 
 EMBEDDED_MODEL := models/smollm2-135m-instruct/config.json
@@ -49,6 +51,7 @@ help: ## show this help
 ## DATA: training file
 ## OUT: folder of the run
 ## BETA: strength of the preference loss (dpo, kto)
+## BETAS: values of beta, in quotes (sweep-beta: 0.01 0.05 0.1 0.2 0.5)
 ## LR: learning rate
 ## EPOCHS: number of epochs
 ## INSTRUCTION: what to ask (infer), in single quotes
@@ -57,6 +60,8 @@ help: ## show this help
 ## PYTHON: Python to make it with (python3)
 ## TORCH: build of torch: auto (CUDA where there is a GPU), cpu or cuda
 ## PORT: port of TensorBoard (6006)
+## BASE: base image by its digest (image), NAME@sha256:...
+## ENGINE: what builds the image: docker, podman or buildah (the first that is installed)
 
 setup: ## install everything into VENV from the hash-checked locks
 	@$(INSTALL)
@@ -67,7 +72,7 @@ setup-dev:
 # The embedded model is fetched only where no other is named.
 $(EMBEDDED_MODEL): | setup
 	"$(PY)" -m dpo_lightning fetch-model
-sft dpo kto: setup $(if $(MODEL),,$(EMBEDDED_MODEL))
+sft dpo kto sweep-beta: setup $(if $(MODEL),,$(EMBEDDED_MODEL))
 
 sft: ## supervised fine-tuning: configs/sft.yaml
 	$(if $(BETA),$(error BETA means nothing to sft: leave it out))
@@ -79,6 +84,17 @@ dpo: ## preference tuning: configs/dpo.yaml
 
 kto: ## tuning on unpaired rows (an answer and a label): configs/kto.yaml
 	@$(FIT) $${BETA:+--model.loss.beta="$$BETA"} $(if $(DATA)$(EPOCHS),--trainer.max_steps=-1) $(ARGS)
+
+# BETAS is split into words, and holds nothing else that the shell would expand.
+# 24 steps of 4 rows, as betas hardly differ after the 8 of the example. Points are evaluated by `evaluate` alone.
+sweep-beta: ## train and evaluate a model for each of BETAS, and draw their frontier
+	$(if $(BETA),$(error BETA is one value: name those of the sweep in BETAS='0.05 0.1'))
+	@set -fx; "$(PY)" -m dpo_lightning sweep --config configs/dpo.yaml --over model.loss.beta \
+		$${BETAS:-0.01 0.05 0.1 0.2 0.5} --output_dir="$${OUT:-outputs/sweep-beta}" --evaluate "--max_new_tokens 64" \
+		$${MODEL:+--model.policy.path="$$MODEL"} $${DATA:+--data.train="$$DATA"} \
+		$${LR:+--model.learning_rate="$$LR"} $${EPOCHS:+--trainer.max_epochs="$$EPOCHS"} \
+		$(if $(DATA)$(EPOCHS),--trainer.max_steps=-1,--trainer.max_steps=24 --data.limit_rows=96) \
+		--trainer.limit_val_batches=0 $(ARGS)
 
 infer: setup ## answer one INSTRUCTION with MODEL
 	$(if $(INSTRUCTION),,$(error say what to ask: make infer INSTRUCTION='...'))
@@ -93,18 +109,36 @@ $(OLDEST_PIP): requirements/oldest-pip.lock | setup-dev
 	"$(PY)" -m pip download --quiet --no-deps --require-hashes --only-binary :all: -r $< --dest "$@.new"
 	mv "$@.new" "$@"
 
-# A run that ARGS narrows has no coverage to hold.
-test: setup-dev $(OLDEST_PIP) ## run all tests with coverage
+# The names of temporary folders are short, as some tests look for whole paths in messages that are cut; they stay where
+# a test failed.
+test: setup-dev $(OLDEST_PIP) ## run all tests, or those of ARGS
 	"$(PY)" -m dpo_lightning fetch-model
-	"$(PY)" -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+	$(if $(ARGS),"$(PY)" -m pytest $(ARGS),@folder=$$(mktemp -d /tmp/XXXX) && set -x && \
+		"$(PY)" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--basetemp "$$folder" $(COVERAGE) && rm -rf "$$folder")
+
+# Apart from `test`, as it makes Python code a third slower.
+coverage: COVERAGE = --cov --cov-report=term
+coverage: test ## run all tests and hold the coverage of statements at 90 %
 
 lint: setup-dev ## check style, format and types
 	"$(PY)" -m ruff check .
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m mypy
 
+# Each script prints how many of its cases came out right; ARGS narrows all of them.
+campaign: setup-dev ## kill, stop and attack runs many times over, for hours: tests/reliability/campaign_*.py
+	@set -ex; for script in tests/reliability/campaign_*.py; do "$(PY)" "$$script" $(ARGS); done
+
 gpu-check: setup-dev ## check this package on a GPU in ten minutes; ARGS=--cpu for a trial without one
 	"$(PY)" -m benchmarks gpu $(ARGS)
+
+# Their further variables (IMAGE, SIF, WHEELS, PIP_CONF, CA_BUNDLE) go through the environment.
+image: ## build the container image of TORCH (cpu or cuda) on BASE: docs/containers.md
+	@BASE="$(BASE)" ENGINE="$(ENGINE)" TORCH="$(TORCH)" containers/build.sh image
+
+sif: ## make an Apptainer file of that image
+	@ENGINE="$(ENGINE)" TORCH="$(TORCH)" containers/build.sh sif
 
 lock: ## write the locks anew; ARGS=--upgrade takes the newest versions
 	requirements/relock.sh $(ARGS)

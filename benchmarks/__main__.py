@@ -71,6 +71,17 @@ def ddp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"rows": counts} | efficiency(options.model, rows, options.batch, options.max_length)
 
 
+def memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Memory of each of two processes: with whole models (DDP), and with sharded ones (FSDP2)."""
+    from benchmarks.rows import fitting_rows
+    from benchmarks.sharded import memory as measured
+
+    rows = folder / "rows.jsonl"
+    count = 2 * options.batch * options.steps
+    counts = fitting_rows(options.model, options.rows, rows, options.max_length, count, seed=0)
+    return {"rows": counts} | measured(options.model, rows, options.batch, options.max_length, folder)
+
+
 def data(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The start of a run as far as its first batch: by rows, with four ranks, and against TRL."""
     from benchmarks.data import Settings, compare
@@ -87,7 +98,7 @@ def encoded(options: argparse.Namespace, folder: Path, count: int) -> Any:
     return read_rows(options.model, folder / "rows.jsonl", options.max_length)
 
 
-COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile, ddp, data)}
+COMMANDS = {command.__name__: command for command in (trl, sweep, share, growth, profile, ddp, memory, data)}
 
 
 def count(text: str) -> int:

@@ -23,6 +23,7 @@ def draw(name: str, figures: Mapping[str, Any], target: Path) -> None:
         "growth": growths,
         "profile": profiles,
         "ddp": processes,
+        "memory": stages,
         "data": starts,
     }
     drawn[name](figure, figures)
@@ -141,3 +142,20 @@ def draw_growth(axes: Any, growth: Mapping[str, Any], key: str, title: str) -> N
     axes.set_xlabel("rows")
     axes.set_title(title)
     axes.legend(title="exponent")
+
+
+def stages(figure: Figure, figures: Mapping[str, Any]) -> None:
+    """Peaks of the larger process after each stage of a run, beyond what imports take."""
+    axes = figure.subplots()
+    for shift, (strategy, colour) in zip((-0.2, 0.2), {"fsdp2": OURS, "ddp": THEIRS}.items(), strict=True):
+        ranks = figures[strategy]
+        found = {
+            stage: max(rank["stages"].get(stage, rank["peak"]) - rank["imports"] for rank in ranks)
+            for stage in (*ranks[0]["stages"], "final model")
+        }
+        bars = axes.bar([place + shift for place in range(len(found))], list(found.values()), 0.4, color=colour)
+        bars.set_label(strategy)
+        axes.bar_label(bars, fmt="%.0f")
+        axes.set_xticks(range(len(found)), list(found))
+    axes.set_title("peak of a process's resident set in MiB, beyond imports")
+    axes.legend()

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes the virtual environment VENV from the hash-checked locks. Usage: requirements/install.sh VENV [extra lock ...]
 # PYTHON (python3) is the Python to make it with. TORCH says which build: auto (CUDA where there is a GPU), cpu or cuda.
-# What is up to date is left alone. Whatever fails or is interrupted leaves the environment that was there: it is set
-# aside before a change and put back after a failure or a signal; after a SIGKILL the next call puts it back.
+# What is up to date is left alone. Whatever fails or is interrupted leaves the environment that was there, also one whose
+# record is lost: it is set aside before a change and put back after a failure or a signal; after a SIGKILL the next call
+# puts it back.
 set -euo pipefail
 shopt -s dotglob nullglob
 
@@ -67,7 +68,7 @@ plan() { # sets build, locks, fresh and why (made anew, and the reason), missing
     fi
   else
     fresh=yes
-    [[ ! -e $py ]] || why="an earlier install was interrupted: starting over"
+    [[ ! -e $py ]] || why="there is no record of what is in $venv: making it anew"
   fi
   locks=(requirements/pip.lock "requirements/$build.lock" "${extra[@]}")
   missing=$fresh
@@ -102,7 +103,7 @@ move_aside() {
   local part
   mkdir "$moving"
   for part in "$venv"/*; do [[ $part == "$own"* ]] || mv "$part" "$moving/"; done
-  mv "$state" "$moving/"
+  [[ ! -e $state ]] || mv "$state" "$moving/" # a record that is empty tells nothing, and the environment may work
   mv "$moving" "$aside"
 }
 
@@ -139,11 +140,19 @@ recover() { # from a SIGKILL
 
 begin_change() {
   changing=yes
-  if [[ ! -s $state ]]; then clear_venv; elif [[ $fresh ]]; then move_aside; else copy_aside; fi
+  if [[ ! -s $state ]] && ! "$py" -c '' 2>/dev/null; then
+    changing=cleared
+    clear_venv
+  elif [[ $fresh ]]; then
+    move_aside
+  else
+    copy_aside
+  fi
 }
 
 end_change() { # end_change LOCK ...
   { sha256sum "$@"; project; } >"$own.new"
+  sync "$own.new" 2>/dev/null || true # or a power failure could leave an empty record
   mv "$own.new" "$state" # from here on the new environment counts
   changing=
   rm -rf "$aside"
@@ -160,10 +169,10 @@ undo() { # at every exit
     :
   elif [[ -e $aside || -e $moving ]]; then
     put_back
-  elif [[ -s $state ]]; then # nothing was changed yet
-    rm -rf "$copying"
-  else
+  elif [[ $changing == cleared ]]; then
     clear_venv
+  else # nothing was changed yet
+    rm -rf "$copying"
   fi
   exit "$code"
 }
