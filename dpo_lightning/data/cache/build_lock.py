@@ -70,7 +70,10 @@ class BuildLock:
             may_begin = is_first_process() or waited >= HEAD_START_SECONDS
             if content is None and may_begin:
                 if self._create():
-                    return True
+                    if not is_done():  # it may have been built between the look above and the lock
+                        return True
+                    self.release()
+                    return False
                 time.sleep(POLL_SECONDS)
                 continue
             state = f"{content} {self._read_time()}"

@@ -110,6 +110,13 @@ def test_processes_that_wait_go_on_at_once_only_if_the_first_leaves_nothing(resu
     assert not list(tmp_path.glob("*.lock"))
 
 
+def test_what_was_built_just_before_the_lock_is_not_built_again(tmp_path):
+    """By a process that published it and gave its lock back between two steps of this one."""
+    looks = iter([False, True])
+    assert not BuildLock(tmp_path / "x.lock").acquire(lambda: next(looks))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_cannot_be_read_is_waited_for(tmp_path, monkeypatch):
     """A link to nothing: it exists, and has no content."""
     waits = []
