@@ -54,6 +54,14 @@ SLOWEST = (
 """Files that take minutes: they run first, so that several processes end at about the same time."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Survive the crash of a worker."""
+    from support.file_scheduling import FileScheduling
+
+    return FileScheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items):
     """Move the tests of `SLOWEST` to the front."""
     items.sort(key=lambda item: item.path.stem not in SLOWEST)
