@@ -44,14 +44,19 @@ def check_shapes():
 
 SLOWEST = (
     "test_images",
-    "test_setup_interrupted",
-    "test_slurm_runs",
     "test_benchmarks",
     "test_gpu_check",
+    "test_slurm_runs",  # after the images, of which it uses one
+    "test_stop_anywhere",
+    "test_setup_failures",
+    "test_whole_sweep",
+    "test_setup_interrupted",
     "test_setup",
+    "test_stop_two_ranks",
+    "test_ranks",
     "test_transformers4",
 )
-"""Files that take minutes: they run first, so that several processes end at about the same time."""
+"""Files that take minutes: they run first, in this order, so that several processes end at about the same time."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -64,7 +69,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """Move the tests of `SLOWEST` to the front."""
-    items.sort(key=lambda item: item.path.stem not in SLOWEST)
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
 
 
 torch.set_num_threads(1)
