@@ -99,7 +99,8 @@ class LanguageModelJudge(DuelJudge):
             if not self._replied:
                 raise first
             reason = " ".join(str(first.problems[0]).split())
-            logger.info(f"note: the judge refuses {len(self._refused)} prompts, which are ties; the first: {reason}")
+            count = len(self._refused)
+            logger.info(f"note: refused prompts of the judge, whose answers are ties: {count}; the first: {reason}")
         return found
 
     def compare(self, duels: Sequence[Duel], count: Callable[[str], None]) -> list[float | None]:
