@@ -12,8 +12,9 @@ from dpo_lightning.comparison.bradley_terry import fit_bradley_terry
 from dpo_lightning.comparison.judges.base import Verdicts
 from dpo_lightning.comparison.length_control import control_length
 from dpo_lightning.comparison.pairing import Matched, name_models
-from dpo_lightning.comparison.texts import as_messages, count_equal, format_content, mark_differences
+from dpo_lightning.comparison.texts import as_messages, count_equal, mark_differences
 from dpo_lightning.comparison.win_rates import compare_outcomes
+from dpo_lightning.evaluation.answers import format_content
 from dpo_lightning.evaluation.result_file import replace_nonfinite
 from dpo_lightning.pages.render import format_interval, format_number, render
 from dpo_lightning.version import __version__

@@ -60,6 +60,8 @@ class ComparisonOptions:
                 raise UserError(ExitCode.CONFIG, Problem("expected 1 or more", name, str(count)), fix=f"{name} 1")
         if not 2 <= len(self.models) <= 26:
             raise UserError(ExitCode.CONFIG, f"{len(self.models)} models are given", fix="give 2 to 26 of them")
+        if self.judge == "llm" and "://" in str(self.judge_model):
+            ChatServer(str(self.judge_model))  # refuses a bad URL before models answer
         if self.judge_model is None and self.judge != "person":
             raise UserError(
                 ExitCode.CONFIG,

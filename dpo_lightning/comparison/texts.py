@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from dpo_lightning.data.examples import Text
+from dpo_lightning.evaluation.answers import format_content
 
 WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 """White space, words, and single characters of scripts without spaces."""
@@ -37,13 +38,6 @@ def format_prompt(prompt: Text) -> str:
     if len(messages) == 1 and messages[0].get("role") == "user":
         return contents[0]
     return "\n\n".join(f"{message['role']}: {text}" for message, text in zip(messages, contents, strict=True))
-
-
-def format_content(content: Any) -> str:
-    """Return the text of a message's content: a string, or a list of parts of which those with a text are kept."""
-    if isinstance(content, list):
-        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
-    return content if isinstance(content, str) else ""
 
 
 def mark_differences(one: str, other: str) -> tuple[list[Part], list[Part]]:

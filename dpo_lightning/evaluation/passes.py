@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,7 +14,8 @@ from dpo_lightning.data.examples import Encoded
 from dpo_lightning.data.progress import track
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.evaluation.answers import measure_repetition
-from dpo_lightning.evaluation.chat_server import ChatServer
+from dpo_lightning.evaluation.chat_server import ChatRequest, ChatServer
+from dpo_lightning.evaluation.endpoint import BadRequestError
 from dpo_lightning.evaluation.held_out import HeldOut
 from dpo_lightning.evaluation.scoring import ModelPair, make_row
 from dpo_lightning.evaluation.work_file import WorkFolder
@@ -178,15 +180,25 @@ def answer_prompts(
 def answer_by_server(
     server: ChatServer, tokenizer: Any, rows: HeldOut, sampling: Sampling, numbers: Sequence[int]
 ) -> Values:
-    """Take the answers to some prompts from a server, several at a time; their tokens are counted by the tokenizer."""
+    """Take the answers to some prompts from a server, several at a time; their tokens are counted by the tokenizer.
+
+    Raises:
+        UserError: the server does not answer, or refuses a prompt; the row is named.
+    """
     prompts = [rows.examples[number].prompt for number in numbers]
     chats = [({"role": "user", "content": each},) if isinstance(each, str) else each for each in prompts]
     seeds = [sampling.prompt_seed(rows.prompts[number]) for number in numbers]
+    tools = [rows.examples[number].tools for number in numbers]
+    requests = [ChatRequest(*each) for each in zip(chats, seeds, tools, strict=True)]
     found = {}
-    for place, reply in server.answer_all(chats, seeds, sampling, REQUESTS):
-        number, text = numbers[place], reply.strip()
+    for place, reply in server.answer_all(requests, sampling, REQUESTS):
+        number = numbers[place]
+        if isinstance(reply, BadRequestError):
+            problems = [replace(each, where=f"{rows.examples[number].origin}") for each in reply.problems]
+            raise UserError(reply.code, problems, reply.fix)
+        text = reply.text.strip()
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        measured = {"tokens": len(ids), "ended": None, "repetition": measure_repetition(ids), "kl": None}
+        measured = {"tokens": len(ids), "ended": reply.ended, "repetition": measure_repetition(ids), "kl": None}
         found[number] = {"generated": text, **measured}
         if requested():
             break

@@ -47,15 +47,22 @@ def list_measures(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, An
 
 def find_notes(summary: Mapping[str, Any]) -> list[str]:
     """Return what makes the measures doubtful, as sentences."""
+    notes = []
+    if empty := summary.get("empty_answers"):
+        answers = "1 answer of the server has" if empty == 1 else f"{empty} answers of the server have"
+        notes.append(
+            f"{answers} no text: such as calls of a tool alone, or reasoning that --max_new_tokens cut off before the "
+            "answer began. They count as answers in all measures."
+        )
     measures = summary["measures"]
     names = [name for name in ("kl/held_out/token", "kl/generated/token") if name in measures]
-    if not names or any(measures[name]["estimate"] >= ROUNDING for name in names):
-        return []
-    found = format_number(measures[names[0]]["estimate"])
-    return [
-        f"The model differs from its reference by {found} nats per token, which may be rounding: rewards and margins "
-        "say little. Is the reference the model from before its training?"
-    ]
+    if names and all(measures[name]["estimate"] < ROUNDING for name in names):
+        found = format_number(measures[names[0]]["estimate"])
+        notes.append(
+            f"The model differs from its reference by {found} nats per token, which may be rounding: rewards and "
+            "margins say little. Is the reference the model from before its training?"
+        )
+    return notes
 
 
 def format_lines(result: Result) -> list[str]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
-from dpo_lightning.callbacks.final_model import VERSIONS, package_version
 from dpo_lightning.data.checks.scripts import choose_script, count_scripts
-from dpo_lightning.data.encoding.digests import digest_of
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.examples import Example
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -28,6 +25,7 @@ from dpo_lightning.evaluation.held_out import (
     read_answer,
     read_held_out,
 )
+from dpo_lightning.evaluation.inputs import describe_inputs
 from dpo_lightning.evaluation.loading import (
     Models,
     choose_max_length,
@@ -62,7 +60,6 @@ from dpo_lightning.evaluation.work_file import WorkFolder
 from dpo_lightning.folder_names import unwritable_error
 from dpo_lightning.hardware import choose_precision
 from dpo_lightning.log import is_first_process, logger
-from dpo_lightning.runs.file_digests import data_digests
 from dpo_lightning.stopping import Stopped, raise_if_requested, release_ranks, requested
 
 
@@ -80,6 +77,7 @@ def evaluate(options: EvaluationOptions) -> Result:
     if precision is None:
         precision, reason = choose_precision(options.accelerator)
         logger.info(f"precision: {precision} ({reason})")
+    server = None if options.generator is None else ChatServer(options.generator, options.served_model)
     read = read_held_out(options.data, options.kind, options.read)
     raise_if_requested()
     models = choose_models(options, precision)
@@ -90,7 +88,7 @@ def evaluate(options: EvaluationOptions) -> Result:
     if options.generate and options.generator is None:
         check_prompts(rows, find_positions(models.policy))
     raise_if_requested()
-    made_by = describe_inputs(options, models, renderer, rows, precision)
+    made_by = describe_inputs(options, models, renderer, rows, precision, server)
     known = find_finished(options, made_by)
     if known is not None:
         if is_first_process():
@@ -106,7 +104,6 @@ def evaluate(options: EvaluationOptions) -> Result:
         if fabric.is_global_zero:
             work.begin(made_by)
         fabric.barrier()
-        server = ChatServer(options.generator, options.served_model) if options.generator is not None else None
         run_passes(options, models, renderer, rows, fabric, work, server)
         fabric.barrier()
         found = {name: work.load(name) for name in (SCORES, ANSWERS)}
@@ -114,6 +111,7 @@ def evaluate(options: EvaluationOptions) -> Result:
         items = [make_item(number, rows, options, found) for number in range(len(rows.examples))]
         measures, slices = summarize(items)
         summary: dict[str, Any] = {"made_by": made_by, "served_model": server and server.name}
+        summary["empty_answers"] = sum(item.get("generated") == "" for item in items) if server else 0
         summary |= {"measures": measures, "slices": slices, "left_out": len(rows.left_out)}
         if not fabric.is_global_zero:
             return Result(items, summary, Path(options.output))
@@ -167,34 +165,6 @@ def stop_together(fabric: Fabric) -> None:
     if flag > 0:
         release_ranks()
         raise Stopped("the rows that were computed are kept")
-
-
-def describe_inputs(
-    options: EvaluationOptions, models: Models, renderer: Renderer, rows: HeldOut, precision: str
-) -> dict[str, Any]:
-    """Return everything that the results depend on, as the summary has it under `made_by`."""
-    reference = None
-    if models.reference is not None:
-        reference = {"path": models.reference.path, "digest": models.digests[1]}
-    sampling = asdict(options.sampling) if options.generate else None
-    texts = [[make_readable(row.prompt), *map(read_answer, row.answers)] for row in rows.examples]
-    return {
-        "dpo_lightning": package_version("dpo-lightning"),
-        "model": {"path": options.model, "digest": models.digests[0]},
-        "reference": reference,
-        "data": data_digests({"data": options.data}).get("data", {}),
-        "prompts": digest_of([text[0] for text in texts]),
-        "rows": digest_of(texts),
-        "template": digest_of([options.template, renderer.tokenizer.chat_template, str(renderer.day)]),
-        "truncation": f"max_length {options.max_length}, overlong {options.overlong}",
-        "sampling": sampling,
-        "generator": {"url": options.generator, "model": options.served_model} if options.generator else "local",
-        "precision": precision,
-        "quantization": str(models.policy.quantization or "none"),
-        "dtype": options.dtype,
-        "loss": repr(models.loss),
-        "versions": {name: version(name) for name in VERSIONS if name != "dpo-lightning"},
-    }
 
 
 def find_finished(options: EvaluationOptions, made_by: Mapping[str, Any]) -> Result | None:

@@ -201,6 +201,7 @@ def test_what_is_refused(files, tiny_llama):
     refused(compare("0.json", "1.json", judge="person", output="c.txt"), 64, "--output comparison.json")
     refused(compare("0.json", "1.json", "--judge", "coin", judge="person"), 64, "coin")
     refused(compare("0.json", "1.json", judge="llm"), 64, "PATH or URL")
+    refused(compare("0.json", "none.json", "--judge_model", "http://[::1", judge="llm"), 64, "URL")
     before = Path("0.json").read_bytes()
     for name in ("0.json", "0.html"):
         refused(

@@ -1,22 +1,13 @@
 """Judges: what they see, how verdicts become outcomes, and what is kept of an interrupted one."""
 
-import json
-
 import pytest
-from support.chat_servers import completion, serve
+from support.language_judges import BAD, GOOD, PROMPTS, TEMPLATE, for_good, judge
 from support.refusals import refused
 
 from dpo_lightning.comparison.judges.base import Duel, ScoreJudge
-from dpo_lightning.comparison.judges.llm import LanguageModelJudge, parse_verdict, read_template
-from dpo_lightning.comparison.judges.speakers import LocalSpeaker, ServerSpeaker
+from dpo_lightning.comparison.judges.llm import parse_verdict, read_template
 from dpo_lightning.comparison.judges.verdict_file import VerdictFile
 from dpo_lightning.errors import ExitCode
-from dpo_lightning.evaluation import chat_server
-from dpo_lightning.evaluation.chat_server import ChatServer
-
-TEMPLATE = "P {prompt} 1 {answer_1} 2 {answer_2} V"
-PROMPTS = ["p", "q", "r"]
-GOOD, BAD = ["good", "fine good", "good!"], ["bad", "worse", "ugly"]
 
 
 class ByLength(ScoreJudge):
@@ -48,16 +39,6 @@ class Scripted:
                 raise KeyboardInterrupt
             self.seen.append(chat[0]["content"])
             yield number, self.decide(chat[0]["content"])
-
-
-def judge(folder, speaker, template=TEMPLATE, **options):
-    return LanguageModelJudge(speaker, template, folder / "c.verdicts.jsonl", **options)
-
-
-def for_good(text):
-    """A fair judge: the good answer is the better one."""
-    first = text.partition("2 ")[0]
-    return "reasons [[1]]" if "good" in first else "reasons [[2]]"
 
 
 def test_scores_become_outcomes():
@@ -92,6 +73,7 @@ def test_a_fair_judge_finds_the_better_model(tmp_path):
         "orders disagree": 0,
         "for the first answer": 3,
         "for the second answer": 3,
+        "refused by the judge": 0,
     }
 
 
@@ -220,64 +202,3 @@ def test_lines_of_another_kind_are_left_out(tmp_path, line):
     VerdictFile(path, "j").add(duel, "1")
     path.write_bytes(path.read_bytes() + line.encode() + b"\n\xff\n")
     assert VerdictFile(path, "j").find(duel) == ("1", 1)
-
-
-def test_a_server_judges(tmp_path):
-    with serve(lambda payload: completion(for_good(payload["messages"][0]["content"]))) as server:
-        speaker = ServerSpeaker(ChatServer(server.url), requests=3)
-        made = judge(tmp_path, speaker)
-        assert made.decide(PROMPTS, [GOOD, BAD]).outcomes[0, 1] == [1, 1, 1]
-        assert made.describe()["model"] == f"served at {server.url}/v1"
-        assert len(server.asked) == 7
-
-
-def test_a_server_that_goes_down_is_continued(tmp_path, monkeypatch):
-    """What is kept is said, and only the rest is sent to it again."""
-    monkeypatch.setattr(chat_server.time, "sleep", lambda _: None)
-    texts = []
-
-    def reply(payload):
-        if len(texts) == 3:
-            return 503, {}
-        texts.append(payload["messages"][0]["content"])
-        return completion(for_good(texts[-1]))
-
-    with serve(reply) as server:
-        client = ChatServer(server.url, "m")
-        said = refused(judge(tmp_path, ServerSpeaker(client, 1)).decide, PROMPTS, [GOOD, BAD], code=ExitCode.RESUMABLE)
-        assert "3 of 6 verdicts are kept" in said
-        server.reply = lambda payload: completion(
-            for_good(texts.append(payload["messages"][0]["content"]) or texts[-1])
-        )
-        found = judge(tmp_path, ServerSpeaker(client, 1)).decide(PROMPTS, [GOOD, BAD])
-    assert found.outcomes[0, 1] == [1, 1, 1]
-    assert len(texts) == len(set(texts)) == 6
-
-
-def test_replies_on_the_way_are_kept_when_one_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_server.time, "sleep", lambda _: None)
-
-    def reply(payload):
-        return (503, {}) if "P q 1 worse" in payload["messages"][0]["content"] else completion("[[1]]")
-
-    with serve(reply) as server:
-        speaker = ServerSpeaker(ChatServer(server.url, "m", tries=1), requests=6)
-        refused(judge(tmp_path, speaker).decide, PROMPTS, [GOOD, BAD], code=ExitCode.RESUMABLE)
-    kept = [json.loads(line) for line in (tmp_path / "c.verdicts.jsonl").read_text().split("\n") if line]
-    assert len(kept) == 5
-
-
-def test_a_local_model_judges(tmp_path, tiny_llama):
-    """A model of random weights has no verdicts, so all are ties; the same seed gives the same replies."""
-    files = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        speaker = LocalSpeaker(str(tiny_llama), "cpu", batch_size=2)
-        found = judge(tmp_path / name, speaker, max_new_tokens=4).decide(["p"], [["good"], ["bad"]])
-        assert (found.outcomes[0, 1], found.counts[0, 1]["without a verdict"]) == ([0.5], 1)
-        files.append((tmp_path / name / "c.verdicts.jsonl").read_bytes())
-    assert files[0] == files[1]
-
-
-def test_a_local_judge_needs_a_chat_template(tiny_gpt2):
-    assert "chat template" in refused(LocalSpeaker, str(tiny_gpt2), "cpu", code=ExitCode.MODEL)

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 from support import tiny_models
-from support.chat_servers import completion, serve
 from support.command_line import Bench, exported, json_lines, refused, run
 from support.evaluations import SMALL, check_same, evaluate
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -228,17 +227,3 @@ def test_infer_gives_that_answer_too(bench, result):
         6,
     )
     assert ran.out == result.items[2]["generated"] + "\n"
-
-
-def test_a_server_answers(bench, tmp_path):
-    """Pairs are scored here; the server gets each prompt with its seed, and its answers have no divergence."""
-    with serve(lambda request: completion(f"{len(request['messages'][-1]['content'])} letters")) as server:
-        ran = evaluate(bench, tmp_path / "eval.json", "--generator", server.url)
-        assert ran.code == 0, ran
-    result = read_result(tmp_path / "eval.json", answered=True)
-    assert [item["generated"] for item in result.items] == [f"{len(item['prompt'])} letters" for item in result.items]
-    sent = {request["seed"] for path, _, request in server.asked if path.endswith("completions")}
-    assert sent == {item["seed"] for item in result.items}
-    assert all(item["kl"] is None and item["tokens"] > 0 and item["loss"] is not None for item in result.items)
-    assert not {"kl/generated/token", "ended"} & result.summary["measures"].keys()
-    assert result.summary["served_model"] == "served"  # its first, as no name was given

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from support.command_line import refused, run
+from support.chat_templates import SCHEMA, TOOLS
+from support.command_line import json_lines, pairs, refused, run
 from support.evaluations import SMALL, check_same, evaluate
 from support.signalled import run_signalled
 
@@ -62,6 +63,26 @@ def test_done_is_not_done_again(bench, result, monkeypatch):
     assert "evaluated before" in ran.out
     refused(evaluate(bench, bench.folder / "eval.json", "--seed", 1), 73, "sampling", "--fresh")
     refused(evaluate(bench, bench.folder / "eval.json", "--beta", 0.3), 73, "loss")
+
+
+def test_other_columns_are_other_inputs(bench, tmp_path):
+    """The same prompts and answers, with other slices."""
+    rows = [{**row, "topic": "ab"[n % 2], "language": ("en", "ko")[n % 2]} for n, row in enumerate(pairs(4, 70))]
+    data, output = json_lines(tmp_path / "rows.jsonl", rows), tmp_path / "eval.json"
+    options = ("--no_generate", "--ignore_columns")
+    assert evaluate(bench, output, *options, "topic", data=data).code == 0
+    refused(evaluate(bench, output, *options, "topic", "language", data=data), 73, "rows")
+    refused(evaluate(bench, output, "--no_generate", "--columns.group=topic", data=data), 73, "rows")
+
+
+def test_other_tools_are_other_inputs(bench, tmp_path):
+    """They are part of what the model reads."""
+    data, template = json_lines(tmp_path / "rows.jsonl", [{"prompt": "Hi", "known": [SCHEMA]}]), tmp_path / "t.jinja"
+    template.write_text(TOOLS)
+    options = ("--kind", "prompts", "--chat_template", template)
+    output = tmp_path / "eval.json"
+    assert evaluate(bench, output, *options, "--ignore_columns", "known", data=data).code == 0
+    refused(evaluate(bench, output, *options, "--columns.tools=known", data=data), 73, "rows")
 
 
 def test_an_output_that_is_something_else_is_kept(bench, tmp_path):

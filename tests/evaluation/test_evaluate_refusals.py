@@ -106,15 +106,6 @@ def test_a_device_that_is_not_there(tiny_llama, rows, tmp_path, name, code, monk
     refused(evaluate(tiny_llama, rows, tmp_path / "eval.json", "--accelerator", name), code, "accelerator")
 
 
-def test_a_server_that_is_down(tiny_llama, rows, tmp_path, monkeypatch):
-    """It is tried as often as one request is, not once for each prompt."""
-    pauses = []
-    monkeypatch.setattr("time.sleep", pauses.append)
-    ran = evaluate(tiny_llama, rows, tmp_path / "eval.json", "--generator", "http://127.0.0.1:9")
-    refused(ran, 75, "does not answer")
-    assert pauses == [1, 2, 4, 8, 16]
-
-
 def test_a_batch_that_cannot_be_kept(tmp_path):
     """Such as one whose folder another evaluation with the same output has removed when it was done."""
     with pytest.raises(UserError, match="cannot be kept") as raised:

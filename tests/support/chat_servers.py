@@ -11,9 +11,10 @@ from typing import Any
 
 
 class Chats(ThreadingHTTPServer):
-    """The server; `url` is its address, and `asked` holds the requests: path, headers and JSON."""
+    """The server of `model`; `url` is its address, and `asked` holds the requests: path, headers and JSON."""
 
     daemon_threads = True
+    model = "served"
     asked: list[tuple[str, dict[str, str], Any]]
     reply: Callable[[dict[str, Any]], tuple[int, Any]]
 
@@ -36,21 +37,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, payload: dict[str, Any]) -> None:
         self.server.asked.append((self.path, dict(self.headers), payload))
-        status, content = 200, {"data": [{"id": "served"}]}
+        status, content = 200, {"data": [{"id": self.server.model}]}
         if self.path.endswith("/chat/completions"):
             status, content = self.server.reply(payload)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         if isinstance(content, dict) and "Location" in content:
             self.send_header("Location", content["Location"])
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + isinstance(content, Cut)))
         self.end_headers()
         self.wfile.write(data)
 
 
-def completion(text: str | None) -> tuple[int, Any]:
-    """A reply of the API."""
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+class Cut(bytes):
+    """A body whose connection is closed a byte before its end."""
+
+
+def completion(content: Any, **more: Any) -> tuple[int, Any]:
+    """A reply of the API; `more` are keys of its choice."""
+    return 200, {"choices": [{"message": {"role": "assistant", "content": content}, **more}]}
 
 
 @contextmanager

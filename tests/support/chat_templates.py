@@ -65,3 +65,13 @@ LLAMA = """{%- if not date_string is defined %}
 
 LLAMA_FIXED = LLAMA.replace('strftime_now("%d %b %Y")', '"26 Jul 2024"').replace("strftime_now is defined", "true")
 """Llama 3.1's: a date of its own, unless one is given."""
+
+TOOLS = (
+    "{% for tool in tools or [] %}{{ tool|tojson }}\n{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Writes the tools of a row in front of its messages."""
+
+SCHEMA = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+"""A tool."""

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_lightning.comparison.judges.base import LOSS, TIE, WIN, Duel, DuelJudge
+from dpo_lightning.comparison.judges.base import LOSS, TIE, WIN, Duel, DuelJudge, Verdicts
 from dpo_lightning.comparison.judges.speakers import Chat, Speaker
 from dpo_lightning.comparison.judges.verdict_file import FIRST, SECOND, TIED, Kept, VerdictFile
 from dpo_lightning.comparison.texts import format_prompt
+from dpo_lightning.data.examples import Text
 from dpo_lightning.data.progress import track
 from dpo_lightning.data.readers.text_files import read_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.log import logger
 from dpo_lightning.models.generation import Sampling
 
 DEFAULT_PROMPT = Path(__file__).with_name("judge_prompt.txt")
@@ -29,12 +31,13 @@ VERDICT = re.compile(r"\[\[(.*?)\]\]")
 TRIES = 3
 """Replies to two answers in one order until there is a verdict; the first is greedy, the others are sampled."""
 
-NO_VERDICT, NONSENSE, DISAGREED, SAID_FIRST, SAID_SECOND = (
+NO_VERDICT, NONSENSE, DISAGREED, SAID_FIRST, SAID_SECOND, REFUSED = (
     "without a verdict",
     "replies without a verdict",
     "orders disagree",
     "for the first answer",
     "for the second answer",
+    "refused by the judge",
 )
 
 
@@ -43,10 +46,10 @@ class LanguageModelJudge(DuelJudge):
 
     Both orders of two answers are judged, as a judge may prefer the place of an answer (Zheng et al. 2023,
     arXiv:2306.05685, section 3.4): only an answer that is better in both wins. A reply without a verdict is repeated,
-    and after `TRIES` of them it counts as a tie.
+    and after `TRIES` of them it counts as a tie. So does a prompt that the model refuses, such as one that is too long.
     """
 
-    counted = (NO_VERDICT, NONSENSE, DISAGREED, SAID_FIRST, SAID_SECOND)
+    counted = (NO_VERDICT, NONSENSE, DISAGREED, SAID_FIRST, SAID_SECOND, REFUSED)
 
     def __init__(self, speaker: Speaker, template: str, kept: Path, seed: int = 0, max_new_tokens: int = 512) -> None:
         """Set the judge up.
@@ -70,6 +73,8 @@ class LanguageModelJudge(DuelJudge):
             )
         self._speaker, self._template, self._seed = speaker, template, seed
         self._max_new_tokens = max_new_tokens
+        self._refused: dict[str, UserError] = {}  # not kept: the next start may have a server that takes more
+        self._replied = False
         self._file = VerdictFile(kept, repr(sorted(self.describe().items())))
 
     def describe(self) -> dict[str, Any]:
@@ -82,12 +87,29 @@ class LanguageModelJudge(DuelJudge):
             "max_new_tokens": self._max_new_tokens,
         }
 
+    def decide(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Verdicts:
+        """Compare each two models on the prompts on which their answers differ.
+
+        Raises:
+            UserError: the model does not answer, or refuses all prompts.
+        """
+        found = super().decide(prompts, answers)
+        if self._refused:
+            first = next(iter(self._refused.values()))
+            if not self._replied:
+                raise first
+            reason = " ".join(str(first.problems[0]).split())
+            count = len(self._refused)
+            logger.info(f"note: refused prompts of the judge, whose answers are ties: {count}; the first: {reason}")
+        return found
+
     def compare(self, duels: Sequence[Duel], count: Callable[[str], None]) -> list[float | None]:
         """Judge all duels in both orders."""
         self._judge_all([each for duel in duels for each in (duel, duel.turn())])
         outcomes: list[float | None] = []
         for duel in duels:
-            both = [self._file.find(each) for each in (duel, duel.turn())]
+            orders = (duel, duel.turn())
+            both = [self._file.find(each) for each in orders]
             said = Counter(
                 {
                     NONSENSE: sum(kept.tries - (kept.verdict is not None) for kept in both),
@@ -95,6 +117,7 @@ class LanguageModelJudge(DuelJudge):
                     SAID_SECOND: sum(kept.verdict == SECOND for kept in both),
                     NO_VERDICT: any(kept.verdict is None for kept in both),
                     DISAGREED: disagree(*both),
+                    REFUSED: any(self._is_refused(each) for each in orders),
                 }
             )
             for name in said.elements():
@@ -107,21 +130,28 @@ class LanguageModelJudge(DuelJudge):
         unique = list({self._file.key(duel): duel for duel in duels}.values())
         try:
             for attempt in range(TRIES):
-                left = [duel for duel in unique if not self._is_done(duel, attempt)]
+                left = [duel for duel in unique if not self._is_done(duel, attempt) and not self._is_refused(duel)]
                 sampling = Sampling(self._max_new_tokens, 0.0 if attempt == 0 else 0.7, 1.0, self._seed + attempt)
                 replies = self._speaker.reply([self._make_chat(duel) for duel in left], sampling)
                 for number, reply in track(replies, "judging", len(left)):
-                    self._file.add(left[number], parse_verdict(reply), reply)
+                    if isinstance(reply, UserError):
+                        self._refused[self._file.key(left[number])] = reply
+                    else:
+                        self._file.add(left[number], parse_verdict(reply), reply)
         except UserError as error:
-            if error.code != ExitCode.RESUMABLE:
+            if error.code not in (ExitCode.RESUMABLE, ExitCode.DEVICE):
                 raise
             done = sum(self._is_done(duel, TRIES - 1) for duel in unique)
             fix = f"{done} of {len(unique)} verdicts are kept; run the same command again when the server is up"
-            raise UserError(ExitCode.RESUMABLE, error.problems, fix) from None
+            raise UserError(error.code, error.problems, fix) from None
+        self._replied |= any(self._file.find(duel).tries for duel in unique)
 
     def _is_done(self, duel: Duel, attempt: int) -> bool:
         kept = self._file.find(duel)
         return kept.verdict is not None or kept.tries > attempt
+
+    def _is_refused(self, duel: Duel) -> bool:
+        return self._file.key(duel) in self._refused
 
     def _make_chat(self, duel: Duel) -> Chat:
         """Write the judge's prompt; what is put in is not searched for fields again."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from dpo_lightning.data.encoding.chat_templates import RunDate
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.evaluation.chat_server import ChatServer
+from dpo_lightning.evaluation.chat_server import ChatReply, ChatRequest, ChatServer
+from dpo_lightning.evaluation.loading import find_positions
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.runs.lineage import folder_digest
@@ -16,12 +17,16 @@ from dpo_lightning.runs.lineage import folder_digest
 Chat = Sequence[Mapping[str, str]]
 
 
+Reply: TypeAlias = str | UserError
+"""The text of a reply, or why this chat gets none, such as one that is too long."""
+
+
 class Speaker(Protocol):
     """A language model that replies to chats."""
 
     name: str
 
-    def reply(self, chats: Sequence[Chat], sampling: Sampling) -> Iterator[tuple[int, str]]:
+    def reply(self, chats: Sequence[Chat], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         """Iterate over replies as they come, each with the index of its chat."""
 
 
@@ -33,9 +38,11 @@ class ServerSpeaker:
         self.name = f"{server.name} at {server.base}"
         self._server, self._requests = server, requests
 
-    def reply(self, chats: Sequence[Chat], sampling: Sampling) -> Iterator[tuple[int, str]]:
+    def reply(self, chats: Sequence[Chat], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         """Iterate over replies as they come; after an error, those on the way are still given, then it is raised."""
-        return self._server.answer_all(chats, [sampling.seed] * len(chats), sampling, self._requests)
+        requests = [ChatRequest(chat, sampling.seed) for chat in chats]
+        for number, reply in self._server.answer_all(requests, sampling, self._requests):
+            yield number, reply.text if isinstance(reply, ChatReply) else reply
 
 
 class LocalSpeaker:
@@ -57,12 +64,18 @@ class LocalSpeaker:
         day = RunDate(None).choose_day(tokenizer.chat_template)
         self._renderer = Renderer(tokenizer, "chat", "neutralize", source.end_ids(), day)
         self._model = source.build().to(device)
-        self._batch_size = batch_size
+        self._batch_size, self._positions = batch_size, find_positions(source)
 
-    def reply(self, chats: Sequence[Chat], sampling: Sampling) -> Iterator[tuple[int, str]]:
-        """Iterate over replies in the order of the chats."""
+    def reply(self, chats: Sequence[Chat], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        """Iterate over replies in the order of the chats, after the chats that are too long."""
         prompts = [self._renderer.encode_prompt(tuple(chat)) for chat in chats]
-        for start in range(0, len(prompts), self._batch_size):
-            batch = prompts[start : start + self._batch_size]
+        for number, prompt in enumerate(prompts):
+            if len(prompt) >= self._positions:
+                what = f"the judge's prompt has {len(prompt)} tokens, the judge {self._positions:.0f} positions"
+                yield number, UserError(ExitCode.DATA, what, fix="a shorter --judge_prompt, or another judge")
+        fitting = [number for number, prompt in enumerate(prompts) if len(prompt) < self._positions]
+        for start in range(0, len(fitting), self._batch_size):
+            numbers = fitting[start : start + self._batch_size]
+            batch = [prompts[number] for number in numbers]
             replies = answer(self._model, self._renderer.tokenizer, batch, sampling, self._renderer.stops)
-            yield from enumerate(replies, start)
+            yield from zip(numbers, replies, strict=True)
