@@ -82,7 +82,7 @@ def compare(options: ComparisonOptions) -> Report:
         results = [load_result(options, nth) for nth in range(len(options.models))]
         matched = match_results(results, options.allow)
         judge = make_judge(options)
-        verdicts = judge.decide(matched.prompts, matched.answers)
+        verdicts = judge.decide(matched.prompts, matched.answers, matched.origins)
         report = make_report(matched, verdicts, judge.describe())
         paths = write_report(report, output)
     except OSError as error:
