@@ -9,7 +9,7 @@ import pytest
 from support.answers import make_result
 from support.chat_servers import completion, serve
 from support.classifiers import make_classifier, save
-from support.command_line import Bench, json_lines, refused, run
+from support.command_line import Bench, json_lines, pairs, refused, run
 
 from dpo_lightning.evaluation.result_file import read_result
 
@@ -189,6 +189,51 @@ def test_prompts_of_pairs_are_used(bench, place):
     )
     assert ran.code == 0, ran
     assert read()["prompts"] == 2
+
+
+HH = [
+    {"chosen": f"\n\nHuman: Hi {n}\n\nAssistant: good", "rejected": f"\n\nHuman: Hi {n}\n\nAssistant: bad"}
+    for n in range(2)
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (HH, ()),
+        ([{"query": row["prompt"], "topic": n} for n, row in enumerate(pairs(2))], ("--columns.prompt", "query")),
+        ([{"query": "Hi", "topic": 1}, {"query": 5}], ("--data.columns.prompt=query", "--bad_rows", "drop")),
+    ],
+    ids=["transcripts", "a column of another name", "a bad row"],
+)
+def test_prompts_of_rows_without_a_column_prompt(tiny_llama, place, rows, options):
+    data = json_lines(place / "rows.jsonl", rows)
+    small = ("--data", data, "--max_new_tokens", 2, "--max_length", 128, "--judge_model", tiny_llama)
+    reward = save(place / "reward", make_classifier())
+    ran = compare(tiny_llama, tiny_llama, *small, "--judge_model", reward, *options)
+    assert ran.code == 0, ran
+    assert read()["prompts"] == (1 if "drop" in options else 2)
+    assert read_result("c.A.jsonl").items[0]["chosen"] is None
+
+
+def test_an_unknown_column_is_named_by_an_option_that_exists(tiny_llama, place):
+    data = json_lines(place / "rows.jsonl", [{"query": "Hi"}, {"query": "Hello"}])
+    reward = save(place / "reward", make_classifier())
+    ran = compare(tiny_llama, tiny_llama, "--data", data, "--judge_model", reward)
+    refused(ran, 65, "--data.columns.prompt")
+
+
+def test_prompts_that_a_judge_cannot_render(bench, files):
+    """The row is named, and the remedies are options of compare."""
+    model = bench.folder / "run" / "final_model"
+    chats = [[{"role": "critic", "content": "Hi"}], [{"role": "user", "content": "Hi <|im_end|>"}]]
+    for nth in "ab":
+        make_result(files / f"{nth}.json", [(chat, nth) for chat in chats])
+    options = ("a.json", "b.json", "--judge_model", model, "--max_length", 128)
+    refused(compare(*options, judge="implicit"), 65, "rows.jsonl:2", "--data.special_tokens neutralize")
+    ran = compare(*options, "--data.special_tokens", "neutralize", judge="implicit")
+    assert ran.code == 0, ran
+    refused(compare(*options[:4], "--max_length", 3, judge="implicit"), 65, "rows.jsonl:2")
 
 
 def test_what_is_refused(files, tiny_llama):
