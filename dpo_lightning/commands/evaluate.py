@@ -24,7 +24,9 @@ COLLATORS = ("Padded", "SharedPrefix", "Packed", "PackedSharedPrefix")
 def make_parser() -> argparse.ArgumentParser:
     """Create the parser of the command's options."""
     options = RaisingArgumentParser("python -m dpo_lightning evaluate", description=__doc__, allow_abbrev=False)
-    options.add_argument("--model", "--model_path", required=True, help="model folder, adapter folder or hub id")
+    options.add_argument(
+        "--model", "--model_path", required=True, help="model folder, adapter folder, .ckpt file of a run, or hub id"
+    )
     options.add_argument(
         "--data", "--eval_data", required=True, nargs="+", metavar="FILE", help="held-out pairs, or prompts alone"
     )

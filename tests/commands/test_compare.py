@@ -173,6 +173,25 @@ def test_model_folders_answer_the_prompts(bench, place):
     assert (place / "c.A.jsonl").stat().st_mtime_ns == before
 
 
+def test_a_checkpoint_answers_and_judges(bench, place):
+    """As the model of its run, which has the same weights at the end."""
+    data = json_lines(place / "prompts.jsonl", [{"prompt": "What is 46?"}, {"prompt": "Hello"}])
+    run_folder = bench.folder / "run"
+    checkpoint = run_folder / "checkpoints" / "last.ckpt"
+    options = (bench.model, checkpoint, run_folder / "final_model", "--data", data, "--max_new_tokens", 6)
+    scores = []
+    for judge in (checkpoint, run_folder / "final_model"):
+        ran = compare(*options, "--max_length", 128, "--judge_model", judge, judge="implicit")
+        assert ran.code == 0, ran
+        assert read()["comparisons"][2]["equal"] == 2
+        scores.append([score for row in read()["rows"] for score in row["scores"]])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    gone = compare(
+        bench.model, "run/none.ckpt", "--data", data, "--max_new_tokens", 6, judge="person", output="gone.json"
+    )
+    refused(gone, 66, "the checkpoint does not exist", "run/none.ckpt")
+
+
 def test_prompts_of_pairs_are_used(bench, place):
     options = (bench.model, bench.folder / "run" / "final_model", "--data", bench.folder / "eval.jsonl")
     ran = compare(
