@@ -5,6 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from dpo_lightning.commands.row_options import (
+    add_bad_rows_option,
+    add_row_options,
+    add_text_options,
+    make_read_options,
+    take_columns,
+)
 from dpo_lightning.console import RaisingArgumentParser
 
 if TYPE_CHECKING:
@@ -17,7 +24,7 @@ ALLOWED = ("sampling", "template")
 def make_parser() -> argparse.ArgumentParser:
     """Create the parser of the command's options."""
     options = RaisingArgumentParser("python -m dpo_lightning compare", description=__doc__, allow_abbrev=False)
-    options.add_argument("models", nargs="+", metavar="MODEL", help="result file of evaluate, or with --data a folder")
+    options.add_argument("models", nargs="+", metavar="MODEL", help="result file of evaluate, or with --data a model")
     options.add_argument("--judge", required=True, choices=JUDGES)
     options.add_argument(
         "--output",
@@ -35,13 +42,16 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--judge_name", metavar="NAME", help="the model's name at the server; default: its first model")
     group.add_argument("--judge_tokens", type=int, default=512, metavar="N", help="length limit of a reply of llm")
     group.add_argument("--requests", type=int, default=4, metavar="N", help="requests to the server at a time")
-    group = options.add_argument_group("answers of model folders")
+    group = options.add_argument_group("answers of models")
     group.add_argument("--data", nargs="+", default=[], metavar="FILE", help="prompts, or pairs whose prompts are used")
     group.add_argument("--limit_rows", type=int, metavar="N", help="use at most N rows, drawn at random by --seed")
     group.add_argument("--max_new_tokens", type=int, default=128, help="length limit of an answer")
     group.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
     group.add_argument("--top_p", type=float, default=0.95)
     group.add_argument("--seed", type=int, default=0, help="of the answers, and of the judge")
+    add_row_options(options)
+    add_bad_rows_option(options)
+    add_text_options(options)
     group = options.add_argument_group("computation")
     group.add_argument(
         "--max_length", type=int, help="tokens of a row, for implicit; default: what it reads, up to 1024"
@@ -49,13 +59,14 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--batch_size", type=int, default=8, help="answers that are scored at a time")
     group.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), help="default: by the hardware")
     group.add_argument("--accelerator", default="auto", help="auto, cpu, cuda or mps")
-    options.add_argument("--fresh", action="store_true", help="replace answers of folders that have other inputs")
+    options.add_argument("--fresh", action="store_true", help="replace answers of models that have other inputs")
     return options
 
 
 def main(argv: list[str]) -> int:
     """Compare, print the figures, and return the exit code."""
-    options = make_options(make_parser().parse_args(argv))
+    rest, columns = take_columns(argv)
+    options = make_options(make_parser().parse_args(rest), columns)
 
     from dpo_lightning.comparison.run import compare
     from dpo_lightning.config.library_noise import silence_libraries
@@ -65,10 +76,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make_options(args: argparse.Namespace) -> ComparisonOptions:
+def make_options(args: argparse.Namespace, columns: dict[str, str]) -> ComparisonOptions:
     """Make the options of `compare` from those of the command line."""
+    from dataclasses import replace
+
     from dpo_lightning.comparison.run import ComparisonOptions
-    from dpo_lightning.data.load import ReadOptions
     from dpo_lightning.evaluation.options import EvaluationOptions
     from dpo_lightning.models.generation import Sampling
 
@@ -81,9 +93,13 @@ def make_options(args: argparse.Namespace) -> ComparisonOptions:
         sampling=Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed),
         batch_size=args.batch_size,
         max_length=args.max_length,
+        template=args.template,
+        chat_template=args.chat_template,
+        template_date=args.template_date,
+        special_tokens=args.special_tokens,
         precision=args.precision,
         accelerator=args.accelerator,
-        read=ReadOptions(limit_rows=args.limit_rows, seed=args.seed),
+        read=replace(make_read_options(args, columns), limit_rows=args.limit_rows, seed=args.seed),
         fresh=args.fresh,
     )
     return ComparisonOptions(

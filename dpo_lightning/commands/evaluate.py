@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dpo_lightning.commands.row_options import add_bad_rows_option, add_row_options, make_read_options, take_columns
+from dpo_lightning.commands.row_options import (
+    add_bad_rows_option,
+    add_row_options,
+    add_text_options,
+    make_read_options,
+    take_columns,
+)
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.log import logger
 
@@ -18,7 +24,9 @@ COLLATORS = ("Padded", "SharedPrefix", "Packed", "PackedSharedPrefix")
 def make_parser() -> argparse.ArgumentParser:
     """Create the parser of the command's options."""
     options = RaisingArgumentParser("python -m dpo_lightning evaluate", description=__doc__, allow_abbrev=False)
-    options.add_argument("--model", "--model_path", required=True, help="model folder, adapter folder or hub id")
+    options.add_argument(
+        "--model", "--model_path", required=True, help="model folder, adapter folder, .ckpt file of a run, or hub id"
+    )
     options.add_argument(
         "--data", "--eval_data", required=True, nargs="+", metavar="FILE", help="held-out pairs, or prompts alone"
     )
@@ -46,10 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--limit_rows", type=int, metavar="N", help="use at most N rows, drawn at random by --seed")
     group.add_argument("--max_length", type=int, help="tokens of a row; default: what the model reads, up to 1024")
     group.add_argument("--overlong", choices=("error", "drop", "truncate"), default="error")
-    group.add_argument("--template", choices=("auto", "chat", "raw"), default="auto")
-    group.add_argument("--chat_template", metavar="FILE")
-    group.add_argument("--template_date", metavar="DATE")
-    group.add_argument("--special_tokens", choices=("refuse", "neutralize"), default="refuse")
+    add_text_options(options)
     group = options.add_argument_group("computation")
     group.add_argument("--batch_size", type=int, default=8, help="pairs that are scored at a time on a device")
     group.add_argument("--collator", choices=COLLATORS, help="layout; default: the one with the fewest tokens")

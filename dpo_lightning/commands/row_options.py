@@ -30,6 +30,15 @@ def add_bad_rows_option(options: argparse.ArgumentParser) -> None:
     options.add_argument("--bad_rows", choices=("error", "drop"), default="error", help=help)
 
 
+def add_text_options(options: argparse.ArgumentParser) -> None:
+    """Add the options that say how texts become token ids."""
+    group = options.add_argument_group("texts, as for fit")
+    group.add_argument("--template", choices=("auto", "chat", "raw"), default="auto")
+    group.add_argument("--chat_template", metavar="FILE")
+    group.add_argument("--template_date", metavar="DATE")
+    group.add_argument("--special_tokens", choices=("refuse", "neutralize"), default="refuse")
+
+
 def make_read_options(args: argparse.Namespace, columns: Mapping[str, str]) -> ReadOptions:
     """The options as `load_examples` takes them; a list of columns may be written as in YAML, as errors print it."""
     from dpo_lightning.data.load import ReadOptions

@@ -119,11 +119,11 @@ def check_evaluate(arguments: Sequence[str]) -> Checked:
     """Check the options of `evaluate`, the folder of the model, and the rows."""
     from dpo_lightning.commands import evaluate
     from dpo_lightning.evaluation.held_out import read_held_out
-    from dpo_lightning.models.causal_lm import CausalLM
+    from dpo_lightning.runs.checkpoint_model import open_model
 
     rest, columns = take_columns(list(arguments))
     options = evaluate.make_options(evaluate.make_parser().parse_args(rest), columns)
-    CausalLM(options.model).config()
+    open_model(options.model).spec.config()
     read_held_out(options.data, options.kind, options.read)
     return Checked(f"evaluate-{Path(options.output).stem}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpo_lightning.comparison.texts import as_messages, format_prompt
+from dpo_lightning.data.examples import Origin
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.evaluation.result_file import Result
 
@@ -41,6 +42,11 @@ class Matched(NamedTuple):
     def prompts(self) -> list[Any]:
         """The prompts, as the first model's items have them."""
         return [item["prompt"] for item in self.items[0]]
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Where each prompt is from, for errors."""
+        return [locate(self.results[0], number) for number in range(len(self.items[0]))]
 
 
 def match_results(results: Sequence[Result], allowed: Collection[str] = ()) -> Matched:
@@ -105,12 +111,18 @@ def compare_prompts(
     for has, its, lacks, theirs in ((one, keys, other, own), (other, own, one, keys)):
         missing = [key for key in its if key not in theirs]
         if missing:
-            item = its[missing[0]]
-            number = list(its).index(missing[0]) + 1
-            origin = f"{item['file']}:{item['line']}" if "file" in item and "line" in item else f"item {number}"
+            item, origin = its[missing[0]], locate(has, list(its).index(missing[0]))
             what = f"{len(missing)} of the {len(its)} prompts of {has.path} are missing; first: {origin}"
             problems.append(Problem(what, str(lacks.path), format_prompt(item["prompt"])))
     return problems
+
+
+def locate(result: Result, number: int) -> Origin:
+    """Return where an item is from: its row in the file that was evaluated, or its number in the result file."""
+    item = result.items[number]
+    if isinstance(item.get("file"), str) and isinstance(item.get("line"), int):
+        return Origin(item["file"], item["line"])
+    return Origin(f"{result.path}, item", number + 1)
 
 
 def compare_options(one: Result, other: Result) -> list[tuple[str, str]]:

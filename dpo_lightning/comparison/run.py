@@ -29,10 +29,10 @@ class ComparisonOptions:
     """The options of a comparison; `compare --help` describes those that are not described here.
 
     Attributes:
-        models: result files of `evaluate`, or model folders.
+        models: result files of `evaluate`, or models.
         judge: `implicit`, `reward_model`, `llm` or `person`.
         output: the JSON file or the page; the other one and the verdicts that are kept are written beside it.
-        generation: how model folders are evaluated; `model` and `output` of it are replaced. Its sampling seed is also
+        generation: how models are evaluated; `model` and `output` of it are replaced. Its sampling seed is also
             that of the judge.
         judge_name: the name of the judge's model at a server.
         requests: requests to a server at a time.
@@ -84,7 +84,7 @@ def compare(options: ComparisonOptions) -> Report:
         results = [load_result(options, nth) for nth in range(len(options.models))]
         matched = match_results(results, options.allow)
         judge = make_judge(options)
-        verdicts = judge.decide(matched.prompts, matched.answers)
+        verdicts = judge.decide(matched.prompts, matched.answers, matched.origins)
         report = make_report(matched, verdicts, judge.describe())
         paths = write_report(report, output)
     except OSError as error:
@@ -119,10 +119,10 @@ def check_output(output: Path) -> None:
 
 
 def load_result(options: ComparisonOptions, nth: int) -> Result:
-    """Read the answers of a model, or generate those of a model folder into a file beside the output.
+    """Read the answers of a model, or generate them into a file beside the output.
 
     Raises:
-        UserError: the file cannot be read, or the model cannot be evaluated; 64 for a folder without `--data`.
+        UserError: the file cannot be read, or the model cannot be evaluated; 64 for a model without `--data`.
     """
     name = options.models[nth]
     if not is_model(name):
@@ -141,10 +141,10 @@ def load_result(options: ComparisonOptions, nth: int) -> Result:
 
 
 def is_model(name: str) -> bool:
-    """Whether a name is that of a model folder or of a model on a hub, and not of a file."""
+    """Whether a name is that of a model folder, a checkpoint or a model on a hub, and not of a result file."""
     path = Path(name)
     missing = not path.exists() and path.suffix not in RESULTS
-    return path.is_dir() or (missing and looks_like_hub_id(name))
+    return path.is_dir() or path.suffix == ".ckpt" or (missing and looks_like_hub_id(name))
 
 
 def make_judge(options: ComparisonOptions) -> Judge:

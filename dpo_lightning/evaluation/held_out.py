@@ -11,13 +11,14 @@ from dpo_lightning.data.encoding.counts import format_unlisted_ends
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.data.encoding.tokenization import Encoder, Overlong
 from dpo_lightning.data.examples import Encoded, Example, Origin, Text
+from dpo_lightning.data.formats.recognition import AUTO, TAKEN, find_claims
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.prompts import PromptKind
 from dpo_lightning.data.kinds.row_kind import RowKind
 from dpo_lightning.data.load import ReadOptions, RowSet, known_columns, read_set
 from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.left_out import LeftOutRow, format_left_out
-from dpo_lightning.data.readers.sources import read_files
+from dpo_lightning.data.readers.sources import Row, read_files
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
 
@@ -65,21 +66,26 @@ def read_held_out(files: Sequence[str], kind: Kind, options: ReadOptions) -> Rea
     Raises:
         UserError: as in `load_examples`.
     """
-    columns = read_columns(files) if kind == "auto" else set()
-    row_kind: type[RowKind] = PairKind
-    if kind == "prompts" or ("prompt" in columns and columns <= ONLY_PROMPT):
-        row_kind, options = PromptKind, replace(options, text_column="prompt")
+    columns = set() if kind == "pairs" else read_columns(files, options)
+    alone = kind == "prompts" or ("prompt" in columns and columns <= ONLY_PROMPT)
+    if alone:
+        options = replace(options, text_column="prompt")
     bad = BadRows(drops=options.bad_rows == "drop")
     notes = Notes(bad, strict=False)
-    read = read_set(files, known_columns(row_kind), bad, options)
+    read = read_set(files, known_columns(PairKind, PromptKind), bad, options)
+    row_kind: type[RowKind] = PairKind
+    if alone and ("prompt" in columns or not are_pairs(read.rows, options)):
+        row_kind = PromptKind
     try:
         found = RowSet(read, row_kind, bad, notes, options)
     except UserError as error:
-        if "prompt" not in columns or not columns.isdisjoint(ANSWERS):
+        if kind != "auto" or "prompt" not in columns or not columns.isdisjoint(ANSWERS):
             raise
         fix = f"{error.fix}; or, if the rows are prompts alone, --kind prompts"
         raise UserError(error.code, error.problems, fix) from None
     examples: list[Example] = list(found.check(list(found.read_examples()), ["contradictions"]))
+    if alone:
+        examples = [replace(row, answers=()) for row in examples]
     bad.leave_out()
     for line in found.format_lines():
         logger.info(f"note: {line}")
@@ -88,10 +94,16 @@ def read_held_out(files: Sequence[str], kind: Kind, options: ReadOptions) -> Rea
     return ReadHeldOut(examples, languages, bad)
 
 
-def read_columns(files: Sequence[str]) -> set[str]:
-    """Return the columns of the first rows; a row that is a text has the column `prompt`."""
+def read_columns(files: Sequence[str], options: ReadOptions) -> set[str]:
+    """Return our names of the columns of the first rows; a row that is a text has the column `prompt`."""
     rows = islice(read_files(files, BadRows(most=None), text_column="prompt"), SAMPLED)
-    return {name for row in rows for name in row.values}
+    ours = {theirs: name for name, theirs in (options.columns or {}).items()}
+    return {ours.get(name, name) for row in rows for name in row.values} - set(options.ignore_columns)
+
+
+def are_pairs(rows: Sequence[Row], options: ReadOptions) -> bool:
+    """Whether rows have a format of pairs, by the options or as it is recognized."""
+    return options.format != AUTO or any(known.kind in TAKEN["pairs"] for known in find_claims(rows))
 
 
 def encode_held_out(read: ReadHeldOut, renderer: Renderer, max_length: int, overlong: Overlong) -> HeldOut:

@@ -25,6 +25,7 @@ from dpo_lightning.losses import PairwiseLoss
 from dpo_lightning.models.causal_lm import CausalLM
 from dpo_lightning.ranks import port_held
 from dpo_lightning.references.provenance import model_digests
+from dpo_lightning.runs.checkpoint_model import ModelSource, open_model
 from dpo_lightning.special_files import real_path
 from dpo_lightning.stopping import pass_signals_on
 
@@ -33,16 +34,21 @@ class Models(NamedTuple):
     """What is evaluated, before weights are loaded.
 
     Attributes:
-        policy: the model.
+        source: the model, and the trained weights of a checkpoint.
         reference: the reference; None without one.
         digests: of the weights of both; the second is empty without a reference.
         loss: the loss that is reported.
     """
 
-    policy: CausalLM
+    source: ModelSource
     reference: CausalLM | None
     digests: tuple[str, str]
     loss: PairwiseLoss
+
+    @property
+    def policy(self) -> CausalLM:
+        """The model; of a checkpoint, the one with which its run began."""
+        return self.source.spec
 
     @property
     def below(self) -> bool:
@@ -63,7 +69,7 @@ class Models(NamedTuple):
         Raises:
             UserError: one of them cannot be loaded.
         """
-        policy = self.policy.build().to(device)
+        policy = self.source.build().to(device)
         other = None if self.reference is None or self.below else self.reference.build().to(device)
         return ModelPair(policy, other, self.below, autocast, collator)
 
@@ -74,11 +80,12 @@ def choose_models(options: EvaluationOptions, precision: str) -> Models:
     Raises:
         UserError: the reference is missing, has another tokenizer, or is the model itself.
     """
-    record = Record.read(options.model)
-    adapted = CausalLM(options.model).adapter_folder() is not None  # a whole model has been merged, or never quantized
-    quantization = record.make_quantization() if adapted else None
-    policy = CausalLM(options.model, options.dtype if quantization is None else "float32", quantization=quantization)
-    policy = policy.under(precision)
+    source = open_model(options.model)
+    record = Record.of(source.stages)
+    quantization = record.make_quantization() if source.adapted else None  # others were merged, or never quantized
+    dtype = options.dtype if quantization is None else "float32"
+    policy = replace(source.spec, dtype=dtype, quantization=quantization).under(precision)
+    source = source._replace(spec=policy)
     if policy.quantization is not None:
         logger.info(f"base: {policy.quantization}, as in training")
     path, reason = options.reference, "given"
@@ -87,15 +94,15 @@ def choose_models(options: EvaluationOptions, precision: str) -> Models:
     loss = record.make_loss(options.beta)
     if path is None or path == NO_REFERENCE:
         logger.info(f"reference: none ({reason})")
-        return Models(policy, None, (digest_of(model_digests(policy)), ""), loss)
-    reference = replace(policy, path=path)
+        return Models(source, None, (digest_of(source_digests(source)), ""), loss)
+    reference = replace(policy, path=path, lora=None)
     if reference.tokenizer().get_vocab() != policy.tokenizer().get_vocab():
         raise UserError(
             ExitCode.MODEL,
             Problem("the reference has another tokenizer than the model", "--reference", path),
             fix="use a reference of the same family, or --reference none",
         )
-    ours, theirs = model_digests(policy), model_digests(reference)
+    ours, theirs = source_digests(source), model_digests(reference)
     if all(ours[name] == theirs[name] for name in ("weights", "adapter")):
         raise UserError(
             ExitCode.CONFIG,
@@ -103,7 +110,13 @@ def choose_models(options: EvaluationOptions, precision: str) -> Models:
             fix="--reference PATH names the model before its training, --reference none compares with no model",
         )
     logger.info(f"reference: {path} ({reason})")
-    return Models(policy, reference, (digest_of(ours), digest_of(theirs)), loss)
+    return Models(source, reference, (digest_of(ours), digest_of(theirs)), loss)
+
+
+def source_digests(source: ModelSource) -> dict[str, str]:
+    """Return digests of a model by field name, as `model_digests`; of a checkpoint, with the weights that it has."""
+    found = model_digests(source.spec)
+    return found if source.trained is None else found | {"adapter": source.digest}
 
 
 def make_fabric(accelerator: str, precision: str | None = None, devices: int = 1) -> Fabric:

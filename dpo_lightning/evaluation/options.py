@@ -30,7 +30,7 @@ class EvaluationOptions:
     """The options of an evaluation; `evaluate --help` describes those that are not described here.
 
     Attributes:
-        model: a model or adapter folder, or a hub id.
+        model: a model or adapter folder, a `.ckpt` file of a run, or a hub id.
         data: files of rows: pairs, or prompts alone.
         output: the file for the items, `NAME.json` or `NAME.jsonl`; the summary and the page are written beside it.
         reference: the model to compare with, `none`, or None for the one that the model's record names.

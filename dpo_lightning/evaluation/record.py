@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dpo_lightning.log import logger
 from dpo_lightning.losses import DPOLoss, PairwiseLoss, PreferenceLoss
 from dpo_lightning.models.causal_lm import Quantization
 from dpo_lightning.models.folder_checks import looks_like_hub_id
-from dpo_lightning.runs.lineage import UNRECORDED, Stage, folder_digest, trace_stages
+from dpo_lightning.runs.lineage import UNRECORDED, Stage, folder_digest
 
 REFERENCE = "reference"
 NO_REFERENCE = "none"
@@ -33,10 +33,10 @@ class Record:
     stage: Stage | None
 
     @classmethod
-    def read(cls, model: str) -> Record:
-        """Read the record of a model or adapter folder."""
-        stages = [stage for stage in trace_stages(model) if stage.what != EXPORT]
-        return cls(stages[-1] if stages and stages[-1].what != UNRECORDED else None)
+    def of(cls, stages: Sequence[Stage]) -> Record:
+        """Choose the last training stage of those that made a model."""
+        trained = [stage for stage in stages if stage.what != EXPORT]
+        return cls(trained[-1] if trained and trained[-1].what != UNRECORDED else None)
 
     def find_reference(self) -> tuple[str | None, str]:
         """Return the path of the reference that the stage was trained with, and the reason in a few words.

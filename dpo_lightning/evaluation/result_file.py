@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 from dpo_lightning.atomic_files import open_atomic
 from dpo_lightning.data.examples import Origin
+from dpo_lightning.data.formats.turns import join_parts
 from dpo_lightning.data.readers.bad_rows import BadRows, RowError
 from dpo_lightning.data.readers.json_decoding import DECODER, describe_error
 from dpo_lightning.data.readers.json_rows import parse_json_rows
 from dpo_lightning.data.readers.left_out import BAD_ROWS, LeftOutRow, write_left_out
+from dpo_lightning.data.readers.sources import kind_of
+from dpo_lightning.data.readers.text_cleaning import excerpt_value
 from dpo_lightning.data.readers.text_files import open_content, open_text, read_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
@@ -134,11 +137,11 @@ def read_items(path: Path, bad: BadRows) -> Iterator[tuple[Origin, Any]]:
 
 
 def check_item(value: Any, *, answered: bool) -> dict[str, Any]:
-    """Return an item that can be used.
+    """Return an item that can be used; content parts of its prompt's messages are joined, as in rows.
 
     Raises:
-        RowError: it is no object, its prompt or its answer is missing or is neither a text nor messages, or it
-            cannot be written again.
+        RowError: it is no object, its prompt or its answer is missing or is neither a text nor messages, a message has
+            something else than text, or the item cannot be written again.
     """
     if not isinstance(value, dict):
         raise RowError("the item is not an object", value, 'an item is {"prompt": ..., "generated": ..., ...}')
@@ -159,12 +162,29 @@ def check_item(value: Any, *, answered: bool) -> dict[str, Any]:
     except (UnicodeEncodeError, RecursionError):
         what = "the item is nested too deep, or has half of a UTF-16 surrogate pair"
         raise RowError(what, fix="correct the texts where the file is written") from None
+    if isinstance(prompt, list):
+        return value | {"prompt": [join_content(*each) for each in enumerate(prompt, 1)]}
     return value
 
 
 def is_message(value: Any) -> bool:
     """Whether a value is a chat message: an object with a role."""
     return isinstance(value, dict) and isinstance(value.get("role"), str)
+
+
+def join_content(number: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message of a prompt with its content as one text.
+
+    Raises:
+        RowError: its content is something else than text.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": join_parts(content, f"message {number} of `prompt`")}
+    if content is not None and not isinstance(content, str):
+        what = f"message {number} of `prompt` has {kind_of(content)} as content, not text"
+        raise RowError(what, excerpt_value(content), "write the content as text")
+    return message
 
 
 def read_summary(path: Path, count: int) -> dict[str, Any] | None:

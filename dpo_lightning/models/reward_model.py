@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from dpo_lightning.data.encoding.template_limits import render_template, renders_chat
+from dpo_lightning.data.examples import Origin
 from dpo_lightning.data.progress import track
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.models.finite_weights import check_finite
@@ -18,6 +21,10 @@ from dpo_lightning.models.patterns import check_tokenizer_file
 
 KEY = "--judge_model"
 ONE_OUTPUT = "give a reward model: a folder of AutoModelForSequenceClassification with num_labels 1"
+SEGMENTS = "token_type_ids"
+
+Ids: TypeAlias = Mapping[str, Sequence[int]]
+"""A row as ids: `input_ids`, and `token_type_ids` where the tokenizer returns them."""
 
 
 class RewardModel:
@@ -46,71 +53,101 @@ class RewardModel:
         self._device = device
         self._config = self._model.config.get_text_config()
         self._padding: int | None = self._config.pad_token_id
+        # A tokenizer may return segment ids of which the model has no embeddings.
+        segments = getattr(self._config, "type_vocab_size", None) != 1
+        self._segmented = segments and SEGMENTS in inspect.signature(self._model.forward).parameters
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], prompt: str, answer: str) -> list[int]:
+    def encode(self, messages: Sequence[Mapping[str, Any]], prompt: str, answer: str, origin: Origin) -> Ids:
         """Encode an answer: with the chat template, or without one as a pair of texts as encoders are trained.
 
         Args:
             messages: the prompt as chat messages.
             prompt: the prompt as text.
             answer: the answer.
-
-        Returns:
-            Token ids of both.
+            origin: where the prompt is from, for errors.
 
         Raises:
-            UserError: the template cannot be used for the messages.
+            UserError: 65, the template rejects the messages; 67, it renders no messages at all.
         """
         if not self._tokenizer.chat_template:
-            return list(self._tokenizer(prompt, answer)["input_ids"])
+            return dict(self._tokenizer(prompt, answer))
         chat = [*map(dict, messages), {"role": "assistant", "content": answer}]
-        return list(
-            call_loader(
-                lambda _: self._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False), self.path
-            )
-        )
+        return dict(self._tokenizer(self._render(chat, prompt, origin), add_special_tokens=False))
+
+    def _render(self, chat: Sequence[Mapping[str, Any]], prompt: str, origin: Origin) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return render_template(self._tokenizer, chat, tokenize=False)
+        except (TemplateError, TypeError, ValueError) as error:
+            if not renders_chat(self._tokenizer):
+                what = Problem(f"the chat template fails for any chat: {error}", KEY, self.path)
+                raise UserError(ExitCode.MODEL, what, fix="correct the template of this folder") from None
+            raise UserError(
+                ExitCode.DATA,
+                Problem(f"the chat template of the reward model rejects the prompt: {error}", str(origin), prompt),
+                fix="remove the prompt from the files, or use a reward model whose template takes it",
+            ) from None
 
     @torch.inference_mode()
-    def score(self, rows: Sequence[Sequence[int]], batch_size: int = 8) -> list[float]:
+    def score(self, rows: Sequence[Ids], batch_size: int = 8) -> list[float]:
         """Return the score of each row.
 
         Args:
-            rows: token ids, as `encode` returns them.
+            rows: as `encode` returns them.
             batch_size: rows that are scored at a time; rows of about the same length are put together.
 
         Raises:
             UserError: 65, a row is longer than the model's positions.
         """
-        positions = getattr(self._config, "max_position_embeddings", None) or math.inf
-        longest = max(map(len, rows), default=0)
+        lengths = [len(row["input_ids"]) for row in rows]
+        positions, longest = count_positions(self._model), max(lengths, default=0)
         if longest > positions:
             raise UserError(
                 ExitCode.DATA,
                 f"a prompt and its answer have {longest} tokens, the reward model {positions} positions",
                 fix="shorter answers, or another reward model",
             )
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        order = sorted(range(len(rows)), key=lambda row: -lengths[row])
         scores = [math.nan] * len(rows)
         for row, score in track(self._score_in_order(rows, order, batch_size), "scoring", len(rows)):
             scores[row] = score
         return scores
 
     def _score_in_order(
-        self, rows: Sequence[Sequence[int]], order: Sequence[int], batch_size: int
+        self, rows: Sequence[Ids], order: Sequence[int], batch_size: int
     ) -> Iterator[tuple[int, float]]:
         """Iterate over rows in the given order, the longest first, with their scores."""
         for start in range(0, len(order), batch_size):
             batch = [rows[row] for row in order[start : start + batch_size]]
-            width = len(batch[0])
+            ids = [row["input_ids"] for row in batch]
             padding = self._padding
             if padding is None:
                 # Decoders are read out at the last token that is no padding, so it has to be an id that no row has.
-                used = {token for row in batch for token in row}
+                used = {token for row in ids for token in row}
                 padding = self._config.pad_token_id = next(token for token in count() if token not in used)
-            ids = torch.tensor([[*row, *[padding] * (width - len(row))] for row in batch])
-            mask = (torch.arange(width) < torch.tensor([len(row) for row in batch])[:, None]).long()
-            found = self._model(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).logits
+            inputs = {"input_ids": pad(ids, padding), "attention_mask": pad([[1] * len(row) for row in ids], 0)}
+            if self._segmented and SEGMENTS in batch[0]:
+                inputs[SEGMENTS] = pad([row[SEGMENTS] for row in batch], 0)
+            found = self._model(**{name: value.to(self._device) for name, value in inputs.items()}).logits
             yield from zip(order[start:], found[:, 0].tolist(), strict=False)
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return rows as a matrix, with `value` after the shorter ones; the first row is the longest."""
+    return torch.tensor([[*row, *[value] * (len(rows[0]) - len(row))] for row in rows])
+
+
+def count_positions(model: Any) -> float:
+    """Return how many tokens a classifier can read; infinite where its configuration has no limit.
+
+    Models such as RoBERTa have a position embedding with a padding index, and number the tokens from the next one on.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return positions - module.padding_idx - 1
+    return positions
 
 
 def load_classifier(path: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from support.answers import make_result
 from support.chat_servers import completion, serve
 from support.classifiers import make_classifier, save
-from support.command_line import Bench, json_lines, refused, run
+from support.command_line import Bench, json_lines, pairs, refused, run
 
 from dpo_lightning.evaluation.result_file import read_result
 
@@ -173,6 +173,25 @@ def test_model_folders_answer_the_prompts(bench, place):
     assert (place / "c.A.jsonl").stat().st_mtime_ns == before
 
 
+def test_a_checkpoint_answers_and_judges(bench, place):
+    """As the model of its run, which has the same weights at the end."""
+    data = json_lines(place / "prompts.jsonl", [{"prompt": "What is 46?"}, {"prompt": "Hello"}])
+    run_folder = bench.folder / "run"
+    checkpoint = run_folder / "checkpoints" / "last.ckpt"
+    options = (bench.model, checkpoint, run_folder / "final_model", "--data", data, "--max_new_tokens", 6)
+    scores = []
+    for judge in (checkpoint, run_folder / "final_model"):
+        ran = compare(*options, "--max_length", 128, "--judge_model", judge, judge="implicit")
+        assert ran.code == 0, ran
+        assert read()["comparisons"][2]["equal"] == 2
+        scores.append([score for row in read()["rows"] for score in row["scores"]])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    gone = compare(
+        bench.model, "run/none.ckpt", "--data", data, "--max_new_tokens", 6, judge="person", output="gone.json"
+    )
+    refused(gone, 66, "the checkpoint does not exist", "run/none.ckpt")
+
+
 def test_prompts_of_pairs_are_used(bench, place):
     options = (bench.model, bench.folder / "run" / "final_model", "--data", bench.folder / "eval.jsonl")
     ran = compare(
@@ -189,6 +208,51 @@ def test_prompts_of_pairs_are_used(bench, place):
     )
     assert ran.code == 0, ran
     assert read()["prompts"] == 2
+
+
+HH = [
+    {"chosen": f"\n\nHuman: Hi {n}\n\nAssistant: good", "rejected": f"\n\nHuman: Hi {n}\n\nAssistant: bad"}
+    for n in range(2)
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (HH, ()),
+        ([{"query": row["prompt"], "topic": n} for n, row in enumerate(pairs(2))], ("--columns.prompt", "query")),
+        ([{"query": "Hi", "topic": 1}, {"query": 5}], ("--data.columns.prompt=query", "--bad_rows", "drop")),
+    ],
+    ids=["transcripts", "a column of another name", "a bad row"],
+)
+def test_prompts_of_rows_without_a_column_prompt(tiny_llama, place, rows, options):
+    data = json_lines(place / "rows.jsonl", rows)
+    small = ("--data", data, "--max_new_tokens", 2, "--max_length", 128, "--judge_model", tiny_llama)
+    reward = save(place / "reward", make_classifier())
+    ran = compare(tiny_llama, tiny_llama, *small, "--judge_model", reward, *options)
+    assert ran.code == 0, ran
+    assert read()["prompts"] == (1 if "drop" in options else 2)
+    assert read_result("c.A.jsonl").items[0]["chosen"] is None
+
+
+def test_an_unknown_column_is_named_by_an_option_that_exists(tiny_llama, place):
+    data = json_lines(place / "rows.jsonl", [{"query": "Hi"}, {"query": "Hello"}])
+    reward = save(place / "reward", make_classifier())
+    ran = compare(tiny_llama, tiny_llama, "--data", data, "--judge_model", reward)
+    refused(ran, 65, "--data.columns.prompt")
+
+
+def test_prompts_that_a_judge_cannot_render(bench, files):
+    """The row is named, and the remedies are options of compare."""
+    model = bench.folder / "run" / "final_model"
+    chats = [[{"role": "critic", "content": "Hi"}], [{"role": "user", "content": "Hi <|im_end|>"}]]
+    for nth in "ab":
+        make_result(files / f"{nth}.json", [(chat, nth) for chat in chats])
+    options = ("a.json", "b.json", "--judge_model", model, "--max_length", 128)
+    refused(compare(*options, judge="implicit"), 65, "rows.jsonl:2", "--data.special_tokens neutralize")
+    ran = compare(*options, "--data.special_tokens", "neutralize", judge="implicit")
+    assert ran.code == 0, ran
+    refused(compare(*options[:4], "--max_length", 3, judge="implicit"), 65, "rows.jsonl:2")
 
 
 def test_what_is_refused(files, tiny_llama):

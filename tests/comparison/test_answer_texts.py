@@ -45,7 +45,6 @@ def test_long_answers_are_left_unmarked():
         ("Hi", "Hi"),
         ([USER], "Hi"),
         ([{"role": "system", "content": "Be short."}, USER], "system: Be short.\n\nuser: Hi"),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}], "a"),
         ([{"role": "user", "content": None}, USER], "user: \n\nuser: Hi"),
     ],
 )

@@ -22,7 +22,7 @@ class ByLength(ScoreJudge):
     def describe(self):
         return {"judge": "length"}
 
-    def score(self, prompts, answers):
+    def score(self, prompts, answers, origins):
         return [len(answer) for answer in answers]
 
 

@@ -19,7 +19,7 @@ class ByLength(ScoreJudge):
     def describe(self):
         return {"judge": "length"}
 
-    def score(self, prompts, answers):
+    def score(self, prompts, answers, origins):
         self.seen += zip(prompts, answers, strict=True)
         return [len(answer) for answer in answers]
 

@@ -65,7 +65,7 @@ def test_an_item_without_a_line_is_counted():
     one = result("a.json", ("p", ""), ("q", ""))
     for item in one.items:
         del item["line"]
-    assert "first: item 2" in refuse(one, result("b.json", ("p", "")))
+    assert "first: a.json, item:2" in refuse(one, result("b.json", ("p", "")))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,25 @@ def test_a_base_in_four_bits(bench, tmp_path):
     assert (made_by["quantization"], made_by["reference"]["path"]) == ("none", str(bench.model))
 
 
+@pytest.mark.parametrize("more", [(), ("--model.policy.lora.r=2",)], ids=["whole", "adapter"])
+def test_a_checkpoint_is_its_exported_model(bench, tmp_path, more):
+    """The reference is the one of its run, and the figures are those of the model that `export` makes of it."""
+    assert bench.fit(*more, "--trainer.max_epochs=2", out=tmp_path / "run").code == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    ran = evaluate(bench, tmp_path / "checkpoint.json", model=checkpoint)
+    assert ran.code == 0, ran
+    assert exported(checkpoint, tmp_path / "whole").code == 0
+    assert evaluate(bench, tmp_path / "whole.json", model=tmp_path / "whole").code == 0
+    found, expected = (read_result(tmp_path / f"{name}.json") for name in ("checkpoint", "whole"))
+    check_same(expected, found)
+    for name in ("loss", "margin/reward", "kl/generated/token"):
+        assert found.summary["measures"][name]["estimate"] == pytest.approx(
+            expected.summary["measures"][name]["estimate"], abs=1e-4
+        )
+    assert found.summary["made_by"]["reference"]["path"] == str(bench.model)
+    assert found.summary["made_by"]["model"]["path"] == str(checkpoint)
+
+
 def test_without_a_reference(bench, tmp_path):
     """A model of SFT, or any other: likelihoods, perplexity and answers."""
     ran = evaluate(bench, tmp_path / "eval.json", model=bench.model)

@@ -58,6 +58,25 @@ def test_a_file_of_another_program_has_no_summary(tmp_path):
     assert read_result(path) == ([{"prompt": "a", "generated": "b"}], None, tmp_path / "other.json")
 
 
+def chat(content):
+    return [{"prompt": [{"role": "user", "content": content}], "generated": "b"}]
+
+
+@pytest.mark.parametrize("content", [[{"type": "text", "text": "a"}, {"type": "text", "text": " b"}], ["a", " b"]])
+def test_content_parts_are_joined(tmp_path, content):
+    """As in rows, so that judges and matching see one text."""
+    path = written(tmp_path, json.dumps(chat(content)), "other.json")
+    assert read_result(path).items == chat("a b")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [([{"type": "image_url", "image_url": {"url": "x"}}], "needs pictures"), (5, "a number")]
+)
+def test_content_that_is_not_text(tmp_path, content, said):
+    path = written(tmp_path, json.dumps(chat(content)), "other.json")
+    refuse(path, ExitCode.DATA, "other.json:1", "message 1 of `prompt`", said)
+
+
 def test_a_stop_between_the_files_leaves_no_summary_of_other_items(tmp_path, monkeypatch):
     path = stored(tmp_path)
 

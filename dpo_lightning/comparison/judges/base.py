@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, ClassVar, NamedTuple
 
-from dpo_lightning.data.examples import Text
+from dpo_lightning.data.examples import Origin, Text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
@@ -50,12 +50,15 @@ class Judge(ABC):
         """Return what the verdicts depend on, as JSON."""
 
     @abstractmethod
-    def decide(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Verdicts:
+    def decide(
+        self, prompts: Sequence[Text], answers: Sequence[Sequence[str]], origins: Sequence[Origin] = ()
+    ) -> Verdicts:
         """Compare each two models.
 
         Args:
             prompts: any number of them.
             answers: for each model its answers in the order of the prompts.
+            origins: where each prompt is from, for errors; left out, they are numbered.
         """
 
 
@@ -63,10 +66,12 @@ class ScoreJudge(Judge):
     """A judge that scores each answer by itself: the higher score wins."""
 
     @abstractmethod
-    def score(self, prompts: Sequence[Text], answers: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Text], answers: Sequence[str], origins: Sequence[Origin]) -> list[float]:
         """Return a score for each answer, the higher the better."""
 
-    def decide(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Verdicts:
+    def decide(
+        self, prompts: Sequence[Text], answers: Sequence[Sequence[str]], origins: Sequence[Origin] = ()
+    ) -> Verdicts:
         """Score the answers of all models, each different answer to a prompt once.
 
         Raises:
@@ -74,7 +79,9 @@ class ScoreJudge(Judge):
         """
         keys = [[(nth, answer) for nth, answer in enumerate(own)] for own in answers]
         unique = list(dict.fromkeys(key for own in keys for key in own))
-        found = self.score([prompts[nth] for nth, _ in unique], [answer for _, answer in unique])
+        origins = origins or [Origin("prompt", number) for number in range(1, len(prompts) + 1)]
+        texts, places = [prompts[nth] for nth, _ in unique], [origins[nth] for nth, _ in unique]
+        found = self.score(texts, [answer for _, answer in unique], places)
         if not all(map(math.isfinite, found)):
             what = f"a score of the judge is {next(score for score in found if not math.isfinite(score))}"
             raise UserError(ExitCode.MODEL, Problem(what, "--judge_model"), fix="a judge whose weights are finite")
@@ -97,7 +104,9 @@ class DuelJudge(Judge):
     def compare(self, duels: Sequence[Duel], count: Callable[[str], None]) -> list[float | None]:
         """Return the outcome of each duel; all have different answers. `count` counts one more of a name."""
 
-    def decide(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Verdicts:
+    def decide(
+        self, prompts: Sequence[Text], answers: Sequence[Sequence[str]], origins: Sequence[Origin] = ()
+    ) -> Verdicts:
         """Compare each two models on the prompts on which their answers differ."""
         outcomes, counts = {}, {}
         for i, j in combinations(range(len(answers)), 2):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dpo_lightning.comparison.judges.base import ScoreJudge
-from dpo_lightning.data.examples import Text
+from dpo_lightning.data.examples import Origin, Text
 
-Score = Callable[[Sequence[Text], Sequence[str]], list[float]]
+Score = Callable[[Sequence[Text], Sequence[str], Sequence[Origin]], list[float]]
 
 
 class ImplicitReward(ScoreJudge):
@@ -25,6 +25,6 @@ class ImplicitReward(ScoreJudge):
         """Return model and reference."""
         return {"judge": "implicit", **self._described}
 
-    def score(self, prompts: Sequence[Text], answers: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Text], answers: Sequence[str], origins: Sequence[Origin]) -> list[float]:
         """Return the difference of both log-probabilities of each answer, in nats."""
-        return self._score(prompts, answers)
+        return self._score(prompts, answers, origins)

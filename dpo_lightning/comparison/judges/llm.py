@@ -12,7 +12,7 @@ from dpo_lightning.comparison.judges.base import LOSS, TIE, WIN, Duel, DuelJudge
 from dpo_lightning.comparison.judges.speakers import Chat, Speaker
 from dpo_lightning.comparison.judges.verdict_file import FIRST, SECOND, TIED, Kept, VerdictFile
 from dpo_lightning.comparison.texts import format_prompt
-from dpo_lightning.data.examples import Text
+from dpo_lightning.data.examples import Origin, Text
 from dpo_lightning.data.progress import track
 from dpo_lightning.data.readers.text_files import read_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -87,13 +87,15 @@ class LanguageModelJudge(DuelJudge):
             "max_new_tokens": self._max_new_tokens,
         }
 
-    def decide(self, prompts: Sequence[Text], answers: Sequence[Sequence[str]]) -> Verdicts:
+    def decide(
+        self, prompts: Sequence[Text], answers: Sequence[Sequence[str]], origins: Sequence[Origin] = ()
+    ) -> Verdicts:
         """Compare each two models on the prompts on which their answers differ.
 
         Raises:
             UserError: the model does not answer, or refuses all prompts.
         """
-        found = super().decide(prompts, answers)
+        found = super().decide(prompts, answers, origins)
         if self._refused:
             first = next(iter(self._refused.values()))
             if not self._replied:

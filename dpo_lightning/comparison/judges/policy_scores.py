@@ -47,24 +47,33 @@ def load_implicit(options: EvaluationOptions) -> ImplicitReward:
 
 
 def score_answers(
-    pair: ModelPair, encoder: Encoder, batch_size: int, prompts: Sequence[Text], answers: Sequence[str]
+    pair: ModelPair,
+    encoder: Encoder,
+    batch_size: int,
+    prompts: Sequence[Text],
+    answers: Sequence[str],
+    origins: Sequence[Origin],
 ) -> list[float]:
     """Return log pi(y|x) - log ref(y|x) of each answer with its end token, in nats.
 
     Raises:
         UserError: 65, a prompt and its answer are longer than `max_length`, or hold a control token.
     """
-    numbers = range(1, len(prompts) + 1)
-    rows = encoder.encode(map(make_example, numbers, prompts, answers))
+    try:
+        rows = encoder.encode(map(make_example, origins, prompts, answers))
+    except UserError as error:
+        if error.problems != tuple(encoder.counts.too_long):
+            raise
+        fix = "raise --max_length if the judge has more positions, or compare shorter answers"
+        raise UserError(error.code, error.problems, fix) from None
     scores = [0.0] * len(rows)
     for number, score in track(score_rows(pair, rows, batch_size), "scoring", len(rows)):
         scores[number] = score
     return scores
 
 
-def make_example(number: int, prompt: Text, answer: str) -> Example:
+def make_example(origin: Origin, prompt: Text, answer: str) -> Example:
     """Make a row of a prompt and an answer, which is a message where the prompt is messages."""
-    origin = Origin("answer", number)
     if isinstance(prompt, str):
         return Example(origin, prompt, (answer,))
     return Example(origin, tuple(prompt), (({"role": "assistant", "content": answer},),))

@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_lightning.comparison.judges.base import ScoreJudge
 from dpo_lightning.comparison.texts import as_messages, format_prompt
-from dpo_lightning.data.examples import Text
+from dpo_lightning.data.examples import Origin, Text
 from dpo_lightning.models.reward_model import RewardModel
 from dpo_lightning.runs.lineage import folder_digest
 
@@ -23,8 +23,14 @@ class RewardModelJudge(ScoreJudge):
         """Return the folder of the model and the digest of its weights."""
         return {"judge": "reward_model", "model": self._model.path, "digest": folder_digest(self._model.path)}
 
-    def score(self, prompts: Sequence[Text], answers: Sequence[str]) -> list[float]:
-        """Return the model's output for each answer."""
-        pairs = zip(prompts, answers, strict=True)
-        rows = [self._model.encode(as_messages(prompt), format_prompt(prompt), answer) for prompt, answer in pairs]
+    def score(self, prompts: Sequence[Text], answers: Sequence[str], origins: Sequence[Origin]) -> list[float]:
+        """Return the model's output for each answer.
+
+        Raises:
+            UserError: 65, the model's chat template rejects a prompt, or a row is longer than its positions.
+        """
+        rows = [
+            self._model.encode(as_messages(prompt), format_prompt(prompt), answer, origin)
+            for prompt, answer, origin in zip(prompts, answers, origins, strict=True)
+        ]
         return self._model.score(rows, self._batch_size)

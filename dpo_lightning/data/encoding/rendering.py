@@ -12,7 +12,7 @@ from dpo_lightning.data.encoding.chat_templates import build_date_options, locat
 from dpo_lightning.data.encoding.control_tokens import ControlTokens, SpecialTokens
 from dpo_lightning.data.encoding.kept_texts import check_rendering, get_tool_name, omission_error
 from dpo_lightning.data.encoding.neutral_texts import NeutralEncoder
-from dpo_lightning.data.encoding.template_limits import render_template
+from dpo_lightning.data.encoding.template_limits import render_template, renders_chat
 from dpo_lightning.data.encoding.text_encoder import TextEncoder
 from dpo_lightning.data.examples import TRAIN, Message, Origin, Text
 from dpo_lightning.data.kinds.tool_calls import convert_arguments, takes_text
@@ -242,7 +242,7 @@ class Renderer:
             written = self._get_date_options(tools)
             text = render(messages, tools=tools or None, tokenize=False, add_generation_prompt=generation, **written)
         except (TemplateError, TypeError, ValueError) as error:
-            if not self._renders_chat():  # the fault is in the template, not in the row
+            if not renders_chat(self.tokenizer):  # the fault is in the template, not in the row
                 raise UserError(
                     ExitCode.MODEL,
                     Problem(f"the chat template fails for any chat: {error}", locate_template(self.tokenizer)),
@@ -264,11 +264,6 @@ class Renderer:
             source = self.tokenizer.get_chat_template(tools=list(tools) or None)
             self._date_options[bool(tools)] = build_date_options(source, self.day)
         return self._date_options.get(bool(tools), {})
-
-    def _renders_chat(self) -> bool:
-        """Whether the template renders the simplest conversation."""
-        exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        return self._try_render(exchange) is not None
 
     def _try_render(self, messages: Sequence[dict[str, Any]], **options: Any) -> str | None:
         """Render messages; None if the template fails."""

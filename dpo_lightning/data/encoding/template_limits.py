@@ -68,6 +68,16 @@ def render_template(tokenizer: Any, messages: Any, **options: Any) -> str:
     return text
 
 
+def renders_chat(tokenizer: Any) -> bool:
+    """Whether the chat template renders the simplest conversation: if not, no row is at fault."""
+    exchange = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        render_template(tokenizer, exchange, tokenize=False)
+    except Exception:  # a template may raise anything
+        return False
+    return True
+
+
 def count_characters(content: Any) -> int:
     """Count the characters of messages and tools written as JSON."""
     return len(json.dumps(content, default=str, ensure_ascii=False))
