@@ -135,8 +135,8 @@ def to_number(value: Any) -> float:
 
 
 def read_outcomes(path: Path) -> list[float]:
-    """Return the outcome of each row that has a margin by reward."""
-    margins = [item.get("margin") for item in read_json(path)] if path.is_file() else []
+    """Return the outcome of each row that has a margin of log-ratios, which is the same quantity for each loss."""
+    margins = [item.get("logratio_margin") for item in read_json(path)] if path.is_file() else []
     given = [to_number(margin) for margin in margins if margin is not None]
     return [float(margin > 0) if margin else 0.5 for margin in given]
 

@@ -27,6 +27,7 @@ def make_result(path, generated, rows=3):
         "refusal": True,
         "kl": 0.25,
         "margin": 0.5,
+        "logratio_margin": 5.0,
         "chosen_logps": -10.0,
         "rejected_logps": -4.0,
         "chosen_tokens": 10,
@@ -67,5 +68,6 @@ def test_a_browser_shows_it_and_requests_nothing(tmp_path, marked_safe):
         "&lt;script&gt;document.title",
         "cut at the limit, refusal",
         "accuracy by implicit reward",
+        "margin 5 nats",
     ):
         assert text in seen, text

@@ -76,7 +76,7 @@ def evaluate(_: dict[str, str], rest: list[str]) -> int:
         print("error: the file holds results of other options")
         return 73
     right = round(ROWS * (0.55 + 0.1 * (beta < 0.3) + 0.2 * (beta < 0.02))) + seed % 2
-    items = [{"margin": 0.1 if place < right else -0.1, "generated": "x"} for place in range(ROWS)]
+    items = [{"logratio_margin": 0.1 if place < right else -0.1, "generated": "x"} for place in range(ROWS)]
     output.write_text(json.dumps(items))
     drift = 0.01 / beta * (1 + 0.1 * (seed % 3))
 
