@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
+from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.data.examples import Text
 
 WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
@@ -33,17 +34,10 @@ def as_messages(prompt: Text) -> list[dict[str, Any]]:
 def format_prompt(prompt: Text) -> str:
     """Format a prompt as one text: a message of the user as it stands, a longer chat with the roles."""
     messages = as_messages(prompt)
-    contents = [format_content(message.get("content")) for message in messages]
+    contents = [read_content(message) for message in messages]
     if len(messages) == 1 and messages[0].get("role") == "user":
         return contents[0]
     return "\n\n".join(f"{message['role']}: {text}" for message, text in zip(messages, contents, strict=True))
-
-
-def format_content(content: Any) -> str:
-    """Return the text of a message's content: a string, or a list of parts of which those with a text are kept."""
-    if isinstance(content, list):
-        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
-    return content if isinstance(content, str) else ""
 
 
 def mark_differences(one: str, other: str) -> tuple[list[Part], list[Part]]:

@@ -1,5 +1,7 @@
 """The page of an evaluation in a browser: what must be seen, markup of answers as text, and no request."""
 
+import html
+
 import pytest
 from support.browser import needs_browser, read_page
 from support.chat_servers import serve
@@ -12,9 +14,12 @@ KOREAN = "비밀번호는 길고 서로 다르게 만드세요."
 CODE = "```python\ndef f(x):\n\treturn x  # <b>two</b>\n```"
 
 
-def make_result(path, generated, rows=3):
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": KOREAN}]
+
+
+def make_result(path, generated, rows=3, prompt=CHAT):
     item = {
-        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": KOREAN}],
+        "prompt": prompt,
         "chosen": CODE,
         "rejected": "no",
         "generated": generated,
@@ -48,6 +53,24 @@ def test_only_the_first_rows_are_shown(tmp_path):
     assert f"The first {MOST_SHOWN} of {MOST_SHOWN + 1} rows" in page
     assert f"rows.jsonl:{MOST_SHOWN}," in page
     assert f"rows.jsonl:{MOST_SHOWN + 1}," not in page
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "날씨"}}]}, '[{"function": {"name": "날씨"}}]'),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, '[{"name": "f"}]'),
+        ({"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}, "one\ntwo"),
+        ({"role": "user"}, ""),
+    ],
+    ids=["a call", "a call without text", "parts", "nothing"],
+)
+def test_a_message_whose_content_is_no_text(tmp_path, message, shown):
+    """A prompt may hold the assistant's call of a tool and the tool's answer."""
+    prompt = [CHAT[1], message, {"role": "tool", "content": "3 degrees"}]
+    page = html.unescape(write_page(make_result(tmp_path / "eval.json", "x", 1, prompt)).read_text("utf-8"))
+    assert f'<span class="soft">{message["role"]}</span>\n{shown}</div>' in page
+    assert "3 degrees</div>" in page
 
 
 @needs_browser
