@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dpo_lightning.activity import activity
+from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.log import logger
 from dpo_lightning.models.generation import Sampling, answer
 from dpo_lightning.stopping import Stopped
@@ -92,7 +93,7 @@ class Samples(Callback):
 
 def format_prompt(prompt: Any) -> str:
     """Return a plain prompt, or the text of a chat's last message."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
+    return prompt if isinstance(prompt, str) else read_content(prompt[-1])
 
 
 def format_table(rows: list[tuple[str, str, str]]) -> str:

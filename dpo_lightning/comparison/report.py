@@ -12,8 +12,9 @@ from dpo_lightning.comparison.bradley_terry import fit_bradley_terry
 from dpo_lightning.comparison.judges.base import Verdicts
 from dpo_lightning.comparison.length_control import control_length
 from dpo_lightning.comparison.pairing import Matched, name_models
-from dpo_lightning.comparison.texts import as_messages, count_equal, get_content, mark_differences
+from dpo_lightning.comparison.texts import as_messages, count_equal, mark_differences
 from dpo_lightning.comparison.win_rates import compare_outcomes
+from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.evaluation.result_file import replace_nonfinite
 from dpo_lightning.pages.render import format_interval, format_number, render
 from dpo_lightning.version import __version__
@@ -187,5 +188,5 @@ def mark_row(row: Mapping[str, Any]) -> dict[str, Any]:
     first, *others = row["answers"]
     both = [mark_differences(first, other) for other in others]
     parts = [both[0][0] if len(both) == 1 else mark_differences(first, first)[0], *(marked for _, marked in both)]
-    turns = [(str(turn.get("role")), get_content(turn)) for turn in as_messages(row["prompt"])]
+    turns = [(str(turn.get("role")), read_content(turn)) for turn in as_messages(row["prompt"])]
     return {**row, "turns": turns, "parts": parts, "equal": len(set(row["answers"])) == 1}

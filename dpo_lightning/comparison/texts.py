@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
+from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.data.examples import Text
 
 WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
@@ -33,15 +34,10 @@ def as_messages(prompt: Text) -> list[dict[str, Any]]:
 def format_prompt(prompt: Text) -> str:
     """Format a prompt as one text: a message of the user as it stands, a longer chat with the roles."""
     messages = as_messages(prompt)
-    contents = [get_content(message) for message in messages]
+    contents = [read_content(message) for message in messages]
     if len(messages) == 1 and messages[0].get("role") == "user":
         return contents[0]
     return "\n\n".join(f"{message['role']}: {text}" for message, text in zip(messages, contents, strict=True))
-
-
-def get_content(message: Mapping[str, Any]) -> str:
-    """Return the text of a message; empty for a call of a tool."""
-    return message.get("content") or ""
 
 
 def mark_differences(one: str, other: str) -> tuple[list[Part], list[Part]]:

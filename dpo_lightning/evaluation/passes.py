@@ -110,7 +110,10 @@ def score_pairs(models: ModelPair, loss: PairwiseLoss, pairs: Sequence[Encoded],
 def compute_rewards(
     loss: PairwiseLoss, policy: SequenceLogps, reference: SequenceLogps | None, batch: Any
 ) -> dict[str, Tensor]:
-    """Return loss, rewards and margins of pairs; nothing where the loss needs a reference and there is none."""
+    """Return loss, the loss's own rewards and margins of pairs; nothing where it needs a reference and there is none.
+
+    The log-ratio margin is the same quantity for each loss: the difference of log pi(y|x) - log ref(y|x), in nats.
+    """
     if reference is None and not loss.reference_free:
         return {}
     logps = PairLogps.of(policy, policy if reference is None else reference, batch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpo_lightning.atomic_files import open_atomic
+from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.evaluation.result_file import Result
 from dpo_lightning.pages.render import format_number, render
 
@@ -19,12 +20,13 @@ ROUNDING = 2e-4
 TITLES = {
     "loss": "loss",
     "accuracy/reward": "accuracy by implicit reward",
-    "ties/reward": "ties of rewards",
+    "ties/reward": "ties of implicit rewards",
+    "accuracy/loss": "accuracy by the loss's own reward",
     "accuracy/likelihood": "accuracy by likelihood",
     "ties/likelihood": "ties of likelihoods",
     "accuracy/likelihood/reference": "accuracy by likelihood of the reference",
-    "margin/reward": "margin of rewards",
-    "margin/nats": "margin over beta (nats)",
+    "margin/reward": "margin of the loss's rewards",
+    "margin/nats": "margin of log-ratios (nats)",
     "perplexity/chosen": "perplexity of chosen answers",
     "perplexity/chosen/reference": "perplexity of chosen answers, reference",
     "kl/held_out/token": "KL per token of the rows' answers (nats)",
@@ -86,6 +88,11 @@ def page_path(path: Path) -> Path:
     return path.with_suffix(".html")
 
 
+def list_turns(prompt: str | Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return the role and the text of each message of a prompt; one without a role for a plain text."""
+    return [("", prompt)] if isinstance(prompt, str) else [(str(each["role"]), read_content(each)) for each in prompt]
+
+
 def write_page(result: Result) -> Path:
     """Write the page beside the items, and return its path."""
     summary: Mapping[str, Any] = result.summary or {}
@@ -95,7 +102,7 @@ def write_page(result: Result) -> Path:
         measures=list_measures(summary),
         slices=summary["slices"],
         notes=find_notes(summary),
-        items=result.items[:MOST_SHOWN],
+        items=[item | {"turns": list_turns(item["prompt"])} for item in result.items[:MOST_SHOWN]],
         count=len(result.items),
     )
     path = page_path(result.path)

@@ -81,7 +81,15 @@ def measure_perplexity(items: Sequence[Item], name: str) -> Measure | None:
     found = measure_ratio([-row[name] for row in rows], column(rows, "chosen_tokens"))
     if found is None:
         return None
-    return {key: value if key == "count" or value is None else math.exp(value) for key, value in found.items()}
+    return {key: value if key == "count" or value is None else exponentiate(value) for key, value in found.items()}
+
+
+def exponentiate(value: float) -> float:
+    """Return exp of a value, infinity where it is larger than a float can be, as for a model that has diverged."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def measure_divergence(items: Sequence[Item], *names: str) -> Measure | None:
@@ -113,9 +121,19 @@ def slice_accuracy(items: Sequence[Item]) -> dict[str, dict[str, Any]]:
 
 
 def measure_accuracy(items: Sequence[Item]) -> Measure | None:
-    """Return the share of pairs whose chosen answer has the higher reward, or likelihood without a reference."""
-    margins = column(items, "margin") or compare_columns(items, "chosen_logps", "rejected_logps")
+    """Return the share of pairs whose chosen answer gained more against the reference, or without one is likelier."""
+    margins = column(items, "logratio_margin") or compare_columns(items, "chosen_logps", "rejected_logps")
     return measure_share([margin > 0 for margin in margins])
+
+
+def measure_loss_accuracy(items: Sequence[Item]) -> Measure | None:
+    """Return the share of pairs whose chosen answer has the higher reward of the loss.
+
+    None where the loss ranks the answers of every pair as the log-ratios do, so that it is no other figure.
+    """
+    rows = [item for item in items if item.get("margin") is not None]
+    wins = [item["margin"] > 0 for item in rows]
+    return None if wins == [gain > 0 for gain in column(rows, "logratio_margin")] else measure_share(wins)
 
 
 def name_bins(bounds: Sequence[int]) -> list[str]:
@@ -139,8 +157,9 @@ def label_language(item: Item) -> str:
 
 MEASURES: dict[str, Callable[[Sequence[Item]], Measure | None]] = {
     "loss": lambda items: measure_mean(column(items, "loss")),
-    "accuracy/reward": lambda items: measure_share([value > 0 for value in column(items, "margin")]),
-    "ties/reward": lambda items: measure_share([value == 0 for value in column(items, "margin")]),
+    "accuracy/reward": lambda items: measure_share([value > 0 for value in column(items, "logratio_margin")]),
+    "ties/reward": lambda items: measure_share([value == 0 for value in column(items, "logratio_margin")]),
+    "accuracy/loss": measure_loss_accuracy,
     "accuracy/likelihood": lambda items: measure_share(
         [value > 0 for value in compare_columns(items, "chosen_logps", "rejected_logps")]
     ),

@@ -75,6 +75,11 @@ class PointFiles:
         """The summary of the evaluation."""
         return self.run / "eval.summary.json"
 
+    @property
+    def win_rate(self) -> Path:
+        """The win rate of the answers against the reference's, where a judge has compared them."""
+        return self.run / "win_rate.json"
+
     def read_mark(self) -> Mark:
         """Return the point's state; a process that has ended without a mark leaves a missing point."""
         try:

@@ -117,7 +117,7 @@ def format_interval(interval: Interval | None) -> str:
     if interval is None:
         return ""
     estimate, low, high = (f"{value:#.3g}".rstrip(".") for value in interval)
-    return estimate if math.isnan(interval.low) else f"{estimate} [{low}, {high}]"
+    return estimate if math.isnan(interval.low) or math.isnan(interval.high) else f"{estimate} [{low}, {high}]"
 
 
 def to_terminal(report: Report) -> list[str]:

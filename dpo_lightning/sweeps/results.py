@@ -84,10 +84,10 @@ def read_record(point: Point, files: PointFiles) -> Record:
     with damage_reported(files.summary):
         content = read_json(files.summary)["measures"]
         measures = {name: to_interval(value) for name, value in content.items() if has_estimate(value)}
-    judge, won = "", files.run / "win_rate.json"
-    if won.is_file():
-        with damage_reported(won):
-            rate = read_json(won)
+    judge = ""
+    if files.win_rate.is_file():
+        with damage_reported(files.win_rate):
+            rate = read_json(files.win_rate)
             measures[WIN_RATE], judge = to_interval(rate), str(rate["judge"])
     items = files.run / "eval.json"
     with damage_reported(items):
@@ -135,8 +135,8 @@ def to_number(value: Any) -> float:
 
 
 def read_outcomes(path: Path) -> list[float]:
-    """Return the outcome of each row that has a margin by reward."""
-    margins = [item.get("margin") for item in read_json(path)] if path.is_file() else []
+    """Return the outcome of each row that has a margin of log-ratios, which is the same quantity for each loss."""
+    margins = [item.get("logratio_margin") for item in read_json(path)] if path.is_file() else []
     given = [to_number(margin) for margin in margins if margin is not None]
     return [float(margin > 0) if margin else 0.5 for margin in given]
 

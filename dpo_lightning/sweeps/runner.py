@@ -81,6 +81,7 @@ class Runner:
                 code = yield "fit", self.fit_command(task)
             if code or not files.model.is_dir():
                 return failure("fit", code, files)
+        files.win_rate.unlink(missing_ok=True)  # of answers that may change now
         code = yield "evaluate", self.evaluate_command(task)
         if code == ExitCode.OUTPUT:  # there are results of other rows or options
             code = yield "evaluate", [*self.evaluate_command(task), "--fresh"]

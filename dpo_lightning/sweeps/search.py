@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ def parse_space(over: Mapping[str, Sequence[str]]) -> dict[str, Range | list[str
     """Return what is searched: key -> the ends of a range that is written `low..high`, or the values to choose from.
 
     Raises:
-        UserError: 64, a range is empty or no range of numbers, or two values would name the same folder.
+        UserError: 64, a range is empty or no range of finite numbers, or two values would name the same folder.
     """
     space: dict[str, Range | list[str]] = {}
     for key, texts in over.items():
@@ -38,11 +39,12 @@ def parse_space(over: Mapping[str, Sequence[str]]) -> dict[str, Range | list[str
         if len(texts) == 1 and ".." in texts[0]:
             low, _, high = texts[0].partition("..")
             with suppress(ValueError):
-                whole = re.fullmatch(r"-?\d+", low) and re.fullmatch(r"-?\d+", high)
-                space[key] = (int(low), int(high)) if whole else (float(low), float(high))
-            ends = space[key]
-            if not isinstance(ends, tuple) or not ends[0] < ends[1]:
-                what = Problem("no range of numbers", f"--over {key}", texts[0])
+                ends = float(low), float(high)
+                if ends[0] < ends[1] and math.isfinite(ends[1] - ends[0]):
+                    whole = re.fullmatch(r"-?\d+", low) and re.fullmatch(r"-?\d+", high)
+                    space[key] = (int(low), int(high)) if whole else ends
+            if not isinstance(space[key], tuple):
+                what = Problem("no range of finite numbers", f"--over {key}", texts[0])
                 raise UserError(ExitCode.CONFIG, what, fix="--over model.loss.beta 0.01..0.5")
         else:
             make_points({key: texts}, [])  # which refuses such values

@@ -159,6 +159,7 @@ def test_a_chat_is_shown_by_its_last_message():
     assert samples.format_prompt("plain") == "plain"
     assert samples.format_prompt(({"role": "system", "content": "a"}, {"role": "user", "content": "b"})) == "b"
     assert samples.format_prompt(({"role": "user", "content": None},)) == ""
+    assert samples.format_prompt(({"role": "assistant", "tool_calls": [{"name": "f"}]},)) == '[{"name": "f"}]'
 
 
 def test_a_table_keeps_its_cells():

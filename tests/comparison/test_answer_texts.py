@@ -5,6 +5,8 @@ import pytest
 from dpo_lightning.comparison.texts import as_messages, count_equal, format_prompt, mark_differences
 
 USER = {"role": "user", "content": "Hi"}
+CALL = {"type": "function", "function": {"name": "날씨", "arguments": {"x": 1}}}
+CALLED = '[{"function": {"arguments": {"x": 1}, "name": "날씨"}, "type": "function"}]'
 
 
 def marked(one, other):
@@ -46,6 +48,8 @@ def test_long_answers_are_left_unmarked():
         ([USER], "Hi"),
         ([{"role": "system", "content": "Be short."}, USER], "system: Be short.\n\nuser: Hi"),
         ([{"role": "user", "content": None}, USER], "user: \n\nuser: Hi"),
+        ([USER, {"role": "assistant", "tool_calls": [CALL]}], f"user: Hi\n\nassistant: {CALLED}"),
+        ([{"role": "assistant", "content": "So:", "tool_calls": [CALL]}], f"assistant: So:\n{CALLED}"),
     ],
 )
 def test_prompts_are_readable(prompt, text):

@@ -124,6 +124,14 @@ def test_markup_of_answers_is_text():
     assert "7777" not in text
 
 
+def test_calls_of_tools_are_shown():
+    prompt = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"name": "날씨"}]}]
+    results = [make_result(Path(f"{name}.json"), [(prompt, name)]) for name in "ab"]
+    report = make_report(match_results(results), Verdicts({(0, 1): [1.0]}, None, {(0, 1): {}}), {"judge": "j"})
+    text = write_report(report, Path("c.json"))[1].read_text("utf-8")
+    assert '<div class="text">[{&#34;name&#34;: &#34;날씨&#34;}]</div>' in text
+
+
 def test_only_the_first_prompts_are_shown(monkeypatch):
     monkeypatch.setattr("dpo_lightning.comparison.report.MOST_SHOWN", 2)
     text = page(["a", "b", "c"], ["d", "e", "f"])

@@ -1,5 +1,7 @@
 """The page of an evaluation in a browser: what must be seen, markup of answers as text, and no request."""
 
+import html
+
 import pytest
 from support.browser import needs_browser, read_page
 from support.chat_servers import serve
@@ -12,9 +14,12 @@ KOREAN = "비밀번호는 길고 서로 다르게 만드세요."
 CODE = "```python\ndef f(x):\n\treturn x  # <b>two</b>\n```"
 
 
-def make_result(path, generated, rows=3):
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": KOREAN}]
+
+
+def make_result(path, generated, rows=3, prompt=CHAT):
     item = {
-        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": KOREAN}],
+        "prompt": prompt,
         "chosen": CODE,
         "rejected": "no",
         "generated": generated,
@@ -27,6 +32,7 @@ def make_result(path, generated, rows=3):
         "refusal": True,
         "kl": 0.25,
         "margin": 0.5,
+        "logratio_margin": 5.0,
         "chosen_logps": -10.0,
         "rejected_logps": -4.0,
         "chosen_tokens": 10,
@@ -49,6 +55,24 @@ def test_only_the_first_rows_are_shown(tmp_path):
     assert f"rows.jsonl:{MOST_SHOWN + 1}," not in page
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "날씨"}}]}, '[{"function": {"name": "날씨"}}]'),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}, '[{"name": "f"}]'),
+        ({"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}, "one\ntwo"),
+        ({"role": "user"}, ""),
+    ],
+    ids=["a call", "a call without text", "parts", "nothing"],
+)
+def test_a_message_whose_content_is_no_text(tmp_path, message, shown):
+    """A prompt may hold the assistant's call of a tool and the tool's answer."""
+    prompt = [CHAT[1], message, {"role": "tool", "content": "3 degrees"}]
+    page = html.unescape(write_page(make_result(tmp_path / "eval.json", "x", 1, prompt)).read_text("utf-8"))
+    assert f'<span class="soft">{message["role"]}</span>\n{shown}</div>' in page
+    assert "3 degrees</div>" in page
+
+
 @needs_browser
 @pytest.mark.parametrize("marked_safe", [False, True])
 def test_a_browser_shows_it_and_requests_nothing(tmp_path, marked_safe):
@@ -67,5 +91,6 @@ def test_a_browser_shows_it_and_requests_nothing(tmp_path, marked_safe):
         "&lt;script&gt;document.title",
         "cut at the limit, refusal",
         "accuracy by implicit reward",
+        "margin 5 nats",
     ):
         assert text in seen, text

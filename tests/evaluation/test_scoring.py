@@ -7,7 +7,10 @@ from support import tiny_models
 from dpo_lightning.data.collate import Packed, PackedSharedPrefix, Padded, SharedPrefix
 from dpo_lightning.data.examples import EncodedAnswer, Origin
 from dpo_lightning.data.kinds.pairs import EncodedPair
+from dpo_lightning.evaluation.passes import score_pairs
 from dpo_lightning.evaluation.scoring import ModelPair, make_row
+from dpo_lightning.evaluation.summary import summarize
+from dpo_lightning.losses import CPOLoss, DPOLoss, IPOLoss, SimPOLoss
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
 
 LAYOUTS = [Padded(), Padded(side="left"), SharedPrefix(), Packed(), PackedSharedPrefix()]
@@ -104,3 +107,20 @@ def test_a_generated_answer_is_scored_whole(tiny_llama, other):
     row = make_row([5, 6, 7], [8, 9, 2])
     kl = pair.score(pair.collate([row, make_row([9], [2])])).kl
     assert kl[0].item() == pytest.approx(directly(reload(tiny_llama), reload(other), row, 0)[2], abs=1e-4)
+
+
+def test_losses_are_ranked_by_the_same_quantity(tiny_llama, other):
+    """The accuracy by implicit reward is about models and rows, and the same for each loss."""
+    pair, found = ModelPair(reload(tiny_llama), reload(other)), {}
+    for loss in (DPOLoss(), IPOLoss(), SimPOLoss(), CPOLoss()):
+        items = list(score_pairs(pair, loss, ROWS, range(len(ROWS))).values())
+        gains = [
+            item["chosen_logps"] - item["reference_chosen_logps"]
+            - item["rejected_logps"] + item["reference_rejected_logps"] for item in items
+        ]  # fmt: skip
+        measures, _ = summarize(items)
+        assert measures["accuracy/reward"]["estimate"] == sum(gain > 0 for gain in gains) / len(ROWS)
+        found[type(loss).__name__] = {name: measures.get(name) for name in ("accuracy/reward", "accuracy/loss")}
+    assert len({str(own["accuracy/reward"]) for own in found.values()}) == 1
+    assert found["DPOLoss"]["accuracy/loss"] is None
+    assert found["SimPOLoss"]["accuracy/loss"] is not None

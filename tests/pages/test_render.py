@@ -49,6 +49,12 @@ def test_a_page_is_utf8(shown):
     assert "<p>한?</p>" in shown("<p>{{ text }}</p>", text="한\ud83d")
 
 
+def test_texts_have_the_direction_of_their_script(shown):
+    """Each line that of its first letter: Arabic from the right, code within it from the left."""
+    style = re.search(r"\.text \{([^}]*)\}", shown("")).group(1)
+    assert "unicode-bidi: plaintext; text-align: start" in style
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.71254, "0.7125"), (12, "12"), (1.23e-5, "1.23e-05"), (None, "–"), (-0.5, "-0.5")]
 )

@@ -76,7 +76,7 @@ def evaluate(_: dict[str, str], rest: list[str]) -> int:
         print("error: the file holds results of other options")
         return 73
     right = round(ROWS * (0.55 + 0.1 * (beta < 0.3) + 0.2 * (beta < 0.02))) + seed % 2
-    items = [{"margin": 0.1 if place < right else -0.1, "generated": "x"} for place in range(ROWS)]
+    items = [{"logratio_margin": 0.1 if place < right else -0.1, "generated": "x"} for place in range(ROWS)]
     output.write_text(json.dumps(items))
     drift = 0.01 / beta * (1 + 0.1 * (seed % 3))
 
@@ -101,6 +101,9 @@ def compare(_: dict[str, str], rest: list[str]) -> int:
         print("error: the judge is down\nfix: start it", flush=True)
         return 75
     models, output = rest[: rest.index("--judge")], Path(rest[rest.index("--output") + 1])
+    if len(models) > 26:
+        print(f"error: {len(models)} models are given\nfix: give 2 to 26 of them", flush=True)
+        return 64
     rate = {"estimate": 0.5, "low": 0.4, "high": 0.6}
     pairs = [{"a": name, "b": models[-1], "rate": rate} for name in models[:-1]]
     output.write_text(json.dumps({"models": [{"name": name} for name in models], "comparisons": pairs}))

@@ -23,9 +23,12 @@ def test_ranges_and_choices():
     }
 
 
-@pytest.mark.parametrize("text", ["0.5..0.1", "1..1", "a..b", "..", "1.."])
+@pytest.mark.parametrize(
+    "text",
+    ["0.5..0.1", "1..1", "a..b", "..", "1..", "0.01..inf", "-inf..1", "nan..1", "-1e308..1e308", "1..1" + "0" * 400],
+)
 def test_no_range(text):
-    with pytest.raises(UserError, match="no range of numbers"):
+    with pytest.raises(UserError, match="no range of finite numbers"):
         parse_space({"model.loss.beta": [text]})
 
 

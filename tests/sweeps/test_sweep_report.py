@@ -31,7 +31,7 @@ def leave_point(folder, point, state="done", margins=()):
         "perplexity/chosen": {"estimate": None, "low": None, "high": None, "count": 0},
     }
     files.summary.write_text(json.dumps({"format": 1, "measures": measures}))
-    (files.run / "eval.json").write_text(json.dumps([{"margin": margin} for margin in margins]))
+    (files.run / "eval.json").write_text(json.dumps([{"logratio_margin": margin, "margin": 1.0} for margin in margins]))
     files.write_mark(Mark(state, "fit", "" if state == "done" else "no | <memory>"))
 
 
@@ -164,6 +164,7 @@ def test_a_sweep_of_which_nothing_is_done_has_a_report(tmp_path):
     [
         (Interval(0.9, 0.8, 1.0), "0.900 [0.800, 1.00]"),
         (Interval(123.4, math.nan, math.nan), "123"),
+        (Interval(1e300, 1e290, math.nan), "1.00e+300"),
         (Interval(0.00001234, 0, 1), "1.23e-05 [0.00, 1.00]"),
         (None, ""),
     ],
@@ -176,7 +177,7 @@ def test_numbers_have_three_digits(interval, text):
 @pytest.mark.parametrize(
     "text",
     ["", "5", "[5]", "{}", "[" * 100_000, '{"measures": []}', '{"measures": {"a": {"estimate": "x"}}}',
-     '{"measures": {"a": {"estimate": Infinity}}}', '{"estimate": 0.5, "low": "0"}', '[{"margin": "1"}]'],
+     '{"measures": {"a": {"estimate": Infinity}}}', '{"estimate": 0.5, "low": "0"}', '[{"logratio_margin": "1"}]'],
     ids=range(10),
 )  # fmt: skip
 def test_a_point_whose_files_were_changed_is_named(sweep, file, text):

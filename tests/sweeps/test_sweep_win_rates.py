@@ -72,14 +72,33 @@ def test_nothing_is_judged_twice(runner):
     assert len(comparisons()) == 4
 
 
-def test_an_outside_judge_compares_all_at_once(runner):
-    some = tasks()
+@pytest.mark.parametrize(("points", "models"), [(3, [4]), (27, [26, 3])])
+def test_a_judge_that_scores_compares_many_at_once(runner, points, models):
+    some = tasks([round(0.01 * number, 2) for number in range(1, points + 1)])
     runner.run(some)
     measure_win_rates(runner, some, JudgeChoice("reward_model", "judge"))
-    (words,) = comparisons()
-    assert len(words[: words.index("--judge")]) == 4
-    assert judge_of(words) == "judge"
-    assert "--judge_reference" not in words
+    found = comparisons()
+    assert [len(words[: words.index("--judge")]) for words in found] == models
+    assert {judge_of(words) for words in found} == {"judge"}
+    assert not any("--judge_reference" in words for words in found)
+    assert {rate for rate, _ in read_rates(some).values()} == {(0.5, 0.4, 0.6)}
+
+
+def test_a_judge_of_pairs_compares_each_point_with_the_reference_alone(runner):
+    """It would read the answers of each two points otherwise; a point that is added costs its own comparison."""
+    judge = JudgeChoice("llm", "http://judge")
+    for betas in (BETAS[:2], BETAS):
+        some = tasks(betas)
+        runner.run(some)
+        measure_win_rates(runner, some, judge)
+    found = [words[: words.index("--judge")] for words in comparisons()]
+    assert [[Path(word).parent.name for word in models] for models in found] == [
+        [task.point.name, "out"] for task in tasks()
+    ]
+    assert {rate for rate, _ in read_rates(some).values()} == {(0.5, 0.4, 0.6)}
+    calls = map(json.loads, Path("calls.txt").read_text().splitlines())
+    answered = [words for words in calls if "out/reference_answers.json" in words and words[0] == "evaluate"]
+    assert len(answered) == 2 + 1  # the second time with --fresh as well, as the stand-in does not know its results
 
 
 @pytest.mark.parametrize(
@@ -100,3 +119,45 @@ def test_a_judge_that_fails_ends_nothing(runner, caplog):
     measure_win_rates(runner, some, IMPLICIT)
     assert read_rates(some)["beta-0.1"][0] is None
     assert "the judge is down" in caplog.text
+
+
+def judge_nobody(runner):
+    measure_win_rates(runner, tasks(), JudgeChoice("none"))
+
+
+def judge_by_one_that_fails(runner):
+    Path("fail-compare").touch()
+    measure_win_rates(runner, tasks(), JudgeChoice("reward_model", "other"))
+
+
+def train_the_judge_anew(runner):
+    Path("fail-compare").touch()
+    Path("out/points/beta-0.1/final_model/flags.json").write_text("{}")
+    Path("out/points/beta-0.5/final_model/flags.json").write_text("{}")
+    measure_win_rates(runner, tasks(), IMPLICIT)
+
+
+def answer_anew(runner):
+    runner.run(tasks(tokens=16))
+
+
+def answer_anew_with_one_point_left(runner):
+    for beta in BETAS[1:]:
+        Path(f"out/points/beta-{beta}/final_model/flags.json").unlink()
+        Path(f"out/points/beta-{beta}/final_model").rmdir()
+        Path(f"fail-beta-{beta}").touch()
+    some = tasks(tokens=16)
+    runner.run(some)
+    measure_win_rates(runner, some, IMPLICIT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [judge_nobody, judge_by_one_that_fails, train_the_judge_anew, answer_anew, answer_anew_with_one_point_left],
+)
+def test_a_win_rate_of_other_answers_or_another_judge_is_not_reported(runner, change):
+    some = tasks()
+    runner.run(some)
+    measure_win_rates(runner, some, IMPLICIT)
+    change(runner)
+    assert {rate for rate, _ in read_rates(some).values()} == {None}

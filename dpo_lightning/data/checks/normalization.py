@@ -65,9 +65,12 @@ def make_question(example: Example) -> Question:
 
 
 def read_content(message: Message) -> str:
-    """The content of a message, with its tool calls as JSON."""
-    calls = message.get("tool_calls")
-    return str(message.get("content") or "") + (json.dumps(calls, sort_keys=True, default=str) if calls else "")
+    """The text of a message: its content, of a list of parts those with a text, and its tool calls as JSON."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, list):
+        content = "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+    written = json.dumps(calls, ensure_ascii=False, sort_keys=True, default=str) if calls else ""
+    return "\n".join(filter(None, (str(content or ""), written)))
 
 
 def read_plain(text: Text) -> str:
