@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from dpo_lightning.data.checks.scripts import choose_script, count_scripts, differ_in_script
 from dpo_lightning.data.examples import Text
@@ -54,10 +53,3 @@ def read_question(prompt: Text) -> str:
         return prompt
     texts = [message.get("content") for message in prompt if message.get("role") == "user"]
     return next((text for text in reversed(texts) if isinstance(text, str)), "")
-
-
-def format_content(content: Any) -> str:
-    """Return the text of a message's content: a string, or a list of parts of which those with a text are kept."""
-    if isinstance(content, list):
-        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
-    return content if isinstance(content, str) else ""

@@ -8,8 +8,8 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.data.kinds.tool_calls import convert_arguments
-from dpo_lightning.evaluation.answers import format_content
 from dpo_lightning.evaluation.endpoint import BadRequestError, Endpoint, check_url
 
 if TYPE_CHECKING:
@@ -163,5 +163,5 @@ def read_first_name(listed: Any) -> str:
 def read_reply(completion: Any) -> ChatReply:
     """Return the answer of a chat completion."""
     choice = completion["choices"][0]
-    reason, content = choice.get("finish_reason"), choice["message"].get("content")
-    return ChatReply(format_content(content), ENDED.get(reason) if isinstance(reason, str) else None)
+    reason, text = choice.get("finish_reason"), read_content({"content": choice["message"].get("content")})
+    return ChatReply(text, ENDED.get(reason) if isinstance(reason, str) else None)
