@@ -170,6 +170,7 @@ def test_every_option_of_trl_and_transformers_has_an_answer(name):
         ("rl", "kto", "--model.loss KTOLoss (with --model KTOModule"),
         ("report_to", "none", "--trainer.logger false"),
         ("save_strategy", "no", "--trainer.enable_checkpointing false"),
+        ("disable_checkpointing", "true", "--trainer.enable_checkpointing false"),
         ("save_strategy", "steps", "--trainer.callbacks (RunCheckpoints"),
         ("eval_strategy", "no", "leave it out: without data.eval nothing is evaluated"),
         ("eval_strategy", "epoch", "--trainer.val_check_interval 1.0"),
