@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ import yaml
 FILE = Path(__file__).with_suffix(".yaml")
 OFF = ("false", "no", "off", "none", "null", "0")
 """Values with which a switch of another program is off."""
+
+GIVEN = "{}"
+"""Stands for the given value in one of the file."""
 
 
 class Translation(NamedTuple):
@@ -35,13 +39,15 @@ def read_names() -> Mapping[str, Any]:
 
 
 @cache
+def read_rows() -> dict[str, Mapping[str, Any]]:
+    """Return the row of each option's name, or pattern of names."""
+    return {name: row for row in read_names()["options"] for name in row["names"].split()}
+
+
+@cache
 def option_names() -> dict[str, Translation]:
-    """Return the translation of each option's name."""
-    return {
-        name: Translation(row.get("key", ""), str(row.get("value", "")), row.get("note", ""))
-        for row in read_names()["options"]
-        for name in row["names"].split()
-    }
+    """Return the translation of each option's name that stands there in full."""
+    return {name: make_translation(row) for name, row in read_rows().items() if "*" not in name}
 
 
 def translate_option(key: str, given: str = "") -> Translation | None:
@@ -51,12 +57,27 @@ def translate_option(key: str, given: str = "") -> Translation | None:
         key: dotted or not; all of it has to match.
         given: its value, which may have another name here.
     """
-    found = option_names().get(normalize(key))
-    if found is None or not found.key:
-        return found
-    if found.value and given.lower() in OFF:
+    name, rows = normalize(key), read_rows()
+    row = rows.get(name) or next((rows[pattern] for pattern in rows if fnmatchcase(name, pattern)), None)
+    if row is None:
+        return None
+    off = normalize(given) in OFF
+    for words, case in row.get("cases", {}).items():
+        if normalize(given) in words.split() or (off and "false" in words.split()):
+            return Translation("", note=case) if isinstance(case, str) else make_translation(case)
+    found = make_translation(row)
+    if row.get("inverted"):
+        return found._replace(value="true" if off else "false")
+    if GIVEN in found.value:
+        return found._replace(value=found.value.replace(GIVEN, given.strip("[]()")) if given else "")
+    if found.value and off:
         return Translation("", note="it is off if left out")
     return found._replace(value=found.value or translate_value(found.key, given))
+
+
+def make_translation(row: Mapping[str, str]) -> Translation:
+    """Return the translation that a row of the file holds."""
+    return Translation(row.get("key", ""), row.get("value", ""), row.get("note", ""))
 
 
 def translate_value(key: str, given: str) -> str:
@@ -73,9 +94,15 @@ def value_names(key: str) -> dict[str, str]:
 
 def translate_command(name: str) -> str:
     """Return what to type in place of a command of another program, or an empty text if its name is unknown."""
-    plain = normalize(name.rpartition("/")[2].removesuffix(".py"))
+    plain = plain_name(name)
     commands = read_names()["commands"].items()
     return next((ours for ours, names in commands if plain in normalize(names).split()), "")
+
+
+def explain_untrained(name: str) -> str:
+    """Return why a method of training does not exist here, or an empty text if it is not known to be one."""
+    untrained = read_names()["untrained"]
+    return str(untrained["note"]) if plain_name(name) in untrained["names"].split() else ""
 
 
 def translate_flag(name: str, flags: Collection[str]) -> Translation | None:
@@ -90,6 +117,11 @@ def translate_flag(name: str, flags: Collection[str]) -> Translation | None:
         if normalize(name) in row["names"].split() and (not keys or set(keys) & set(flags)):
             return Translation(next((key for key in keys if key in flags), ""), note=row.get("note", ""))
     return None
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a command that may be the path of a script."""
+    return normalize(name.rpartition("/")[2].removesuffix(".py"))
 
 
 def normalize(name: str) -> str:

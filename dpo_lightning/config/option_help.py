@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from dpo_lightning.config.columns import WIDTH, format_row
 from dpo_lightning.config.option_table import Option, OptionClass, read_options
-from dpo_lightning.config.unknown_options import ALIKE
+from dpo_lightning.config.unknown_options import ALIKE, UnknownOption, format_translation
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.foreign_names import translate_option
 
@@ -165,6 +165,8 @@ def unknown_topic_error(command: str, topic: str) -> UserError:
     names += [key.rpartition(".")[2] for key in table.list_keys(command)]
     near = difflib.get_close_matches(topic, names, n=1, cutoff=ALIKE)
     fix = f"did you mean {near[0]}?" if near else f"{PROGRAM} {command} --help lists the sections"
+    if (foreign := translate_option(topic)) is not None:
+        fix = format_translation(UnknownOption(topic), foreign)
     return UserError(ExitCode.CONFIG, f"--help has no section {topic!r}", fix=fix)
 
 

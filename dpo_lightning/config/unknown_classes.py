@@ -11,9 +11,12 @@ from dpo_lightning.config.class_paths import import_object
 from dpo_lightning.config.option_table import read_options
 from dpo_lightning.config.unknown_options import ALIKE, HELP
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.foreign_names import translate_value, value_names
+from dpo_lightning.foreign_names import explain_untrained, translate_value, value_names
 
 PACKAGE = "dpo_lightning"
+
+TRAINED = ("model", "model.loss")
+"""Keys that say how a model is trained."""
 
 RECIPES = {
     "DPOModule": "configs/dpo.yaml",
@@ -62,6 +65,8 @@ def suggest_class(key: str, name: str, classes: Sequence[str]) -> str:
     beside = vars(sys.modules[module]) if module in sys.modules else {}
     if ours := translate_value(key, name):
         return f"--{key} {ours}"
+    if key in TRAINED and (reason := explain_untrained(plain)):
+        return f"--{key} takes {', '.join(listed)}: {reason}"
     if near := difflib.get_close_matches(plain.lower(), lower, n=1, cutoff=ALIKE if beside else 0.5):
         return f"did you mean {lower[near[0]]}?"
     if near := difflib.get_close_matches(plain, [each for each in beside if isinstance(beside[each], type)], n=1):

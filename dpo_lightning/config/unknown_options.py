@@ -25,6 +25,9 @@ RECIPES = "`fit --help` lists all options; configs/dpo.yaml has them as YAML"
 MOST_LISTED = 60
 """Unknown options that one error lists; further ones are counted."""
 
+NONE_SUCH = "there is no such option here (`fit --help` lists them)"
+"""The advice for an option whose name is like no known one."""
+
 LEAVE_OUT = "leave it out"
 """How the advice for an option without a counterpart begins."""
 
@@ -32,7 +35,16 @@ ANCHOR_HOLDERS = ("x-", ".")
 """How keys begin that some programs ignore, so that anchors for merge keys can stand there."""
 
 ALIKE = 0.8
-"""Similarity, from 0 to 1, from which a key of another section may have been meant."""
+"""Similarity, from 0 to 1, from which a key without a section, or of another one, may have been meant."""
+
+SIBLING_ALIKE = 0.6
+"""The same for a key of the same section: half a key is enough."""
+
+FOREIGN_ALIKE = 0.9
+"""The same for a name of another program, of which there are so many that some are alike and mean something else."""
+
+MOST_LONGER = 2
+"""Letters by which a misspelt name is longer or shorter than the right one; with more, it is another name."""
 
 
 class UnknownOption(NamedTuple):
@@ -76,7 +88,7 @@ class UnknownOptionsError(UserError):
         for path, rows in groupby(self.listed, key=lambda row: row[0].path):
             lines.append(one_line(path) or "command line")
             for option, suggestion in rows:
-                lines += format_row(format_place(option), suggestion or "(nothing like it)", start)
+                lines += format_row(format_place(option), suggestion, start)
         if self.count > MOST_LISTED:
             lines.append(f"... and {self.count - MOST_LISTED} more")
         return "\n".join([*lines, f"fix: {self.fix}"])
@@ -108,8 +120,9 @@ def unknown_options_error(options: Sequence[UnknownOption], known: Sequence[str]
     option = options[0]
     what = f"the option {excerpt((option.written or option.key).lstrip('-'))} does not exist"
     where = f"{option.path}:{option.line}" if option.path else ""
-    suggestion = suggest(option, known) or (RECIPES if option.path else HELP)
-    found = translate(option, known)
+    suggestion, found = suggest(option, known), translate(option, known)
+    if suggestion == NONE_SUCH:
+        suggestion = RECIPES if option.path else HELP
     if found is not None and found.key:
         same = found[1:] == ("", "") and found.key.rpartition(".")[2] == option.key.rpartition(".")[2]
         suggestion = f"did you mean {found.key}?" if same else f"write {suggestion}"
@@ -117,14 +130,14 @@ def unknown_options_error(options: Sequence[UnknownOption], known: Sequence[str]
 
 
 def suggest(option: UnknownOption, known: Sequence[str]) -> str:
-    """Return what to write in place of an option, or an empty text if nothing is like it."""
+    """Return what to write in place of an option, or that there is none."""
     if option.path and option.key.startswith(ANCHOR_HOLDERS):
         return f"{LEAVE_OUT}: define an anchor where it is used first"
     if (found := translate(option, known)) is not None:
         empty = option.path and option.given == "null"
         return f"{LEAVE_OUT}: it has no value" if empty else format_translation(option, found)
     near = next(find_similar(option.key, known), "")
-    return f"did you mean {near}?" if near else ""
+    return f"did you mean {near}?" if near else NONE_SUCH
 
 
 def translate(option: UnknownOption, known: Sequence[str]) -> Translation | None:
@@ -169,12 +182,20 @@ def format_translation(option: UnknownOption, found: Translation) -> str:
 
 def find_similar(key: str, known: Sequence[str]) -> Iterator[str]:
     """Iterate over existing keys that a misspelt one may have meant, the most likely one first."""
-    parent, _, last = key.rpartition(".")
+    parent, _, last = normalize(key).rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
-    yield from (siblings[near] for near in difflib.get_close_matches(last, siblings, n=1))
+    in_section = difflib.get_close_matches(last, siblings, n=1, cutoff=SIBLING_ALIKE)
+    yield from (siblings[near] for near in (in_section if parent else list_alike(last, siblings, ALIKE)))
     if not siblings:  # a section is misspelt
-        yield from difflib.get_close_matches(key, known, n=1, cutoff=ALIKE)
-    ends = [name.rpartition(".")[2] for name in known]
-    elsewhere = {name: found.key for name, found in option_names().items() if found.key}
-    elsewhere |= {end: name for name, end in zip(known, ends, strict=True) if ends.count(end) == 1}
-    yield from (elsewhere[near] for near in difflib.get_close_matches(last, elsewhere, n=1, cutoff=ALIKE))
+        yield from list_alike(key, known, ALIKE)
+    ends = keys_by_end(tuple(known))
+    unique = {end: keys[0] for end, keys in ends.items() if len(keys) == 1 and "." not in end}
+    yield from (unique[near] for near in list_alike(last, unique, ALIKE))
+    foreign = {name: found.key for name, found in option_names().items() if found.key}
+    yield from (foreign[near] for near in list_alike(last, foreign, FOREIGN_ALIKE))
+
+
+def list_alike(name: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """Return the most similar name, if there is one, of those that are about as long."""
+    as_long = [each for each in names if abs(len(each) - len(name)) <= MOST_LONGER]
+    return difflib.get_close_matches(name, as_long, n=1, cutoff=cutoff)

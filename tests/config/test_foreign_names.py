@@ -6,10 +6,11 @@ import pytest
 import transformers
 import trl
 from support.command_line import refused, run
+from trl.experimental import cpo, orpo
 
 from dpo_lightning.config.option_table import read_options
 from dpo_lightning.config.unknown_options import UnknownOption, suggest, translate
-from dpo_lightning.foreign_names import option_names, translate_command, translate_option
+from dpo_lightning.foreign_names import option_names, read_names, translate_command, translate_option
 
 KNOWN = read_options().list_keys("fit")
 LEADS = {
@@ -44,7 +45,7 @@ LEADS = {
     "model.loss.desirable_weight": "desirable_weight kto_chosen_weight",
     "model.loss.undesirable_weight": "undesirable_weight kto_rejected_weight",
     "model.reference": "precompute_ref_log_probs sync_ref_model reference_free use_peft_for_reference",
-    "model.reference.path": "ref_model ref_model_name_or_path",
+    "model.reference.path": "ref_model ref_model_name_or_path ref_model_adapters",
     "model.reference.alpha": "ref_model_mixup_alpha",
     "model.reference.every": "ref_model_sync_steps",
     "model.learning_rate": "lr learning_rate",
@@ -52,7 +53,9 @@ LEADS = {
     "model.optimizer.weight_decay": "weight_decay",
     "model.optimizer.betas": "adam_beta1 adam_beta2",
     "model.optimizer.eps": "adam_epsilon",
-    "model.lr_scheduler": "lr_scheduler_type lr_scheduler warmup_steps warmup_ratio lr_scheduler_kwargs",
+    "model.lr_scheduler": "lr_scheduler_type lr_scheduler lr_scheduler_kwargs",
+    "model.lr_scheduler.warmup_steps": "warmup_steps num_warmup_steps",
+    "model.lr_scheduler.warmup_ratio": "warmup_ratio",
     "data.train": "dataset dataset_name dataset_path dataset_dir train_file datasets data_path dataset_train_split",
     "data.eval": "eval_dataset validation_file test_datasets eval_data",
     "data.max_length": "max_length max_seq_length cutoff_len sequence_len max_prompt_length model_max_length",
@@ -65,9 +68,9 @@ LEADS = {
     "data.collator.pad_to_multiple_of": "pad_to_multiple_of",
     "data.num_workers": "dataloader_num_workers",
     "data.cache": "dataset_num_proc preprocessing_num_workers overwrite_cache dataset_prepared_path streaming",
-    "data.shuffle": "shuffle_dataset",
+    "data.shuffle": "shuffle_dataset disable_shuffling shuffle_merged_datasets curriculum_sampling",
     "data.columns": "dataset_text_field",
-    "data.ignore_columns": "remove_unused_columns",
+    "data.format": "dataset_type datasets.type",
     "trainer.max_epochs": "num_epochs num_train_epochs epochs",
     "trainer.max_steps": "max_steps",
     "trainer.accumulate_grad_batches": "gradient_accumulation_steps",
@@ -76,7 +79,7 @@ LEADS = {
     "trainer.accelerator": "use_cpu no_cuda",
     "trainer.devices": "gpus n_gpu num_processes",
     "trainer.num_nodes": "nnodes num_machines",
-    "trainer.strategy": "deepspeed fsdp fsdp_config ddp_timeout",
+    "trainer.strategy": "deepspeed fsdp fsdp_config fsdp_cpu_ram_efficient_loading",
     "trainer.log_every_n_steps": "logging_steps",
     "trainer.logger": "report_to wandb_project run_name",
     "trainer.val_check_interval": "eval_steps eval_strategy evals_per_epoch",
@@ -91,13 +94,21 @@ LEADS = {
     "": (
         "trust_remote_code model_revision tokenizer_type pad_token lora_bias lora_task_type val_size val_set_size "
         "train_on_inputs completion_only_loss push_to_hub hub_model_id plot_loss do_train do_eval local_rank tf32 "
-        "use_liger_kernel neftune_noise_alpha disable_dropout strict_none dataloader_pin_memory logging_dir"
-    ).replace(" strict_none", ""),
+        "use_liger_kernel neftune_noise_alpha disable_dropout dataloader_pin_memory logging_dir accelerator_config "
+        "eval_delay model_type label_names remove_unused_columns ddp_timeout ddp_backend ddp_bucket_cap_mb "
+        "reward_model_path generation_config cache_implementation num_ppo_epochs response_length max_step_length "
+        "split_special_tokens add_special_tokens skip_special_tokens export_quantization_bit galore_target use_mca "
+        "ppo_buffer_size use_ray ray_num_workers relora train_on_eos trl datasets.ds_type padding_value tools "
+        "label_pad_token_id use_liger_loss model_adapter_name ref_model_init_kwargs use_logits_to_keep use_vllm "
+        "num_generations base_model_attribute_name vllm_gpu_memory_utilization freeze_extra_modules lora_o_kernel "
+        "liger_rope sequence_parallel_degree max_memory plugins chat_template_kwargs roles_to_train"
+    ),
 }
 CASES = [(name, key) for key, names in LEADS.items() for name in names.split()]
-CONFIGS = (trl.DPOConfig, trl.SFTConfig, trl.KTOConfig, trl.ModelConfig, trl.ScriptArguments)
-FIELDS = {each.name for config in (transformers.TrainingArguments, *CONFIGS) for each in dataclasses.fields(config)}
-PRIVATE = {name for name in FIELDS if name.startswith("_")}
+CONFIGS = [transformers.TrainingArguments, trl.ModelConfig, trl.ScriptArguments, cpo.CPOConfig, orpo.ORPOConfig]
+CONFIGS += [trl.DPOConfig, trl.SFTConfig, trl.KTOConfig, trl.RewardConfig, trl.GRPOConfig, trl.RLOOConfig]
+FIELDS = {each.name for config in CONFIGS for each in dataclasses.fields(config) if not each.name.startswith("_")}
+UNTRAINED = read_names()["untrained"]["note"]
 
 
 def test_the_table_is_long():
@@ -114,8 +125,9 @@ def test_a_name_leads_to_its_key(name, key):
         assert found.key or found.note
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS - PRIVATE))
+@pytest.mark.parametrize("name", sorted(FIELDS))
 def test_every_option_of_trl_and_transformers_has_an_answer(name):
+    """One of the table, and none by spelling."""
     assert name in KNOWN or translate(UnknownOption(name), KNOWN), f"{name} is in no row of foreign_names.yaml"
 
 
@@ -125,7 +137,47 @@ def test_every_option_of_trl_and_transformers_has_an_answer(name):
         ("load_in_4bit", "true", "--model.policy.quantization.bits 4"),
         ("load_in_8bit", "true", "--model.policy.quantization.bits 8"),
         ("load_in_8bit", "false", "leave it out: it is off if left out"),
+        ("quantization_bit", "8", "--model.policy.quantization.bits 8"),
+        ("quantization_bit", "4", "--model.policy.quantization.bits 4"),
+        ("quantization_bit", "3", "leave it out: weights are quantized to 4 or 8 bits"),
+        ("quantization_method", "gptq", "leave it out: bitsandbytes"),
         ("use_lora", "", "--model.policy.lora.r 16"),
+        ("finetuning_type", "lora", "--model.policy.lora.r 16"),
+        ("finetuning_type", "full", "leave it out: without an option of lora all weights are trained"),
+        ("finetuning_type", "freeze", "leave it out: single layers are not trained here"),
+        ("adapter", "qlora", "--model.policy.quantization.bits 4 (and --model.policy.lora.r 16)"),
+        ("lora_target", "all", "--model.policy.lora.target_modules all-linear"),
+        ("lora_target", "q_proj,v_proj", "--model.policy.lora.target_modules [q_proj,v_proj]"),
+        ("lora_target_modules", "[q_proj, v_proj]", "--model.policy.lora.target_modules [q_proj, v_proj]"),
+        ("additional_target", "lm_head", "--model.policy.lora.modules_to_save [lm_head]"),
+        ("adam_beta1", "0.95", "--model.optimizer.betas [0.95,0.999] (both"),
+        ("adam_beta2", "0.95", "--model.optimizer.betas [0.9,0.95] (both"),
+        ("adam_beta2", "", "--model.optimizer.betas (both"),
+        ("adam_beta1", "0.9", "leave it out: 0.9 is the default"),
+        ("packing", "false", "--data.collator Padded"),
+        ("disable_tqdm", "true", "--trainer.enable_progress_bar false"),
+        ("disable_tqdm", "false", "--trainer.enable_progress_bar true"),
+        ("disable_gradient_checkpointing", "", "--model.policy.gradient_checkpointing false"),
+        ("disable_shuffling", "True", "--data.shuffle false"),
+        ("shuffle_dataset", "false", "--data.shuffle"),
+        ("warmup_ratio", "0.1", "--model.lr_scheduler.warmup_ratio (with --model.lr_scheduler CosineWithWarmup, "),
+        ("warmup_steps", "100", "--model.lr_scheduler.warmup_steps (with --model.lr_scheduler CosineWithWarmup, "),
+        ("warmup_steps", "0.1", "--model.lr_scheduler.warmup_ratio"),
+        ("lr_scheduler_type", "constant", "leave it out: the learning rate is constant"),
+        ("stage", "rm", f"leave it out: {UNTRAINED}"),
+        ("stage", "ppo", f"leave it out: {UNTRAINED}"),
+        ("rl", "grpo", f"leave it out: {UNTRAINED}"),
+        ("rl", "kto", "--model.loss KTOLoss (with --model KTOModule"),
+        ("report_to", "none", "--trainer.logger false"),
+        ("save_strategy", "no", "--trainer.enable_checkpointing false"),
+        ("disable_checkpointing", "true", "--trainer.enable_checkpointing false"),
+        ("save_strategy", "steps", "--trainer.callbacks (RunCheckpoints"),
+        ("eval_strategy", "no", "leave it out: without data.eval nothing is evaluated"),
+        ("eval_strategy", "epoch", "--trainer.val_check_interval 1.0"),
+        ("bf16", "false", "leave it out: trainer.precision alone says it"),
+        ("flash_attn", "fa2", "--model.policy.attention flash_attention_2"),
+        ("resume_from_checkpoint", "true", "leave it out: the same command continues"),
+        ("train_sampling_strategy", "sequential", "--data.shuffle false"),
         ("bf16", "true", "--trainer.precision bf16-mixed"),
         ("fp16", "True", "--trainer.precision 16-mixed"),
         ("loss_type", "ipo", "--model.loss IPOLoss"),
@@ -144,32 +196,13 @@ def test_a_value_with_another_meaning_is_led_on_as_well(name, given, written):
     assert suggest(UnknownOption(name, given), KNOWN).startswith(written)
 
 
-@pytest.mark.parametrize(
-    ("key", "near"),
-    [
-        ("learnign_rate", "model.learning_rate"),
-        ("num_epoch", "trainer.max_epochs"),
-        ("gradient_acumulation_steps", "trainer.accumulate_grad_batches"),
-        ("data.trian", "data.train"),
-        ("outputdir", "output_dir"),
-        ("trainer.presicion", "trainer.precision"),
-    ],
-)
-def test_a_misspelt_name_leads_to_the_key_of_the_right_one(key, near):
-    assert suggest(UnknownOption(key), KNOWN) == f"did you mean {near}?"
-
-
-@pytest.mark.parametrize("key", ["frobnicate", "zzzz.path", "a", "path_of_x", "model.policy.weird"])
-def test_nothing_is_suggested_for_what_is_like_nothing(key):
-    """A key that is accepted and does something else is worse than none."""
-    assert suggest(UnknownOption(key), KNOWN) == ""
-
-
 def test_names_are_written_as_they_are_looked_up():
     names = option_names()
     assert [name for name in names if name != name.lower() or "-" in name] == []
     assert [name for name in names if name in KNOWN and translate_option(name).key != name] == []
     assert [name for name, found in names.items() if len(found.note) > 90 or (found.value and not found.key)] == []
+    cases = {words: case for row in read_names()["options"] for words, case in row.get("cases", {}).items()}
+    assert [words for words in cases if words != words.lower()] == []
 
 
 @pytest.mark.parametrize(
@@ -185,6 +218,7 @@ def test_names_are_written_as_they_are_looked_up():
         "export-model": "export --model",
         "trainer": "fit --config",
         "eval": "evaluate --model",
+        "report": "evaluate --model",
         "scripts/evaluate_model.py": "evaluate --model",
         "chat": "infer --model",
         "generate": "infer --model",
@@ -199,6 +233,11 @@ def test_a_foreign_command_leads_to_ours(typed, meant):
     refused(run(typed, "--model_name", "x"), 64, f"there is no command {typed!r}", f"python -m dpo_lightning {meant}")
 
 
+@pytest.mark.parametrize("typed", ["ppo", "grpo", "rm", "reward", "src/train_reward.py", "train-ppo"])
+def test_a_command_that_trains_in_another_way_is_said_not_to_exist(typed):
+    refused(run(typed, "--model_name", "x"), 64, f"there is no command {typed!r}\nfix: {UNTRAINED}; python -m")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -210,6 +249,8 @@ def test_a_foreign_command_leads_to_ours(typed, meant):
         (["--model.loss", "simpo"], ("--model.loss SimPOLoss",)),
         (["--model.reference", "tr_dpo"], ("--model.reference Synced",)),
         (["--model", "sft"], ("--model SFTModule",)),
+        (["--model", "rm"], ("--model takes DPOModule", UNTRAINED)),
+        (["--model.loss", "ppo"], ("--model.loss takes DPOLoss", UNTRAINED)),
         (["--trainer.logger", "wandb"], ("--trainer.logger WandbLogger",)),
         (["--trainer.precision", "fp16"], ("--trainer.precision 16-mixed",)),
     ],

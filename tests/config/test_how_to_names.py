@@ -128,7 +128,7 @@ training:
         {
             "2: model.name": "model.policy.path",
             "5: quantization.use_quantization": "model.policy.quantization.bits: 4",
-            "6: quantization.bits": "model.policy.quantization.bits",
+            "6: quantization.bits": "model.policy.quantization.bits: 4",
             "7: quantization.compute_dtype": "model.policy.quantization.compute_dtype",
             "10: lora.use_lora": "model.policy.lora.r: 16",
             "11: lora.r": "model.policy.lora.r",
@@ -146,7 +146,7 @@ training:
         "  gradient_accumulation_steps: 16\n\nadvanced:\n  gradient_checkpointing: true\n",
         {
             "2: quantization.use_quantization": "model.policy.quantization.bits: 4",
-            "3: quantization.bits": "model.policy.quantization.bits",
+            "3: quantization.bits": "model.policy.quantization.bits: 4",
             "6: training.batch_size": "data.batch_size",
             "7: training.gradient_accumulation_steps": "trainer.accumulate_grad_batches",
             "10: advanced.gradient_checkpointing": "model.policy.gradient_checkpointing",

@@ -148,6 +148,11 @@ def test_no_far_name_is_proposed_for_an_unknown_section():
     refused(run("fit", "--help", "loader"), 64, "--help lists the sections")
 
 
+def test_a_foreign_name_without_a_page_is_answered():
+    refused(run("fit", "--help", "use_ray"), 64, "fix: leave it out: training is Lightning's")
+    refused(run("fit", "--help", "warmup_ratio"), 64, "fix: --model.lr_scheduler.warmup_ratio (with --model.lr_sch")
+
+
 def test_an_unknown_section_is_an_error():
     refused(run("fit", "--help", "DPOLos"), 64, "--help has no section 'DPOLos'", "did you mean DPOLoss?")
     refused(run("fit", "--help", "zzzz"), 64, "--help lists the sections")

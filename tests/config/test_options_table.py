@@ -7,7 +7,7 @@ import pytest
 
 from dpo_lightning.config.option_table import FILE, read_options
 from dpo_lightning.config.parse_errors import UNKNOWN
-from dpo_lightning.foreign_names import option_names, read_names
+from dpo_lightning.foreign_names import read_names, read_rows
 
 RECIPE = ("--output_dir=x", "--model=DPOModule", "--model.policy.path=x", "--data=PreferenceDataModule")
 CLASSES = {
@@ -21,11 +21,16 @@ CLASSES = {
     "model.reference.path": ("--model.reference=FrozenCopy",),
     "model.reference.alpha": ("--model.reference=Synced",),
     "model.reference.every": ("--model.reference=Synced",),
+    "model.loss.penalty": ("--model.loss=DPOPLoss",),
+    "model.lr_scheduler.warmup_ratio": ("--model.lr_scheduler=CosineWithWarmup",),
+    "model.lr_scheduler.warmup_steps": ("--model.lr_scheduler=CosineWithWarmup",),
     "data.collator.pad_to_multiple_of": ("--data.collator=Padded",),
 }
 """Keys that one class of several has, and the flags that name it."""
 
-KEYS = sorted({found.key for found in option_names().values()} - {"", "config"})
+ALL = [each for row in read_rows().values() for each in (row, *row.get("cases", {}).values())]
+ROWS = [row for row in ALL if not isinstance(row, str)]
+KEYS = sorted({row.get("key", "") for row in ROWS} - {"", "config"})
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,9 @@ def test_every_key_that_a_name_leads_to_exists(parser, key):
 
 
 VALUES = [(key, value) for key, values in read_names()["values"].items() for value in values]
+VALUES += sorted(
+    {(row["key"], row["value"]) for row in ROWS if "value" in row and "{}" not in row["value"]} - {*VALUES}
+)
 OWN = {key: {kind.name for kind in kinds} for key, kinds in read_options().places.items()}
 
 
