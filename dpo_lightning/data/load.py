@@ -173,6 +173,7 @@ class RowSet:
             UserError: 64 for a format of another kind, 65 if no row is left or a column is missing.
         """
         self.bad, self.notes, self.lines = bad, notes, read.lines
+        bad.total = len(read.rows)
         columns = options.columns or {}
         self.converter = _choose_format(read.rows, kind, options.format)
         self.converter.configure(columns, options.first_wins)

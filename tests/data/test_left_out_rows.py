@@ -191,3 +191,18 @@ def test_numbers_that_differ_within_a_reason_are_not_shown() -> None:
 def test_reasons_without_a_line_of_their_own() -> None:
     rows = [LeftOutRow("f", line, 1, [f"it is {letter}"], "") for line, letter in enumerate("abcdefghijklm")]
     assert format_left_out(rows, 26)[-1] == "left out for 3 other reasons: 3"
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([*GOOD, {**PAIR, "chosen": ""}], True),
+        ([PAIR, *[{**PAIR, "chosen": ""}] * 2], False),  # more than half
+        ([*GOOD, {**PAIR, "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}], False),  # not one row's fault
+    ],
+)
+def test_errors_name_the_option_where_it_helps(tmp_path: Path, rows: list[Any], named: bool) -> None:
+    said = refusal(partial(load_examples, PairKind, jsonl(tmp_path, rows)), ExitCode.DATA)
+    assert ("--data.bad_rows drop" in said) == named
+    pictures = jsonl(tmp_path, [*GOOD, {**PAIR, "image": "a.png"}])
+    assert refusal(partial(load_examples, PairKind, pictures), ExitCode.DATA).count("bad_rows drop") == 1

@@ -53,6 +53,9 @@ ENDS = (
 SYSTEM = re.compile(r"\s*+<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 """The system prompt within the first turn between `[INST]` and `[/INST]`."""
 
+OWN_COLUMN = 'write the prompt into a column `prompt` ("" where there is none), or the conversations as messages'
+"""The remedy for answers without a prompt."""
+
 
 def split_marked_turns(text: str) -> list[dict[str, str]]:
     """Split a string into messages at the marks of its turns; empty if it does not begin with one, or has no answer.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Message
-from dpo_lightning.data.formats.marked_turns import SPEAKERS
+from dpo_lightning.data.formats.marked_turns import OWN_COLUMN, SPEAKERS
 from dpo_lightning.data.readers.bad_rows import RowError
 
 ASKS = "|".join(("HUMAN|USER", *(asked for asked, _ in SPEAKERS)))
@@ -33,7 +33,6 @@ RENDERED = re.compile(
 """The beginning of an answer as chat templates write it."""
 
 AS_MESSAGES = "write the conversations as messages, or what both begin with into a column `prompt`"
-OWN_COLUMN = 'write the prompt into a column `prompt` ("" where there is none), or the conversations as messages'
 SHOWN = 40
 """Characters of the end of a prompt that a note shows."""
 
