@@ -78,7 +78,25 @@ def test_prompts_alone_with_images_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], "", [None], {}, [[]], {"path": None, "bytes": None}, 0, False, "[]", " ", "null", "None", "{}", "nan"],
+    [
+        None,
+        [],
+        "",
+        [None],
+        {},
+        [[]],
+        {"path": None, "bytes": None},
+        0,
+        False,
+        "[]",
+        " ",
+        "null",
+        "None",
+        "{}",
+        "nan",
+        "[ ]",
+        "['']",
+    ],
 )
 def test_empty_columns_are_fine(tmp_path: Path, value: Any) -> None:
     rows = [{**PAIR, "images": value}, {**OTHER, "images": value}]

@@ -47,11 +47,11 @@ FILE = re.compile(rf"[^\n]{{1,500}}\.({'|'.join(SUFFIXES)})(?:[?#]\S*)?", re.IGN
 """The name or address of such a file."""
 
 INLINE_URL = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
-QUOTES = " \t\n[]\"'"
-"""Characters around a file name in a list that a table has as text."""
+BRACKETS = " \t\n[](){}\"'"
+"""Characters around what is in a list that a table has as text."""
 
-EMPTY = frozenset(("", "[]", "{}", "()", "null", "none", "nan", "[null]", "[none]", '[""]', "['']"))
-"""Texts by which tables write that there is nothing."""
+NOTHING = frozenset(("", "null", "none", "nan"))
+"""Texts by which tables write that there is nothing, also within brackets."""
 
 INLINE = ("inlineData", "inline_data", "fileData", "file_data")
 """Content parts of Gemini, whose `mimeType` says what they are."""
@@ -127,7 +127,7 @@ def find_held_media(value: Any, *, spaced: bool) -> str:
     if isinstance(value, str):
         if found := INLINE_URL.match(value):
             return MEDIA[found[1].lower()]
-        text = value.strip(QUOTES)
+        text = value.strip(BRACKETS)
         found = FILE.fullmatch(text) if spaced or not re.search(r"\s", text) else None
         return SUFFIXES[found[1].lower()] if found else ""
     if isinstance(value, Mapping):
@@ -142,7 +142,7 @@ def find_held_media(value: Any, *, spaced: bool) -> str:
 def has_content(value: Any) -> bool:
     """Whether a value has anything in it: numbers other than 0, texts that are not empty, or bytes."""
     if isinstance(value, str):
-        return value.strip().lower() not in EMPTY
+        return value.strip(BRACKETS).lower() not in NOTHING
     if isinstance(value, Mapping):
         return any(map(has_content, value.values()))
     return any(map(has_content, value)) if isinstance(value, (list, tuple)) else bool(value)
