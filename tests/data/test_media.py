@@ -238,6 +238,11 @@ def test_rows_with_placeholders_are_counted_or_left_out(tmp_path: Path) -> None:
         ("<|audio_bos|><|AUDIO|><|audio_eos|>What is said?", "sound"),
         ("<start_of_image> What is it?", "pictures"),
         ("[IMG]\nWhat is it?", "pictures"),
+        ("<Image>\nWhat is it?", "pictures"),
+        ("Picture 1: <img>bowl.jpg</img>\nWhat is it?", "pictures"),
+        ("<img>\nWhat is it?", "pictures"),
+        ("<img> tags have no end. Why?", ""),
+        ("Why is <img src='a.png'> blurred?", ""),
         ("<video>\nWhat happens?", "video"),
         ("<video> tag does not play in Safari. Why?", ""),
         ("<image> elements of SVG are blurred. Why?", ""),
@@ -252,7 +257,7 @@ def test_rows_with_placeholders_are_counted_or_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_where_placeholders_stand(tmp_path: Path, text: str, media: str) -> None:
-    """In the prompt, as rows for models with eyes have them; not what is said about HTML, nor what answers say."""
+    """In the prompt, as rows of multimodal models have them; not what is said about HTML, nor what answers say."""
     path = jsonl(tmp_path, [{**PAIR, "prompt": text}, OTHER])
     if media:
         refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"these rows need {media}", "placeholder")

@@ -59,14 +59,15 @@ INLINE = ("inlineData", "inline_data", "fileData", "file_data")
 TOKEN = (
     r"<\|?(?:image|video|audio|IMAGE|VIDEO|AUDIO|media)(?:_?\d+|_pad|_start|_end|_bos|_eos|_token)?\|>"
     r"|<\|vision_(?:start|end)\|>|<start_of_image>|<image_(?:soft_token|placeholder)>|<image[_ ]?\d+>"
+    r"|<img>[^<>\n]+</img>"
 )
 """Placeholders that mean nothing else."""
 
-TAG = r"(?:<(?:image|video|audio)>|\[IMG\])"
+TAG = r"(?i:<(?:image|img|video|audio)>|\[IMG\])"
 """Placeholders that may also be elements of XML or HTML."""
 
 PLACEHOLDER = re.compile(rf"{TOKEN}|<image>|\[IMG\]|\A\s*<(?:video|audio)>(?!\s*<)|(?<!>)<(?:video|audio)>\s*\Z")
-"""Texts at which the processor of a model with eyes or ears puts its input."""
+"""Texts at which the processor of a multimodal model puts its input."""
 
 ABOUT = (
     "tags?|elements?|attributes?|nodes?|components?|objects?|is|isn|are|in|inside|within|not|vs|versus|does|doesn|won|and"
@@ -80,14 +81,14 @@ STANDING = re.compile(
     rf"|(?:\A\s*+|(?:\A|\n)[ \t]*+{LABEL}[ _-]?\d*[:：][ \t]*+)(?:{TAG}\s*+)++(?!<(?!\|)|(?:{ABOUT})\b)"
     rf"|[.?!。？！]\s*+(?:{TAG}\s*+)++\Z"
 )
-"""Placeholders where rows for such models have them: a token; a tag that begins or ends a text, or is a whole line."""
+"""Placeholders where rows of such models have them: a token; a tag that begins or ends a text, or is a whole line."""
 
 CLOSED = re.compile(r"</(?:image|video|audio)\d*>")
 SPAN = re.compile(r"`[^`\n]*`")
 CODE = "```"
 """What encloses code, which a text may be about."""
 
-PLACES = ("image", "video", "audio", "vision", "media", "IMG", "IMAGE", "VIDEO", "AUDIO")
+PLACES = ("image", "video", "audio", "vision", "media", "img", "IM", "Image", "VIDEO", "Video", "AUDIO", "Audio")
 """Strings of which each text with a placeholder contains one."""
 
 KINDS = {"video": "video", "audio": "sound"}
