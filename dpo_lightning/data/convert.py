@@ -66,7 +66,7 @@ def convert_rows(
         raise UserError(ExitCode.CONFIG, Problem(what, where="--to"), fix=f"--to {source}")
     found = RowSet(read, KINDS[target], bad, notes, options)
     examples = found.read_examples()
-    found.check_media()
+    found.check_media(examples)
     sound = keep_sound(examples, bad)
     if not sound:
         bad.raise_if_any()

@@ -18,7 +18,7 @@ from dpo_lightning.data.kinds.columns import check_same_columns, count_columns, 
 from dpo_lightning.data.kinds.duplicates import check_allowances, check_types
 from dpo_lightning.data.kinds.list_order import check_list_order
 from dpo_lightning.data.kinds.markup import note_markup
-from dpo_lightning.data.kinds.media_columns import check_media
+from dpo_lightning.data.kinds.media_columns import check_media, check_placeholders
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.ranked import RankedKind
 from dpo_lightning.data.kinds.row_kind import RowKind
@@ -173,6 +173,7 @@ class RowSet:
             UserError: 64 for a format of another kind, 65 if no row is left or a column is missing.
         """
         self.bad, self.notes, self.lines = bad, notes, read.lines
+        bad.total = len(read.rows)
         columns = options.columns or {}
         self.converter = _choose_format(read.rows, kind, options.format)
         self.converter.configure(columns, options.first_wins)
@@ -190,6 +191,7 @@ class RowSet:
         names = {**self.converter.renames, **columns}
         self.reader = kind.choose(self._counts)(self.rows, names, bad, notes)
         self._empty_prompts = bytearray()
+        self._media: set[str] = set()  # columns with pictures, video or sound
 
     def read_examples(self) -> SpilledList[Any]:
         """Read the rows; those with a fault in a column that is read are bad."""
@@ -211,7 +213,7 @@ class RowSet:
             The rows; those that are sound where bad ones are left out.
         """
         check_types(examples, self.bad)
-        self.check_media()
+        self.check_media(examples)
         self.check_unread(self.bad)
         examples = keep_sound(examples, self.bad)
         self.reader.check(examples, allow, self.bad, self.notes)
@@ -222,9 +224,11 @@ class RowSet:
             self.bad.total = len(self.bad.origins) + sum(1 for _ in groupby(examples, attrgetter("origin")))
         return examples
 
-    def check_media(self) -> None:
+    def check_media(self, examples: Sequence[Any]) -> None:
         """Report rows that need pictures, video or sound."""
-        check_media(self.rows, self._unread, self.bad)
+        self._media = check_media(self.rows, self._unread, self.bad)
+        if self.bad.drops or not self._media:  # the error for the columns names their placeholders too
+            check_placeholders(examples, self.bad)
 
     @property
     def _unread(self) -> list[str]:
@@ -236,9 +240,8 @@ class RowSet:
         if isinstance(self.converter, Ranked):
             rows = SpilledList(row for row in self._read if row.origin not in left_out) if left_out else self._read
             check_list_order(rows, bad)
-        check_unread(
-            self.rows, self.reader.used, self._unread, self._empty_prompts, bad, named=self.named, left_out=left_out
-        )
+        unread = [name for name in self._unread if name not in self._media]
+        check_unread(self.rows, self.reader.used, unread, self._empty_prompts, bad, named=self.named, left_out=left_out)
 
     def _note_invisible(self) -> None:
         """Note rows that have invisible characters in a column that is read."""

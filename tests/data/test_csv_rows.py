@@ -131,3 +131,13 @@ def test_reads_what_the_csv_module_writes_with_any_separator(
     notes = [f"separated by {SEPARATORS[separator]}"] if separator != "," else []
     text = buffer.getvalue()
     assert [tuple(values.values()) for _, values in read(text, *notes)] == rows
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n\0\0\0\0", "a,b\0,c\n1,2,3\n"])
+def test_nul_bytes_are_named_as_such(text: str) -> None:
+    """At the end of a file that was not written, they are no row with too few fields."""
+    refusal(lambda: read(text), ExitCode.DATA, "a line with NUL bytes", "download the file again")
+
+
+def test_a_row_in_place_of_the_header_with_equal_fields() -> None:
+    refusal(lambda: read("Why?,Yes.,Yes.\n"), ExitCode.DATA, "repeated name", "write a header before it")

@@ -25,19 +25,12 @@ from dpo_lightning.errors import ExitCode
         ("Q: a\nA: Yellow", "Q: a\nA: Yes", ("Q: a\nA:", " Yellow", " Yes")),
         ("Q: a A: In Peru, yes", "Q: a A: In Peru, no", ("Q: a A:", " In Peru, yes", " In Peru, no")),
         ("Question: a\nAnswer:\nSo", "Question: a\nAnswer:\nNo", ("Question: a\nAnswer:\n", "So", "No")),
-        ("Q: a\nA: b\nQ: c\nA: So", "Q: a\nA: b\nQ: c\nA: No", ("Q: a\nA: b\nQ: c\nA:", " So", " No")),
         ("Q: a\nA: Plan A: run", "Q: a\nA: Plan A: walk", ("Q: a\nA:", " Plan A: run", " Plan A: walk")),
         ("Q: a\nA: The Input: 1", "Q: a\nA: The Input: 2", ("Q: a\nA:", " The Input: 1", " The Input: 2")),
-        ("Q: a A: b Q: c A: So", "Q: a A: b Q: c A: No", ("Q: a A: b Q: c A:", " So", " No")),
         (
             "Question: a? A: b, B: c\nAnswer: So",
             "Question: a? A: b, B: c\nAnswer: No",
             ("Question: a? A: b, B: c\nAnswer:", " So", " No"),
-        ),
-        (
-            "Question: a?\nA: b\nB: c\nAnswer: B\nQuestion: d?\nA: e\nB: f\nAnswer: So",
-            "Question: a?\nA: b\nB: c\nAnswer: B\nQuestion: d?\nA: e\nB: f\nAnswer: No",
-            ("Question: a?\nA: b\nB: c\nAnswer: B\nQuestion: d?\nA: e\nB: f\nAnswer:", " So", " No"),
         ),
         (
             "Be kind.\nUser: the Answer: to life?\nAssistant: So",
@@ -101,6 +94,24 @@ def test_what_answers_happen_to_begin_with_is_no_prompt(chosen: str, rejected: s
         assert "`prompt`" in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    "turns",
+    [
+        "Be kind.\nQ: a\nA: b\nQ: c\nA: ",
+        "Q: a A: b Q: c A: ",
+        "Below is an instruction.\n\n### Instruction:\na\n\n### Response:\nb\n\n### Instruction:\nc\n\n### Response:\n",
+        "Be kind.\nUSER: a ASSISTANT: b</s>USER: c ASSISTANT: ",
+        "Be kind.[INST] a [/INST] b </s><s>[INST] c [/INST] ",
+        "Be kind.<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>assistant\n",
+    ],
+)
+def test_several_turns_are_no_prompt(turns: str) -> None:
+    """A chat template would write them as one turn of the user."""
+    with pytest.raises(RowError, match="both answers begin with several turns") as caught:
+        split_strings(f"{turns}So", f"{turns}No")
+    assert "messages" in caught.value.fix
+
+
 @pytest.mark.parametrize(("chosen", "rejected"), [("Q: a\nA: b", "Q: a\nA: "), ("Q: a\nA:", "Q: a\nA: b")])
 def test_an_answer_that_is_blank_after_the_prompt(chosen: str, rejected: str) -> None:
     for one, other in ((chosen, rejected), (rejected, chosen)):
@@ -145,11 +156,12 @@ def test_the_cases_without_a_prompt_column(tmp_path: Path) -> None:
 
 
 def test_prompts_that_are_split_off_are_said_with_an_example(tmp_path: Path) -> None:
-    rows = [{"chosen": f"Q: {n}\nA: Yes", "rejected": f"Q: {n}\nA: No"} for n in range(3)]
+    rows = [{"chosen": f"Hi.\nQ: {n} A: Yes", "rejected": f"Hi.\nQ: {n} A: No"} for n in range(3)]
     path = jsonl(tmp_path, rows)
     examples, warnings = load_examples(PairKind, path)
-    assert [example.prompt for example in examples] == [f"Q: {n}\nA:" for n in range(3)]
-    assert warnings == [f"prompts that are the turns with which both answers begin: 3 (first: 'Q: 0\\nA:' at {path}:1)"]
+    assert [example.prompt for example in examples] == [f"Hi.\nQ: {n} A:" for n in range(3)]
+    shown = "'Hi.\\nQ: 0 A:'"
+    assert warnings == [f"prompts that are the turns with which both answers begin: 3 (first: {shown} at {path}:1)"]
 
 
 A, B, C = assistant("a"), assistant("b"), assistant("c")

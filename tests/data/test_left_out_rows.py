@@ -174,12 +174,35 @@ def test_the_counts_by_reason() -> None:
     assert format_left_out(rows, 100) == [
         "bad rows are left out: 9 of 100 (9.0%)",
         "left out, 'chosen' is empty: 7 (f:1, f:2, f:3, f:4, f:5, and 2 more)",
-        "left out, message 3 has no role: 2 (f:9 (row 2 of the line), g:1)",
+        "left out, message ... has no role: 2 (f:9 (row 2 of the line), g:1)",
         "left out, odd: 1 (f:9 (row 2 of the line))",
     ]
     assert format_left_out([], 100) == []
 
 
+def test_numbers_that_differ_within_a_reason_are_not_shown() -> None:
+    """Those of the first row are not those of the others; what all have in common is."""
+    shown = ("the row has {} fields, but the header has 3",) * 2
+    rows = [LeftOutRow("f", n, 1, [text.format(n)], "") for n, text in zip((2, 15), shown, strict=True)]
+    assert format_left_out(rows, 9)[1] == "left out, the row has ... fields, but the header has 3: 2 (f:2, f:15)"
+    assert format_left_out(rows[:1], 9)[1] == "left out, the row has 2 fields, but the header has 3: 1 (f:2)"
+
+
 def test_reasons_without_a_line_of_their_own() -> None:
     rows = [LeftOutRow("f", line, 1, [f"it is {letter}"], "") for line, letter in enumerate("abcdefghijklm")]
     assert format_left_out(rows, 26)[-1] == "left out for 3 other reasons: 3"
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([*GOOD, {**PAIR, "chosen": ""}], True),
+        ([PAIR, *[{**PAIR, "chosen": ""}] * 2], False),  # more than half
+        ([*GOOD, {**PAIR, "chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}], False),  # not one row's fault
+    ],
+)
+def test_errors_name_the_option_where_it_helps(tmp_path: Path, rows: list[Any], named: bool) -> None:
+    said = refusal(partial(load_examples, PairKind, jsonl(tmp_path, rows)), ExitCode.DATA)
+    assert ("--data.bad_rows drop" in said) == named
+    pictures = jsonl(tmp_path, [*GOOD, {**PAIR, "image": "a.png"}])
+    assert refusal(partial(load_examples, PairKind, pictures), ExitCode.DATA).count("bad_rows drop") == 1

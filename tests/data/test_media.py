@@ -10,11 +10,13 @@ import pytest
 from pyarrow import parquet
 from support.row_files import OTHER, PAIR, assistant, jsonl, refusal, user
 
+from dpo_lightning.data.convert import convert_rows
 from dpo_lightning.data.formats.media import PLACEHOLDER, find_media
 from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.kinds.prompts import PromptKind
 from dpo_lightning.data.kinds.sft import SFTKind
 from dpo_lightning.data.load import load_examples
+from dpo_lightning.data.readers.bad_rows import BadRows
 from dpo_lightning.errors import ExitCode
 
 PEARS = [user("<image>What is in the bowl?"), assistant("Three pears.")]
@@ -34,6 +36,20 @@ PEARS = [user("<image>What is in the bowl?"), assistant("Three pears.")]
         ("audios", ["bowl.wav"], "sound"),
         ("audio", {"array": [0.1, 0.2], "sampling_rate": 16000}, "sound"),
         ("audio_file", "bowl.wav", "sound"),
+        ("photo", "bowl.jpg", "pictures"),
+        ("screenshots", ["bowl"], "pictures"),
+        ("image_id", 397133, "pictures"),
+        ("image_name", "a bowl.JPG", "pictures"),
+        ("frames", ["1.jpg", "2.jpg"], "pictures"),
+        ("media", ["https://x/bowl.webp?size=2"], "pictures"),
+        ("video_clip", "bowl.mp4", "video"),
+        ("sound", "bowl.wav", "sound"),
+        ("wav_path", "bowl.wav", "sound"),
+        ("multi_modal_data", {"image": ["bowl.png"]}, "pictures"),
+        ("mm", {"images": [{"path": "bowl"}]}, "pictures"),
+        ("attachments", '["bowl.png"]', "pictures"),
+        ("file", "data/bowl.tiff", "pictures"),
+        ("b64", "data:image/png;base64,iVBORw0", "pictures"),
     ],
 )
 @pytest.mark.parametrize(
@@ -60,7 +76,28 @@ def test_prompts_alone_with_images_are_refused(tmp_path: Path) -> None:
     refusal(lambda: load_examples(PromptKind, path), ExitCode.DATA, "these rows need pictures")
 
 
-@pytest.mark.parametrize("value", [None, [], "", [None], {}, [[]], {"path": None, "bytes": None}, 0, False])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "",
+        [None],
+        {},
+        [[]],
+        {"path": None, "bytes": None},
+        0,
+        False,
+        "[]",
+        " ",
+        "null",
+        "None",
+        "{}",
+        "nan",
+        "[ ]",
+        "['']",
+    ],
+)
 def test_empty_columns_are_fine(tmp_path: Path, value: Any) -> None:
     rows = [{**PAIR, "images": value}, {**OTHER, "images": value}]
     examples, warnings = load_examples(PairKind, jsonl(tmp_path, rows))
@@ -70,6 +107,43 @@ def test_empty_columns_are_fine(tmp_path: Path, value: Any) -> None:
 @pytest.mark.parametrize("name", ["image_count", "num_images", "has_image", "imagery", "video_title", "source"])
 def test_columns_about_media_are_no_media(tmp_path: Path, name: str) -> None:
     load_examples(PairKind, jsonl(tmp_path, [{**PAIR, name: 2}, {**OTHER, name: 3}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_description", "A bowl of pears."),
+        ("image_name", "alpine"),
+        ("media_type", "text"),
+        ("media", "newspaper"),
+        ("sound_mind", "yes"),
+        ("sound", "A low hum."),
+        ("frames", "Commerce_buy"),
+        ("video_id", "dQw4w9WgXcQ"),
+        ("id", "17.png"),
+        ("id", 17),
+        ("source", "page_17.png"),
+        ("avatar", "https://x/me.png"),
+        ("metadata", {"image": "page_17.png"}),
+        ("counts", {"images": 3, "words": 7}),
+        ("url", "https://x/page.html"),
+        ("note", "See bowl.png"),
+    ],
+)
+def test_texts_in_columns_of_such_names_are_fine(tmp_path: Path, name: str, value: Any) -> None:
+    assert len(load_examples(PairKind, jsonl(tmp_path, [{**PAIR, name: value}, {**OTHER, name: value}]))[0]) == 2
+
+
+def test_columns_that_have_other_files_as_well_are_fine(tmp_path: Path) -> None:
+    """The file that a row of code is about may be a picture."""
+    rows = [{**PAIR, "path": "src/main.py"}, {**OTHER, "path": "docs/logo.png"}]
+    assert len(load_examples(PairKind, jsonl(tmp_path, rows))[0]) == 2
+
+
+def test_answers_that_are_names_of_files_are_fine(tmp_path: Path) -> None:
+    """For the prompts of an evaluation, the columns of answers are not read."""
+    rows = [{"prompt": "Which file?", "chosen": "a.png", "reference_answer": "a.png"}] * 2
+    assert len(load_examples(PromptKind, jsonl(tmp_path, rows))[0]) == 2
 
 
 def test_pictures_in_a_table_are_refused(tmp_path: Path) -> None:
@@ -117,14 +191,79 @@ def test_keys_of_messages(tmp_path: Path, key: str, value: Any, content: str) ->
     assert len(load_examples(SFTKind, jsonl(tmp_path, empty))[0]) == 2
 
 
-def test_a_placeholder_that_is_left_is_noted(tmp_path: Path) -> None:
-    """Where the pictures were removed: the model would learn `<image>` as text."""
+def test_a_placeholder_that_is_left_is_refused(tmp_path: Path) -> None:
+    """Where the pictures were removed: the model would learn to answer without them."""
     rows = [{"messages": PEARS, "images": ["a.png"]}, {"messages": [user("Why?"), assistant("So.")], "images": ["b"]}]
     path = jsonl(tmp_path, rows)
-    _, warnings = load_examples(SFTKind, path, ignore_columns=["images"])
-    assert [line for line in warnings if "<image>" in line] == [
-        f"rows with placeholders of pictures, video or sound (such as <image>): 1 ({path}:1)"
-    ]
+    what = "these rows need pictures, and this package trains text: a placeholder in the prompt at"
+    refusal(
+        lambda: load_examples(SFTKind, path, ignore_columns=["images"]),
+        ExitCode.DATA,
+        what,
+        f"{path}:1",
+        "bad_rows drop",
+    )
+
+
+def test_rows_with_placeholders_are_counted_or_left_out(tmp_path: Path) -> None:
+    asked = {**PAIR, "prompt": f"<image>\n{PAIR['prompt']}"}
+    path = jsonl(tmp_path, [OTHER, asked, {**asked, "chosen": "Red."}, {**PAIR, "chosen": "Red."}, PAIR])
+    said = refusal(
+        lambda: load_examples(PairKind, path), ExitCode.DATA, "placeholder in the prompt (2 rows)", f"{path}:2"
+    )
+    assert f"{path}:3" not in said
+    bad = BadRows(drops=True)
+    assert len(load_examples(PairKind, path, bad=bad)[0]) == 3
+    assert [row.line for row in bad.leave_out()] == [2, 3]
+    assert len(convert_rows(path).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "media"),
+    [
+        ("<image>\nWhat is it?", "pictures"),
+        ("<image>\nis it red?", "pictures"),
+        ("<image>What is it?", "pictures"),
+        ("<image> Describe it.", "pictures"),
+        ("<image><image>\nCompare.", "pictures"),
+        ("<image>\n<image>\nCompare.", "pictures"),
+        ("What is it?\n<image>", "pictures"),
+        ("What is said?<audio>", "sound"),
+        ("Image-1: <image>\nImage-2: <image>\nCompare.", "pictures"),
+        ("USER: <image>\nWhat is it?", "pictures"),
+        ("Compare <image 1> and <image_2>.", "pictures"),
+        ("What is in <|image_1|>?", "pictures"),
+        ("<|vision_start|><|image_pad|><|vision_end|>What is it?", "pictures"),
+        ("<|video_pad|> What happens?", "video"),
+        ("<|audio_bos|><|AUDIO|><|audio_eos|>What is said?", "sound"),
+        ("<start_of_image> What is it?", "pictures"),
+        ("[IMG]\nWhat is it?", "pictures"),
+        ("<Image>\nWhat is it?", "pictures"),
+        ("Picture 1: <img>bowl.jpg</img>\nWhat is it?", "pictures"),
+        ("<img>\nWhat is it?", "pictures"),
+        ("<img> tags have no end. Why?", ""),
+        ("Why is <img src='a.png'> blurred?", ""),
+        ("<video>\nWhat happens?", "video"),
+        ("<video> tag does not play in Safari. Why?", ""),
+        ("<image> elements of SVG are blurred. Why?", ""),
+        ("How do I use <image>", ""),
+        ("Is <image> an element of HTML?", ""),
+        ("Explain:\n<image>\n  <url>a.png</url>\n</image>", ""),
+        ("Explain:\n```\n<image>\n```", ""),
+        ("Why does Qwen have `<|image_pad|>`?", ""),
+        ("<video>\n<source src='a.mp4'>\n", ""),
+        ("<image href='a.png'/>", ""),
+        ("Use [IMG] tags in BBCode.", ""),
+    ],
+)
+def test_where_placeholders_stand(tmp_path: Path, text: str, media: str) -> None:
+    """In the prompt, as rows of multimodal models have them; not what is said about HTML, nor what answers say."""
+    path = jsonl(tmp_path, [{**PAIR, "prompt": text}, OTHER])
+    if media:
+        refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"these rows need {media}", "placeholder")
+    else:
+        load_examples(PairKind, path)
+    load_examples(PairKind, jsonl(tmp_path, [{**PAIR, "chosen": text}, OTHER]))
 
 
 @pytest.mark.parametrize(

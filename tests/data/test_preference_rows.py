@@ -28,7 +28,7 @@ def first(folder: Path, row: dict[str, Any], other: dict[str, Any]) -> tuple[Pai
 
 @pytest.mark.parametrize(
     ("columns", "weight", "margin"),
-    [({}, 1.0, None), ({"weight": 0, "margin": 0}, 0.0, 0.0), ({"weight": "2.5", "margin": -1}, 2.5, -1.0)],
+    [({}, 1.0, None), ({"weight": 0, "margin": 0}, 0.0, 0.0), ({"weight": "2.5", "margin": 1.5}, 2.5, 1.5)],
 )
 def test_weights_and_margins(tmp_path: Path, columns: dict[str, Any], weight: float, margin: float | None) -> None:
     """A weight of 0 is a weight; what CSV writes as text is a number; a margin may have any sign."""
@@ -173,3 +173,10 @@ def test_implicit_prompts_that_cannot_be_told(tmp_path: Path, pair: tuple[str, s
     rows = [{"chosen": "a b", "rejected": "a c"}, dict(zip(("chosen", "rejected"), pair, strict=True))]
     path = jsonl(tmp_path, rows)
     refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, f"{path}:2")
+
+
+def test_margins_below_0_are_noted(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{**PAIR, "margin": -1.5}, {**OTHER, "margin": 0}])
+    noted = f"pairs with a margin below 0, as if the rejected answer were the better one: 1 ({path}:1)"
+    assert load_examples(PairKind, path)[1] == [noted]
+    refusal(lambda: load_examples(PairKind, path, strict=True), ExitCode.DATA, "margin below 0", "exchange the answers")

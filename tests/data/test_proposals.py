@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.row_files import jsonl
+from support.row_files import jsonl, refusal, written
 
 from dpo_lightning.data.formats.base import KindName
+from dpo_lightning.data.kinds.pairs import PairKind
 from dpo_lightning.data.load import KINDS, load_examples
-from dpo_lightning.errors import UserError
+from dpo_lightning.errors import ExitCode, UserError
 
 DEEPEST = 6
 """Errors in a row after which a walk is a circle."""
@@ -128,3 +129,12 @@ REFUSED = {
     "answers that changed places",
 }
 """Rows from which no pair is read by any flag that is proposed."""
+
+
+@pytest.mark.parametrize(
+    "first", ["What is 1?,It is 1.,No idea.", "1,2,3", "안녕?,응,아니", "He said that it is late,Yes,No"]
+)
+def test_a_table_without_a_header(tmp_path: Path, first: str) -> None:
+    path = written(tmp_path, f"{first}\nWhy?,So.,No.\n", "rows.csv")
+    line = "write a line with the names of the columns before the first row: prompt,chosen,rejected"
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, "as a table without a header has them", line)

@@ -149,3 +149,10 @@ def test_the_data_module_reads_them(tmp_path: Path) -> None:
     data = RankedDataModule(train=jsonl(tmp_path, [ROW, OTHER]), batch_size=2)
     data.read_rows(["train"])
     assert [len(example.answers) for example in data.examples["train"]] == [3, 2]
+
+
+def test_pairs_without_a_prompt_are_named_as_such(tmp_path: Path) -> None:
+    """And not as lists that lack a column: those are what the pairs would become."""
+    path = jsonl(tmp_path, [{"chosen": "In Peru, yes.", "rejected": "In Peru, no."}] * 2)
+    said = refusal(lambda: load_examples(RankedKind, path), ExitCode.DATA, "the pair has no prompt", "`prompt`")
+    assert "responses" not in said

@@ -48,6 +48,7 @@ def test_a_chat_without_a_template_is_refused(tokenizer):
         Renderer(tokenizer).encode_prompt(turns(("user", "Hello")), (), ORIGIN)
     assert told.value.code == ExitCode.MODEL
     assert "no chat template" in str(told.value)
+    assert "--data.format pairs" in str(told.value)
     assert "pairs.jsonl:7" in str(told.value)
 
 

@@ -127,7 +127,7 @@ class Renderer:
             raise UserError(
                 ExitCode.MODEL,
                 Problem("the row has messages, but the tokenizer has no chat template", where=str(origin or "")),
-                fix="--data.chat_template FILE, or --data.template raw for rows of strings",
+                fix="--data.chat_template FILE, or rows of strings (from pairs of transcripts by --data.format pairs)",
             )
 
     def render_raw(self, prompt: str, answer: str, origin: Origin | None = None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.formats.base import KindName
+from dpo_lightning.data.formats.marked_turns import OWN_COLUMN
+from dpo_lightning.data.formats.names import find_questions
 from dpo_lightning.data.formats.turns import count_common
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.text_cleaning import decode_json
@@ -17,7 +19,7 @@ def convert_kind(values: Mapping[str, Any], source: KindName, target: KindName) 
     """Convert the columns of a row from one kind to another; the unpaired kind splits pairs itself.
 
     Raises:
-        RowError: a list that is to become a pair has not two answers.
+        RowError: a list that is to become a pair has not two answers, or a pair that is to become a list no prompt.
     """
     if (source, target) == ("pairs", "ranked"):
         rest = {name: value for name, value in values.items() if name not in ("chosen", "rejected")}
@@ -25,6 +27,8 @@ def convert_kind(values: Mapping[str, Any], source: KindName, target: KindName) 
         if "prompt" not in values and isinstance(chosen, list) and isinstance(rejected, list):
             cut = count_common(chosen, rejected)
             rest["prompt"], chosen, rejected = chosen[:cut], chosen[cut:], rejected[cut:]
+        elif "prompt" not in values and isinstance(chosen, str) and not find_questions(values):
+            raise RowError("the pair has no prompt, and a ranked list has one", str(chosen), OWN_COLUMN)
         return {**rest, "responses": [chosen, rejected]}
     if (source, target) != ("ranked", "pairs"):
         return dict(values)

@@ -11,6 +11,7 @@ from dpo_lightning.data.formats.words import split_name
 
 MEDIA = {
     **dict.fromkeys(("image", "images", "img", "imgs", "picture", "pictures", "pixel"), "pictures"),
+    **dict.fromkeys(("photo", "photos", "photograph", "photographs", "screenshot", "screenshots"), "pictures"),
     **dict.fromkeys(("video", "videos"), "video"),
     **dict.fromkeys(("audio", "audios", "speech"), "sound"),
 }
@@ -24,14 +25,73 @@ CARRIERS = frozenset(
 )
 """Words beside them: how the content is given. With any other word (`video_title`), a name is of something else."""
 
+IDS = frozenset(("id", "ids"))
+"""Words beside those of pictures: `image_id` is the picture of a question, `video_id` often where a text is from."""
+
+HINTS = frozenset(
+    (
+        *("frame", "frames", "media", "sound", "sounds", "clip", "clips", "recording", "recordings", "voice"),
+        *("multi", "multimodal", "modal", "jpg", "jpeg", "png", "gif", "mp4", "wav", "mp3"),
+    )
+)
+"""Words in the names of columns that may have media; the content shows whether they do."""
+
+SUFFIXES = {
+    **dict.fromkeys(("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "heic", "avif"), "pictures"),
+    **dict.fromkeys(("mp4", "mov", "avi", "mkv", "webm", "m4v"), "video"),
+    **dict.fromkeys(("wav", "mp3", "flac", "ogg", "opus", "m4a", "aac"), "sound"),
+}
+"""Ends of file names -> what the files have."""
+
+FILE = re.compile(rf"[^\n]{{1,500}}\.({'|'.join(SUFFIXES)})(?:[?#]\S*)?", re.IGNORECASE)
+"""The name or address of such a file."""
+
+INLINE_URL = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
+BRACKETS = " \t\n[](){}\"'"
+"""Characters around what is in a list that a table has as text."""
+
+NOTHING = frozenset(("", "null", "none", "nan"))
+"""Texts by which tables write that there is nothing, also within brackets."""
+
 INLINE = ("inlineData", "inline_data", "fileData", "file_data")
 """Content parts of Gemini, whose `mimeType` says what they are."""
 
-PLACEHOLDER = re.compile(
-    r"<image(?:[_ ]?\d+)?>|<\|?(?:image|video|audio)(?:_?\d+|_pad|_start|_token)?\|>|<\|vision_(?:start|end)\|>|\[IMG\]"
-    r"|\A\s*<(?:video|audio)>(?!\s*<)|(?<!>)<(?:video|audio)>\s*\Z"
+TOKEN = (
+    r"<\|?(?:image|video|audio|IMAGE|VIDEO|AUDIO|media)(?:_?\d+|_pad|_start|_end|_bos|_eos|_token)?\|>"
+    r"|<\|vision_(?:start|end)\|>|<start_of_image>|<image_(?:soft_token|placeholder)>|<image[_ ]?\d+>"
+    r"|<img>[^<>\n]+</img>"
 )
-"""Texts at which the processor of a model with eyes or ears puts its input. `<video>` is an element of HTML as well."""
+"""Placeholders that mean nothing else."""
+
+TAG = r"(?i:<(?:image|img|video|audio)>|\[IMG\])"
+"""Placeholders that may also be elements of XML or HTML."""
+
+PLACEHOLDER = re.compile(rf"{TOKEN}|<image>|\[IMG\]|\A\s*<(?:video|audio)>(?!\s*<)|(?<!>)<(?:video|audio)>\s*\Z")
+"""Texts at which the processor of a multimodal model puts its input."""
+
+ABOUT = (
+    "tags?|elements?|attributes?|nodes?|components?|objects?|is|isn|are|in|inside|within|not|vs|versus|does|doesn|won|and"
+    "|or|with|from|on|to|as"
+)
+"""Words that follow the name of an element in a sentence about it."""
+
+LABEL = "(?i:image|img|picture|figure|frame|video|audio|user|human|question|q)"
+STANDING = re.compile(
+    rf"{TOKEN}|(?:\A|\n)[ \t]*+(?:{TAG}[ \t]*+)++(?:\n(?!\s*<)|\Z)"
+    rf"|(?:\A\s*+|(?:\A|\n)[ \t]*+{LABEL}[ _-]?\d*[:：][ \t]*+)(?:{TAG}\s*+)++(?!<(?!\|)|(?:{ABOUT})\b)"
+    rf"|[.?!。？！]\s*+(?:{TAG}\s*+)++\Z"
+)
+"""Placeholders where rows of such models have them: a token; a tag that begins or ends a text, or is a whole line."""
+
+CLOSED = re.compile(r"</(?:image|video|audio)\d*>")
+SPAN = re.compile(r"`[^`\n]*`")
+CODE = "```"
+"""What encloses code, which a text may be about."""
+
+PLACES = ("image", "video", "audio", "vision", "media", "img", "IM", "Image", "VIDEO", "Video", "AUDIO", "Audio")
+"""Strings of which each text with a placeholder contains one."""
+
+KINDS = {"video": "video", "audio": "sound"}
 
 INSTEAD = "and this package trains text"
 
@@ -41,12 +101,49 @@ def find_media(name: str) -> str:
     """What a column or content part of this name has: `pictures`, `video` or `sound`; "" if it is something else."""
     words = split_name(name)
     found = [MEDIA[word] for word in words if word in MEDIA]
-    rest = [word for word in words if word not in MEDIA and word not in CARRIERS and not word.isdecimal()]
-    return found[0] if found and not rest else ""
+    rest = {word for word in words if word not in MEDIA and word not in CARRIERS and not word.isdecimal()}
+    return found[0] if found and (not rest or (rest <= IDS and found[0] == "pictures")) else ""
+
+
+@lru_cache(1024)
+def may_have_media(name: str) -> bool:
+    """Whether a column of this name may have media besides other things: `video_clip`, `image_name`, `frames`."""
+    return any(word in MEDIA or word in HINTS for word in split_name(name))
+
+
+@lru_cache(1024)
+def names_only_media(name: str) -> bool:
+    """Whether all words of a name are about media or how they are given; not those of `image_description`."""
+    words = split_name(name)
+    return all(word in MEDIA or word in HINTS or word in CARRIERS or word.isdecimal() for word in words)
+
+
+def find_held_media(value: Any, *, spaced: bool) -> str:
+    """What is held by a value: names of files, inline data, or objects with such keys; "" for texts.
+
+    Args:
+        value: a JSON value.
+        spaced: whether names of files may have spaces, so that a sentence that ends with a name is one.
+    """
+    if isinstance(value, str):
+        if found := INLINE_URL.match(value):
+            return MEDIA[found[1].lower()]
+        text = value.strip(BRACKETS)
+        found = FILE.fullmatch(text) if spaced or not re.search(r"\s", text) else None
+        return SUFFIXES[found[1].lower()] if found else ""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(item, (Mapping, list)) and (media := find_media(key)) and has_content(item):
+                return media
+        value = list(value.values())
+    items = value if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, (find_held_media(item, spaced=spaced) for item in items)), "")
 
 
 def has_content(value: Any) -> bool:
     """Whether a value has anything in it: numbers other than 0, texts that are not empty, or bytes."""
+    if isinstance(value, str):
+        return value.strip(BRACKETS).lower() not in NOTHING
     if isinstance(value, Mapping):
         return any(map(has_content, value.values()))
     return any(map(has_content, value)) if isinstance(value, (list, tuple)) else bool(value)
@@ -60,3 +157,12 @@ def find_media_part(part: Mapping[str, Any]) -> str:
         if isinstance(inner, Mapping):
             names = [str(inner.get("mimeType", inner.get("mime_type", ""))).partition("/")[0]]
     return next(filter(None, map(find_media, names)), "")
+
+
+def find_placeholder(text: str) -> str:
+    """What a question needs by a placeholder that stands for it: `pictures`, `video` or `sound`; "" without one."""
+    if CODE in text or CLOSED.search(text):
+        return ""
+    found = STANDING.search(SPAN.sub("`", text))
+    word = found and re.search("video|audio", found[0].lower())
+    return (KINDS[word[0]] if word else "pictures") if found else ""

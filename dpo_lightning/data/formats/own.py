@@ -9,7 +9,7 @@ from dpo_lightning.data.formats.base import Format
 from dpo_lightning.data.formats.names import JUDGEMENTS, RANKS, SCORES, find_questions, match_names, normalize_label
 from dpo_lightning.data.formats.scored_lists import ORDER
 from dpo_lightning.data.formats.scored_objects import SCORE_KEYS, find_objects
-from dpo_lightning.data.formats.transcripts import is_transcript
+from dpo_lightning.data.formats.transcripts import is_conversation, is_transcript
 from dpo_lightning.data.formats.turns import has_candidates, is_messages
 from dpo_lightning.data.formats.twin_columns import find_answers
 
@@ -40,7 +40,7 @@ class Pairs(OwnFormat):
             return not is_transcript(values["prompt"]) and not is_transcript(values["chosen"])
         if is_messages(values["chosen"]) and len(values["chosen"]) > 1:
             return True
-        return not find_questions(values) and not is_transcript(values["chosen"])
+        return not find_questions(values) and not is_conversation(values["chosen"])
 
 
 def _points_to_answers(values: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Transcripts: conversations in one string, as `Human: ... Assistant: ...`."""
+"""Transcripts: conversations in one string, as `Human: ... Assistant: ...`; those of pairs with other marks as well."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.formats.base import Format
+from dpo_lightning.data.formats.marked_turns import split_marked_turns
+from dpo_lightning.data.formats.names import find_questions
 from dpo_lightning.data.readers.bad_rows import RowError
 
 MARKERS = {"human": "user", "user": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
@@ -23,6 +25,11 @@ def is_transcript(value: Any) -> bool:
     markers = _find_markers(value.lstrip())
     roles = [MARKERS[marker[2].lower()] for marker in markers]
     return bool(roles) and markers[0].start() == 0 and roles[0] != "assistant" and "assistant" in roles
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a transcript, or a string with other marks of turns (`Q:` and `A:`, `[INST]`, ...)."""
+    return is_transcript(value) or (isinstance(value, str) and bool(split_marked_turns(value)))
 
 
 def _find_markers(text: str) -> list[re.Match[str]]:
@@ -53,6 +60,10 @@ def split_transcript(text: str, name: str) -> list[dict[str, str]]:
         {"role": MARKERS[marker[2].lower()], "content": text[marker.end() : end].strip()}
         for marker, end in zip(found, ends, strict=True)
     ]
+    return _check_turns(turns, text, name)
+
+
+def _check_turns(turns: list[dict[str, str]], text: str, name: str) -> list[dict[str, str]]:
     for number, turn in enumerate(turns, 1):
         if not turn["content"] and (number < len(turns) or turn["role"] != "assistant"):
             raise RowError(f"turn {number} of '{name}' is empty", text, "fill in the turn, or remove the row")
@@ -60,16 +71,18 @@ def split_transcript(text: str, name: str) -> list[dict[str, str]]:
 
 
 class TranscriptPairs(Format):
-    """`chosen, rejected`: whole conversations as `Human: ... Assistant: ...` strings; the last turns differ."""
+    """`chosen, rejected`: whole conversations as `Human: ... Assistant: ...`, `Q: ... A: ...` or rendered strings."""
 
-    name, title, kind = "transcript-pairs", "pairs of Human:/Assistant: transcripts", "pairs"
+    name, title, kind = "transcript-pairs", "pairs of transcripts (such as Human:/Assistant:)", "pairs"
     columns = ("chosen", "rejected")
     optional = ("prompt",)
 
     @classmethod
     def claims(cls, values: Mapping[str, Any]) -> bool:
-        """Whether both answers are transcripts."""
-        return super().claims(values) and all(is_transcript(values[name]) for name in cls.columns)
+        """Whether both answers are transcripts; beside a question, only those of `Human:` and `Assistant:`."""
+        asked = "prompt" in values or find_questions(values)
+        matches = is_transcript if asked else is_conversation
+        return super().claims(values) and all(matches(values[name]) for name in cls.columns)
 
     def convert(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Split both conversations into messages; a `prompt` must be part of both."""
@@ -77,7 +90,11 @@ class TranscriptPairs(Format):
         for name in self.columns if given is not None else ():
             if not isinstance(given, str) or given.strip() not in values[name]:
                 raise RowError(f"'{name}' does not contain the prompt", str(given), "remove the column 'prompt'")
-        return {name: _end_with_answer(split_transcript(values[name], name), name) for name in self.columns}
+        return {name: _end_with_answer(self._split(values[name], name), name) for name in self.columns}
+
+    def _split(self, text: Any, name: str) -> list[dict[str, str]]:
+        marked = [] if is_transcript(text) or not isinstance(text, str) else split_marked_turns(text)
+        return _check_turns(marked, text, name) if marked else split_transcript(text, name)
 
 
 class TranscriptPrompts(Format):

@@ -63,6 +63,9 @@ NO_TEXTS = frozenset(("label", "scores", "weight", "margin"))
 ENDING = re.compile(r"(?<=.)[_\- ]?(?:\d+|[A-Ea-e]|[jk])$")
 """The end of a name by which answers of a row are numbered."""
 
+SENTENCE = re.compile(r"[.?!。？！]\s*\Z|\A\d+\Z|(?:\S+\s+){5}")
+"""Names of columns that are rather values of the first row."""
+
 COMPARED = {"chosen": "answer_1", "rejected": "answer_2"}
 """Our columns of a pair -> those of a comparison, whose verdict says which answer is better."""
 
@@ -198,6 +201,9 @@ def missing_columns(needed: Sequence[str], rows: Sequence[Row], columns: Mapping
     flags = [f"--data.columns.{ours} {shlex.quote(proposed.get(ours, 'NAME'))}" for ours in needed]
     what = f"no row has the column{'s' if len(named) > 1 else ''} {', '.join(named)}"
     listed = ", ".join(excerpt_name(name) for name in found[:MAX_NAMES])
+    if not proposed and any(map(SENTENCE.search, found)):
+        listed += " (as a table without a header has them)"
+        flags = [f"write a line with the names of the columns before the first row: {','.join(needed)}; or", *flags]
     return UserError(
         ExitCode.DATA,
         [Problem(f"{what}; the columns are {listed or '(none)'}", where=str(rows[0].origin))],

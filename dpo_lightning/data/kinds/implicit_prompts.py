@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Message
+from dpo_lightning.data.formats.marked_turns import OWN_COLUMN, SPEAKERS
 from dpo_lightning.data.readers.bad_rows import RowError
 
-ASKS = r"Q|Question|Human|HUMAN|User|USER|Instruction|Prompt|Input|질문|문|問|问"
-ANSWERS = r"A|Answer|Assistant|ASSISTANT|AI|Bot|Response|Output|답변|답|答"
+ASKS = "|".join(("HUMAN|USER", *(asked for asked, _ in SPEAKERS)))
+ANSWERS = "|".join(("ASSISTANT", *dict.fromkeys(words for _, answered in SPEAKERS for words in answered)))
 
 ASKED = re.compile(rf"(?:\A|\n)\s*(?:#{{2,4}} ?)?(?:{ASKS})s?[ \t]?[:：]")
 """The beginning of the first question in a transcript."""
@@ -20,10 +21,8 @@ ANSWERED = re.compile(MARKED.format(ANSWERS))
 """The beginning of its answer."""
 
 PARTNERS = {
-    "Question": "Answer",
-    **dict.fromkeys(("Human", "HUMAN", "User", "USER"), "Assistant|ASSISTANT|AI|Bot"),
-    "Instruction": "Response|Output",
-    "질문": "답변",
+    **dict.fromkeys(("HUMAN", "USER"), "ASSISTANT|Assistant"),
+    **{word: answered[0] for asked, answered in SPEAKERS for word in asked.split("|")},
 }
 """What begins the answers in a transcript whose questions begin so: `A:` is rather an option of a question then."""
 
@@ -33,7 +32,7 @@ RENDERED = re.compile(
 )
 """The beginning of an answer as chat templates write it."""
 
-OWN_COLUMN = 'write the prompt into a column `prompt` ("" where there is none), or the conversations as messages'
+AS_MESSAGES = "write the conversations as messages, or what both begin with into a column `prompt`"
 SHOWN = 40
 """Characters of the end of a prompt that a note shows."""
 
@@ -50,7 +49,7 @@ def split_messages(
 
 
 def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split two transcripts after the last turn of the user that they share, where an answer begins in both.
+    """Split two transcripts after the turn of the user that they share, where an answer begins in both.
 
     Words with which both answers happen to begin are no prompt: a chat template would write them as the user's turn.
     A single space before the answers belongs to them, as tokenizers encode it as part of the first word.
@@ -59,13 +58,16 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
         The prompt, the chosen and the rejected answer.
 
     Raises:
-        RowError: no turn ends where both texts are still the same, or an answer after it is blank.
+        RowError: no turn ends where both texts are still the same, several do, which a chat template would write as
+            one turn, or an answer is blank.
     """
     common = count_common(chosen, rejected)
-    cut = _find_border(chosen[:common])
+    cut, several = _find_border(chosen[:common])
     if not cut:
         what = "the row has no prompt: in what both answers begin with, no answer to a question begins"
         raise RowError(what, chosen[:common] or chosen, OWN_COLUMN)
+    if several:
+        raise RowError("the row has no prompt, and both answers begin with several turns", chosen[:cut], AS_MESSAGES)
     while cut < common and chosen[cut].isspace():
         cut += 1
     if chosen[cut - 1] == " ":
@@ -80,16 +82,18 @@ def show_end(prompt: str) -> str:
     return prompt if len(prompt) <= SHOWN else "…" + prompt[-SHOWN:]
 
 
-def _find_border(text: str) -> int:
-    """Where the answer to the last question of a transcript begins; 0 if none does."""
-    rendered = max((found.end() for found in RENDERED.finditer(text)), default=0)
+def _find_border(text: str) -> tuple[int, bool]:
+    """Where the answer to the last question of a transcript begins, 0 if none does; and whether one is before it."""
+    openings = [found.end() for found in RENDERED.finditer(text)]
+    rendered = max(openings, default=0), len(openings) > 1
     asked = ASKED.search(text)
     answered = asked and _find_answer(asked, text)
     if not (asked and answered):
         return rendered
     # A transcript names each side in one way: other such words are part of what is said.
     last = max(found.end() for found in _find_all(asked[0], text))
-    return next((found.end() for found in _find_all(answered[0], text) if found.start() >= last), rendered)
+    border = next((found.end() for found in _find_all(answered[0], text) if found.start() >= last), 0)
+    return (border, answered.start() < last) if border else rendered
 
 
 def _find_answer(asked: re.Match[str], text: str) -> re.Match[str] | None:
@@ -100,4 +104,4 @@ def _find_answer(asked: re.Match[str], text: str) -> re.Match[str] | None:
 
 
 def _find_all(marker: str, text: str) -> Iterator[re.Match[str]]:
-    return re.finditer(rf"(?<!\S){re.escape(marker.strip())}", text)
+    return re.finditer(rf"(?<![^\s>]){re.escape(marker.strip())}", text)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dpo_lightning.data.examples import Example, Text
-from dpo_lightning.data.formats.media import PLACEHOLDER
+from dpo_lightning.data.formats.media import CODE, PLACEHOLDER, PLACES
 from dpo_lightning.data.readers.bad_rows import Notes
 
 MARKUP: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
@@ -34,13 +34,7 @@ MARKUP: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
 )
 """What a warning shows; strings of which each such text contains one, for speed; and the pattern of such texts."""
 
-PLACES = ("image", "video", "audio", "vision", "IMG")
-"""Strings of which each text with a placeholder contains one."""
-
 LEFT_PLACES = "rows with placeholders of pictures, video or sound (such as <image>)"
-
-CODE = "```"
-"""Texts with code may contain `{{name}}` and `</s>` as what they are about."""
 
 LINE_ENDS = "pairs in which only one answer has carriage returns"
 REPEATED_PROMPT = "rows whose answers begin with a copy of the prompt"

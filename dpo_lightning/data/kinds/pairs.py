@@ -17,6 +17,7 @@ from dpo_lightning.data.readers.bad_rows import BadRows, Notes, RowError
 from dpo_lightning.data.readers.sources import Row
 
 NEARLY_EQUAL = "pairs that differ only in outer white space or Unicode form"
+NEGATIVE_MARGIN = "pairs with a margin below 0, as if the rejected answer were the better one"
 INVISIBLY_EQUAL = "pairs that differ only in invisible characters"
 SCORES = tuple(
     (template.format("chosen"), template.format("rejected"))
@@ -139,8 +140,12 @@ class PairKind(RowKind):
 
     def parse_annotations(self, row: Row, values: Mapping[str, Any]) -> dict[str, Any]:
         """The `margin` of the row; None without the column."""
-        given = row.values
-        return {"margin": parse_number(given["margin"], self.quote_name("margin")) if "margin" in given else None}
+        if "margin" not in row.values:
+            return {"margin": None}
+        margin = parse_number(row.values["margin"], self.quote_name("margin"))
+        if margin < 0:
+            self.notes.add(row.origin, NEGATIVE_MARGIN, fix="exchange the answers, or correct the margin")
+        return {"margin": margin}
 
     @classmethod
     def check(cls, examples: Sequence[PairExample], allow: Collection[str], bad: BadRows, notes: Notes) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from dpo_lightning.data.examples import Origin
-from dpo_lightning.data.formats.media import find_media
 from dpo_lightning.data.formats.names import (
     JUDGEMENTS,
     LABELS,
@@ -77,13 +76,12 @@ def check_unread(
     Args:
         rows: the rows with our columns.
         used: the columns that are read.
-        unread: the other columns, in the order in which they first appear; `check_media` reports pictures.
+        unread: the other columns but those of pictures, video or sound, in the order in which they first appear.
         empty_prompts: for each row, whether what was read of it has an empty prompt.
         bad: collects the errors.
         named: whether the column of the question was assigned by its name.
         left_out: rows that are bad already and are left out, whose columns do not count.
     """
-    unread = [name for name in unread if not find_media(name)]
     if not unread:
         return
     has_prompt = any(name in row.values for row in rows for name in ("prompt", "instruction"))

@@ -9,6 +9,11 @@ from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
 MAX_BAD_ROWS = 1000
 """Bad rows after which reading stops: a file with more of them is probably not in the expected format."""
 
+LEAVE_OUT = (
+    "or leave such rows out, counted and listed: --data.bad_rows drop (in commands without --data, --bad_rows drop)"
+)
+"""A remedy for bad rows where most rows are sound."""
+
 
 class RowError(ValueError):
     """Why one row cannot be used, without its file and line: the caller that knows them passes both to `BadRows.add`.
@@ -105,8 +110,10 @@ class BadRows:
         Raises:
             UserError: 65, the set is refused, or hardly a row is sound.
         """
-        if not self.drops:
-            self.raise_if_any()
+        if not self.drops and self._found:
+            known = any("bad_rows" in problem.fix for _, problem in self._found)
+            helps = not self._refused and not known and 2 * len(self.origins) <= self.total
+            raise self._error(fix=LEAVE_OUT if helps else "")
         if self._refused:
             raise UserError(ExitCode.DATA, [problem for _, problem in self._refused])
         rows: dict[Origin, LeftOutRow] = {}
@@ -120,8 +127,8 @@ class BadRows:
     def _sort(self) -> list[tuple[Origin, Problem]]:
         return sorted(self._found, key=lambda entry: (self._files[entry[0].file], entry[0].line))
 
-    def _error(self, *first: Problem) -> UserError:
-        return UserError(ExitCode.DATA, [*first, *(problem for _, problem in self._sort())])
+    def _error(self, *first: Problem, fix: str = "") -> UserError:
+        return UserError(ExitCode.DATA, [*first, *(problem for _, problem in self._sort())], fix)
 
 
 class Notes:

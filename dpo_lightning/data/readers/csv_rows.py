@@ -95,6 +95,9 @@ def parse_csv_rows(window: TextWindow, source: Source, bad: BadRows) -> Iterator
         return
     named = all(header)
     for line, fields in records:
+        if len(fields) != len(header) and (nul := _find_nul(fields)):
+            bad.add(Origin(source.name, line), nul)
+            continue
         if len(fields) != len(header):
             error = RowError(
                 f"the row has {len(fields)} field{'s' * (len(fields) != 1)}, but the header has {len(header)}",
@@ -111,8 +114,17 @@ def check_header(header: Sequence[str], shown: str) -> RowError | None:
     """Return the error for a header with an empty or repeated name, which `shown` quotes; None for a valid one."""
     # The first column may be without a name: pandas writes its index so, and it is left out.
     if any(not name for name in header[1:]) or len(set(header)) < len(header):
-        return RowError("the header has an empty or a repeated name", shown, "give each column a name of its own")
-    return None
+        fix = "give each column a name of its own; where the first line is a row already, write a header before it"
+        return RowError("the header has an empty or a repeated name", shown, fix)
+    return _find_nul(header)
+
+
+def _find_nul(fields: Sequence[str]) -> RowError | None:
+    """The error for NUL bytes in a line: a file that was not written to its end, or is no text."""
+    text = next((field for field in fields if "\0" in field), None)
+    return (
+        RowError("a line with NUL bytes", text[:MAX_SHOWN], "write, copy or download the file again") if text else None
+    )
 
 
 def _choose_separator(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,8 @@ MAX_PLACES = 5
 
 MOST_REASONS = 10
 """Reasons that have a line of their own, the most frequent first; rows with others are counted together."""
+
+NUMBER = re.compile(r"\d[\d,]*")
 
 
 class LeftOutRow(NamedTuple):
@@ -54,7 +56,7 @@ class LeftOutRow(NamedTuple):
 def format_left_out(rows: Sequence[LeftOutRow], total: int) -> list[str]:
     """Format a line with the number of rows that were left out, and one for each reason with its count and places.
 
-    Reasons that differ only in numbers, such as that of a message, are counted together.
+    Reasons that differ only in numbers, such as that of a message, are counted together, and shown without these.
 
     Args:
         rows: the rows that were left out.
@@ -63,17 +65,27 @@ def format_left_out(rows: Sequence[LeftOutRow], total: int) -> list[str]:
     if not rows:
         return []
     found: dict[str, list[LeftOutRow]] = {}
+    reasons: dict[str, set[str]] = {}
     for row in rows:
-        for reason in {re.sub(r"\d[\d,]*", "0", reason): reason for reason in reversed(row.reasons)}:
-            found.setdefault(reason, []).append(row)
-    ordered = sorted(found, key=lambda reason: -len(found[reason]))
+        keys = [NUMBER.sub("0", reason) for reason in row.reasons]
+        for key, reason in zip(keys, row.reasons, strict=True):
+            reasons.setdefault(key, set()).add(reason)
+        for key in dict.fromkeys(reversed(keys)):
+            found.setdefault(key, []).append(row)
+    ordered = sorted(found, key=lambda key: -len(found[key]))
     lines = [f"bad rows are left out: {len(rows):,} of {total:,} ({len(rows) / total:.1%})"]
     for key in ordered[:MOST_REASONS]:
-        shown = next(r for r in found[key][0].reasons if re.sub(r"\d[\d,]*", "0", r) == key)
-        lines.append(f"left out, {shown}: {len(found[key]):,} ({format_places([row.place for row in found[key]])})")
+        places = format_places([row.place for row in found[key]])
+        lines += [f"left out, {_join_reasons(key, reasons[key])}: {len(found[key]):,} ({places})"]
     if rest := ordered[MOST_REASONS:]:
         lines.append(f"left out for {len(rest)} other reasons: {sum(len(found[key]) for key in rest):,}")
     return lines
+
+
+def _join_reasons(key: str, reasons: Collection[str]) -> str:
+    """One text for reasons that differ only in numbers, which are 0 in `key`: `...` for each that differs."""
+    numbers = iter([set(column) for column in zip(*map(NUMBER.findall, reasons), strict=True)])
+    return NUMBER.sub(lambda _: same.pop() if len(same := next(numbers)) == 1 else "...", key)
 
 
 def check_share(bad: int, kept: int, problems: Iterable[Problem]) -> None:
