@@ -42,6 +42,8 @@ WRONG = [
     {"num_nodes": 0},
     {"num_nodes": 2},
     {"barebones": True},
+    {"precision": 64},
+    {"precision": "64-true"},
     {"reload_dataloaders_every_n_epochs": -1},
     {"max_time": "00:00:00:00"},
     {"max_time": "soon"},
