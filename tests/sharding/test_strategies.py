@@ -46,7 +46,7 @@ def test_every_strategy_of_lightning_is_supported_or_refused(name):
     if name in SUPPORTED:
         assert check_strategy(name) == (name == "fsdp2")
     else:
-        with pytest.raises(UserError, match="at trainer.strategy"):
+        with pytest.raises(UserError, match=r"at trainer\.strategy"):
             check_strategy(name)
 
 
