@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dpo_lightning.console import RaisingArgumentParser
+from dpo_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dpo_lightning.comparison.run import ComparisonOptions
@@ -67,10 +68,11 @@ def main(argv: list[str]) -> int:
 
 def make_options(args: argparse.Namespace) -> ComparisonOptions:
     """Make the options of `compare` from those of the command line."""
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+
     from dpo_lightning.comparison.run import ComparisonOptions
     from dpo_lightning.data.load import ReadOptions
     from dpo_lightning.evaluation.options import EvaluationOptions
-    from dpo_lightning.models.generation import Sampling
 
     generation = EvaluationOptions(
         model="",
@@ -78,7 +80,7 @@ def make_options(args: argparse.Namespace) -> ComparisonOptions:
         output="answers.jsonl",
         reference="none",
         kind="prompts",
-        sampling=Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed),
+        sampling=sampling,
         batch_size=args.batch_size,
         max_length=args.max_length,
         precision=args.precision,

@@ -21,7 +21,7 @@ from dpo_lightning.log import logger
 from dpo_lightning.stopping import raise_if_requested
 
 if TYPE_CHECKING:
-    from dpo_lightning.models.generation import Sampling
+    from dpo_lightning.sampling import Sampling
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 

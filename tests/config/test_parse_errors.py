@@ -225,7 +225,7 @@ def test_a_config_that_is_not_there(bench, path):
     [
         ([], "output_dir, data, model are missing"),
         (["--config", str(CONFIGS / "smoke.yaml"), "--output_dir", "x"], "data, model are missing"),
-        (["--model", "DPOModule"], "model.policy.path is missing"),
+        (["--model=DPOModule", "--data=PreferenceDataModule", "--output_dir=x"], "model.policy.path is missing"),
     ],
 )
 def test_what_is_missing_is_named(flags, missing):
