@@ -64,6 +64,9 @@ UNFIT = {
 AVERAGES = dict.fromkeys(("WeightAveraging", "EMAWeightAveraging"), "copies models, which sharded ones do not allow")
 """Callbacks that a run with sharded models cannot have, and why."""
 
+SMALLEST = {"patience": (0, 3), "max_depth": (-1, 1)}
+"""Options of lightning's callbacks that fail in a run: the smallest value, and a usual one."""
+
 REMEDIES = {
     "GradientAccumulationScheduler": "--trainer.accumulate_grad_batches with one number",
     "Timer": "--trainer.max_time, which stops the run so that the same command goes on",
@@ -161,10 +164,11 @@ def check_callbacks(callbacks: Any, more: Mapping[str, str]) -> None:
     unfit = [path.rpartition(".")[2] for path in paths if is_within(path, ("lightning",))]
     reasons = {**UNFIT, **more}
     unfit = [name for name in unfit if name in reasons]
-    patience = [members(members(callback).get("init_args")).get("patience") for callback in several]
-    if any(isinstance(value, int) and value < 0 for value in patience):
-        what = Problem("patience is less than 0", "trainer.callbacks.patience")
-        raise UserError(ExitCode.CONFIG, what, fix="--trainer.callbacks.patience 3")
+    for name, (least, good) in SMALLEST.items():
+        values = [members(members(callback).get("init_args")).get(name) for callback in several]
+        if any(isinstance(value, int) and value < least for value in values):
+            what = Problem(f"{name} is less than {least}", f"trainer.callbacks.{name}")
+            raise UserError(ExitCode.CONFIG, what, fix=f"--trainer.callbacks.{name} {good}")
     if unfit:
         raise UserError(
             ExitCode.CONFIG,

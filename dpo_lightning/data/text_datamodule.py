@@ -92,7 +92,7 @@ class TextDataModule(RowLoaders):
                 `bad_rows.jsonl` in the run's folder. At most half of a set is left out.
             allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
-            num_workers: processes that collate batches; 0 is best, since rows are encoded already.
+            num_workers: processes that collate batches, up to 64; 0 is best, since rows are encoded already.
             limit_rows: for trials, use at most as many rows of each set, drawn at random by the seed.
             cache: the folder of encoded rows, which all runs and ranks use; `auto` is `encoded` beside the run's
                 folder (from Python, there is none); `none` encodes the rows for each run.

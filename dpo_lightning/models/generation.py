@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpo_lightning.attention.flex import eager_layers
-from dpo_lightning.errors import ExitCode, UserError
+from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.sampling import Sampling
 from dpo_lightning.stopping import raise_if_requested
 

@@ -147,6 +147,18 @@ def test_a_callback_that_changes_what_is_trained_is_refused(bench, monkeypatch, 
     assert not loaded
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("ModelSummary", "max_depth"), ("RichModelSummary", "max_depth"), ("EarlyStopping", "patience")],
+)
+def test_an_option_with_which_a_callback_would_fail_later_is_refused(bench, monkeypatch, name, option):
+    """A number in the message was taken for the value of a variable."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = f"trainer: {{callbacks: {{class_path: {name}, init_args: {{monitor: eval/loss, {option}: -3}}}}}}"
+    overlay = bench.overlay(given if name == "EarlyStopping" else given.replace("monitor: eval/loss, ", ""))
+    refused(bench.fit(*overlay), 64, f"{option} is less than", f"fix: --trainer.callbacks.{option} ")
+
+
 def test_a_callback_of_ones_own_may_have_such_a_name():
     """Also a subclass of an abstract one; and other commands train nothing."""
     check_trainer(Namespace(callbacks=[Namespace(class_path="my_callbacks.BaseFinetuning")]), "fit")
