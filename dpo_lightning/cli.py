@@ -199,7 +199,7 @@ class PreferenceCLI(LightningCLI):
         """Refuse rows of another kind than the module trains on, and wrong options of its optimizer."""
         self.datamodule.check_module(self.model)
         if self.subcommand == "fit":
-            check_options(self.model, self.trainer)
+            check_options(self.model, self.config[self.subcommand].trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand and release the folder's lock afterwards."""

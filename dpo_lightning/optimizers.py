@@ -105,6 +105,10 @@ def plan_schedules(trainer: Any) -> None:
 def check_options(module: Any, trainer: Any) -> None:
     """Try the options of a module's optimizer and scheduler on one small matrix, before any weights are loaded.
 
+    Args:
+        module: the module, without weights.
+        trainer: the options of the trainer, which some commands do not make.
+
     Raises:
         UserError: as `make_optimizer` and `make_scheduler`.
     """
