@@ -37,7 +37,7 @@ def make_optimizer(kind: Callable[..., Optimizer], parameters: list[Any], rate: 
     if any(parameter.dtype == torch.float16 for parameter in parameters):
         what = "float16 is not trained: squares of gradients below 0.0002 are 0 in it, and a step divides by them"
         fix = "--model.policy.dtype float32 with --trainer.precision bf16-mixed, or 16-mixed on a GPU without bfloat16"
-        raise UserError(ExitCode.CONFIG, Problem(what, "the type of the trained weights"), fix=fix)
+        raise UserError(ExitCode.CONFIG, Problem(what, "model.policy.dtype and trainer.precision"), fix=fix)
     options = optimizer.defaults
     what = ", ".join(f"`{name}` is {value}" for name, value in options.items() if not is_finite(value))
     if what:
