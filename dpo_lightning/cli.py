@@ -18,16 +18,17 @@ from dpo_lightning import callbacks as project_callbacks
 from dpo_lightning.activity import activity
 from dpo_lightning.callbacks.first_step import values_reported
 from dpo_lightning.callbacks.summary import evaluate_final, summarize
-from dpo_lightning.config.class_paths import check_names, imports_restricted, iterate_texts, take_allowed
+from dpo_lightning.config.class_paths import OPENED, check_names, imports_restricted, iterate_texts, take_allowed
 from dpo_lightning.config.files import ConfigFile, read_command_line
 from dpo_lightning.config.key_check import check_keys
-from dpo_lightning.config.library_errors import translate_error, user_error
+from dpo_lightning.config.library_errors import translate_error, translate_failure, user_error
 from dpo_lightning.config.library_noise import silence_libraries
 from dpo_lightning.config.loggers import make_folder_optional, place_in
 from dpo_lightning.config.nulls import check_nulls
 from dpo_lightning.config.option_table import read_options
 from dpo_lightning.config.output_paths import check_outputs
 from dpo_lightning.config.overrides import find_dropped_options, loss_defaults
+from dpo_lightning.config.own_modules import own_module_error
 from dpo_lightning.config.parse_errors import Known, parser_error
 from dpo_lightning.config.trainer_options import (
     check_machine,
@@ -107,7 +108,8 @@ class PreferenceCLI(LightningCLI):
         try:
             self.config = parser.parse_args([*args, *loss_defaults(self.config_files, args)])
         except ArgumentError as error:
-            raise (user_error(error.__cause__) or parser_error(str(error), known, args)) from None
+            failed = user_error(error.__cause__) or own_module_error(error, OPENED)
+            raise (failed or parser_error(str(error), known, args)) from None
         config = self.config[self.config.subcommand]
         check_names(config, {"model": PolicyModule, "data": TextDataModule, "trainer": Trainer})
         check_nulls({section: config.get(section) for section in ("model", "data", "trainer")})
@@ -197,7 +199,7 @@ class PreferenceCLI(LightningCLI):
         """Refuse rows of another kind than the module trains on, and wrong options of its optimizer."""
         self.datamodule.check_module(self.model)
         if self.subcommand == "fit":
-            check_options(self.model.optimizer, self.model.lr_scheduler, self.model.learning_rate, self.trainer)
+            check_options(self.model, self.config[self.subcommand].trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand and release the folder's lock afterwards."""
@@ -265,7 +267,8 @@ def main(args: list[str], kind: type[PreferenceCLI] = PreferenceCLI, files: Sequ
             raise KeyboardInterrupt from None
         return int(stop.code or 0)
     except Exception as error:
-        if (known := translate_error(error)) is None:
+        failed = user_error(error) or translate_failure(error) or own_module_error(error, packages)
+        if (known := failed or translate_error(error)) is None:
             raise
         raise known from error
     return 0

@@ -13,6 +13,9 @@ NAMES = re.compile(
 )
 """How the variables begin that torch, transformers and other libraries of this package read."""
 
+COMMON = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?|.|on|no|true|false|yes|off|none|null|auto", re.IGNORECASE)
+"""Values that occur in many messages: they mean a variable only where the message names it as well."""
+
 DOCSTRINGS_REMOVED = 2
 """The level of optimization at which Python has no docstrings."""
 
@@ -29,12 +32,16 @@ def check_docstrings() -> None:
 
 
 def translate_variable_error(error: Exception) -> UserError | None:
-    """Translate a ValueError in which a library quotes the value of a variable; None if it quotes none."""
+    """Translate a ValueError in which a library quotes the value of a variable; None if it quotes none.
+
+    A common value, such as a number, counts only in a message that names the variable.
+    """
     if not isinstance(error, ValueError):
         return None
     text = str(error).strip()
     for name, value in os.environ.items():
-        if value and NAMES.match(name) and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text):
+        meant = value and NAMES.match(name) and (name in text or not COMMON.fullmatch(value))
+        if meant and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text):
             what = Problem(
                 f"a library cannot use this value: {text.splitlines()[0]}", f"the environment's {name}", value
             )

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR, ReduceLROnPlateau
 
 from dpo_lightning.errors import ExitCode, Problem, UserError, lacks_memory
 from dpo_lightning.log import logger
-from dpo_lightning.schedules import WarmupSchedule
+from dpo_lightning.models.folder_files import is_adapter_folder
+from dpo_lightning.schedules import WarmupSchedule, describe_idle_steps, describe_length
 from dpo_lightning.sharding import is_split
 
 KEY = "model.optimizer"
@@ -33,6 +34,10 @@ def make_optimizer(kind: Callable[..., Optimizer], parameters: list[Any], rate: 
     """
     with blaming(KEY):
         optimizer = kind(parameters, rate)
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        what = "float16 is not trained: squares of gradients below 0.0002 are 0 in it, and a step divides by them"
+        fix = "--model.policy.dtype float32 with --trainer.precision bf16-mixed, or 16-mixed on a GPU without bfloat16"
+        raise UserError(ExitCode.CONFIG, Problem(what, "model.policy.dtype and trainer.precision"), fix=fix)
     options = optimizer.defaults
     what = ", ".join(f"`{name}` is {value}" for name, value in options.items() if not is_finite(value))
     if what:
@@ -73,25 +78,49 @@ def make_scheduler(kind: Callable[..., Any], optimizer: Optimizer) -> dict[str, 
 
 
 def plan_schedules(trainer: Any) -> None:
-    """Set the number of steps of schedules that follow the run's, once its batches are known."""
-    for each in trainer.lr_scheduler_configs:
-        if isinstance(each.scheduler, WarmupSchedule):
-            each.scheduler.plan(trainer.estimated_stepping_batches)
+    """Set the number of steps of schedules that follow the run's, once its batches are known.
+
+    Raises:
+        UserError: 64, a schedule would fail before the run ends.
+    """
+    steps = trainer.estimated_stepping_batches
+    for scheduler in (each.scheduler for each in trainer.lr_scheduler_configs):
+        if isinstance(scheduler, WarmupSchedule):
+            scheduler.plan(steps)
+            misfits = list(scheduler.find_misfits(steps))
+        elif isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
+            what = (
+                f"a step after total_steps={scheduler.total_steps} would fail, and the run has {describe_length(steps)}"
+            )
+            fix = f"--{SCHEDULER}.total_steps {steps}" if math.isfinite(steps) else "--trainer.max_steps"
+            raise UserError(ExitCode.CONFIG, Problem(what, SCHEDULER), fix=fix)
+        elif isinstance(scheduler, PolynomialLR) and scheduler.total_iters < steps:
+            misfits = [f"total_iters={scheduler.total_iters}: {describe_idle_steps(scheduler.total_iters, steps)}"]
+        else:
+            misfits = []
+        for misfit in misfits:
+            logger.warning(f"{SCHEDULER}: {misfit}")
 
 
-def check_options(
-    optimizer: Callable[..., Optimizer], scheduler: Callable[..., Any] | None, rate: float, trainer: Any
-) -> None:
-    """Try the options of an optimizer and a scheduler on one small matrix, before any weights are loaded.
+def check_options(module: Any, trainer: Any) -> None:
+    """Try the options of a module's optimizer and scheduler on one small matrix, before any weights are loaded.
+
+    Args:
+        module: the module, without weights.
+        trainer: the options of the trainer, which some commands do not make.
 
     Raises:
         UserError: as `make_optimizer` and `make_scheduler`.
     """
-    tried = make_optimizer(optimizer, [nn.Parameter(torch.zeros(2, 2))], rate, on_cpu=False)
-    if scheduler is not None:
+    spec = module.spec
+    adapted = spec.lora is not None or is_adapter_folder(spec.path)  # peft keeps adapters in float32
+    half = trainer.precision == "16-true" or (spec.dtype == "float16" and not adapted)
+    weights = nn.Parameter(torch.zeros(2, 2, dtype=torch.float16 if half else torch.float32))
+    tried = make_optimizer(module.optimizer, [weights], module.learning_rate, on_cpu=False)
+    if module.lr_scheduler is not None:
         with warnings.catch_warnings(), blaming(SCHEDULER):
             warnings.simplefilter("ignore")  # of a step without one of the optimizer
-            made = make_scheduler(scheduler, tried)["scheduler"]
+            made = make_scheduler(module.lr_scheduler, tried)["scheduler"]
             if isinstance(made, WarmupSchedule) and trainer.max_steps < 0 and trainer.max_epochs == -1:
                 made.plan(math.inf)
             made.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -69,11 +70,23 @@ class WarmupSchedule(LRScheduler):
 
     def factor(self, step: int) -> float:
         """Return the factor of the rate of a step, from 0 on."""
-        steps = self.steps or 1
-        warmup = math.ceil(self.warmup_ratio * steps) if self.warmup_steps is None else self.warmup_steps
+        steps, warmup = self.steps or 1, self.warmup
         if step < warmup:
             return (step + 1) / warmup
         return self.decay(min((step - warmup) / max(steps - warmup, 1), 1.0))
+
+    @property
+    def warmup(self) -> int:
+        """The number of steps in which the rate grows."""
+        return math.ceil(self.warmup_ratio * (self.steps or 1)) if self.warmup_steps is None else self.warmup_steps
+
+    def find_misfits(self, steps: float) -> Iterator[str]:
+        """Iterate over what is wrong with this schedule in a run of so many steps, each in a sentence."""
+        if self.warmup > steps:
+            part = f"{steps / self.warmup:.2g} of learning_rate"
+            yield f"the warm-up takes {self.warmup} steps and the run ends after {steps}: the rate reaches {part}"
+        if self.total_steps is not None and self.total_steps < steps and not self.decay(1.0):
+            yield f"total_steps={self.total_steps}: {describe_idle_steps(self.total_steps, steps)}"
 
     def get_lr(self) -> list[float | Any]:
         """Return the rates of the next step."""
@@ -82,6 +95,16 @@ class WarmupSchedule(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the schedule; how long it is follows from the config, which may have more steps."""
         return {name: value for name, value in super().state_dict().items() if name not in CONFIGURED}
+
+
+def describe_idle_steps(last: int, steps: float) -> str:
+    """Return the sentence for a schedule that reaches 0 after the step `last` of a run of more steps."""
+    return f"the learning rate is 0 after step {last}, and the run has {describe_length(steps)}"
+
+
+def describe_length(steps: float) -> str:
+    """Return the number of a run's steps in words."""
+    return f"{steps} steps" if math.isfinite(steps) else "no end"
 
 
 CONFIGURED = ("warmup_ratio", "warmup_steps", "total_steps", "steps")

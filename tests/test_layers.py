@@ -11,7 +11,8 @@ import dpo_lightning
 
 FLOORS = (
     "version activity errors terminal foreign_names console streams launcher_variables library_variables log "
-    "folder_names special_files json_files atomic_files limits batches types intervals signals stopping sharding",
+    "folder_names special_files json_files atomic_files limits batches types intervals signals stopping sharding "
+    "sampling",
     "attention losses logps metrics data hardware",
     "models references config.library_noise runs.memory_estimate",
     "ranks fsdp2 logger_failures config runs callbacks loss_requirements optimizers schedules policy_module "

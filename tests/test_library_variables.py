@@ -42,3 +42,13 @@ def test_other_errors_are_not_taken_for_those_of_a_variable(monkeypatch):
     assert translate_variable_error(KeyError("all")) is None
     assert translate_variable_error(ValueError("vi")) is None
     assert translate_variable_error(ValueError("allow")) is None
+
+
+@pytest.mark.parametrize("value", ["1", "-1", "0.5", "1e9", "on", "true", "None"])
+def test_a_common_value_means_a_variable_only_where_it_is_named(monkeypatch, value):
+    """`HF_HUB_OFFLINE=1` was blamed for each message with a 1 in it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert translate_variable_error(ValueError(f"max_depth can be -1, 0, or > 0, got {value}.")) is None
+    named = translate_variable_error(ValueError(f"HF_HUB_OFFLINE cannot be {value}"))
+    assert named is not None
+    assert named.fix == "unset HF_HUB_OFFLINE"

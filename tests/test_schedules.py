@@ -112,3 +112,38 @@ def test_a_schedule_that_needs_a_measure_is_refused(bench, name):
 def test_the_overlay_is_one_of_any_recipe():
     ran = run("fit", "--config", CONFIGS / "sft.yaml", *WARMUP, "--print_config")
     assert "CosineWithWarmup" in ran.out
+
+
+ONE_CYCLE = ("--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=1e-3")
+
+
+def test_a_schedule_that_would_fail_in_the_middle_of_the_run_is_refused(bench):
+    """Before the first step; with as many steps as the run it is taken."""
+    ran = bench.fit(*ONE_CYCLE, "--model.lr_scheduler.total_steps=1")
+    refused(
+        ran, 64, "after total_steps=1 would fail, and the run has 2 steps", "fix: --model.lr_scheduler.total_steps 2\n"
+    )
+    assert not (bench.folder / "run").exists()
+    assert bench.fit(*ONE_CYCLE, "--model.lr_scheduler.total_steps=2").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["CosineWithWarmup", "warmup_steps=100"], "the warm-up takes 100 steps and the run ends after 2: the rate "
+                                                   "reaches 0.02 of learning_rate"),
+        (["CosineWithWarmup", "total_steps=1"], "total_steps=1: the learning rate is 0 after step 1, and the run has"),
+        (["PolynomialLR", "total_iters=1"], "total_iters=1: the learning rate is 0 after step 1, and the run has"),
+        (["ConstantWithWarmup", "total_steps=1"], ""),
+        (["LinearWithWarmup", "warmup_steps=2"], ""),
+        (["PolynomialLR", "total_iters=2"], ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_schedule_that_does_not_fit_the_run_is_told(bench, options, told):
+    ran = bench.fit(f"--model.lr_scheduler={options[0]}", f"--model.lr_scheduler.{options[1]}")
+    assert ran.code == 0, ran
+    if told:
+        assert f"warning: model.lr_scheduler: {told}" in ran.out
+    else:
+        assert "warning: model.lr_scheduler" not in ran.out

@@ -97,7 +97,8 @@ def compare_export(report: Report, device: str, folder: Path, model: Path, rows:
 def compare_generation(report: Report, device: str, model: Path) -> None:
     """Draw the same answer twice by the same seed."""
     from dpo_lightning.models.causal_lm import CausalLM
-    from dpo_lightning.models.generation import Sampling, answer
+    from dpo_lightning.models.generation import answer
+    from dpo_lightning.sampling import Sampling
 
     spec = CausalLM(str(model))
     built, tokenizer = spec.build().to(device).eval(), spec.tokenizer()

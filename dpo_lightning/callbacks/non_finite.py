@@ -172,9 +172,7 @@ def diverged_error(trainer: Trainer, rows: Sequence[str], what: str, *, all_rows
         all_rows: whether the step has no other rows, so that the weights are the cause and not a row.
     """
     step = trainer.global_step + 1
-    if trainer.precision == "16-true":
-        fix = "--trainer.precision bf16-mixed or 32-true: fp16 has no numbers above 65504"
-    elif not all_rows:
+    if not all_rows:
         fix = "look at these rows and leave them out, or drop such steps: --trainer.callbacks+=NonFinite "
         fix += "--trainer.callbacks.skip 1"
     elif trainer.global_step == 0:

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dpo_lightning.activity import activity
 from dpo_lightning.data.checks.normalization import read_content
 from dpo_lightning.log import logger
-from dpo_lightning.models.generation import Sampling, answer
+from dpo_lightning.models.generation import answer
+from dpo_lightning.sampling import Sampling
 from dpo_lightning.stopping import Stopped
 
 TAG = "eval/samples"

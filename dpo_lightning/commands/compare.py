@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dpo_lightning.commands.row_options import (
@@ -13,6 +14,7 @@ from dpo_lightning.commands.row_options import (
     take_columns,
 )
 from dpo_lightning.console import RaisingArgumentParser
+from dpo_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dpo_lightning.comparison.run import ComparisonOptions
@@ -78,11 +80,10 @@ def main(argv: list[str]) -> int:
 
 def make_options(args: argparse.Namespace, columns: dict[str, str]) -> ComparisonOptions:
     """Make the options of `compare` from those of the command line."""
-    from dataclasses import replace
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
 
     from dpo_lightning.comparison.run import ComparisonOptions
     from dpo_lightning.evaluation.options import EvaluationOptions
-    from dpo_lightning.models.generation import Sampling
 
     generation = EvaluationOptions(
         model="",
@@ -90,7 +91,7 @@ def make_options(args: argparse.Namespace, columns: dict[str, str]) -> Compariso
         output="answers.jsonl",
         reference="none",
         kind="prompts",
-        sampling=Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed),
+        sampling=sampling,
         batch_size=args.batch_size,
         max_length=args.max_length,
         template=args.template,

@@ -14,6 +14,7 @@ from dpo_lightning.commands.row_options import (
 )
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.log import logger
+from dpo_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dpo_lightning.evaluation.options import EvaluationOptions
@@ -85,14 +86,14 @@ def main(argv: list[str]) -> int:
 
 def make_options(args: argparse.Namespace, columns: dict[str, str]) -> EvaluationOptions:
     """Make the options of `evaluate` from those of the command line."""
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+
     from dataclasses import fields, replace
 
     from dpo_lightning.data import collate
     from dpo_lightning.evaluation.options import EvaluationOptions
-    from dpo_lightning.models.generation import Sampling
 
     read = replace(make_read_options(args, columns), limit_rows=args.limit_rows, seed=args.seed)
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     collator = None if args.collator is None else getattr(collate, args.collator)()
     given: dict[str, Any] = vars(args) | {"read": read, "sampling": sampling, "collator": collator}
     return EvaluationOptions(**{each.name: given[each.name] for each in fields(EvaluationOptions)})

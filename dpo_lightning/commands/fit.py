@@ -1,9 +1,9 @@
-"""`fit`, `validate`, `test` and `predict`: their help, and wrong keys, before the libraries are imported."""
+"""`fit`, `validate`, `test` and `predict`: their help, and errors in keys before libraries are imported."""
 
 from __future__ import annotations
 
 from dpo_lightning.config.files import read_command_line
-from dpo_lightning.config.key_check import check_keys
+from dpo_lightning.config.key_check import check_keys, check_required
 from dpo_lightning.config.option_help import find_topic, format_help
 
 
@@ -14,6 +14,7 @@ def main(args: list[str]) -> int:
         return 0
     files = read_command_line(args)
     check_keys(args, files)
+    check_required(args, files)
 
     from dpo_lightning import cli  # which imports torch and lightning
 

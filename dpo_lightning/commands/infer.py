@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
 
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.data.encoding.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
+from dpo_lightning.sampling import Sampling
 from dpo_lightning.terminal import escape_controls
-
-if TYPE_CHECKING:
-    from dpo_lightning.models.generation import Sampling
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,21 +32,18 @@ def main(argv: list[str]) -> int:
     """Load the model, print its answer while it is generated, and return the exit code."""
     args = make_parser().parse_args(argv)
     instruction = read_instruction(args.instruction)
-    if not 0 <= args.seed < 2**63:
-        raise UserError(ExitCode.CONFIG, Problem(f"seed={args.seed} is out of range", "--seed"), fix="--seed 0")
-
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     day = parse_date(args.template_date, "--template_date")
 
     import torch
 
     from dpo_lightning.config.library_noise import silence_libraries
     from dpo_lightning.data.encoding.rendering import Renderer
-    from dpo_lightning.models.generation import Sampling, generate_ids
+    from dpo_lightning.models.generation import generate_ids
     from dpo_lightning.models.streaming import AnswerStream
     from dpo_lightning.runs.checkpoint_model import open_model
 
     silence_libraries()
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     source = open_model(args.model)
     spec = source.spec
     tokenizer = spec.tokenizer()

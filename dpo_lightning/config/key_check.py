@@ -6,7 +6,6 @@ below an option of another type, is left to the parser.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice, pairwise
@@ -14,15 +13,17 @@ from typing import NamedTuple
 
 import yaml
 
-from dpo_lightning.config.files import ConfigFile, config_paths
+from dpo_lightning.config.files import ConfigFile
 from dpo_lightning.config.option_table import OptionTable, read_options
+from dpo_lightning.config.stray_words import find_stray_words
 from dpo_lightning.config.unknown_options import ANCHOR_HOLDERS, UnknownOption, translate, unknown_options_error
+from dpo_lightning.errors import ExitCode, UserError
 
 ALWAYS = ("help", "allow-class-path")
 """Flags that are handled before the parser."""
 
-SWITCHES = ("fresh", "print_config", "help")
-"""Flags without a value."""
+REQUIRED = ("output_dir", "data", "model")
+"""Keys that every run has."""
 
 LAYERS = ("init_args", "dict_kwargs")
 """Keys between a class and its options, which may be left out."""
@@ -83,6 +84,26 @@ def check_keys(args: Sequence[str], files: Sequence[ConfigFile], own: Sequence[s
         raise unknown_options_error(unknown, known)
 
 
+def check_required(args: Sequence[str], files: Sequence[ConfigFile]) -> None:
+    """Check that a command line or its config files have the keys without which there is no run.
+
+    Raises:
+        UserError: 64, with those that are missing.
+    """
+    keys = [flag.key for flag in parse_flags(args[1:])]
+    given = {key.partition(".")[0] for key in keys}.union(*(file.content for file in files))
+    missing = [key for key in REQUIRED if key not in given]
+    if missing and "print_config" not in given and not any(key.endswith(".help") for key in keys):
+        raise missing_keys_error(missing)
+
+
+def missing_keys_error(names: Sequence[str]) -> UserError:
+    """Make the error for required keys that are not set."""
+    verb = "is" if len(names) == 1 else "are"
+    fix = f"--config with a whole recipe (configs/dpo.yaml), or --{names[0]}"
+    return UserError(ExitCode.CONFIG, f"{', '.join(names)} {verb} missing", fix=fix)
+
+
 def list_places(table: OptionTable, known: Sequence[str]) -> Places:
     """List the names that exist below each key that takes options, and the classes that it takes."""
     names: dict[str, set[str]] = {place: set() for place in ("", *table.places)}
@@ -113,18 +134,6 @@ def find_unknown_flags(flags: Sequence[Flag], places: Places) -> Iterator[Unknow
         parts = split_key(flag.key)
         if parts[-1:] not in (("help",), ("class_path",)) and flag.key not in ALWAYS and is_unknown(parts, places):
             yield UnknownOption(".".join(parts), flag.value, f"--{flag.key}")
-
-
-def find_stray_words(args: Sequence[str]) -> Iterator[UnknownOption]:
-    """Iterate over words in the form `KEY=VALUE` or `FILE.yaml` that are no value of a flag."""
-    for before, word in pairwise(["", *args]):
-        valued = before.startswith("-") and "=" not in before and before.lstrip("-") not in SWITCHES
-        if valued or word.startswith("-"):
-            continue
-        if assigned := re.fullmatch(r"\+*([A-Za-z_][\w.]*)=(.*)", word):
-            yield UnknownOption(assigned[1], assigned[2], word)
-        elif word.endswith((".yaml", ".yml")) and not config_paths(args):  # rows may be YAML as well
-            yield UnknownOption("config", word, word)
 
 
 def is_unknown(parts: Sequence[str], places: Places) -> bool:

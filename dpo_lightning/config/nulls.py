@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any
 
 from jsonargparse import Namespace
 
-from dpo_lightning.config.class_paths import find_option, import_object, members
+from dpo_lightning.config.class_paths import accepted_classes, find_option, import_object, members
 from dpo_lightning.errors import ExitCode, Problem, UserError
 
 
@@ -28,22 +29,31 @@ def check_nulls(sections: Mapping[str, Any]) -> None:
         raise UserError(ExitCode.CONFIG, problems, fix=f"give a value of --{keys[0]}, or leave it out")
 
 
-def find_nulls(value: Any, key: str) -> Iterator[str]:
-    """Iterate over the keys, at any depth, whose value is null though the type of the option does not allow it."""
+def find_nulls(value: Any, key: str, hint: Any = None) -> Iterator[str]:
+    """Iterate over the keys, at any depth, whose value is null though the type of the option does not allow it.
+
+    Args:
+        value: a parsed value.
+        key: its key.
+        hint: the type of the option, if known.
+    """
     if isinstance(value, (list, tuple)):
         for inner in value:
-            yield from find_nulls(inner, key)
+            yield from find_nulls(inner, key, hint)
     if not isinstance(value, (Mapping, Namespace)):
         return
-    content, owner = members(value), None
+    # The options of a dataclass stand in its place, without `class_path`.
+    content, owner = members(value), next(filter(is_dataclass, accepted_classes(hint)), None)
     if isinstance(path := content.get("class_path"), str):
         content, owner = members(content.get("init_args")), import_object(path)
     for name, inner in content.items():
-        if inner is None and owner is not None:
-            option = find_option(owner, name)
-            if option and option.default is not None and option.annotation and not takes_null(option.annotation):
-                yield f"{key}.{name}"
-        yield from find_nulls(inner, f"{key}.{name}")
+        option = None if owner is None else find_option(owner, name)
+        kind = option.annotation if option else None
+        # jsonargparse turns the null of a flag into the text None where the option is one of a dataclass.
+        absent = inner is None or (inner == "None" and is_dataclass(owner))
+        if absent and option and option.default is not None and kind and not takes_null(kind):
+            yield f"{key}.{name}"
+        yield from find_nulls(inner, f"{key}.{name}", kind)
 
 
 def takes_null(annotation: Any) -> bool:

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dpo_lightning.config.class_paths import ALLOW_FLAG
-from dpo_lightning.config.key_check import SWITCHES
+from dpo_lightning.config.key_check import missing_keys_error
 from dpo_lightning.config.option_table import read_options
+from dpo_lightning.config.stray_words import SWITCHES
 from dpo_lightning.config.unknown_classes import unknown_class_error
 from dpo_lightning.config.unknown_options import HELP, UnknownOption, unknown_options_error
 from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
@@ -250,12 +251,7 @@ def missing_options_error(key: str, reason: str) -> UserError:
     """Make the error for required keys that are not set."""
     names = [name.strip() for name in reason.rpartition(":")[2].split(",")]
     names = [f"{key}.{name}" if key else re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in names]
-    verb = "is" if len(names) == 1 else "are"
-    return UserError(
-        ExitCode.CONFIG,
-        f"{', '.join(names)} {verb} missing",
-        fix=f"--config with a whole recipe (configs/dpo.yaml), or --{names[0]}",
-    )
+    return missing_keys_error(names)
 
 
 def unknown_option_error(key: str, known: Sequence[str], owner: str = "") -> UserError:

@@ -14,9 +14,9 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping
 
 from dpo_lightning.config.class_paths import is_within, members
+from dpo_lightning.config.strategies import check_strategy
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.launcher_variables import launched_by_srun
-from dpo_lightning.sharding import FSDP2, unsupported_error
 
 COUNTS = {
     "accumulate_grad_batches": 1,
@@ -64,8 +64,8 @@ UNFIT = {
 AVERAGES = dict.fromkeys(("WeightAveraging", "EMAWeightAveraging"), "copies models, which sharded ones do not allow")
 """Callbacks that a run with sharded models cannot have, and why."""
 
-OTHER_SHARDING = ("fsdp", "fsdp_cpu_offload", "FSDPStrategy", "ModelParallelStrategy")
-"""Names and classes of lightning's strategies that shard models."""
+SMALLEST = {"patience": (0, 3), "max_depth": (-1, 1)}
+"""Options of lightning's callbacks that fail in a run: the smallest value, and a usual one."""
 
 REMEDIES = {
     "GradientAccumulationScheduler": "--trainer.accumulate_grad_batches with one number",
@@ -92,6 +92,8 @@ def check_trainer(trainer: Any, command: str) -> None:
         problems.append(("default_root_dir", "has no effect: the run's folder is output_dir"))
     if options.get("model_registry") is not None:
         problems.append(("model_registry", "is not supported: checkpoints are kept in output_dir"))
+    if str(options.get("precision")) in ("64", "64-true"):
+        problems.append(("precision", "is not supported: log-probabilities and losses are computed in float32"))
     if options.get("barebones"):
         problems.append(("barebones", "is not supported: it switches off measures, checks and checkpoints"))
     if problems:
@@ -103,24 +105,6 @@ def check_trainer(trainer: Any, command: str) -> None:
     sharded = check_strategy(options.get("strategy"))
     if command == "fit":
         check_callbacks(options.get("callbacks"), AVERAGES if sharded else {})
-
-
-def check_strategy(strategy: Any) -> bool:
-    """Refuse strategies that shard models in another way than this package's modules do.
-
-    Args:
-        strategy: the parsed option: a name, or a class with options.
-
-    Returns:
-        Whether models are sharded.
-
-    Raises:
-        UserError: 64, the strategy is one of these.
-    """
-    name = str(members(strategy).get("class_path") if isinstance(strategy, Namespace) else strategy).rpartition(".")[2]
-    if name in OTHER_SHARDING:
-        raise unsupported_error(name)
-    return name in (FSDP2, "FSDP2Strategy")
 
 
 def check_machine(trainer: Any, precision: Any) -> None:
@@ -180,10 +164,11 @@ def check_callbacks(callbacks: Any, more: Mapping[str, str]) -> None:
     unfit = [path.rpartition(".")[2] for path in paths if is_within(path, ("lightning",))]
     reasons = {**UNFIT, **more}
     unfit = [name for name in unfit if name in reasons]
-    patience = [members(members(callback).get("init_args")).get("patience") for callback in several]
-    if any(isinstance(value, int) and value < 0 for value in patience):
-        what = Problem("patience is less than 0", "trainer.callbacks.patience")
-        raise UserError(ExitCode.CONFIG, what, fix="--trainer.callbacks.patience 3")
+    for name, (least, good) in SMALLEST.items():
+        values = [members(members(callback).get("init_args")).get(name) for callback in several]
+        if any(isinstance(value, int) and value < least for value in values):
+            what = Problem(f"{name} is less than {least}", f"trainer.callbacks.{name}")
+            raise UserError(ExitCode.CONFIG, what, fix=f"--trainer.callbacks.{name} {good}")
     if unfit:
         raise UserError(
             ExitCode.CONFIG,

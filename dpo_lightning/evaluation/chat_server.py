@@ -13,7 +13,7 @@ from dpo_lightning.data.kinds.tool_calls import convert_arguments
 from dpo_lightning.evaluation.endpoint import BadRequestError, Endpoint, check_url
 
 if TYPE_CHECKING:
-    from dpo_lightning.models.generation import Sampling
+    from dpo_lightning.sampling import Sampling
 
 ENDED = {"stop": True, "length": False}
 """What a server gives as `finish_reason` -> whether the answer ended by itself."""

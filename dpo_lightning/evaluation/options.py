@@ -16,7 +16,7 @@ from dpo_lightning.data.load import ReadOptions
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.evaluation.held_out import Kind
 from dpo_lightning.folder_names import check_output_path
-from dpo_lightning.models.generation import Sampling
+from dpo_lightning.sampling import Sampling
 
 GENERATED_TOGETHER = 4
 """Prompts that are answered at a time, for each pair that is scored at a time: generating takes less memory."""

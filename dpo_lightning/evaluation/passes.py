@@ -20,7 +20,8 @@ from dpo_lightning.evaluation.held_out import HeldOut
 from dpo_lightning.evaluation.scoring import ModelPair, make_row
 from dpo_lightning.evaluation.work_file import WorkFolder
 from dpo_lightning.losses import PairwiseLoss
-from dpo_lightning.models.generation import Sampling, decode_answers, generate_ids
+from dpo_lightning.models.generation import decode_answers, generate_ids
+from dpo_lightning.sampling import Sampling
 from dpo_lightning.stopping import Stopped, requested
 from dpo_lightning.types import PairLogps, SequenceLogps
 

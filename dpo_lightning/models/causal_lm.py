@@ -43,7 +43,7 @@ class CausalLM:
     """A model folder, an adapter folder (its adapter is trained further), or a hub id."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the stored weights; the precision of the computation is `--trainer.precision`."""
+    """Precision of the stored weights, `float16` for frozen ones only; the computation has `--trainer.precision`."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation. `auto` computes shared prefixes once if the model allows it; others use padded rows."""

@@ -135,10 +135,12 @@ def attach_lora(model: Any, lora: Lora) -> nn.Module:
     except (ValueError, RuntimeError, TypeError, re.error) as error:
         if lacks_memory(error):
             raise
+        what, fix = str(error).splitlines()[0], f"the model's linear layers are {', '.join(layers)}"
+        if "not found" in what and (names := split_names(lora.target_modules, layers)):
+            what = f"target_modules={lora.target_modules} is a regular expression, and no module's whole name matches"
+            fix = f"--{LORA_KEY}.target_modules '[{','.join(names)}]'"
         raise UserError(
-            ExitCode.CONFIG,
-            Problem(f"the adapter does not fit the model: {str(error).splitlines()[0]}", LORA_KEY),
-            fix=f"the model's linear layers are {', '.join(layers)}",
+            ExitCode.CONFIG, Problem(f"the adapter does not fit the model: {what}", LORA_KEY), fix
         ) from None
     # peft has subtracted the adapter from the base in memory, for which saving has to make up.
     if lora.changes_base:
@@ -178,6 +180,12 @@ def list_linear_layers(model: Any) -> list[str]:
         name for name, part in model.named_modules() if isinstance(part, (nn.Linear, Conv1D)) and part is not head
     ]
     return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def split_names(text: str | list[str], layers: list[str]) -> list[str]:
+    """Return the names of which a text consists, if all are names of layers; an empty list for other values."""
+    names = re.findall(r"[^\s,;|]+", text) if isinstance(text, str) else []
+    return names if set(names) <= set(layers) else []
 
 
 def find_shared_modules(model: nn.Module) -> set[int]:

@@ -13,7 +13,8 @@ from dpo_lightning.callbacks import samples
 from dpo_lightning.callbacks.samples import Samples, format_table
 from dpo_lightning.data.datamodules import PreferenceDataModule, SFTDataModule
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.models.generation import Sampling, answer
+from dpo_lightning.models.generation import answer
+from dpo_lightning.sampling import Sampling
 from dpo_lightning.sft import SFTModule
 
 GREEDY = Sampling(max_new_tokens=6, temperature=0)

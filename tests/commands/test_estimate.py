@@ -102,6 +102,13 @@ def test_bad_configs_are_the_usual_errors(tiny_llama, tmp_path):
     refused(run("doctor", "--model.policy.path", "x"), 64)
 
 
+def test_a_schedule_is_tried_without_a_trainer(told):
+    """The machine may lack its device."""
+    ran = told("--config", CONFIGS / "warmup.yaml")
+    assert ran.code == 0, ran
+    refused(told("--model.policy.dtype=float16"), 64, "float16 is not trained")
+
+
 def test_a_used_folder_is_no_hindrance(tiny_llama, tmp_path):
     bench = Bench(tmp_path, tiny_llama)
     assert bench.fit("--trainer.max_steps", "1").code == 0

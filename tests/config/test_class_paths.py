@@ -163,3 +163,33 @@ def test_packages_are_taken_out_of_the_arguments():
     for bad in ("", "a-b", "a.", ".a", "1a", "a b", "*", "os/path", "jsonargparse", "jsonargparse.typing"):
         with pytest.raises(UserError, match="not a package name"):
             take_allowed([f"--allow-class-path={bad}"])
+
+
+OWN = "from dpo_lightning.losses import DPOLoss\nclass Own(DPOLoss):\n"
+OWN += "    def __init__(self):\n        super().__init__()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("\nimport no_such_package", 2, "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("\n\ndef f(:\n", 3, "SyntaxError: invalid syntax"),
+        ("x = unknown_name\n", 1, "NameError: name 'unknown_name' is not defined"),
+        ("from dpo_lightning.losses import DPOLosss\n", 1, "ImportError: cannot import name 'DPOLosss'"),
+        (OWN + "        {}['oops']\n", 5, "KeyError: 'oops'"),
+        (OWN + "    def __call__(self, *args):\n        return 1 / 0\n", 6, "ZeroDivisionError: division by zero"),
+    ],
+    ids=["import", "syntax", "name", "ours", "made", "called"],
+)
+def test_an_error_in_a_module_of_ones_own_has_its_file_and_line(bench, monkeypatch, text, line, reason):
+    name = f"own_{line}_{len(text)}"
+    (bench.folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(bench.folder))
+    ran = bench.fit(f"--allow-class-path={name}", f"--model.loss={name}.Own")
+    refused(ran, 64, reason, f"{bench.folder / name}.py:{line}", "fix: correct this module; the traceback is in ")
+
+
+def test_other_mistakes_are_none_of_such_a_module(bench, evil):
+    allowed = ("--allow-class-path=evil_module", "--model.loss=evil_module")
+    refused(bench.fit(*allowed[:1], f"{allowed[1]}.Lost"), 64, "the class does not exist at model.loss")
+    refused(bench.fit(*allowed[:1], f"{allowed[1]}.Evil", "--model.loss.beta=-1"), 64, "beta")

@@ -52,7 +52,7 @@ CASES = {
     "a schedule that is shorter than the run": (
         of_model("lr_scheduler", "lr_scheduler.OneCycleLR", "max_lr: 1.0e-4, total_steps: 1"),
         64,
-        "total steps is 1",
+        "total_steps=1",
         "at model.lr_scheduler",
     ),
     "a schedule without a period": (

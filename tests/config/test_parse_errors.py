@@ -44,6 +44,7 @@ FLAGS = {
     "a flag without its value": (["--data.batch_size"], "a value is missing at data.batch_size"),
     "a flag before another": (["--model.loss.beta", "--fresh"], "a value is missing at model.loss.beta"),
     "no such loss": (["--model.loss", "IPPOLoss"], "the class does not exist at model.loss\n  | IPPOLoss", "IPOLoss"),
+    "no model at all": (["--model.policy.path", "null"], "the value may not be null at model.policy.path", "--model"),
     "no loss at all": (["--model.loss", "null"], "the value may not be null at model.loss", "--model.loss"),
     "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot set this to null", "lora: null"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
@@ -225,7 +226,7 @@ def test_a_config_that_is_not_there(bench, path):
     [
         ([], "output_dir, data, model are missing"),
         (["--config", str(CONFIGS / "smoke.yaml"), "--output_dir", "x"], "data, model are missing"),
-        (["--model", "DPOModule"], "model.policy.path is missing"),
+        (["--model=DPOModule", "--data=PreferenceDataModule", "--output_dir=x"], "model.policy.path is missing"),
     ],
 )
 def test_what_is_missing_is_named(flags, missing):

@@ -42,6 +42,8 @@ WRONG = [
     {"num_nodes": 0},
     {"num_nodes": 2},
     {"barebones": True},
+    {"precision": 64},
+    {"precision": "64-true"},
     {"reload_dataloaders_every_n_epochs": -1},
     {"max_time": "00:00:00:00"},
     {"max_time": "soon"},
@@ -143,6 +145,18 @@ def test_a_callback_that_changes_what_is_trained_is_refused(bench, monkeypatch, 
     overlay = bench.overlay(f"trainer: {{callbacks: {f'[{given}]' if several else given}}}")
     refused(bench.fit(*overlay), 64, f"{name} ", "at trainer.callbacks")
     assert not loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("ModelSummary", "max_depth"), ("RichModelSummary", "max_depth"), ("EarlyStopping", "patience")],
+)
+def test_an_option_with_which_a_callback_would_fail_later_is_refused(bench, monkeypatch, name, option):
+    """A number in the message was taken for the value of a variable."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = f"trainer: {{callbacks: {{class_path: {name}, init_args: {{monitor: eval/loss, {option}: -3}}}}}}"
+    overlay = bench.overlay(given if name == "EarlyStopping" else given.replace("monitor: eval/loss, ", ""))
+    refused(bench.fit(*overlay), 64, f"{option} is less than", f"fix: --trainer.callbacks.{option} ")
 
 
 def test_a_callback_of_ones_own_may_have_such_a_name():

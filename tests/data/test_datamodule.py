@@ -113,6 +113,15 @@ def test_a_budget_of_nothing_is_refused(kind, most):
     assert told.value.code == ExitCode.CONFIG
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_workers_than_are_of_use_are_refused(kind):
+    """Each is a process: a thousand take all of the memory."""
+    assert KINDS[kind](train="t", num_workers=64).num_workers == 64
+    with pytest.raises(UserError, match="num_workers=65 is more than 64 processes") as told:
+        KINDS[kind](train="t", num_workers=65)
+    assert told.value.code == ExitCode.CONFIG
+
+
 @pytest.mark.parametrize("kind", whole_runs.KINDS)
 @pytest.mark.parametrize("name", ["t", "e"])
 def test_a_row_beyond_the_budget_is_refused_before_weights_are_loaded(kind, name, tiny_llama, tmp_path, monkeypatch):

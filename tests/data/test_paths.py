@@ -34,6 +34,21 @@ def test_a_missing_file_with_no_likeness_lists_the_data_files(tmp_path: Path) ->
     refusal(lambda: check_path(str(tmp_path / "rows.json")), ExitCode.INPUT_MISSING, "zebra.csv")
 
 
+@pytest.mark.parametrize("between", [",", ", ", ";", " "])
+def test_several_files_in_one_text_are_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "", "a.jsonl")
+    written(tmp_path, "", "b.jsonl")
+    refusal(lambda: check_path(f"a.jsonl{between}b.jsonl"), ExitCode.INPUT_MISSING, "'[a.jsonl,b.jsonl]'")
+    refusal(lambda: check_path(f"a.jsonl{between}c.jsonl"), ExitCode.INPUT_MISSING, "did you mean")
+
+
+@pytest.mark.parametrize("word", ["none", "None", "false"])
+def test_a_word_for_no_file_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal(lambda: check_path(word), ExitCode.INPUT_MISSING, "no such file", "null for no file")
+
+
 def test_a_missing_folder_names_the_one_that_was_meant(tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     refusal(lambda: check_path(str(tmp_path / "dataset" / "a.json")), ExitCode.INPUT_MISSING, "datasets")

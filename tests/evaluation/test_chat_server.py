@@ -9,7 +9,7 @@ from support.refusals import refused
 from dpo_lightning.errors import ExitCode
 from dpo_lightning.evaluation.chat_server import ChatRequest, ChatServer
 from dpo_lightning.evaluation.endpoint import KEY_VARIABLE
-from dpo_lightning.models.generation import Sampling
+from dpo_lightning.sampling import Sampling
 
 CHAT = [{"role": "user", "content": "안녕?"}]
 SAMPLING = Sampling(max_new_tokens=7, temperature=0.5, top_p=0.9, seed=1)

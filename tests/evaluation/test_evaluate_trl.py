@@ -6,7 +6,7 @@ from support import tiny_models, whole_runs
 
 from dpo_lightning.evaluation.options import EvaluationOptions
 from dpo_lightning.evaluation.run import evaluate
-from dpo_lightning.models.generation import Sampling
+from dpo_lightning.sampling import Sampling
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")

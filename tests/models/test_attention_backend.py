@@ -21,9 +21,10 @@ from dpo_lightning.logps import token_logps
 from dpo_lightning.models import attention_backend as model_attention
 from dpo_lightning.models.attention_backend import ATTENTION_NAME, attention, install, takes_trees
 from dpo_lightning.models.causal_lm import CausalLM, Lora, save_model
-from dpo_lightning.models.generation import Sampling, answer
+from dpo_lightning.models.generation import answer
 from dpo_lightning.models.lm_head import find_head
 from dpo_lightning.models.probe import FLOAT32_TOLERANCE, HALF_TOLERANCE, evaluation_mode, rounding_tolerance
+from dpo_lightning.sampling import Sampling
 
 
 def logps(model, layout=None, head=None):

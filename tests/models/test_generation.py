@@ -15,7 +15,8 @@ from support.command_line import refused, run
 from dpo_lightning.data.encoding.rendering import Renderer
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.models.generation import SampleByPrompt, Sampling, answer, generate_ids
+from dpo_lightning.models.generation import SampleByPrompt, answer, generate_ids
+from dpo_lightning.sampling import Sampling
 
 STOPS = frozenset([0, 2])
 GREEDY = Sampling(max_new_tokens=12, temperature=0)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from dpo_lightning.errors import ExitCode, UserError
-from dpo_lightning.models.causal_lm import Lora
+from dpo_lightning.models.causal_lm import CausalLM, Lora
 
 
 def test_an_adapter_of_which_nothing_is_said():
@@ -84,3 +84,18 @@ def test_what_lies_outside_of_them(options, name, reason):
 def test_what_a_beginning_asks_of_the_base(start, from_base, takes_out, needs_whole):
     lora = Lora(init_lora_weights=start)
     assert (lora.from_base, lora.changes_base, lora.needs_full_weights) == (from_base, takes_out, needs_whole)
+
+
+@pytest.mark.parametrize("text", ["q_proj", "q_proj,v_proj", "q_proj, v_proj", "q_proj|v_proj"])
+def test_names_in_one_text_are_led_to_a_list(tiny_llama, text):
+    """peft takes a text as a regular expression of a module's whole name."""
+    listed = "q_proj,v_proj" if "v_proj" in text else "q_proj"
+    with pytest.raises(UserError, match="is a regular expression") as told:
+        CausalLM(str(tiny_llama), lora=Lora(target_modules=text)).build()
+    assert told.value.fix == f"--model.policy.lora.target_modules '[{listed}]'"
+
+
+def test_other_texts_are_told_the_layers(tiny_llama):
+    with pytest.raises(UserError, match=r"the model's linear layers are down_proj, .*, v_proj"):
+        CausalLM(str(tiny_llama), lora=Lora(target_modules="query_proj,q_proj")).build()
+    CausalLM(str(tiny_llama), lora=Lora(target_modules=r".*\.(q_proj|v_proj)")).build()

@@ -12,8 +12,8 @@ from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.logps import score
 from dpo_lightning.losses import SimPOLoss
 from dpo_lightning.models.causal_lm import CausalLM, Lora
-from dpo_lightning.models.generation import Sampling
 from dpo_lightning.references import FrozenAdapter, FrozenCopy, Synced
+from dpo_lightning.sampling import Sampling
 
 ROWS = 24
 

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from support.command_line import Bench, refused, watch_loading
 from torch.distributed import destroy_process_group
 
+from dpo_lightning.config.strategies import check_strategy
 from dpo_lightning.errors import ExitCode, UserError
 from dpo_lightning.fsdp2 import FSDP2Strategy, sharding_mesh
 
@@ -22,6 +23,8 @@ def bench(tmp_path, tiny_llama):
     [
         "fsdp",
         "fsdp_cpu_offload",
+        "deepspeed",
+        "deepspeed_stage_2_offload",
         "lightning.pytorch.strategies.FSDPStrategy",
         "lightning.pytorch.strategies.ModelParallelStrategy",
     ],
@@ -31,6 +34,37 @@ def test_other_ways_to_shard_are_refused(strategy, bench, monkeypatch):
     loaded = watch_loading(monkeypatch)
     ran = bench.fit(f"--trainer.strategy={strategy}", "--trainer.devices=2")
     refused(ran, 64, strategy.rpartition(".")[2], "trainer.strategy", "fix: --trainer.strategy fsdp2")
+    assert not loaded
+
+
+SUPPORTED = {"ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "single_device", "fsdp2"}
+
+
+@pytest.mark.parametrize("name", StrategyRegistry.available_strategies())
+def test_every_strategy_of_lightning_is_supported_or_refused(name):
+    """Those that are left run: one process, or processes that run the same command."""
+    if name in SUPPORTED:
+        assert check_strategy(name) == (name == "fsdp2")
+    else:
+        with pytest.raises(UserError, match=r"at trainer\.strategy"):
+            check_strategy(name)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ["ddp_spawn"],
+        ["DDP_Fork"],
+        ["ddp_notebook"],
+        ["ddp_spawn_find_unused_parameters_true"],
+        ["DDPStrategy", "--trainer.strategy.start_method=spawn"],
+    ],
+    ids=" ".join,
+)
+def test_ranks_that_are_copies_of_a_process_are_refused(strategy, bench, monkeypatch):
+    loaded = watch_loading(monkeypatch)
+    ran = bench.fit(f"--trainer.strategy={strategy[0]}", *strategy[1:], "--trainer.devices=2")
+    refused(ran, 64, f"{strategy[0]} ", "at trainer.strategy", "fix: --trainer.strategy ddp\n")
     assert not loaded
 
 

@@ -17,7 +17,7 @@ from dpo_lightning.data.progress import track
 from dpo_lightning.data.readers.text_files import read_text
 from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.log import logger
-from dpo_lightning.models.generation import Sampling
+from dpo_lightning.sampling import Sampling
 
 DEFAULT_PROMPT = Path(__file__).with_name("judge_prompt.txt")
 """The prompt of the judge, in which the names of `FIELDS` are replaced."""

@@ -11,8 +11,9 @@ from dpo_lightning.errors import ExitCode, Problem, UserError
 from dpo_lightning.evaluation.chat_server import ChatReply, ChatRequest, ChatServer
 from dpo_lightning.evaluation.loading import find_positions
 from dpo_lightning.models.causal_lm import CausalLM
-from dpo_lightning.models.generation import Sampling, answer
+from dpo_lightning.models.generation import answer
 from dpo_lightning.runs.lineage import folder_digest
+from dpo_lightning.sampling import Sampling
 
 Chat = Sequence[Mapping[str, str]]
 

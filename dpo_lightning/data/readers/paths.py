@@ -39,6 +39,12 @@ DATA_SUFFIXES = (*FORMATS, ".zip", *(f"{name}{packed}" for name in FORMATS for p
 NO_DATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"))
 """Files with the suffix of data that describe a data set."""
 
+NO_FILE = ("none", "false", "no", "off")
+"""Words that are meant for null."""
+
+SEPARATORS = re.compile(r"\s*[,;\s]\s*")
+"""What stands between the files of a text that lists several."""
+
 MAX_LISTED = 10_000
 """Entries of a folder that are read for a suggestion; a folder of a data set may have millions."""
 
@@ -210,7 +216,15 @@ def _get_user_name(uid: int) -> str:
 
 
 def _suggest_path(path: str) -> str:
-    """Suggest paths with names like that of the first part of the path that does not exist, or else data files."""
+    """Suggest paths with names like that of the first part of the path that does not exist, or else data files.
+
+    A text that lists several files, or is a word for none of them, is corrected.
+    """
+    if path.lower() in NO_FILE:
+        return f"null for no file, or ./{path} for a file of this name"
+    parts = SEPARATORS.split(path)
+    if len(parts) > 1 and all(map(os.path.isfile, parts)):
+        return f"list several files: '[{','.join(parts)}]' as the value of an option, {' '.join(parts)} as arguments"
     missing = Path(path)
     while not _is_folder(missing.parent) and missing.parent != missing:
         missing = missing.parent
