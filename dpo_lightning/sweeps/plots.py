@@ -24,7 +24,7 @@ DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 MARKERS = "osD^vP*X"
 """Shapes for the values of all keys but the first."""
 
-PANELS = {ACCURACY: "held-out accuracy by reward", WIN_RATE: "win rate against the reference"}
+PANELS = {ACCURACY: "held-out accuracy by implicit reward", WIN_RATE: "win rate against the reference"}
 CURVES = {"loss": "loss", "rewards/margins": "margin of rewards"}
 KL_LABELS = {
     "kl/held_out/token": "KL from the reference on held-out answers (nats per token)",

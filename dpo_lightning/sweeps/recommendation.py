@@ -113,7 +113,7 @@ def explain(
     chosen: str, best: str, top: Interval, rivals: dict[str, float], measure: str, count: int, drift: Interval | None
 ) -> str:
     """Return the reason and the doubt in sentences."""
-    what = "win rate" if measure == WIN_RATE else "held-out accuracy by reward"
+    what = "win rate" if measure == WIN_RATE else "held-out accuracy by implicit reward"
     name = "It" if chosen == best else best
     first = f"{name} has the highest {what}: {top.estimate:.3f} (95 % interval {top.low:.3f} to {top.high:.3f})."
     if count == 1:

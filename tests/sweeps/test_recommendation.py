@@ -19,7 +19,7 @@ def test_of_those_that_cannot_be_told_from_the_best_the_one_with_the_least_drift
     assert (found.best, found.setting, found.measure) == ("beta 0.01", "beta 0.1", ACCURACY)
     assert found.rivals == {"beta 0.1": pytest.approx(0.25)}
     assert found.reason == (
-        "beta 0.01 has the highest held-out accuracy by reward: 0.900 (95 % interval 0.769 to 0.960). Not "
+        "beta 0.01 has the highest held-out accuracy by implicit reward: 0.900 (95 % interval 0.769 to 0.960). Not "
         "distinguishable from beta 0.01 (exact sign test over the same held-out rows): beta 0.1 (p = 0.25). Of these, "
         "beta 0.1 has drifted least from the reference: 0.05 nats per token."
     )
