@@ -77,7 +77,7 @@ def test_its_record_serves_an_evaluation_as_that_of_the_run(runs, tmp_path):
     """Loss, reference and the quantization of the base."""
     run, _ = runs
     assert exported(run / "checkpoints/last.ckpt", tmp_path / "out").code == 0
-    ours, theirs = Record.read(str(tmp_path / "out")), Record.read(str(run / "final_model"))
+    ours, theirs = Record.of(read_stages(tmp_path / "out")), Record.of(read_stages(run / "final_model"))
     assert ours.make_loss(None) == theirs.make_loss(None)
     assert ours.find_reference() == theirs.find_reference()
     assert ours.make_quantization() == theirs.make_quantization()

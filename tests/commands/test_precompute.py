@@ -122,7 +122,7 @@ def test_a_run_that_used_a_file_goes_on(bench):
         (["--shard", "3/2"], 64, "1/4, 2/4"),
         (["--shard", "half"], 64, "half"),
         (["--shard", "auto"], 64, "SLURM_ARRAY_TASK_ID"),
-        (["--oot", "x"], 64, "did you mean out?"),
+        (["--outt", "x"], 64, "did you mean out?"),
         (["--out", "train.jsonl/ref.safetensors"], 73, "cannot be written: File exists (train.jsonl)"),
         (["--out", "train.jsonl"], 65, "no whole file of reference log-probabilities"),
         (["--out", "train.jsonl"], 65, "fix: --model.reference.path (or --out) with another name; if it was one of"),

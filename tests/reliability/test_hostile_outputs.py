@@ -62,14 +62,12 @@ def checkpoint(place):
     return path
 
 
-def test_a_checkpoint_is_no_model_folder(checkpoint, tiny_llama):
+def test_a_damaged_checkpoint_is_named_as_such(checkpoint):
     for ran in (infer(checkpoint), exported(checkpoint, "out")):
         refused(ran, 66, "the checkpoint is damaged at --model", str(checkpoint))
     Path("rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2)
     command = ("evaluate", "--model", checkpoint, "--data", "rows.jsonl", "--output", "eval.json")
-    refused(run(*command), 66, "found a checkpoint", f"dpo_lightning export --model {checkpoint} --out MODEL")
-    Path("run/final_model").symlink_to(tiny_llama)
-    refused(run(*command), 66, "found a checkpoint", "fix: give run/final_model")
+    refused(run(*command), 66, "the checkpoint is damaged at --model", str(checkpoint))
 
 
 def test_a_file_is_no_model(place, tiny_llama):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 
 from dpo_lightning.runs.checkpoint_files import CheckpointFiles
+from dpo_lightning.runs.log_files import EVENTS
 
 
 class RunResult(NamedTuple):
@@ -38,11 +41,19 @@ def read_run(folder: Path) -> RunResult:
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar that TensorBoard shows of a run: name -> steps and values."""
+    """Every scalar that TensorBoard shows of a run: name -> steps and values.
+
+    Files of one second are read in the order of their names as texts. Where many runs share a process, their numbers
+    have several digits.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
+    with TemporaryDirectory() as ordered:
+        for path in (folder / "tensorboard").glob(EVENTS):
+            name, _, number = path.name.rpartition(".")
+            shutil.copy(path, Path(ordered, f"{name}.{int(number):06}"))
+        events = EventAccumulator(ordered)
+        events.Reload()
     return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
