@@ -203,6 +203,6 @@ def test_reasons_without_a_line_of_their_own() -> None:
 )
 def test_errors_name_the_option_where_it_helps(tmp_path: Path, rows: list[Any], named: bool) -> None:
     said = refusal(partial(load_examples, PairKind, jsonl(tmp_path, rows)), ExitCode.DATA)
-    assert ("--data.bad_rows drop" in said) == named
+    assert ("fix: leave such rows out, counted and listed: --data.bad_rows drop\n" in f"{said}\n") == named
     pictures = jsonl(tmp_path, [*GOOD, {**PAIR, "image": "a.png"}])
     assert refusal(partial(load_examples, PairKind, pictures), ExitCode.DATA).count("bad_rows drop") == 1

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_lightning.data.formats.base import KindName
-from dpo_lightning.data.formats.marked_turns import OWN_COLUMN
 from dpo_lightning.data.formats.names import find_questions
 from dpo_lightning.data.formats.turns import count_common
 from dpo_lightning.data.readers.bad_rows import RowError
 from dpo_lightning.data.readers.text_cleaning import decode_json
 
 PAIR = 2
+
+OWN_COLUMN = 'write the prompt into a column `prompt` ("" where there is none), or the conversations as messages'
+"""The remedy for answers without a prompt."""
 
 
 def convert_kind(values: Mapping[str, Any], source: KindName, target: KindName) -> dict[str, Any]:

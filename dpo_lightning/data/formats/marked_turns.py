@@ -25,21 +25,28 @@ SPOKEN = tuple(
     for asked, answered in SPEAKERS
 )
 
+NAMES = (
+    r"(system|[Uu]ser|prompter|[Aa]ssistant|model"
+    r"|(?:tool|function|observation|ipython|environment|developer)[^<>|\uff5c\n]*)"
+)
 RENDERED = tuple(
     re.compile(pattern)
     for pattern in (
-        r"<\|im_start\|>(system|user|assistant)(?:\n|<\|im_sep\|>)",
-        r"<\|start_header_id\|>(system|user|assistant)<\|end_header_id\|>",
-        r"<start_of_turn>(user|model)\n",
-        r"<\|(system|user|prompter|assistant|model)\|>",
-        r"<[|\uff5c](User|Assistant)[|\uff5c]>",
-        r"(\[/?INST\])",
+        rf"<\|im_start\|>{NAMES}(?:\n|<\|im_sep\|>)",
+        rf"<\|start_header_id\|>{NAMES}<\|end_header_id\|>",
+        rf"<start_of_turn>{NAMES}\n",
+        rf"<[|\uff5c]{NAMES}[|\uff5c]>",
+        r"(\[/?INST\]|\[TOOL_(?:CALL|RESULT)S\])",
     )
 )
-"""The beginning of a turn as chat templates write it."""
+"""The beginning of a turn as chat templates write it, also one of a tool."""
 
-ROLES = {"system": "system", **dict.fromkeys(("user", "prompter", "[inst]"), "user")}
-"""What these patterns and the words find -> the role; all else is the assistant's."""
+ROLES = {
+    "system": "system",
+    **dict.fromkeys(("user", "prompter", "[inst]"), "user"),
+    **dict.fromkeys(("assistant", "model", "[/inst]"), "assistant"),
+}
+"""What these patterns find -> the role; all else are tools."""
 
 OPENED = re.compile(r"(?:\s|<s>|<bos>|<\|(?:begin_of_text|endoftext)\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)*+")
 """What templates write before the first turn."""
@@ -53,13 +60,11 @@ ENDS = (
 SYSTEM = re.compile(r"\s*+<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 """The system prompt within the first turn between `[INST]` and `[/INST]`."""
 
-OWN_COLUMN = 'write the prompt into a column `prompt` ("" where there is none), or the conversations as messages'
-"""The remedy for answers without a prompt."""
-
 
 def split_marked_turns(text: str) -> list[dict[str, str]]:
-    """Split a string into messages at the marks of its turns; empty if it does not begin with one, or has no answer.
+    """Split a string into messages at the marks of its turns.
 
+    The result is empty if the string does not begin with a mark, has no answer, or has turns of tools.
     Words are marks at the beginning of a line. A conversation names each side in one way, and answers follow questions:
     other such words are part of what is said.
     """
@@ -74,19 +79,22 @@ def _split_rendered(text: str) -> list[dict[str, str]]:
         found = list(opening.finditer(text, start))
         ends = [*(mark.start() for mark in found[1:]), len(text)]
         turns = [
-            {"role": _find_role(mark[1]), "content": _strip_ends(text[mark.end() : end])}
+            {"role": find_role(mark[1]), "content": _strip_ends(text[mark.end() : end])}
             for mark, end in zip(found, ends, strict=True)
         ]
         if system := SYSTEM.match(turns[0]["content"]):
             turns[0]["content"] = turns[0]["content"][system.end() :].strip()
             turns.insert(0, {"role": "system", "content": system[1].strip()})
         roles = [turn["role"] for turn in turns]
-        return turns if roles[0] != "assistant" and "assistant" in roles else []
+        if roles[0] == "assistant" or "assistant" not in roles or not all(roles):
+            return []
+        return turns[1:] if roles[:2] == ["system", "user"] and not turns[0]["content"] else turns
     return []
 
 
-def _find_role(name: str) -> str:
-    return ROLES.get(name.lower(), "assistant")
+def find_role(name: str) -> str:
+    """The role that a mark of a turn names; "" for tools."""
+    return ROLES.get(name.lower(), "")
 
 
 def _strip_ends(text: str) -> str:

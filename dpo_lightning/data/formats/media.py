@@ -13,7 +13,7 @@ MEDIA = {
     **dict.fromkeys(("image", "images", "img", "imgs", "picture", "pictures", "pixel"), "pictures"),
     **dict.fromkeys(("photo", "photos", "photograph", "photographs", "screenshot", "screenshots"), "pictures"),
     **dict.fromkeys(("video", "videos"), "video"),
-    **dict.fromkeys(("audio", "audios", "speech"), "sound"),
+    **dict.fromkeys(("audio", "audios"), "sound"),
 }
 """Words in the names of columns and content parts -> what these have."""
 
@@ -30,7 +30,7 @@ IDS = frozenset(("id", "ids"))
 
 HINTS = frozenset(
     (
-        *("frame", "frames", "media", "sound", "sounds", "clip", "clips", "recording", "recordings", "voice"),
+        *("frame", "frames", "media", "sound", "sounds", "clip", "clips", "recording", "recordings", "voice", "speech"),
         *("multi", "multimodal", "modal", "jpg", "jpeg", "png", "gif", "mp4", "wav", "mp3"),
     )
 )
@@ -43,45 +43,48 @@ SUFFIXES = {
 }
 """Ends of file names -> what the files have."""
 
-FILE = re.compile(rf"[^\n]{{1,500}}\.({'|'.join(SUFFIXES)})(?:[?#]\S*)?", re.IGNORECASE)
-"""The name or address of such a file."""
+ENDING = rf"{{1,500}}\.({'|'.join(SUFFIXES)})(?:[?#]\S*)?"
+FILE = re.compile(rf"[^\s()'\"=]{ENDING}", re.IGNORECASE)
+"""The name or address of such a file, not one within code."""
+
+SPACED_FILE = re.compile(rf"[^\n]{ENDING}", re.IGNORECASE)
 
 INLINE_URL = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
 BRACKETS = " \t\n[](){}\"'"
 """Characters around what is in a list that a table has as text."""
 
-NOTHING = frozenset(("", "null", "none", "nan"))
+KEY = re.compile(r"[\"']\w+[\"']\s*:")
+NOTHING = frozenset(("", "null", "none", "nan", "n/a", "na", "-", "no", "false", "0", "-1"))
 """Texts by which tables write that there is nothing, also within brackets."""
+
+SCHEMA = frozenset(("object", "array", "string", "number", "integer", "boolean"))
+"""Types by which a JSON schema describes a value, as those of a function's parameters."""
 
 INLINE = ("inlineData", "inline_data", "fileData", "file_data")
 """Content parts of Gemini, whose `mimeType` says what they are."""
 
 TOKEN = (
-    r"<\|?(?:image|video|audio|IMAGE|VIDEO|AUDIO|media)(?:_?\d+|_pad|_start|_end|_bos|_eos|_token)?\|>"
-    r"|<\|vision_(?:start|end)\|>|<start_of_image>|<image_(?:soft_token|placeholder)>|<image[_ ]?\d+>"
-    r"|<img>[^<>\n]+</img>"
+    r"<\|?(?:image|video|audio|media)(?:_?\d+|_pad|_start|_end|_bos|_eos|_token)\|>|<\|vision_(?:start|end)\|>"
+    r"|<start_of_image>|<\|begin_of_(?:image|video|audio)\|>|<image_(?:soft_token|placeholder)>|<image[_ ]?\d+>"
+    r"|Picture \d+:[ \t]*<img>[^<>\n]+</img>"
 )
 """Placeholders that mean nothing else."""
 
-TAG = r"(?i:<(?:image|img|video|audio)>|\[IMG\])"
-"""Placeholders that may also be elements of XML or HTML."""
+IMAGE = r"(?:<image>|<\|?(?i:image|video|audio)\|>)"
+"""Placeholders that are no elements of HTML, but that a question may be about."""
 
-PLACEHOLDER = re.compile(rf"{TOKEN}|<image>|\[IMG\]|\A\s*<(?:video|audio)>(?!\s*<)|(?<!>)<(?:video|audio)>\s*\Z")
-"""Texts at which the processor of a multimodal model puts its input."""
+ELEMENT = r"(?i:<(?:image|video|audio)>|\[img\])"
+"""Placeholders that are also elements of HTML, components or BBCode."""
 
-ABOUT = (
-    "tags?|elements?|attributes?|nodes?|components?|objects?|is|isn|are|in|inside|within|not|vs|versus|does|doesn|won|and"
-    "|or|with|from|on|to|as"
+PLACEHOLDER = re.compile(rf"{TOKEN}|{IMAGE}|<img>|\[IMG\]|\A\s*<(?:video|audio)>(?!\s*<)|(?<!>)<(?:video|audio)>\s*\Z")
+"""Texts at which the processor of a multimodal model puts its input, also where they may be meant as text."""
+
+LABEL = r"(?i:image|picture|figure|frame|user|human|question)[ _-]?\d*[:：][ \t]*"
+NEEDED = re.compile(
+    rf"{TOKEN}|\A\s*{IMAGE}|(?:\A|\n)[ \t]*(?:{LABEL})?(?:{IMAGE}[ \t]*)+(?:\n|\Z)"
+    rf"|\A(?:\s*{ELEMENT})+[ \t]*\n\s*[^\s<]"
 )
-"""Words that follow the name of an element in a sentence about it."""
-
-LABEL = "(?i:image|img|picture|figure|frame|video|audio|user|human|question|q)"
-STANDING = re.compile(
-    rf"{TOKEN}|(?:\A|\n)[ \t]*+(?:{TAG}[ \t]*+)++(?:\n(?!\s*<)|\Z)"
-    rf"|(?:\A\s*+|(?:\A|\n)[ \t]*+{LABEL}[ _-]?\d*[:：][ \t]*+)(?:{TAG}\s*+)++(?!<(?!\|)|(?:{ABOUT})\b)"
-    rf"|[.?!。？！]\s*+(?:{TAG}\s*+)++\Z"
-)
-"""Placeholders where rows of such models have them: a token; a tag that begins or ends a text, or is a whole line."""
+"""Those where rows of such models have them: at the beginning, or alone on a line; elements only on the first line."""
 
 CLOSED = re.compile(r"</(?:image|video|audio)\d*>")
 SPAN = re.compile(r"`[^`\n]*`")
@@ -112,6 +115,13 @@ def may_have_media(name: str) -> bool:
 
 
 @lru_cache(1024)
+def names_files(name: str) -> bool:
+    """Whether a column of this name has files rather than texts, so that their names may have spaces: `image_name`."""
+    words = [word for word in split_name(name) if word not in ("name", "names")]
+    return names_only_media(" ".join(words)) and any(word in MEDIA for word in words)
+
+
+@lru_cache(1024)
 def names_only_media(name: str) -> bool:
     """Whether all words of a name are about media or how they are given; not those of `image_description`."""
     words = split_name(name)
@@ -128,25 +138,36 @@ def find_held_media(value: Any, *, spaced: bool) -> str:
     if isinstance(value, str):
         if found := INLINE_URL.match(value):
             return MEDIA[found[1].lower()]
-        text = value.strip(BRACKETS)
-        found = FILE.fullmatch(text) if spaced or not re.search(r"\s", text) else None
-        return SUFFIXES[found[1].lower()] if found else ""
+        if found := (SPACED_FILE if spaced else FILE).fullmatch(value.strip(BRACKETS)):
+            return SUFFIXES[found[1].lower()]
+        value = value[1:-1].split(",") if value[:1] + value[-1:] == "[]" and "," in value else ()
     if isinstance(value, Mapping):
-        for key, item in value.items():
+        if {"array", "sampling_rate"} <= value.keys():
+            return "sound"
+        value = {} if _is_schema(value) else value
+        data = {key: item for key, item in value.items() if key != "properties" and not _is_schema(item)}
+        for key, item in data.items():
             if isinstance(item, (Mapping, list)) and (media := find_media(key)) and has_content(item):
                 return media
-        value = list(value.values())
+        value = list(data.values())
     items = value if isinstance(value, (list, tuple)) else ()
     return next(filter(None, (find_held_media(item, spaced=spaced) for item in items)), "")
 
 
+def _is_schema(value: Any) -> bool:
+    kind = value.get("type") if isinstance(value, Mapping) else ""
+    return any(isinstance(name, str) and name in SCHEMA for name in (kind if isinstance(kind, list) else [kind]))
+
+
 def has_content(value: Any) -> bool:
-    """Whether a value has anything in it: numbers other than 0, texts that are not empty, or bytes."""
+    """Whether a value has anything in it: bytes, or numbers and texts that do not mean that there is nothing."""
     if isinstance(value, str):
-        return value.strip(BRACKETS).lower() not in NOTHING
+        return any(item.strip(BRACKETS).lower() not in NOTHING for item in KEY.sub("", value).split(","))
     if isinstance(value, Mapping):
         return any(map(has_content, value.values()))
-    return any(map(has_content, value)) if isinstance(value, (list, tuple)) else bool(value)
+    if isinstance(value, (list, tuple)):
+        return any(map(has_content, value))
+    return bool(value) and str(value) not in ("-1", "nan")
 
 
 def find_media_part(part: Mapping[str, Any]) -> str:
@@ -163,6 +184,6 @@ def find_placeholder(text: str) -> str:
     """What a question needs by a placeholder that stands for it: `pictures`, `video` or `sound`; "" without one."""
     if CODE in text or CLOSED.search(text):
         return ""
-    found = STANDING.search(SPAN.sub("`", text))
+    found = NEEDED.search(SPAN.sub("`", text))
     word = found and re.search("video|audio", found[0].lower())
     return (KINDS[word[0]] if word else "pictures") if found else ""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from dpo_lightning.data.common_prefix import count_common
 from dpo_lightning.data.examples import Message
-from dpo_lightning.data.formats.marked_turns import OWN_COLUMN, SPEAKERS
+from dpo_lightning.data.formats.between_kinds import OWN_COLUMN
+from dpo_lightning.data.formats.marked_turns import RENDERED, SPEAKERS, find_role
 from dpo_lightning.data.readers.bad_rows import RowError
 
 ASKS = "|".join(("HUMAN|USER", *(asked for asked, _ in SPEAKERS)))
@@ -25,12 +26,6 @@ PARTNERS = {
     **{word: answered[0] for asked, answered in SPEAKERS for word in asked.split("|")},
 }
 """What begins the answers in a transcript whose questions begin so: `A:` is rather an option of a question then."""
-
-RENDERED = re.compile(
-    r"\[/INST\]|<\|im_start\|>assistant\n|<\|(?:assistant|model)\|>|<start_of_turn>model\n"
-    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<\|im_sep\|>|<\|Assistant\|>|<\uff5cAssistant\uff5c>"
-)
-"""The beginning of an answer as chat templates write it."""
 
 AS_MESSAGES = "write the conversations as messages, or what both begin with into a column `prompt`"
 SHOWN = 40
@@ -59,7 +54,7 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
 
     Raises:
         RowError: no turn ends where both texts are still the same, several do, which a chat template would write as
-            one turn, or an answer is blank.
+            one turn, or an answer is blank or has several turns.
     """
     common = count_common(chosen, rejected)
     cut, several = _find_border(chosen[:common])
@@ -72,6 +67,9 @@ def split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
         cut += 1
     if chosen[cut - 1] == " ":
         cut -= 1
+    for answer in (chosen, rejected):
+        if any(opening.search(answer, 0, cut) and opening.search(answer, cut) for opening in RENDERED):
+            raise RowError("the row has no prompt, and an answer has several turns", answer[cut:], AS_MESSAGES)
     if not (chosen[cut:].strip() and rejected[cut:].strip()):
         raise RowError("an answer is blank after the turns that both begin with", chosen, OWN_COLUMN)
     return chosen[:cut], chosen[cut:], rejected[cut:]
@@ -84,7 +82,8 @@ def show_end(prompt: str) -> str:
 
 def _find_border(text: str) -> tuple[int, bool]:
     """Where the answer to the last question of a transcript begins, 0 if none does; and whether one is before it."""
-    openings = [found.end() for found in RENDERED.finditer(text)]
+    marks = (mark for opening in RENDERED for mark in opening.finditer(text))
+    openings = [mark.end() for mark in marks if find_role(mark[1]) == "assistant"]
     rendered = max(openings, default=0), len(openings) > 1
     asked = ASKED.search(text)
     answered = asked and _find_answer(asked, text)

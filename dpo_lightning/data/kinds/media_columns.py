@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dpo_lightning.data.examples import Example, Origin
 from dpo_lightning.data.formats.media import (
     INSTEAD,
+    MEDIA,
     PLACES,
     find_held_media,
     find_media,
     find_placeholder,
     has_content,
     may_have_media,
+    names_files,
     names_only_media,
 )
 from dpo_lightning.data.formats.words import split_name
@@ -24,10 +26,10 @@ from dpo_lightning.data.readers.invisible_characters import iterate_texts
 from dpo_lightning.data.readers.sources import Row
 from dpo_lightning.data.readers.text_cleaning import excerpt_name
 
-ANSWERS = frozenset(word for name, words in ALIASES.items() for word in (name, *words))
-"""Words of columns whose values may be names of files because that is what is answered."""
+TEXTS = frozenset(("user", *(word for name, words in ALIASES.items() for word in (name, *words))))
+"""Words of columns whose texts may be names of files because that is what is answered; not with a word of media."""
 
-AROUND = frozenset(("source", "origin", "avatar", "icon", "logo", "cover", "thumbnail", "thumb", "author", "user"))
+AROUND = frozenset(("source", "origin", "avatar", "icon", "logo", "cover", "thumbnail", "thumb", "author"))
 """Words of columns with pictures of where a text is from, on which no answer depends."""
 
 
@@ -46,8 +48,9 @@ def check_media(rows: Sequence[Row], unread: Sequence[str], bad: BadRows) -> set
     Returns:
         The columns with media.
     """
-    names = [name for name in unread if find_media(name) or may_have_media(name)]
-    names += _find_columns(rows, [name for name in unread if name not in names and not _is_about_text(name)])
+    possible = [name for name in unread if find_media(name) or not _is_about_text(name)]
+    names = [name for name in possible if find_media(name) or may_have_media(name)]
+    names += _find_columns(rows, [name for name in possible if name not in names])
     if not names:
         return set()
     first: dict[str, Row] = {}
@@ -105,12 +108,13 @@ def _needs(name: str, row: Row) -> bool:
         return names_only_media(name)
     if find_media(name):
         return has_content(value)
-    return bool(find_held_media(value, spaced=may_have_media(name)))
+    return bool(find_held_media(value, spaced=names_files(name)))
 
 
 def _is_about_text(name: str) -> bool:
     words = {*split_name(name)}
-    return name in SILENT or name.startswith(META) or bool(words & (ANSWERS | AROUND))
+    other = AROUND if words & MEDIA.keys() else AROUND | TEXTS  # `question_image` is the picture of a question
+    return name in SILENT or name.startswith(META) or bool(words & other)
 
 
 def _find_columns(rows: Iterable[Row], names: Sequence[str]) -> list[str]:

@@ -9,9 +9,7 @@ from dpo_lightning.errors import ExitCode, Problem, UserError, excerpt
 MAX_BAD_ROWS = 1000
 """Bad rows after which reading stops: a file with more of them is probably not in the expected format."""
 
-LEAVE_OUT = (
-    "or leave such rows out, counted and listed: --data.bad_rows drop (in commands without --data, --bad_rows drop)"
-)
+LEAVE_OUT = "leave such rows out, counted and listed: --data.bad_rows drop"
 """A remedy for bad rows where most rows are sound."""
 
 

@@ -96,6 +96,53 @@ def test_the_system_prompt_of_rendered_turns(tmp_path: Path) -> None:
         assert prompt == ({"role": "system", "content": "Be brief."}, user("Why?"))
 
 
+TOOLS = [
+    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{0}<|im_end|>\n<|im_start|>tool\nres<|im_end|>\n"
+    "<|im_start|>assistant\nDone.<|im_end|>",
+    "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{0}<|eom_id|>"
+    "<|start_header_id|>ipython<|end_header_id|>\n\nres<|eot_id|>",
+    "<|user|>\nhi<|assistant|>\n{0}<|observation|>\nres<|assistant|>\nDone.",
+    "[INST] hi [/INST] {0}</s>[TOOL_RESULTS] res [/TOOL_RESULTS] Done.",
+    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nSo<|im_end|>\n<|im_start|>tool\nres<|im_end|>\n"
+    "<|im_start|>assistant\n{0}<|im_end|>",
+]
+
+
+@pytest.mark.parametrize("text", TOOLS)
+def test_turns_of_tools_are_no_part_of_an_answer(text: str, tmp_path: Path) -> None:
+    """Nor are they dropped: rows with them are refused, alone and among other transcripts."""
+    plain = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
+    row, other = ({"chosen": form.format(GOOD), "rejected": form.format(BAD)} for form in (text, plain))
+    for rows in ([row, row], [other, other, row]):
+        path = jsonl(tmp_path, rows)
+        refusal(lambda path=path: load_examples(PairKind, path), ExitCode.DATA, f"{path}:{len(rows)}", "as messages")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "<|system|>\n</s>\n<|user|>\nWhy?</s>\n<|assistant|>\n",
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] <<SYS>>\n\n<</SYS>>\n\nWhy? [/INST] ",
+    ],
+)
+def test_an_empty_system_prompt_is_none(before: str, tmp_path: Path) -> None:
+    rows = [{"chosen": f"{before}{GOOD}", "rejected": f"{before}{BAD}"}] * 2
+    assert load(tmp_path, rows, "pairs")[0][0].prompt == (user("Why?"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("<|system|>\n</s>\n", "the row has no prompt"),
+        ("<|system|>\n</s>\n<|assistant|>\nHi", "turn 1 of 'chosen' is empty"),
+    ],
+)
+def test_an_empty_system_prompt_without_a_question(text: str, what: str, tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"chosen": f"{text}a", "rejected": f"{text}b"}] * 2)
+    refusal(lambda: load_examples(PairKind, path), ExitCode.DATA, what)
+
+
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
