@@ -54,7 +54,9 @@ def test_a_complete_output_is_printed_without_its_server(bench, tmp_path, monkey
     ran = evaluate(bench, output, *options)
     assert ran.code == 0, ran
     assert "evaluated before" in ran.out
-    assert "note: the server lists no models: its model is taken to be served, as in the output" in " ".join(ran.out.split())
+    assert "note: the server lists no models: its model is taken to be served, as in the output" in " ".join(
+        ran.out.split()
+    )
     refused(evaluate(bench, output, *options, "--seed", 1), 73, "of other inputs: sampling at")
     refused(evaluate(bench, output, *options, "--served_model", "two"), 73, "of other inputs: generator at")
 
