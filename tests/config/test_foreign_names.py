@@ -51,7 +51,6 @@ LEADS = {
     "model.learning_rate": "lr learning_rate",
     "model.optimizer": "optim optimizer",
     "model.optimizer.weight_decay": "weight_decay",
-    "model.optimizer.momentum": "momentum sgd_momentum",
     "model.optimizer.betas": "adam_beta1 adam_beta2",
     "model.optimizer.eps": "adam_epsilon epsilon",
     "model.lr_scheduler": "lr_scheduler_type lr_scheduler lr_scheduler_kwargs",
@@ -102,7 +101,8 @@ LEADS = {
         "ppo_buffer_size use_ray ray_num_workers relora train_on_eos trl datasets.ds_type padding_value tools "
         "label_pad_token_id use_liger_loss model_adapter_name ref_model_init_kwargs use_logits_to_keep use_vllm "
         "num_generations base_model_attribute_name vllm_gpu_memory_utilization freeze_extra_modules lora_o_kernel "
-        "dataset_num_proc preprocessing_num_workers overwrite_cache streaming writer_batch_size streaming_multipack_buffer "
+        "dataset_num_proc preprocessing_num_workers overwrite_cache streaming writer_batch_size momentum "
+        "streaming_multipack_buffer "
         "liger_rope sequence_parallel_degree max_memory plugins chat_template_kwargs roles_to_train"
     ),
 }

@@ -13,7 +13,7 @@ from dpo_lightning.config.stray_words import find_stray_words
     [
         (
             ["configs/dpo.yaml"],
-            ("configs/dpo.yaml is neither an option nor the value of one", "write --config configs/dpo.yaml"),
+            ("dpo.yaml is neither an option nor the value of one", "write --config configs/dpo.yaml"),
         ),
         (["trainer.max_epochs=3"], ("trainer.max_epochs=3 is neither an option", "write --trainer.max_epochs 3")),
         (["model_name_or_path=x", "lr=1"], ("model_name_or_path=x", "--model.policy.path", "--model.learning_rate")),
