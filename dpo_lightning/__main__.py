@@ -90,12 +90,12 @@ def run(args: list[str]) -> int:
 
 def unknown_command_error(name: str) -> UserError:
     """Make the error for a command that does not exist, with the one that was meant: a misspelt or a foreign name."""
-    from dpo_lightning.foreign_names import explain_untrained, translate_command
+    from dpo_lightning.foreign_names import explain_unsupported, translate_command
 
     fix = "python -m dpo_lightning --help lists the commands"
     if ours := translate_command(name):
         fix = f"python -m dpo_lightning {ours}"
-    elif reason := explain_untrained(name):
+    elif reason := explain_unsupported(name):
         fix = f"{reason}; {fix}"
     elif near := difflib.get_close_matches(name, COMMANDS, n=1):
         fix = f"did you mean {near[0]}?"

@@ -63,7 +63,8 @@ def translate_option(key: str, given: str = "") -> Translation | None:
         return None
     off = normalize(given) in OFF
     for words, case in row.get("cases", {}).items():
-        if normalize(given) in words.split() or (off and "false" in words.split()):
+        kinds = {"false": off, "fraction": is_fraction(given)}
+        if normalize(given) in words.split() or any(kinds.get(word) for word in words.split()):
             return Translation("", note=case) if isinstance(case, str) else make_translation(case)
     found = make_translation(row)
     if row.get("inverted"):
@@ -73,6 +74,14 @@ def translate_option(key: str, given: str = "") -> Translation | None:
     if found.value and off:
         return Translation("", note="it is off if left out")
     return found._replace(value=found.value or translate_value(found.key, given))
+
+
+def is_fraction(given: str) -> bool:
+    """Whether a value is a number between 0 and 1."""
+    try:
+        return 0 < float(given) < 1
+    except ValueError:
+        return False
 
 
 def make_translation(row: Mapping[str, str]) -> Translation:
@@ -99,10 +108,10 @@ def translate_command(name: str) -> str:
     return next((ours for ours, names in commands if plain in normalize(names).split()), "")
 
 
-def explain_untrained(name: str) -> str:
+def explain_unsupported(name: str) -> str:
     """Return why a method of training does not exist here, or an empty text if it is not known to be one."""
-    untrained = read_names()["untrained"]
-    return str(untrained["note"]) if plain_name(name) in untrained["names"].split() else ""
+    methods = read_names()["unsupported_methods"]
+    return str(methods["note"]) if plain_name(name) in methods["names"].split() else ""
 
 
 def translate_flag(name: str, flags: Collection[str]) -> Translation | None:

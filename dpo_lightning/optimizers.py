@@ -35,7 +35,7 @@ def make_optimizer(kind: Callable[..., Optimizer], parameters: list[Any], rate: 
     with blaming(KEY):
         optimizer = kind(parameters, rate)
     if any(parameter.dtype == torch.float16 for parameter in parameters):
-        what = "float16 is not trained: squares of gradients below 0.0002 are 0 in it, and a step divides by them"
+        what = "float16 is not trained: small gradients and updates vanish in it"
         fix = "--model.policy.dtype float32 with --trainer.precision bf16-mixed, or 16-mixed on a GPU without bfloat16"
         raise UserError(ExitCode.CONFIG, Problem(what, "model.policy.dtype and trainer.precision"), fix=fix)
     options = optimizer.defaults
@@ -93,6 +93,8 @@ def plan_schedules(trainer: Any) -> None:
                 f"a step after total_steps={scheduler.total_steps} would fail, and the run has {describe_length(steps)}"
             )
             fix = f"--{SCHEDULER}.total_steps {steps}" if math.isfinite(steps) else "--trainer.max_steps"
+            if trainer.ckpt_path is not None:  # a run goes on with its own schedule only
+                fix = "begin a new run from its weights: --model.policy.path RUN/final_model --output_dir ANOTHER"
             raise UserError(ExitCode.CONFIG, Problem(what, SCHEDULER), fix=fix)
         elif isinstance(scheduler, PolynomialLR) and scheduler.total_iters < steps:
             misfits = [f"total_iters={scheduler.total_iters}: {describe_idle_steps(scheduler.total_iters, steps)}"]

@@ -15,7 +15,8 @@ ADAPTER = "--model.policy.lora.r=2"
 
 def test_weights_in_float16_are_not_trained(bench, monkeypatch):
     loaded = watch_loading(monkeypatch)
-    refused(bench.fit(HALF), 64, "float16 is not trained", "fix: --model.policy.dtype float32 with --trainer.precision")
+    what, fix = "small gradients and updates vanish", "fix: --model.policy.dtype float32 with --trainer.precision"
+    refused(bench.fit(HALF), 64, f"float16 is not trained: {what}", fix)
     assert not loaded
     assert not (bench.folder / "run").exists()
 

@@ -147,3 +147,15 @@ def test_a_schedule_that_does_not_fit_the_run_is_told(bench, options, told):
         assert f"warning: model.lr_scheduler: {told}" in ran.out
     else:
         assert "warning: model.lr_scheduler" not in ran.out
+
+
+def test_a_longer_run_than_its_schedule_begins_anew(bench):
+    """A finished run that is given more steps: its schedule belongs to it, so that no other one can be named."""
+    one_cycle = (*ONE_CYCLE, "--model.lr_scheduler.total_steps=2")
+    assert bench.fit(*one_cycle).code == 0
+    further = "--model.policy.path RUN/final_model --output_dir ANOTHER"
+    refused(bench.fit(*one_cycle, "--trainer.max_epochs=2"), 64, "after total_steps=2 would fail", further)
+    model = bench.folder / "run" / "final_model"
+    ran = bench.fit(*ONE_CYCLE, "--model.lr_scheduler.total_steps=4", "--trainer.max_epochs=2",
+                    "--model.policy.path", model, out="another")  # fmt: skip
+    assert ran.code == 0, ran

@@ -32,6 +32,10 @@ FILLED = ("class_path", "init_args")
 """Keys of a class and of its options."""
 
 
+ATTACHED = re.compile(r"-c(?!(onfig|kpt_path)(=|$)).")
+"""How `-c` with its file in the same word begins; `-config` and `-ckpt_path` are options that lack a dash."""
+
+
 class ConfigFile(NamedTuple):
     """A YAML file.
 
@@ -244,6 +248,6 @@ def config_paths(args: Sequence[str]) -> list[str]:
     for arg, following in zip(args, [*args, ""][1:], strict=True):
         if arg in ("-c", "--config"):
             found.append(following)
-        elif arg.startswith("--config=") or re.match("-c.", arg):
+        elif arg.startswith("--config=") or ATTACHED.match(arg):
             found.append(re.sub("^(--config=|-c=?)", "", arg))
     return found

@@ -223,6 +223,8 @@ def unexpected_value_error(parsed: ParsedMessage, known: Known) -> UserError:
         return unknown_option_error(f"{parsed.key}.{nested.group(1)}", known.keys)
     ours = translate_value(parsed.key, given)
     fix = f"--{parsed.key} {ours}" if ours else f"change the value of --{parsed.key}"
+    if given == "None" and parsed.key.startswith("model.policy."):  # what jsonargparse makes of null there
+        fix = "leave it out, or write null in a config file: a flag cannot set it"
     return UserError(ExitCode.CONFIG, Problem(f"expected {types}", parsed.key, given), fix)
 
 

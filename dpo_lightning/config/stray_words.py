@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from dpo_lightning.config.files import ATTACHED
 from dpo_lightning.config.unknown_options import UnknownOption
 
 SWITCHES = ("fresh", "print_config", "help")
@@ -24,19 +25,16 @@ def find_stray_words(args: Sequence[str]) -> Iterator[UnknownOption]:
     """Iterate over words after a single dash, and over `KEY=VALUE`, `FILE.yaml` and further files of rows."""
     for flag, words in split_at_flags(args):
         key, equals, value = flag.lstrip("-").partition("=")
-        if SHORT.fullmatch(flag) and not flag.startswith(("-c", "-h")):
+        if SHORT.fullmatch(flag) and flag != "-c" and not flag.startswith("-h") and not ATTACHED.match(flag):
             yield UnknownOption(key, value or next(iter(words), ""), flag)
-        values = [value] if equals else words[: 0 if key in ("", *SWITCHES) or re.match("-c.", flag) else 1]
+        values = [value] if equals else words[: 0 if key in ("", *SWITCHES) or ATTACHED.match(flag) else 1]
         strays = words[len(values) - len(equals) :]
         files = [word for word in strays if assignment(word) is None]
-        for word in strays:
-            if (assigned := assignment(word)) is not None:
-                yield assigned
-            elif key.rstrip("+") in ROWS:
-                if word == files[0]:
-                    yield UnknownOption(key, format_list([*values, *files]), word)
-            elif word.endswith((".yaml", ".yml")):
-                yield UnknownOption("config", word, word)
+        yield from filter(None, map(assignment, strays))
+        if files and key.rstrip("+") in ROWS:
+            yield UnknownOption(key, format_list([*values, *files]), files[0])
+        else:
+            yield from (UnknownOption("config", word, word) for word in files if word.endswith((".yaml", ".yml")))
 
 
 def split_at_flags(args: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -11,7 +11,7 @@ from dpo_lightning.config.class_paths import import_object
 from dpo_lightning.config.option_table import read_options
 from dpo_lightning.config.unknown_options import ALIKE, HELP
 from dpo_lightning.errors import ExitCode, Problem, UserError
-from dpo_lightning.foreign_names import explain_untrained, translate_value, value_names
+from dpo_lightning.foreign_names import explain_unsupported, translate_value, value_names
 
 PACKAGE = "dpo_lightning"
 
@@ -65,7 +65,7 @@ def suggest_class(key: str, name: str, classes: Sequence[str]) -> str:
     beside = vars(sys.modules[module]) if module in sys.modules else {}
     if ours := translate_value(key, name):
         return f"--{key} {ours}"
-    if key in TRAINED and (reason := explain_untrained(plain)):
+    if key in TRAINED and (reason := explain_unsupported(plain)):
         return f"--{key} takes {', '.join(listed)}: {reason}"
     if near := difflib.get_close_matches(plain.lower(), lower, n=1, cutoff=ALIKE if beside else 0.5):
         return f"did you mean {lower[near[0]]}?"

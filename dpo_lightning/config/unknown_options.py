@@ -118,7 +118,10 @@ def unknown_options_error(options: Sequence[UnknownOption], known: Sequence[str]
     if len(options) > 1:
         return UnknownOptionsError(options, known)
     option = options[0]
-    what = f"the option {excerpt((option.written or option.key).lstrip('-'))} does not exist"
+    word = excerpt((option.written or option.key).removeprefix("--"))
+    what = f"the option {word} does not exist"
+    if not option.path and option.written and not option.written.startswith("-"):
+        what = f"{word} is neither an option nor the value of one"
     where = f"{option.path}:{option.line}" if option.path else ""
     suggestion, found = suggest(option, known), translate(option, known)
     if suggestion == NONE_SUCH:

@@ -35,7 +35,9 @@ Allow = Literal["contradictions", "leak"]
 PACKAGE = "dpo_lightning"
 
 MOST_WORKERS = 64
-"""Processes of a loader at most. Rows are encoded already, so that many are of no use, and each takes memory."""
+"""Processes of a loader at most, on a machine of no more CPUs. Rows are encoded already, so that many are of no use,
+and each takes memory.
+"""
 
 
 class TextDataModule(RowLoaders):
@@ -92,7 +94,8 @@ class TextDataModule(RowLoaders):
                 `bad_rows.jsonl` in the run's folder. At most half of a set is left out.
             allow: accept `contradictions` (A over B and B over A) or a `leak` (a prompt in both sets), with a warning.
             collator: how rows become batches: `PackedSharedPrefix` where the model takes it, else `Padded`.
-            num_workers: processes that collate batches, up to 64; 0 is best, since rows are encoded already.
+            num_workers: processes that collate batches, up to 64 or the number of CPUs; 0 is best, as rows are encoded
+                already.
             limit_rows: for trials, use at most as many rows of each set, drawn at random by the seed.
             cache: the folder of encoded rows, which all runs and ranks use; `auto` is `encoded` beside the run's
                 folder (from Python, there is none); `none` encodes the rows for each run.
@@ -100,9 +103,9 @@ class TextDataModule(RowLoaders):
         super().__init__()
         _check_least(batch_size=(batch_size, 1), max_tokens=(max_tokens, 2), max_length=(max_length, 2))
         _check_least(limit_rows=(limit_rows, 1), num_workers=(num_workers, 0))
-        if num_workers > MOST_WORKERS:
-            what = f"num_workers={num_workers} is more than {MOST_WORKERS} processes for each device"
-            raise UserError(ExitCode.CONFIG, Problem(what, "data.num_workers"), fix="--data.num_workers 0 is best")
+        if num_workers > (most := max(MOST_WORKERS, os.cpu_count() or 0)):
+            what = f"num_workers={num_workers} is more than {most} processes for each device"
+            raise UserError(ExitCode.CONFIG, Problem(what, "data.num_workers"), fix="--data.num_workers 0")
         self.files = {"train": train, "eval": eval}
         self.batch_size, self.max_tokens, self.max_length, self.shuffle = batch_size, max_tokens, max_length, shuffle
         self.overlong, self.template, self.special_tokens = overlong, template, special_tokens

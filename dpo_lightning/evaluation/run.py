@@ -110,7 +110,7 @@ def evaluate(options: EvaluationOptions) -> Result:
         fabric.barrier()  # the first process removes the folder
         items = [make_item(number, rows, options, found) for number in range(len(rows.examples))]
         measures, slices = summarize(items)
-        summary: dict[str, Any] = {"made_by": made_by, "served_model": server and server.name}
+        summary: dict[str, Any] = {"made_by": made_by}
         summary["empty_answers"] = sum(item.get("generated") == "" for item in items) if server else 0
         summary |= {"measures": measures, "slices": slices, "left_out": len(rows.left_out)}
         if not fabric.is_global_zero:

@@ -52,7 +52,7 @@ LEADS = {
     "model.optimizer": "optim optimizer",
     "model.optimizer.weight_decay": "weight_decay",
     "model.optimizer.betas": "adam_beta1 adam_beta2",
-    "model.optimizer.eps": "adam_epsilon",
+    "model.optimizer.eps": "adam_epsilon epsilon",
     "model.lr_scheduler": "lr_scheduler_type lr_scheduler lr_scheduler_kwargs",
     "model.lr_scheduler.warmup_steps": "warmup_steps num_warmup_steps",
     "model.lr_scheduler.warmup_ratio": "warmup_ratio",
@@ -67,7 +67,7 @@ LEADS = {
     "data.collator": "packing sample_packing neat_packing padding_free pad_to_sequence_len group_by_length",
     "data.collator.pad_to_multiple_of": "pad_to_multiple_of",
     "data.num_workers": "dataloader_num_workers",
-    "data.cache": "dataset_num_proc preprocessing_num_workers overwrite_cache dataset_prepared_path streaming",
+    "data.cache": "dataset_prepared_path tokenized_path",
     "data.shuffle": "shuffle_dataset disable_shuffling shuffle_merged_datasets curriculum_sampling",
     "data.columns": "dataset_text_field",
     "data.format": "dataset_type datasets.type",
@@ -101,6 +101,8 @@ LEADS = {
         "ppo_buffer_size use_ray ray_num_workers relora train_on_eos trl datasets.ds_type padding_value tools "
         "label_pad_token_id use_liger_loss model_adapter_name ref_model_init_kwargs use_logits_to_keep use_vllm "
         "num_generations base_model_attribute_name vllm_gpu_memory_utilization freeze_extra_modules lora_o_kernel "
+        "dataset_num_proc preprocessing_num_workers overwrite_cache streaming writer_batch_size momentum "
+        "streaming_multipack_buffer "
         "liger_rope sequence_parallel_degree max_memory plugins chat_template_kwargs roles_to_train"
     ),
 }
@@ -108,7 +110,7 @@ CASES = [(name, key) for key, names in LEADS.items() for name in names.split()]
 CONFIGS = [transformers.TrainingArguments, trl.ModelConfig, trl.ScriptArguments, cpo.CPOConfig, orpo.ORPOConfig]
 CONFIGS += [trl.DPOConfig, trl.SFTConfig, trl.KTOConfig, trl.RewardConfig, trl.GRPOConfig, trl.RLOOConfig]
 FIELDS = {each.name for config in CONFIGS for each in dataclasses.fields(config) if not each.name.startswith("_")}
-UNTRAINED = read_names()["untrained"]["note"]
+UNSUPPORTED = read_names()["unsupported_methods"]["note"]
 
 
 def test_the_table_is_long():
@@ -163,10 +165,16 @@ def test_every_option_of_trl_and_transformers_has_an_answer(name):
         ("warmup_ratio", "0.1", "--model.lr_scheduler.warmup_ratio (with --model.lr_scheduler CosineWithWarmup, "),
         ("warmup_steps", "100", "--model.lr_scheduler.warmup_steps (with --model.lr_scheduler CosineWithWarmup, "),
         ("warmup_steps", "0.1", "--model.lr_scheduler.warmup_ratio"),
+        ("warmup_steps", "4e-2", "--model.lr_scheduler.warmup_ratio"),
+        ("warmup_steps", "0", "--model.lr_scheduler.warmup_steps"),
+        ("epsilon", "1e-8", "--model.optimizer.eps (of Adam"),
+        ("special_tokens", "neutralize", "--data.special_tokens neutralize"),
+        ("special_tokens", "refuse", "--data.special_tokens refuse"),
+        ("special_tokens", "<eos>", "leave it out: the tokenizer in the model"),
         ("lr_scheduler_type", "constant", "leave it out: the learning rate is constant"),
-        ("stage", "rm", f"leave it out: {UNTRAINED}"),
-        ("stage", "ppo", f"leave it out: {UNTRAINED}"),
-        ("rl", "grpo", f"leave it out: {UNTRAINED}"),
+        ("stage", "rm", f"leave it out: {UNSUPPORTED}"),
+        ("stage", "ppo", f"leave it out: {UNSUPPORTED}"),
+        ("rl", "grpo", f"leave it out: {UNSUPPORTED}"),
         ("rl", "kto", "--model.loss KTOLoss (with --model KTOModule"),
         ("report_to", "none", "--trainer.logger false"),
         ("save_strategy", "no", "--trainer.enable_checkpointing false"),
@@ -235,7 +243,7 @@ def test_a_foreign_command_leads_to_ours(typed, meant):
 
 @pytest.mark.parametrize("typed", ["ppo", "grpo", "rm", "reward", "src/train_reward.py", "train-ppo"])
 def test_a_command_that_trains_in_another_way_is_said_not_to_exist(typed):
-    refused(run(typed, "--model_name", "x"), 64, f"there is no command {typed!r}\nfix: {UNTRAINED}; python -m")
+    refused(run(typed, "--model_name", "x"), 64, f"there is no command {typed!r}\nfix: {UNSUPPORTED}; python -m")
 
 
 @pytest.mark.parametrize(
@@ -249,8 +257,8 @@ def test_a_command_that_trains_in_another_way_is_said_not_to_exist(typed):
         (["--model.loss", "simpo"], ("--model.loss SimPOLoss",)),
         (["--model.reference", "tr_dpo"], ("--model.reference Synced",)),
         (["--model", "sft"], ("--model SFTModule",)),
-        (["--model", "rm"], ("--model takes DPOModule", UNTRAINED)),
-        (["--model.loss", "ppo"], ("--model.loss takes DPOLoss", UNTRAINED)),
+        (["--model", "rm"], ("--model takes DPOModule", UNSUPPORTED)),
+        (["--model.loss", "ppo"], ("--model.loss takes DPOLoss", UNSUPPORTED)),
         (["--trainer.logger", "wandb"], ("--trainer.logger WandbLogger",)),
         (["--trainer.precision", "fp16"], ("--trainer.precision 16-mixed",)),
     ],

@@ -55,8 +55,8 @@ def test_nothing_heavy_is_imported_for_wrong_keys(tmp_path):
     [
         (["fit"], "output_dir, data, model are missing"),
         (["validate", "--data.train=x", "--config=configs/warmup.yaml"], "output_dir is missing"),
-        (["fit", "-lr", "1e-5"], "the option lr does not exist"),
-        (["fit", "configs/dpo.yaml", "--config=configs/dpo.yaml"], "the option configs/dpo.yaml does not exist"),
+        (["fit", "-lr", "1e-5"], "the option -lr does not exist"),
+        (["fit", "configs/dpo.yaml", "--config=configs/dpo.yaml"], "configs/dpo.yaml is neither an option"),
         (["infer", "--model=m", "--instruction=hi", "--max_new_tokens=0"], "max_new_tokens=0 is out of range"),
         (["infer", "--model=m", "--instruction=hi", "--temperature=-1"], "temperature=-1.0 is out of range"),
         (["evaluate", "--model=m", "--data=d", "--output=o.json", "--top_p=2"], "top_p=2.0 is out of range"),

@@ -47,6 +47,7 @@ FLAGS = {
     "no model at all": (["--model.policy.path", "null"], "the value may not be null at model.policy.path", "--model"),
     "no loss at all": (["--model.loss", "null"], "the value may not be null at model.loss", "--model.loss"),
     "no adapter any more": (["--model.policy.lora", "null"], "a flag cannot set this to null", "lora: null"),
+    "null for a list": (["--model.policy.lora.modules_to_save", "null"], "in a config file: a flag cannot set it"),
     "nothing like a loss": (["--model.loss", "zzz"], "--model.loss takes", "DPOLoss", "HingeLoss", "RobustLoss"),
     "no such model": (["--model", "PPO"], "the class does not exist at model\n  | PPO", "DPOModule, SFTModule"),
     "no such data": (

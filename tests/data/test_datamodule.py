@@ -114,12 +114,14 @@ def test_a_budget_of_nothing_is_refused(kind, most):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_workers_than_are_of_use_are_refused(kind):
-    """Each is a process: a thousand take all of the memory."""
-    assert KINDS[kind](train="t", num_workers=64).num_workers == 64
-    with pytest.raises(UserError, match="num_workers=65 is more than 64 processes") as told:
-        KINDS[kind](train="t", num_workers=65)
-    assert told.value.code == ExitCode.CONFIG
+@pytest.mark.parametrize(("cpus", "most"), [(4, 64), (96, 96), (None, 64)])
+def test_more_workers_than_are_of_use_are_refused(kind, cpus, most, monkeypatch):
+    """Each is a process: a thousand take all of the memory. A recipe of a large machine works there."""
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    assert KINDS[kind](train="t", num_workers=most).num_workers == most
+    with pytest.raises(UserError, match=f"num_workers={most + 1} is more than {most} processes") as told:
+        KINDS[kind](train="t", num_workers=most + 1)
+    assert (told.value.code, told.value.fix) == (ExitCode.CONFIG, "--data.num_workers 0")
 
 
 @pytest.mark.parametrize("kind", whole_runs.KINDS)

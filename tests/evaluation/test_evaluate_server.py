@@ -19,7 +19,7 @@ def test_a_server_answers(bench, tmp_path):
     assert sent == {item["seed"] for item in result.items}
     assert all(item["kl"] is None and item["tokens"] > 0 and item["loss"] is not None for item in result.items)
     assert not {"kl/generated/token", "ended"} & result.summary["measures"].keys()
-    assert result.summary["served_model"] == "served"  # its first, as no name was given
+    assert result.summary["made_by"]["generator"]["model"] == "served"  # its first, as no name was given
 
 
 def test_a_server_with_another_model(bench, tmp_path):
@@ -38,10 +38,27 @@ def test_a_server_with_another_model(bench, tmp_path):
         assert evaluate(bench, output, *options).code == 0
         result = read_result(output)
         assert {item["generated"] for item in result.items} == {"by two"}
-        assert result.summary["made_by"]["generator"]["model"] == result.summary["served_model"] == "two"
+        assert result.summary["made_by"]["generator"]["model"] == "two"
         assert "evaluated before" in evaluate(bench, output, *options).out
         server.model = "three"
         refused(evaluate(bench, output, *options), 73, "generator")
+
+
+def test_a_complete_output_is_printed_without_its_server(bench, tmp_path, monkeypatch):
+    """Which is tried once; the name of its model is the one that the output has."""
+    output = tmp_path / "eval.json"
+    with serve(lambda request: completion("x")) as server:
+        options = ("--generator", server.url)
+        assert evaluate(bench, output, *options).code == 0
+    monkeypatch.setattr("time.sleep", None)
+    ran = evaluate(bench, output, *options)
+    assert ran.code == 0, ran
+    assert "evaluated before" in ran.out
+    assert "note: the server lists no models: its model is taken to be served, as in the output" in " ".join(
+        ran.out.split()
+    )
+    refused(evaluate(bench, output, *options, "--seed", 1), 73, "of other inputs: sampling at")
+    refused(evaluate(bench, output, *options, "--served_model", "two"), 73, "of other inputs: generator at")
 
 
 def test_answers_without_text_are_noted(bench, tmp_path):

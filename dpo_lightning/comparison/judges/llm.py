@@ -112,14 +112,15 @@ class LanguageModelJudge(DuelJudge):
         for duel in duels:
             orders = (duel, duel.turn())
             both = [self._file.find(each) for each in orders]
+            refused = any(self._is_refused(each) for each in orders)
             said = Counter(
                 {
                     NONSENSE: sum(kept.tries - (kept.verdict is not None) for kept in both),
                     SAID_FIRST: sum(kept.verdict == FIRST for kept in both),
                     SAID_SECOND: sum(kept.verdict == SECOND for kept in both),
-                    NO_VERDICT: any(kept.verdict is None for kept in both),
+                    NO_VERDICT: not refused and any(kept.verdict is None for kept in both),
                     DISAGREED: disagree(*both),
-                    REFUSED: any(self._is_refused(each) for each in orders),
+                    REFUSED: refused,
                 }
             )
             for name in said.elements():
