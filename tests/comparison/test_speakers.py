@@ -1,6 +1,7 @@
 """Language models that judge: servers and folders, and what becomes of replies that are late, refused or lost."""
 
 import json
+import threading
 
 from support.chat_servers import completion, serve
 from support.language_judges import BAD, GOOD, PROMPTS, for_good, judge
@@ -45,8 +46,10 @@ def test_a_server_that_goes_down_is_continued(tmp_path, monkeypatch):
 
 def test_replies_on_the_way_are_kept_when_one_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
+    all_are_sent = threading.Barrier(6)
 
     def reply(payload):
+        all_are_sent.wait(60)
         return (503, {}) if "P q 1 worse" in payload["messages"][0]["content"] else completion("[[1]]")
 
     with serve(reply) as server:
