@@ -86,6 +86,8 @@ def read_recorded_name(options: EvaluationOptions) -> str | None:
         stored = None if options.fresh else read_result(Path(options.output)).summary
     except UserError:
         return None
-    made_by = (stored or {}).get("made_by", {}).get("generator")
-    known = isinstance(made_by, dict) and made_by.get("url") == options.generator
-    return str(made_by.get("model")) if known else None
+    made_by = (stored or {}).get("made_by")
+    generator = made_by.get("generator") if isinstance(made_by, dict) else None
+    if not isinstance(generator, dict) or generator.get("url") != options.generator:
+        return None
+    return str(generator.get("model"))

@@ -1,10 +1,14 @@
 """`evaluate --generator`: the answers of a server, what is sent, and what becomes of one that changes or fails."""
 
+import json
+
+import pytest
 from support.chat_servers import completion, serve
 from support.chat_templates import SCHEMA, TOOLS
 from support.command_line import json_lines, refused
 from support.evaluations import evaluate
 
+from dpo_lightning.errors import ExitCode
 from dpo_lightning.evaluation.result_file import read_result
 
 
@@ -59,6 +63,19 @@ def test_a_complete_output_is_printed_without_its_server(bench, tmp_path, monkey
     )
     refused(evaluate(bench, output, *options, "--seed", 1), 73, "of other inputs: sampling at")
     refused(evaluate(bench, output, *options, "--served_model", "two"), 73, "of other inputs: generator at")
+
+
+@pytest.mark.parametrize("made_by", [None, "x", [], {"generator": None}, {"generator": {"url": 1}}])
+def test_an_output_that_says_something_else_is_refused(bench, tmp_path, made_by):
+    output = tmp_path / "eval.json"
+    with serve(lambda request: completion("x")) as server:
+        options = ("--generator", server.url)
+        assert evaluate(bench, output, *options).code == 0
+        summary = tmp_path / "eval.summary.json"
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"made_by": made_by}))
+        ran = evaluate(bench, output, *options)
+    assert ran.code in (ExitCode.INPUT_MISSING, ExitCode.OUTPUT), ran
+    assert "fix: " in ran.err
 
 
 def test_answers_without_text_are_noted(bench, tmp_path):
