@@ -12,11 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workers import TRAINER
+from benchmarks.workers import TRAINER, make_training
 
 RUNS = 3
 """Of one and of two processes, in turn."""
@@ -57,11 +56,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     import torch
     from lightning.pytorch import Callback, Trainer
-    from torch.optim import AdamW
 
-    from dpo_lightning import DPOModule, PreferenceDataModule
     from dpo_lightning.config.library_noise import silence_libraries
-    from dpo_lightning.models.causal_lm import CausalLM
 
     torch.set_num_threads(1)
     silence_libraries()
@@ -76,13 +72,7 @@ def main() -> None:
         def on_train_batch_end(self, *_: Any) -> None:
             steps[-1] += time.perf_counter()
 
-    module = DPOModule(CausalLM(settings["model"]), learning_rate=1e-6, optimizer=partial(AdamW, fused=True))
-    data = PreferenceDataModule(
-        train=settings["rows"],
-        batch_size=settings["batch"],
-        max_length=settings["max_length"],
-        special_tokens="neutralize",
-    )
+    module, data = make_training(settings)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             default_root_dir=folder,

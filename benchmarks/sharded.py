@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workers import TRAINER
+from benchmarks.workers import TRAINER, make_training
 
 PROCESSES = 2
 MIB = 2**20
@@ -51,20 +51,16 @@ def resident() -> float:
 def main() -> None:
     """Train on the rows once, save a checkpoint and the final model, and tell the peak."""
     settings = json.loads(sys.argv[1])
-    from functools import partial
-
     import torch
     from lightning.pytorch import Trainer
-    from torch.optim import AdamW
 
-    from dpo_lightning import DPOModule, PreferenceDataModule
     from dpo_lightning.callbacks import FinalModel, RunCheckpoints
     from dpo_lightning.config.library_noise import silence_libraries
-    from dpo_lightning.models.causal_lm import CausalLM
     from dpo_lightning.runs.checkpoint_files import CheckpointFiles
 
     torch.set_num_threads(1)
     silence_libraries()
+    module, data = make_training(settings)  # imports the rest, and loads nothing yet
     imports = resident()
     peaks: dict[str, float] = {}
 
@@ -80,13 +76,6 @@ def main() -> None:
             super().on_train_end(*args)
             peaks["checkpoint"] = highest()
 
-    module = DPOModule(CausalLM(settings["model"]), learning_rate=1e-6, optimizer=partial(AdamW, fused=True))
-    data = PreferenceDataModule(
-        train=settings["rows"],
-        batch_size=settings["batch"],
-        max_length=settings["max_length"],
-        special_tokens="neutralize",
-    )
     trainer = Trainer(
         default_root_dir=settings["folder"],
         strategy=settings["strategy"],

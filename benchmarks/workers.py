@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 COMPARISONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -31,6 +32,27 @@ TRAINER: dict[str, Any] = {
     "gradient_clip_val": 1.0,
 }
 """What every run of this package has of Lightning's `Trainer`: TRL's clipping, and nothing beside the steps."""
+
+
+def make_training(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Make the module and the data of a run that trains all weights of a model.
+
+    Args:
+        settings: `model`, `rows`, `batch` and `max_length`, as in `Settings`.
+    """
+    from torch.optim import AdamW
+
+    from dpo_lightning import DPOModule, PreferenceDataModule
+    from dpo_lightning.models.causal_lm import CausalLM
+
+    module = DPOModule(CausalLM(settings["model"]), learning_rate=1e-6, optimizer=partial(AdamW, fused=True))
+    data = PreferenceDataModule(
+        train=settings["rows"],
+        batch_size=settings["batch"],
+        max_length=settings["max_length"],
+        special_tokens="neutralize",
+    )
+    return module, data
 
 
 @dataclass(frozen=True)

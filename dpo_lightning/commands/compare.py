@@ -13,8 +13,8 @@ from dpo_lightning.commands.row_options import (
     make_read_options,
     take_columns,
 )
+from dpo_lightning.commands.sampling_options import add_sampling_options, make_sampling
 from dpo_lightning.console import RaisingArgumentParser
-from dpo_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dpo_lightning.comparison.run import ComparisonOptions
@@ -47,10 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = options.add_argument_group("answers of models")
     group.add_argument("--data", nargs="+", default=[], metavar="FILE", help="prompts, or pairs whose prompts are used")
     group.add_argument("--limit_rows", type=int, metavar="N", help="use at most N rows, drawn at random by --seed")
-    group.add_argument("--max_new_tokens", type=int, default=128, help="length limit of an answer")
-    group.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
-    group.add_argument("--top_p", type=float, default=0.95)
-    group.add_argument("--seed", type=int, default=0, help="of the answers, and of the judge")
+    add_sampling_options(group, 128, "of the answers, and of the judge")
     add_row_options(options)
     add_bad_rows_option(options)
     add_text_options(options)
@@ -80,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 def make_options(args: argparse.Namespace, columns: dict[str, str]) -> ComparisonOptions:
     """Make the options of `compare` from those of the command line."""
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    sampling = make_sampling(args)
 
     from dpo_lightning.comparison.run import ComparisonOptions
     from dpo_lightning.evaluation.options import EvaluationOptions

@@ -12,9 +12,9 @@ from dpo_lightning.commands.row_options import (
     make_read_options,
     take_columns,
 )
+from dpo_lightning.commands.sampling_options import add_sampling_options, make_sampling
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.log import logger
-from dpo_lightning.sampling import Sampling
 
 if TYPE_CHECKING:
     from dpo_lightning.evaluation.options import EvaluationOptions
@@ -45,10 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--no_generate", dest="generate", action="store_false", help="generate no answers")
     group.add_argument("--generator", metavar="URL", help="take answers from a server with OpenAI's chat API")
     group.add_argument("--served_model", metavar="NAME", help="the model's name at the server; default: its first one")
-    group.add_argument("--max_new_tokens", type=int, default=128, help="length limit of an answer")
-    group.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
-    group.add_argument("--top_p", type=float, default=0.95)
-    group.add_argument("--seed", type=int, default=0, help="the same seed and prompt give the same answer")
+    add_sampling_options(group, 128, "the same seed and prompt give the same answer")
     add_row_options(options)
     add_bad_rows_option(options)
     group = options.add_argument_group("rows, as for fit")
@@ -86,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 def make_options(args: argparse.Namespace, columns: dict[str, str]) -> EvaluationOptions:
     """Make the options of `evaluate` from those of the command line."""
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    sampling = make_sampling(args)
 
     from dataclasses import fields, replace
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 
+from dpo_lightning.commands.sampling_options import add_sampling_options, make_sampling
 from dpo_lightning.console import RaisingArgumentParser
 from dpo_lightning.data.encoding.chat_templates import parse_date
 from dpo_lightning.errors import ExitCode, Problem, UserError
@@ -19,10 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument("--model", required=True, help="model folder, adapter folder, .ckpt file of a run, or hub id")
     options.add_argument("--instruction", required=True, help="the text to answer; - reads standard input")
     options.add_argument("--system", help="a system message")
-    options.add_argument("--max_new_tokens", type=int, default=256)
-    options.add_argument("--temperature", type=float, default=0.7, help="0 always takes the most likely token")
-    options.add_argument("--top_p", type=float, default=0.95)
-    options.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
+    add_sampling_options(options, 256, "the same seed gives the same answer")
     options.add_argument("--template", choices=("auto", "chat", "raw"), default="auto", help="as --data.template")
     options.add_argument("--template_date", help="the date that the chat template writes (2026-11-28), if not today's")
     return options
@@ -32,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Load the model, print its answer while it is generated, and return the exit code."""
     args = make_parser().parse_args(argv)
     instruction = read_instruction(args.instruction)
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    sampling = make_sampling(args)
     day = parse_date(args.template_date, "--template_date")
 
     import torch
